@@ -1,0 +1,288 @@
+"""Low-shot linear SVMs on frozen features: PCL's Table 1, on VOC07 (mAP) and Places205 (accuracy).
+
+Examples:
+
+    python evaluate/lowshot.py --ckpt moco_v1_200ep.pth.tar --data /data/VOCdevkit
+    python evaluate/lowshot.py --ckpt pcl_v2.pth.tar --data /data/places205 --dataset places205
+    python evaluate/lowshot.py --ckpt resnet50.pth                         # no data at hand: the embedded VOC
+    python evaluate/lowshot.py --ckpt pcl_v2.pth.tar --data /data/VOCdevkit --protocol goyal
+
+Two protocols go by the name of "VOC07 low-shot"; their numbers are not comparable:
+
+  pcl    (PCL's released code, the default) pools k images of each class and trains every class's SVM on the whole pool
+         with all its labels, so frequent classes see more than k positives; C = 0.5; difficult images are negatives.
+  goyal  (Goyal et al., ICCV 2019) gives each class k positives and 19 k negatives of its own; 26 costs, of which the
+         best on the *test* set is reported per k; difficult images are left out of the test; 8192-D features of
+         warped images.
+
+Both: LIBLINEAR, squared hinge, positives weighted 2, features divided by their norm + 1e-5, 5 draws. Places205 (code by
+the same authors): one-vs-rest, C = 0.5, unweighted, top-1 accuracy.
+"""
+
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import tyro
+
+from evaluate.average_precision import average_precision
+from evaluate.svm import Problem, decision
+from protobench import cli, files, keyed, mini, places, records, voc
+from protobench.errors import UserError
+from protobench.images import ImageList
+from protobench.progress import progress
+
+VERSION = 1
+"""Raise when a score changes for equal features and parameters."""
+
+GOYAL_COSTS = tuple(sorted([10.0**e for e in range(-7, 3)] + [0.5**e for e in range(4, 20)]))
+
+
+@dataclass(frozen=True)
+class Config:
+    """Low-shot linear SVMs."""
+
+    ckpt: Annotated[Path, tyro.conf.arg(aliases=["--pretrained"])]
+    """checkpoint to score: MoCo/PCL layout, torchvision or our own"""
+    data: Path | None = None
+    """VOCdevkit, or the folder of Places205's lists and images; without it the embedded data"""
+    dataset: Literal["voc07", "places205"] = "voc07"
+    protocol: Literal["pcl", "goyal"] = "pcl"
+    """goyal is defined for voc07 only"""
+    shots: tuple[int, ...] = (1, 2, 4, 8, 16)
+    """labelled images per class, k"""
+    draws: int = 5
+    """independent training sets per k"""
+    seed: int = 0
+    """of the draws, which depend on (seed, k, draw) alone and are the same for every checkpoint"""
+    draw_order: Literal["keyed", "released"] = "keyed"
+    """released: the very sequence of the released script (random.seed(0), all k in turn); pcl on voc07"""
+    costs: tuple[float, ...] = ()
+    """LIBLINEAR's C; several: the best on the test set is reported, per k. Empty: the protocol's"""
+    device: str = "auto"
+    workers: int = 4
+    """processes that read images"""
+    results: Path = Path("results/scores")
+    """where the record is written"""
+
+    def params(self) -> dict[str, Any]:
+        """What determines the scores of given features."""
+        return {"protocol": self.protocol, "shots": self.shots, "draws": self.draws, "seed": self.seed,
+                "draw_order": self.draw_order, "costs": self.grid}
+
+    @property
+    def grid(self) -> tuple[float, ...]:
+        """The costs tried."""
+        return self.costs or (GOYAL_COSTS if self.protocol == "goyal" else (0.5,))
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One training set: for each class its rows, and which of them are positive."""
+
+    k: int
+    number: int
+    rows: list[np.ndarray]
+    positive: list[np.ndarray]
+
+    @property
+    def sha256(self) -> str:
+        """Identity of the rows drawn; equal for all checkpoints scored on the same draw."""
+        return files.sha256([rows.tolist() for rows in self.rows])[:16]
+
+
+# Draws ----------------------------------------------------------------------------------------------------------------
+
+def all_draws(train: ImageList, config: Config) -> list[Draw]:
+    """Every (k, draw) of the configuration. UserError where a class has too few images."""
+    present = presence(train.labels)
+    for title, count in zip(train.classes, present.sum(0), strict=True):
+        if count < max(config.shots):
+            raise UserError(f"{train.name}: class {title!r} has {count} images, {max(config.shots)} are to be drawn",
+                            at=train.root, hint="lower --shots; nothing is drawn twice")
+    if config.draw_order == "released":
+        return released_draws(present, config.shots, config.draws)
+    one = goyal_draw if config.protocol == "goyal" else pooled_draw
+    return [one(train.labels, present, k, number, keyed.generator(config.seed, "lowshot", k, number))
+            for k in config.shots for number in range(config.draws)]
+
+
+def presence(labels: np.ndarray) -> np.ndarray:
+    """bool [N, C] from labels [N] or [N, C]; difficult is not present."""
+    return labels == 1 if labels.ndim == 2 else labels[:, None] == np.arange(labels.max() + 1)
+
+
+def pooled_draw(labels: np.ndarray, present: np.ndarray, k: int, number: int, rng: np.random.Generator) -> Draw:
+    """pcl: k positives of each class, pooled with their repeats; difficult and absent are negative alike."""
+    pool = np.concatenate([rng.permutation(np.flatnonzero(column))[:k] for column in present.T])
+    return _pool(present, k, number, pool)
+
+
+def released_draws(present: np.ndarray, shots: tuple[int, ...], draws: int) -> list[Draw]:
+    """pcl's own sequence: Python's random, seeded once with 0; for each k, for each draw, each class's list is shuffled."""
+    rng = random.Random(0)
+    found = []
+    for k in shots:
+        for number in range(draws):
+            pool: list[int] = []
+            for column in present.T:
+                members = np.flatnonzero(column).tolist()
+                rng.shuffle(members)
+                pool += members[:k]
+            found.append(_pool(present, k, number, np.array(pool)))
+    return found
+
+
+def _pool(present: np.ndarray, k: int, number: int, pool: np.ndarray) -> Draw:
+    classes = present.shape[1]
+    return Draw(k, number, [pool] * classes, [present[pool, c] for c in range(classes)])
+
+
+def goyal_draw(labels: np.ndarray, present: np.ndarray, k: int, number: int, rng: np.random.Generator) -> Draw:
+    """goyal: per class k positives and 19 k negatives of its own, difficult images among neither."""
+    rows, positive = [], []
+    for column, label in zip(present.T, labels.T, strict=True):
+        absent = np.flatnonzero(label == -1)
+        if len(absent) < 19 * k:
+            raise UserError(f"a class has {len(absent)} negative images, goyal's protocol draws {19 * k} at k = {k}",
+                            hint="lower --shots, or use --protocol pcl")
+        rows.append(np.concatenate([rng.permutation(np.flatnonzero(column))[:k], rng.permutation(absent)[: 19 * k]]))
+        positive.append(np.arange(20 * k) < k)
+    return Draw(k, number, rows, positive)
+
+
+# Scores ---------------------------------------------------------------------------------------------------------------
+
+def normalise(x_ND: np.ndarray) -> np.ndarray:
+    """Each row divided by its norm + 1e-5, in double precision."""
+    x_ND = np.asarray(x_ND, dtype=np.float64)
+    return x_ND / (np.linalg.norm(x_ND, axis=1, keepdims=True) + 1e-5)
+
+
+def score(train_ND: np.ndarray, test_ND: np.ndarray, test_labels: np.ndarray, draws: list[Draw], costs: tuple[float, ...],
+          *, drop_difficult: bool = False, positive_weight: float = 2.0, desc: str = "SVMs") -> list[dict[str, Any]]:
+    """One run per draw and cost: ``{"k", "draw", "cost", "value", "per_class", "subset"}``; values in percent.
+
+    Labels [N, C] (1, 0, -1) give mean average precision, labels [N] give top-1 accuracy (no weights: pass 1).
+    """
+    train_ND, test_ND = normalise(train_ND), normalise(test_ND)
+    runs = []
+    for draw in progress(draws, desc=desc, unit=" draws", total=len(draws)):
+        weights: dict[float, list[np.ndarray]] = {cost: [] for cost in costs}
+        problem, rows_before = None, None
+        for rows, positive in zip(draw.rows, draw.positive, strict=True):
+            if rows is not rows_before:  # pooled draws share their rows among the classes
+                problem, rows_before = Problem(train_ND[rows]), rows
+            for cost in costs:
+                weights[cost].append(problem.fit(positive, cost, positive_weight))  # type: ignore[union-attr]
+        for cost in costs:
+            per_class = _metric(decision(test_ND, np.stack(weights[cost])), test_labels, drop_difficult)
+            runs.append({"k": draw.k, "draw": draw.number, "cost": cost, "value": round(float(per_class.mean()), 6),
+                         "per_class": [round(float(value), 2) for value in per_class] if test_labels.ndim == 2 else None,
+                         "subset": draw.sha256})
+    return runs
+
+
+def _metric(score_NC: np.ndarray, labels: np.ndarray, drop_difficult: bool) -> np.ndarray:
+    """Percent: AP per class [C], or whether each image is right [N]."""
+    if labels.ndim == 2:
+        return 100 * average_precision(score_NC, labels == 1, labels != 0 if drop_difficult else None)
+    return 100.0 * (score_NC.argmax(1) == labels)
+
+
+def best_cost(runs: list[dict[str, Any]]) -> dict[int, float]:
+    """k -> the cost with the best mean over draws *on the test set*, as both papers' code reports it."""
+    chosen = {}
+    for k in sorted({run["k"] for run in runs}):
+        costs = sorted({run["cost"] for run in runs if run["k"] == k})
+        chosen[k] = max(costs, key=lambda cost: np.mean([r["value"] for r in runs if (r["k"], r["cost"]) == (k, cost)]))
+    return chosen
+
+
+# From checkpoint to record --------------------------------------------------------------------------------------------
+
+def data_lists(data: Path | None, dataset: str) -> tuple[ImageList, ImageList]:
+    """Training and test images of a data set; the embedded one where ``data`` is None."""
+    root = data or mini.ensure()
+    if dataset == "places205":
+        return places.read(root, "train"), places.read(root, "val")
+    return voc.read(root, "trainval"), voc.read(root, "test")
+
+
+def unit(encoder_key: str, train: ImageList, test: ImageList, config: Config) -> dict[str, Any]:
+    """What a record is found by."""
+    return {"evaluation": "lowshot", "data_name": config.dataset, "version": VERSION, "encoder": encoder_key,
+            "data": [train.fingerprint, test.fingerprint], "params": config.params()}
+
+
+def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
+    """Scores the checkpoint and returns the path of the record written.
+
+    ``subject`` says what the encoder is to a table (row, seed, source, recipe); it goes into the record as it is.
+    """
+    from protobench import checkpoints, features
+    from protobench.devices import device_of
+
+    if config.protocol == "goyal" and config.dataset == "places205":
+        raise UserError("the goyal protocol is defined for voc07", hint="--protocol pcl scores Places205")
+    if config.draw_order == "released" and (config.protocol, config.dataset) != ("pcl", "voc07"):
+        raise UserError("--draw-order released belongs to --protocol pcl on voc07", hint="use --draw-order keyed")
+    started = time.perf_counter()
+    encoder = checkpoints.load(config.ckpt)
+    print(encoder.summary())
+    train, test = data_lists(config.data, config.dataset)
+    draws = all_draws(train, config)
+    goyal, is_voc = config.protocol == "goyal", config.dataset == "voc07"
+    used = np.arange(len(train)) if is_voc else np.unique(np.concatenate([draw.rows[0] for draw in draws]))
+    how: dict[str, Any] = {"pooling": "2x2" if goyal else "average", "warp": goyal, "device": device_of(config.device),
+                           "workers": config.workers}
+    train_ND = features.extract(encoder, train.subset(used), **how)
+    if not is_voc:  # of Places205's 2.4 million training images only those drawn are read
+        place_of = np.zeros(len(train), dtype=np.int64)
+        place_of[used] = np.arange(len(used))
+        draws = [Draw(d.k, d.number, [place_of[d.rows[0]]] * len(d.rows), d.positive) for d in draws]
+    test_ND = features.extract(encoder, test, **how)
+    runs = score(train_ND, test_ND, test.labels, draws, config.grid, drop_difficult=goyal,
+                 positive_weight=2.0 if is_voc else 1.0, desc=f"SVMs {config.dataset}")
+    subject = subject or {"row": config.ckpt.name.split(".")[0], "seed": None, "source": config.ckpt.name, "recipe": None}
+    return records.write(
+        config.results, unit(encoder.key, train, test, config), runs, subject=subject,
+        metric={"name": "mAP" if is_voc else "top-1", "unit": "%", "higher_is_better": True, "test_images": len(test)},
+        checkpoint=encoder.account, feature={"dim": int(test_ND.shape[1]), "pooling": how["pooling"]},
+        data={"name": config.dataset, "embedded": config.data is None, "train_images": len(train)},
+        cost={"seconds": round(time.perf_counter() - started, 2)})
+
+
+def report(record: dict[str, Any]) -> str:
+    """The record as a few lines for the terminal."""
+    params, runs = record["unit"]["params"], record["runs"]
+    chosen = best_cost(runs)
+    values = {k: [r["value"] for r in runs if (r["k"], r["cost"]) == (k, cost)] for k, cost in chosen.items()}
+    data = record["data"]
+    lines = [f"{data['name']} low-shot, protocol {params['protocol']}, {params['draws']} draws, "
+             f"{record['metric']['test_images']} test images, {record['metric']['name']} in %"]
+    if data["embedded"]:
+        lines.append("EMBEDDED DATA: these numbers are not comparable with any paper's (give --data for the real ones)")
+    lines.append("k     " + "".join(f"{k:>8}" for k in values))
+    lines.append("mean  " + "".join(f"{np.mean(v):8.1f}" for v in values.values()))
+    if params["draws"] > 1:
+        lines.append("sd    " + "".join(f"{np.std(v, ddof=1):8.1f}" for v in values.values()))
+    if len(params["costs"]) > 1:
+        lines.append("C     " + "".join(f"{cost:8.2g}" for cost in chosen.values()) + "   (best on the test set, as published)")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """The command line."""
+    config = cli.parse(Config, __doc__ or "")
+    path = evaluate(config)
+    print(report(records.read(path)))
+    print(f"record: {path}")
+    return cli.SAME
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,60 @@
+"""Linear SVMs by LIBLINEAR (Fan et al., JMLR 2008), the solver the papers name.
+
+L2-regularised squared hinge in the dual, tolerance 1e-4, with a regularised bias: what scikit-learn's ``LinearSVC`` asks
+of the same library. The rows are converted once and shared by all one-vs-rest problems over them.
+"""
+
+import ctypes
+import os
+
+import numpy as np
+from liblinear.liblinear import feature_node, liblinear, parameter
+from liblinear.liblinear import problem as Nodes
+
+from protobench.errors import UserError
+
+_LIBC = ctypes.CDLL(None) if os.name == "posix" else ctypes.cdll.msvcrt  # type: ignore[attr-defined,unused-ignore]
+
+
+class Problem:
+    """Training rows x [N, D] for any number of binary problems.
+
+    Raises UserError for features that are not finite: LIBLINEAR would train on NaN without a word.
+    """
+
+    def __init__(self, x_ND: np.ndarray):
+        if not np.isfinite(x_ND).all():
+            raise UserError("features contain NaN or infinity", hint="the encoder has diverged or its weights are damaged")
+        n, d = x_ND.shape
+        self.nodes = np.empty((n, d + 2), dtype=feature_node)  # D values, the bias, the end mark
+        self.nodes["index"][:, :d], self.nodes["value"][:, :d] = np.arange(1, d + 1), x_ND
+        self.nodes["index"][:, d], self.nodes["value"][:, d] = d + 1, 1.0
+        self.nodes["index"][:, d + 1] = -1
+        rows = self.nodes.ctypes.data + np.arange(n, dtype=np.uint64) * np.uint64(self.nodes.strides[0])
+        self.pointers = np.ascontiguousarray(rows)
+
+    def fit(self, positive_N: np.ndarray, cost: float, positive_weight: float = 1.0) -> np.ndarray:
+        """Weights [D + 1], the bias last, with positive decision values for ``positive_N`` (bool [N]).
+
+        Raises UserError if there is one class only, which LIBLINEAR would accept.
+        """
+        if positive_N.all() or not positive_N.any():
+            raise UserError(f"an SVM needs two classes; all {len(positive_N)} training images are "
+                            f"{'positive' if positive_N.all() else 'negative'}", hint="draw more images per class")
+        y_N = np.where(positive_N, 1.0, -1.0)
+        nodes = Nodes.__new__(Nodes)  # its constructor converts row by row in Python
+        nodes.l, nodes.n, nodes.bias = len(y_N), self.nodes.shape[1] - 1, 1.0
+        nodes.y = y_N.ctypes.data_as(ctypes.POINTER(ctypes.c_double))
+        nodes.x = ctypes.cast(self.pointers.ctypes.data, ctypes.POINTER(ctypes.POINTER(feature_node)))
+        options = parameter(f"-s 1 -c {cost:.17g} -e 1e-4 -B 1 -w1 {positive_weight:g} -w-1 1 -q")
+        _LIBC.srand(1)  # LIBLINEAR permutes by the C library's rand; without this a fit would depend on those before
+        model = liblinear.train(ctypes.byref(nodes), ctypes.byref(options))
+        w = np.ctypeslib.as_array(model.contents.w, (nodes.n,)).copy()
+        sign = 1.0 if model.contents.label[0] == 1 else -1.0
+        liblinear.free_and_destroy_model(ctypes.byref(ctypes.pointer(model.contents)))
+        return sign * w
+
+
+def decision(x_ND: np.ndarray, w_CD: np.ndarray) -> np.ndarray:
+    """Decision values [N, C] of weights [C, D + 1]."""
+    return x_ND @ w_CD[:, :-1].T + w_CD[:, -1]

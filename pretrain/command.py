@@ -1,0 +1,64 @@
+"""The command line that all methods share: a recipe by name, its fields as flags, and where to run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from pretrain.recipes import Recipe
+from protobench import cli
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where and how to run."""
+
+    data: Path | None = None
+    """folder that holds imagenet/train; without it the embedded data"""
+    out: Path | None = None
+    """run folder (log, checkpoint, encoder); default runs/<method>-<seed>"""
+    seed: int = 0
+    device: str = "auto"
+    """auto (cuda where there is one), cpu, cuda"""
+    workers: int = 4
+    """DataLoader processes; unused for images small enough to be held in memory"""
+    threads: int = 1
+    """torch threads on the CPU; one is fastest where several runs share a machine"""
+    resume: bool = True
+    """continue from the run folder's checkpoint"""
+
+
+def main(doc: str | None, recipes: dict[str, Recipe]) -> None:
+    """Runs ``python pretrain/<method>.py RECIPE --flag value …`` and exits."""
+    cli.run(lambda: _main(doc or "", recipes))
+
+
+def _main(doc: str, recipes: dict[str, Recipe]) -> int:
+    Choice = Annotated[tyro.extras.subcommand_type_from_defaults(  # type: ignore[valid-type]
+        recipes, {name: f"{r.train.epochs} epochs of {r.arch}" for name, r in recipes.items()}, prefix_names=False),
+        tyro.conf.arg(name="")]
+
+    def job(recipe: Choice, run: Run) -> tuple[Recipe, Run]:  # type: ignore[valid-type]
+        return recipe, run
+
+    recipe, run = cli.parse(tyro.conf.configure(tyro.conf.ConsolidateSubcommandArgs)(job), doc)
+    encoder = train(recipe, run)
+    print(f"{encoder}  (score it: python evaluate/lowshot.py --ckpt {encoder})")
+    return cli.SAME
+
+
+def train(recipe: Recipe, run: Run) -> Path:
+    """Trains ``recipe`` as ``run`` says and returns the exported encoder."""
+    import torch
+
+    from pretrain import loop
+    from protobench import images, mini
+    from protobench.devices import device_of
+
+    device = device_of(run.device)
+    torch.set_num_threads(run.threads)
+    root = run.data or mini.ensure()
+    out = run.out or Path("runs") / f"{recipe.method}-{run.seed}"
+    return loop.pretrain(recipe, images.image_folder(root / "imagenet" / "train", "imagenet-train"), out,
+                         seed=run.seed, device=device, workers=run.workers, resume=run.resume)

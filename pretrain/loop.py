@@ -1,0 +1,118 @@
+"""The training loop of every method: steps, schedule, log, checkpoints. It knows no method.
+
+A method is a module with ``num_views``, ``backbone``, ``loss(views, index) -> Tensor`` and, where it needs one,
+``start_epoch(epoch, extract) -> dict`` run before each epoch.
+
+A run folder holds ``log.jsonl`` (one line per epoch), ``checkpoint.pt`` (to resume from; removed when done) and, when
+the run is finished, ``encoder.safetensors``: the backbone under torchvision's names. Resuming is exact: order, views
+and draws are functions of (seed, epoch, image), the rest is in the checkpoint.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pretrain import optim
+from pretrain.recipes import Recipe, run_key
+from pretrain.views import Views, open_views
+from protobench import checkpoints, files, keyed
+from protobench.errors import UserError
+from protobench.images import ImageList
+from protobench.progress import progress
+
+
+def pretrain(recipe: Recipe, images: ImageList | None, out: Path, *, seed: int, device: str = "cpu", workers: int = 0,
+             resume: bool = True) -> Path:
+    """Trains ``recipe`` on ``images`` into the folder ``out`` and returns the path of the exported encoder.
+
+    ``images`` may be None for a recipe without epochs. Continues from the folder's checkpoint if there is one and
+    ``resume`` is set. Raises UserError if the folder belongs to another run, and if the loss is not finite (the
+    checkpoint of the epoch before stays).
+    """
+    key = run_key(recipe, images, seed)
+    encoder_path, checkpoint_path = out / "encoder.safetensors", out / "checkpoint.pt"
+    if encoder_path.exists() and resume:
+        if checkpoints.load(encoder_path).key == key:
+            return encoder_path
+        raise UserError("this folder holds the encoder of another run (other recipe, data or seed)", at=out,
+                        hint="choose another --out, or --no-resume to train anew")
+    for leftover in out.glob(".*.tmp"):  # of a killed run
+        leftover.unlink()
+    torch.manual_seed(keyed.seed(seed, "init"))
+    labels, num_classes = (torch.from_numpy(images.labels), len(images.classes)) if images else (torch.empty(0), 0)
+    method = import_module(f"pretrain.{recipe.method}").build(recipe, labels, num_classes, seed)
+    method = method.to(device, memory_format=torch.channels_last)
+    optimizer = optim.optimizer(recipe.train, method)
+    log = _resume(checkpoint_path, key, method, optimizer, device) if resume else []
+    if images and len(log) < recipe.train.epochs:
+        views = open_views(recipe, images, seed, device, workers)
+        todo = range(len(log), recipe.train.epochs)
+        for epoch in progress(todo, desc=f"{recipe.method} seed {seed}", unit=" epochs", total=len(todo)):
+            log.append(_epoch(method, optimizer, views, recipe, epoch, len(images)))
+            state = {"key": key, "log": log, "method": method.state_dict(), "optimizer": optimizer.state_dict()}
+            files.write_atomic(checkpoint_path, partial(torch.save, state))
+            files.write_text(out / "log.jsonl", "".join(json.dumps(line) + "\n" for line in log))
+    checkpoints.export(encoder_path, method.backbone, key=key, input_=recipe.input, trained={
+        "method": recipe.method, "recipe": asdict(recipe), "seed": seed, "data": images and images.fingerprint,
+        "seconds": round(sum(line["seconds"] for line in log), 1)})
+    checkpoint_path.unlink(missing_ok=True)
+    return encoder_path
+
+
+def _epoch(method: Any, optimizer: torch.optim.Optimizer, views: Views, recipe: Recipe, epoch: int, images: int) -> dict:
+    started = time.perf_counter()
+    start_epoch: Callable | None = getattr(method, "start_epoch", None)
+    log = start_epoch(epoch, lambda module: _extract(module, views)) if start_epoch else {}
+    e_step = time.perf_counter() - started
+    method.train()
+    steps = images // recipe.train.batch_size
+    total, rate = torch.zeros((), device=next(method.parameters()).device), 0.0
+    for step, (batch, index) in enumerate(views.batches(epoch, method.num_views)):
+        rate = optim.learning_rate(recipe.train, epoch, step, steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = method.loss(batch, index)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        total += loss.detach()  # read once an epoch: a step never waits for the device
+    mean = float(total) / steps
+    if not np.isfinite(mean):
+        raise UserError(f"{recipe.method}: the loss is not finite in epoch {epoch}",
+                        hint="lower --lr; the checkpoint of the epoch before is kept")
+    return {"epoch": epoch, "loss": mean, "lr": rate, "seconds": round(time.perf_counter() - started, 3),
+            "e_step_seconds": round(e_step, 3), **log}
+
+
+@torch.inference_mode()
+def _extract(module: nn.Module, views: Views) -> np.ndarray:
+    """float32 [I, C]: the module's output in eval mode on the centre crops of all images, in order."""
+    was_training = module.training
+    module.eval()
+    features = torch.cat([module(crops).cpu() for crops in views.centre_crops()]).numpy()
+    module.train(was_training)
+    return features
+
+
+def _resume(path: Path, key: str, method: nn.Module, optimizer: torch.optim.Optimizer, device: str) -> list[dict]:
+    if not path.exists():
+        return []
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as failure:  # torch.load raises half a dozen kinds for a damaged file
+        raise UserError("the run's checkpoint is damaged", at=path, hint="delete it to start this run again") from failure
+    if state["key"] != key:
+        raise UserError("this folder holds a checkpoint of another run (other recipe, data or seed)", at=path,
+                        hint="choose another --out, or --resume False to train anew")
+    method.load_state_dict(state["method"])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["log"]

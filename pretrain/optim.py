@@ -1,0 +1,60 @@
+"""Learning-rate schedules and LARS."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.recipes import Train
+
+
+def learning_rate(train: Train, epoch: int, step: int, steps_per_epoch: int) -> float:
+    """The rate of one step. Warm-up rises linearly over its epochs; the schedule then covers what is left."""
+    now = epoch + step / steps_per_epoch
+    if now < train.warmup_epochs:
+        return train.lr * (epoch * steps_per_epoch + step + 1) / (train.warmup_epochs * steps_per_epoch)
+    if train.schedule == "step":
+        return train.lr * 0.1 ** sum(epoch >= milestone for milestone in train.milestones)
+    if train.schedule == "cosine-epoch":
+        now = epoch
+    share = (now - train.warmup_epochs) / max(train.epochs - train.warmup_epochs, 1)
+    return train.lr * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def optimizer(train: Train, module: nn.Module) -> torch.optim.Optimizer:
+    """SGD with momentum, or LARS with biases and BatchNorm excluded from decay and adaptation (SimCLR, appendix B)."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    if train.optimizer == "sgd":
+        return torch.optim.SGD(parameters, train.lr, train.sgd_momentum, weight_decay=train.weight_decay, foreach=True)
+    adapted = [p for p in parameters if p.ndim > 1]
+    plain = [p for p in parameters if p.ndim <= 1]
+    return LARS([{"params": adapted}, {"params": plain, "weight_decay": 0.0, "adapt": False}],
+                lr=train.lr, momentum=train.sgd_momentum, weight_decay=train.weight_decay)
+
+
+class LARS(torch.optim.Optimizer):
+    """Layer-wise adaptive rate scaling (You et al. 2017) as SimCLR uses it, without Nesterov momentum.
+
+    g <- g + wd w;  g <- g * eta |w| / |g| (where both norms are positive);  m <- mu m + g;  w <- w - lr m.
+    """
+
+    def __init__(self, params: Any, *, lr: float, momentum: float = 0.9, weight_decay: float = 0.0, eta: float = 0.001):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eta": eta, "adapt": True})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> None:  # type: ignore[override]
+        """One update of every parameter that has a gradient; no host synchronisation."""
+        for group in self.param_groups:
+            for w in group["params"]:
+                if w.grad is None:
+                    continue
+                g = w.grad.add(w, alpha=group["weight_decay"])
+                if group["adapt"]:
+                    w_norm, g_norm = w.norm(), g.norm()
+                    ratio = torch.where((w_norm > 0) & (g_norm > 0), group["eta"] * w_norm / g_norm, torch.ones_like(w_norm))
+                    g = g * ratio
+                state = self.state[w]
+                m = state["momentum"] = g.clone() if "momentum" not in state else state["momentum"].mul_(group["momentum"]).add_(g)
+                w.sub_(m, alpha=group["lr"])

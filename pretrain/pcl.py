@@ -1,0 +1,141 @@
+"""PCL: Li et al., "Prototypical Contrastive Learning of Unsupervised Representations" (arXiv 2020, the seed's version).
+
+Examples:
+
+    python pretrain/pcl.py mini                            # embedded data, about two minutes on one core
+    python pretrain/pcl.py v1 --data ROOT --device cuda       # ROOT/imagenet/train, the paper's recipe
+    python pretrain/pcl.py v2 --data ROOT --concentration fixed
+
+Every epoch: E-step, k-means on the momentum features of centre crops; M-step, ProtoNCE. Builds on MoCo, as the paper.
+
+Departures from the released code, each without effect at the paper's sizes unless it says so:
+- negative prototypes are drawn by one ``topk`` over random numbers instead of ``random.sample`` on a Python set (same
+  law, another stream; the original no longer runs on Python 3.11);
+- two images of one prototype in a batch are not each other's negatives (the original treats them so; rare at large K,
+  frequent at small K);
+- where a granularity has no more prototypes than can be drawn, all of them are compared;
+- the prototype term is divided by M as in Eq. 11 (the code's 3 is M).
+Taken from the code where the paper is silent: singletons get the largest phi, phi is clipped to its 10th and 90th
+percentile before it is scaled, k-means runs 20 iterations from 5 starts, seeded by the granularity's position, and
+prototypes are normalised after distances were taken. Shapes: N batch, C embedding, I images, K prototypes, R negatives.
+"""
+
+if __name__ == "__main__":  # before torch is imported: --help should not wait for it
+    from pretrain import command, recipes
+
+    command.main(__doc__, {"v1": recipes.PCL_V1, "v2": recipes.PCL_V2, "mini": recipes.PCL_MINI, "mini-v2": recipes.PCL_V2_MINI})
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pretrain import recipes
+from pretrain.moco import MoCo, info_nce
+from protobench import keyed
+from protobench.kmeans import kmeans
+
+
+def concentration(distance_I: np.ndarray, assignment_I: np.ndarray, k: int, *, temperature: float, alpha: float = 10.0,
+                  singleton_rule: bool = True, clip_percentiles: tuple[float, float] = (10.0, 90.0)) -> np.ndarray:
+    """Eq. 12: phi = sum of distances to the prototype / (Z log(Z + alpha)), scaled to a mean of ``temperature``; [K].
+
+    Z is the cluster's size. In the released code's order: clusters of at most one image get the largest phi, then
+    phi is clipped to the percentiles, then scaled. Finite and positive for every input, empty clusters included.
+    """
+    size_K = np.bincount(assignment_I, minlength=k).astype(np.float64)
+    total_K = np.bincount(assignment_I, weights=distance_I, minlength=k)
+    phi_K = total_K / (np.maximum(size_K, 1) * np.log(size_K + alpha))
+    if singleton_rule:
+        phi_K[size_K <= 1] = phi_K[size_K > 1].max(initial=0.0)
+    phi_K = phi_K.clip(*np.percentile(phi_K, clip_percentiles))
+    phi_K = np.maximum(phi_K, 1e-3 * phi_K.max())  # a cluster of identical images would divide the logits by nothing
+    return phi_K * (temperature / phi_K.mean()) if phi_K.max() > 0 else np.full(k, temperature)
+
+
+def draw_negatives(positive_N: Tensor, num_prototypes: int, num_negatives: int, generator: torch.Generator) -> Tensor:
+    """R distinct prototypes, none of them positive for an image of the batch, each such set equally likely; int64 [R].
+
+    One pass and no host synchronisation: positives get a key above every random one, the R smallest keys win.
+    """
+    key_K = torch.rand(num_prototypes, generator=generator, device=positive_N.device)
+    key_K[positive_N] = 2.0
+    return key_K.topk(num_negatives, largest=False, sorted=False).indices
+
+
+def proto_nce(q_NC: Tensor, prototypes_KC: Tensor, phi_K: Tensor, positive_N: Tensor, negative_R: Tensor | None) -> Tensor:
+    """The prototype term of Eq. 11 for one granularity, the mean over i: -log exp(q.c_s / phi_s) / sum_j exp(q.c_j / phi_j).
+
+    j runs over all prototypes (``negative_R`` None), or over the batch's own and the drawn negatives; a prototype that
+    several images of the batch share counts once.
+    """
+    if negative_R is None:
+        return F.cross_entropy(q_NC @ prototypes_KC.T / phi_K, positive_N)
+    column = torch.cat([positive_N, negative_R])
+    logits = q_NC @ prototypes_KC[column].T / phi_K[column]
+    n = len(positive_N)
+    again = (positive_N[:, None] == positive_N[None, :]).tril(-1).any(1)  # a later image of an already listed prototype
+    logits = logits.masked_fill(F.pad(again, (0, len(column) - n)), float("-inf"))
+    first = (positive_N[:, None] == positive_N[None, :]).int().argmax(1)  # where its prototype is listed
+    return F.cross_entropy(logits, first)
+
+
+class PCL(MoCo):
+    """MoCo plus prototypes: per granularity the centroids [K, C], their phi [K] and every image's prototype [I]."""
+
+    def __init__(self, recipe: recipes.PCL, seed: int):
+        super().__init__(recipe)
+        self.recipe: recipes.PCL = recipe
+        self.seed = seed
+        self.prototypes: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.epoch = self.step = 0
+
+    def start_epoch(self, epoch: int, extract: Callable[[torch.nn.Module], np.ndarray]) -> dict[str, float]:
+        """E-step: clusters the momentum features of all images; returns what the log should know."""
+        self.epoch, self.step, self.prototypes = epoch, 0, []
+        if epoch < self.recipe.warmup:
+            return {}
+        features_IC = extract(self.encoder_k)
+        log: dict[str, float] = {}
+        for m, k in enumerate(self.recipe.num_prototypes):
+            clusters = kmeans(features_IC, k, seed=m, niter=self.recipe.niter, nredo=self.recipe.nredo)
+            phi_K = np.full(k, self.recipe.temperature)
+            if self.recipe.concentration == "estimated":
+                phi_K = concentration(clusters.distance, clusters.assignment, k, temperature=self.recipe.temperature,
+                                      alpha=self.recipe.alpha, singleton_rule=self.recipe.singleton_rule,
+                                      clip_percentiles=self.recipe.clip_percentiles)
+            to = {"device": self.queue.device}
+            self.prototypes.append((F.normalize(torch.from_numpy(clusters.centroids).to(**to), dim=1),
+                                    torch.from_numpy(phi_K).to(**to, dtype=torch.float32),
+                                    torch.from_numpy(clusters.assignment).to(**to)))
+            size_K = np.bincount(clusters.assignment, minlength=k)
+            log |= {f"clusters_{k}_empty": int((size_K == 0).sum()), f"clusters_{k}_sd": float(size_K.std()),
+                    f"phi_{k}_min": float(phi_K.min()), f"phi_{k}_max": float(phi_K.max())}
+        return log
+
+    def loss(self, views: list[Tensor], index_N: Tensor) -> Tensor:
+        """ProtoNCE, Eq. 11: InfoNCE plus the mean of the prototype terms over the M granularities."""
+        q_NC, k_NC = self.embed(views)
+        loss = info_nce(q_NC, k_NC, self.queue.clone(), self.recipe.temperature)
+        terms = []
+        for m, (prototypes_KC, phi_K, prototype_I) in enumerate(self.prototypes):
+            positive_N = prototype_I[index_N]
+            terms.append(proto_nce(q_NC, prototypes_KC, phi_K, positive_N, self._negatives(m, positive_N, len(phi_K))))
+        if terms:
+            loss = loss + torch.stack(terms).mean()
+        self.enqueue(k_NC)
+        self.step += 1
+        return loss
+
+    def _negatives(self, m: int, positive_N: Tensor, k: int) -> Tensor | None:
+        if self.recipe.num_negatives >= k - len(positive_N):
+            return None
+        generator = torch.Generator(positive_N.device).manual_seed(keyed.seed(self.seed, "negatives", self.epoch, self.step, m))
+        return draw_negatives(positive_N, k, self.recipe.num_negatives, generator)
+
+
+def build(recipe: recipes.PCL, labels: Tensor, num_classes: int, seed: int) -> PCL:
+    """The method as the loop wants it; labels are not used."""
+    return PCL(recipe, seed)

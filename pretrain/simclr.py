@@ -1,0 +1,55 @@
+"""SimCLR: Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020.
+
+Examples:
+
+    python pretrain/simclr.py mini                          # embedded data
+    python pretrain/simclr.py paper --data ROOT --device cuda   # batch 256, 200 epochs, as a row of PCL's Table 1
+
+Departure: inputs are normalised by ImageNet's mean and deviation, as for all methods here (the original uses 0..1).
+Shapes: N batch, C embedding.
+"""
+
+if __name__ == "__main__":  # before torch is imported: --help should not wait for it
+    from pretrain import command, recipes
+
+    command.main(__doc__, {"paper": recipes.SIMCLR, "mini": recipes.SIMCLR_MINI})
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretrain import recipes
+from protobench.backbones import build as build_backbone
+
+
+def nt_xent(a_NC: Tensor, b_NC: Tensor, temperature: float) -> Tensor:
+    """SimCLR's Eq. 1, the mean over all 2N views: cross-entropy of the other view among the 2N - 1 others. Unit norm."""
+    z = torch.cat([a_NC, b_NC])
+    logits = (z @ z.T / temperature).fill_diagonal_(float("-inf"))
+    n = len(a_NC)
+    partner = torch.arange(2 * n, device=z.device).roll(n)
+    return F.cross_entropy(logits, partner)
+
+
+class SimCLR(nn.Module):
+    """One encoder, two views, a two-layer projection head."""
+
+    num_views = 2
+
+    def __init__(self, recipe: recipes.SimCLR):
+        super().__init__()
+        self.recipe = recipe
+        self.backbone = build_backbone(recipe.arch)
+        width = self.backbone.out_channels
+        self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, recipe.dim))
+
+    def loss(self, views: list[Tensor], index_N: Tensor) -> Tensor:
+        """NT-Xent of the batch; both views pass together, so BatchNorm sees 2N images as in the original."""
+        z = F.normalize(self.head(self.backbone(torch.cat(views))), dim=1)
+        a_NC, b_NC = z.chunk(2)
+        return nt_xent(a_NC, b_NC, self.recipe.temperature)
+
+
+def build(recipe: recipes.SimCLR, labels: Tensor, num_classes: int, seed: int) -> SimCLR:
+    """The method as the loop wants it; labels are not used."""
+    return SimCLR(recipe)

@@ -1,0 +1,40 @@
+"""The Supervised row: cross-entropy on the labels, the upper control of every table.
+
+Examples:
+
+    python pretrain/supervised.py mini
+    python pretrain/supervised.py paper --data ROOT --device cuda   # torchvision's V1 recipe; its weights do as well
+"""
+
+if __name__ == "__main__":  # before torch is imported: --help should not wait for it
+    from pretrain import command, recipes
+
+    command.main(__doc__, {"paper": recipes.SUPERVISED, "mini": recipes.SUPERVISED_MINI})
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretrain import recipes
+from protobench.backbones import build as build_backbone
+
+
+class Supervised(nn.Module):
+    """A classifier."""
+
+    num_views = 1
+
+    def __init__(self, recipe: recipes.Supervised, labels: Tensor, num_classes: int):
+        super().__init__()
+        self.backbone = build_backbone(recipe.arch)
+        self.fc = nn.Linear(self.backbone.out_channels, num_classes)
+        self.labels: Tensor
+        self.register_buffer("labels", labels, persistent=False)
+
+    def loss(self, views: list[Tensor], index_N: Tensor) -> Tensor:
+        """Cross-entropy of one view."""
+        return F.cross_entropy(self.fc(self.backbone(views[0])), self.labels[index_N])
+
+
+def build(recipe: recipes.Supervised, labels: Tensor, num_classes: int, seed: int) -> Supervised:
+    """The method as the loop wants it."""
+    return Supervised(recipe, labels, num_classes)

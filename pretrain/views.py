@@ -1,0 +1,123 @@
+"""Batches for the loop: random views for the M-step, centre crops for the E-step, both in an order the key decides."""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pretrain import augment
+from pretrain.recipes import Augment, Recipe
+from protobench import keyed
+from protobench.errors import UserError
+from protobench.features import Pixels, collate
+from protobench.images import ImageList
+from protobench.transforms import EvalInput
+
+IN_MEMORY_BYTES = 256 * 2**20
+"""Data sets below this (uint8) are held in memory and augmented a whole batch at a time."""
+
+
+class Views(Protocol):
+    """What the loop asks of a data source."""
+
+    def batches(self, epoch: int, num_views: int) -> Iterator[tuple[list[Tensor], Tensor]]:
+        """Normalised views, each [B, 3, H, W], and the images' numbers int64 [B]; the last short batch is dropped."""
+        ...
+
+    def centre_crops(self) -> Iterator[Tensor]:
+        """Normalised centre crops of all images in order, [b, 3, H, W] each."""
+        ...
+
+
+def order(n: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:
+    """The epoch's batches as int64 [steps, batch_size], without the last short one."""
+    steps = n // batch_size
+    return keyed.generator(seed, "order", epoch).permutation(n)[: steps * batch_size].reshape(steps, batch_size)
+
+
+def open_views(recipe: Recipe, images: ImageList, seed: int, device: str, workers: int) -> "TensorViews | FolderViews":
+    """Small square images are held as one tensor, everything else is read from the files by workers.
+
+    Raises UserError where the data set is smaller than one batch.
+    """
+    if len(images) < recipe.train.batch_size:
+        raise UserError(f"{images.name} has {len(images)} images, less than one batch of {recipe.train.batch_size}",
+                        at=images.root, hint="lower --batch-size")
+    with images.read(0) as first:
+        small = first.width == first.height and len(images) * first.width * first.height * 3 <= IN_MEMORY_BYTES
+    return (TensorViews if small else FolderViews)(recipe, images, seed, device, workers)
+
+
+class _Normaliser:
+    def __init__(self, input_: EvalInput, device: str):
+        self.mean, self.std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (input_.mean, input_.std))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+
+class TensorViews:
+    """All images in memory as one uint8 tensor."""
+
+    def __init__(self, recipe: Recipe, images: ImageList, seed: int, device: str, workers: int):
+        self.recipe, self.seed, self.device = recipe, seed, device
+        pictures = [images.read(i) for i in range(len(images))]
+        if len({picture.size for picture in pictures}) > 1:
+            raise UserError(f"{images.name}: images held in memory must all have one size", at=images.root)
+        self.pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(0, 3, 1, 2)
+        self.crops = torch.from_numpy(np.stack([recipe.input.pixels(picture) for picture in pictures])).permute(0, 3, 1, 2)
+        self.pixels, self.crops = self.pixels.contiguous().to(device), self.crops.contiguous().to(device)
+        self.normalise = _Normaliser(recipe.input, device)
+
+    def batches(self, epoch: int, num_views: int) -> Iterator[tuple[list[Tensor], Tensor]]:
+        for chosen in order(len(self.pixels), self.recipe.train.batch_size, self.seed, epoch):
+            index = torch.from_numpy(chosen).to(self.device)
+            pixels = self.pixels[index]
+            yield [self.normalise(augment.of_batch(self.recipe.augment, pixels, chosen, self.seed, epoch, view))
+                   for view in range(num_views)], index
+
+    def centre_crops(self) -> Iterator[Tensor]:
+        for crops in self.crops.split(512):
+            yield self.normalise(crops.float() / 255)
+
+
+class FolderViews:
+    """Images read, and views made, by DataLoader workers."""
+
+    def __init__(self, recipe: Recipe, images: ImageList, seed: int, device: str, workers: int):
+        self.recipe, self.images, self.seed, self.device, self.workers = recipe, images, seed, device, workers
+        self.normalise = _Normaliser(recipe.input, device)
+
+    def batches(self, epoch: int, num_views: int) -> Iterator[tuple[list[Tensor], Tensor]]:
+        batches = order(len(self.images), self.recipe.train.batch_size, self.seed, epoch)
+        views = _RandomViews(self.images, self.recipe.augment, self.seed, epoch, num_views)
+        for stacked, chosen in zip(self._loader(views, batch_sampler=batches.tolist()), batches, strict=True):
+            stacked = stacked.to(self.device, non_blocking=True).float() / 255
+            yield [self.normalise(view) for view in stacked.unbind(1)], torch.from_numpy(chosen).to(self.device)
+
+    def centre_crops(self) -> Iterator[Tensor]:
+        for crops in self._loader(Pixels(self.images, self.recipe.input), batch_size=256):
+            yield self.normalise(crops.to(self.device, non_blocking=True).float() / 255)
+
+    def _loader(self, dataset: Dataset, **how) -> DataLoader:
+        return DataLoader(dataset, num_workers=self.workers, collate_fn=collate, pin_memory=self.device != "cpu", **how)
+
+
+class _RandomViews(Dataset):
+    def __init__(self, images: ImageList, recipe: Augment, seed: int, epoch: int, num_views: int):
+        self.images, self.seed, self.epoch, self.num_views = images, seed, epoch, num_views
+        self.transform = augment.of_picture(recipe)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor | UserError:
+        try:
+            picture = self.images.read(index)
+        except UserError as mistake:
+            return mistake
+        return torch.stack([augment.keyed_view(self.transform, picture, self.seed, self.epoch, index, view)
+                            for view in range(self.num_views)])

@@ -1,0 +1,61 @@
+"""How every script of the suite starts and ends: flags by tyro, errors in one form, exit codes in one place."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from typing import TypeVar
+
+from protobench.errors import UserError
+
+SAME, DIFFERS, TROUBLE, INCOMPLETE, INTERRUPTED = 0, 1, 2, 3, 130
+"""Exit codes, after diff(1). 130: stopped by Ctrl-C, everything finished until then is kept."""
+
+T = TypeVar("T")
+
+
+def parse(config: Callable[..., T], description: str, args: Sequence[str] | None = None) -> T:
+    """Reads the command line into ``config``, a dataclass; unknown flags are refused with the nearest known one."""
+    import tyro
+
+    return tyro.cli(
+        config,
+        description=description + "\n\n--debug, anywhere, shows the traceback of an error.",
+        args=args,
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+    )
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Runs ``main`` and exits: its return value, 2 with a plain message on UserError, 130 on Ctrl-C.
+
+    ``--debug`` anywhere on the command line shows the traceback of a user's mistake too.
+    """
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
+    try:
+        code = main() or SAME
+    except UserError as mistake:
+        if debug:
+            traceback.print_exc()
+        print(mistake, file=sys.stderr)
+        code = TROUBLE
+    except BrokenPipeError:  # the reader, head for example, has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (what is left is flushed there at exit)
+        code = SAME
+    except KeyboardInterrupt:
+        print("\nstopped; what was finished is kept, the same command continues", file=sys.stderr)
+        code = INTERRUPTED
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+def choose(what: str, name: str, known: Sequence[str]) -> str:
+    """``name`` if it is known, otherwise a UserError with "did you mean"."""
+    if name in known:
+        return name
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise UserError(f"unknown {what} {name!r}", hint=f"{hint}known: {', '.join(known)}")

@@ -1,0 +1,14 @@
+"""Which device a script runs on."""
+
+import torch
+
+from protobench.errors import UserError
+
+
+def device_of(device: str) -> str:
+    """Resolves "auto" to cuda where there is one; UserError where cuda is asked for and absent."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError("no GPU that torch can use", hint="--device cpu, or a torch build for this machine's driver")
+    return device

@@ -1,0 +1,89 @@
+"""Features of a data set, extracted once per (weights, data, input, pooling) and kept as memory-mapped arrays."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from protobench import files
+from protobench.checkpoints import Encoder
+from protobench.errors import UserError
+from protobench.images import ImageList
+from protobench.progress import progress
+
+Pooling = Literal["average", "2x2"]
+"""average: global average pool (2048-D for a ResNet-50). 2x2: conv5 pooled to 2x2 (8192-D), as Goyal et al. use it."""
+
+VERSION = 1
+"""Raise when features change for equal inputs."""
+
+
+class Pixels(Dataset):
+    """The centre crops of an image list as uint8 [3, H, W]."""
+
+    def __init__(self, images: ImageList, encoder_input):
+        self.images, self.input = images, encoder_input
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> torch.Tensor | UserError:
+        try:
+            return torch.from_numpy(self.input.pixels(self.images.read(index)).copy()).permute(2, 0, 1)
+        except UserError as mistake:  # handed over, not raised: a DataLoader would bury it in a worker's traceback
+            return mistake
+
+
+def collate(batch: list) -> torch.Tensor:
+    """Stacks a batch; raises the UserError of an image that could not be read."""
+    for item in batch:
+        if isinstance(item, UserError):
+            raise item
+    return torch.stack(batch)
+
+
+def extract(encoder: Encoder, images: ImageList, *, pooling: Pooling = "average", warp: bool = False,
+            device: str = "cpu", workers: int = 0, batch_size: int = 256, cache: Path | None = None) -> np.ndarray:
+    """float32 [N, D] in the order of ``images``; read from the cache where the same extraction was done before.
+
+    Raises UserError for unreadable images and for features that are not finite or all alike (a collapsed encoder).
+    """
+    input_ = replace(encoder.input, warp=warp)
+    identity = {"version": VERSION, "weights": encoder.key, "data": images.fingerprint, "input": asdict(input_),
+                "pooling": pooling, "device": torch.device(device).type, "batch_size": batch_size}
+    path = (cache or files.cache_dir() / "features") / f"{files.sha256(identity)}.npy"
+    if path.exists():
+        return np.load(path, mmap_mode="r")
+    loader = DataLoader(Pixels(images, input_), batch_size, num_workers=workers, collate_fn=collate,
+                        pin_memory=device != "cpu")
+    backbone = encoder.backbone.to(device, memory_format=torch.channels_last)
+    mean, std = (torch.tensor(value, device=device).view(3, 1, 1) * 255 for value in (input_.mean, input_.std))
+    parts = []
+    with torch.inference_mode():
+        for pixels in progress(loader, desc=f"features {images.name}", unit=" batches", total=len(loader)):
+            x = (pixels.to(device, non_blocking=True).float() - mean) / std
+            map_NCHW = backbone.features(x.contiguous(memory_format=torch.channels_last))
+            parts.append(_pool(map_NCHW, pooling).cpu())
+    features = torch.cat(parts).numpy()
+    _check(features, images)
+    files.write_atomic(path, lambda file: np.save(file, features))
+    return features
+
+
+def _pool(map_NCHW: torch.Tensor, pooling: Pooling) -> torch.Tensor:
+    if pooling == "average":
+        return map_NCHW.mean((2, 3))
+    side = map_NCHW.shape[-1]
+    return torch.nn.functional.avg_pool2d(map_NCHW, side - 1, stride=1).flatten(1)
+
+
+def _check(features: np.ndarray, images: ImageList) -> None:
+    if not np.isfinite(features).all():
+        raise UserError(f"the encoder gives NaN or infinite features on {images.name}",
+                        hint="training diverged, or the weights are damaged; nothing is scored")
+    if len(features) > 1 and np.ptp(features, axis=0).max() < 1e-6 * max(np.abs(features).max(), 1e-12):
+        raise UserError(f"the encoder gives the same feature for every image of {images.name}: it has collapsed",
+                        hint="train again with a lower learning rate or another temperature; nothing is scored")

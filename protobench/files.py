@@ -1,0 +1,55 @@
+"""Files that are either whole or absent, their hashes, and where the suite keeps what it can make again."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from protobench.errors import UserError
+
+
+def cache_dir() -> Path:
+    """$PROTOBENCH_CACHE, or protobench/ in the user's cache folder: embedded data and features."""
+    if path := os.environ.get("PROTOBENCH_CACHE"):
+        return Path(path)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "protobench"
+
+
+def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Writes through a temporary file, fsync and rename: a reader, or a kill, never sees half a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as failure:
+        raise UserError(f"cannot write: {failure.strerror or failure}", at=path,
+                        hint="check free space and permissions; what was there before is untouched") from failure
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """``write_atomic`` for text, UTF-8 with Unix line ends on every platform."""
+    write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def canonical_json(value: Any) -> str:
+    """One spelling per value: sorted keys, no spaces, no NaN. What hashes are taken of."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def sha256(value: Any) -> str:
+    """Hash of a JSON-like value's canonical spelling."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """Hash of a file's bytes, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,87 @@
+"""A list of labelled images on disk: what every data set is turned into, and how one image is read."""
+
+import os
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from protobench import files, keyed
+from protobench.errors import UserError
+
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".webp"}
+SAMPLED_FILES = 256
+
+
+@dataclass(frozen=True, eq=False)
+class ImageList:
+    """Images in a fixed order.
+
+    labels: int64 [N] (one class each) or int64 [N, C] with 1 present, -1 absent, 0 difficult (VOC).
+    """
+
+    name: str
+    root: Path
+    paths: tuple[str, ...]
+    labels: np.ndarray
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def subset(self, indices: np.ndarray) -> "ImageList":
+        """The images at ``indices``, in that order."""
+        return ImageList(self.name, self.root, tuple(self.paths[i] for i in indices), self.labels[indices], self.classes)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of all names and labels and of the contents of up to 256 files spread over the list.
+
+        A sample, because reading 1.28 M files to name a data set would take as long as evaluating on it.
+        """
+        chosen = range(len(self)) if len(self) <= SAMPLED_FILES else sorted(
+            keyed.generator("fingerprint", len(self)).choice(len(self), SAMPLED_FILES, replace=False).tolist())
+        try:
+            contents = [files.sha256_file(self.root / self.paths[i]) for i in chosen]
+        except OSError as failure:
+            raise UserError(f"{self.name}: an image of the list is missing", at=failure.filename,
+                            hint="unpack the data set again, or correct the list") from failure
+        return files.sha256([self.paths, self.labels.tolist(), self.classes, contents])
+
+    def read(self, index: int) -> Image.Image:
+        """The image as RGB, fully decoded. UserError naming the file where it cannot be."""
+        path = self.root / self.paths[index]
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                with Image.open(path) as image:
+                    return image.convert("RGB")
+        except FileNotFoundError as failure:
+            raise UserError(f"{self.name}: image not found", at=path, hint="unpack the data set again") from failure
+        except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as failure:
+            raise UserError(f"{self.name}: cannot decode image {index}: {failure}", at=path,
+                            hint="replace the file; a half-read image is never evaluated") from failure
+
+
+def image_folder(root: Path, name: str) -> ImageList:
+    """``root/<class>/*.jpg`` as ImageNet's train and val are kept; classes in sorted order."""
+    if not root.is_dir():
+        raise UserError(f"{name}: no such folder", at=root, hint="expected one folder per class below it")
+    classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    if not classes:
+        flat = any(Path(entry.name).suffix.lower() in EXTENSIONS for entry in os.scandir(root))
+        raise UserError(f"{name}: {'images lie flat in this folder, not' if flat else 'no images'} in class folders",
+                        at=root, hint="sort the images into one folder per class (ImageNet's val too)")
+    paths, labels = [], []
+    for label, title in enumerate(classes):
+        found = sorted(f"{title}/{entry.name}" for entry in os.scandir(root / title)
+                       if Path(entry.name).suffix.lower() in EXTENSIONS)
+        if not found:
+            raise UserError(f"{name}: class {title!r} has no image", at=root / title,
+                            hint="remove the empty folder or unpack the class again")
+        paths += found
+        labels += [label] * len(found)
+    return ImageList(name, root, tuple(paths), np.array(labels), tuple(classes))

@@ -1,0 +1,38 @@
+"""Places205 from its released lists: ``trainvalsplit_places205/{train,val}_places205.csv`` and the image tree."""
+
+from pathlib import Path
+
+import numpy as np
+
+from protobench.errors import UserError
+from protobench.images import ImageList
+
+IMAGES = Path("data/vision/torralba/deeplearning/images256")
+
+
+def read(data: Path, split: str) -> ImageList:
+    """Split train or val; labels int64 [N]. Each line of the list is ``path label``.
+
+    Raises UserError where list or images are missing, a line is malformed, or the labels are Places365's.
+    """
+    root = data / "places205" if (data / "places205").is_dir() else data
+    listing = root / "trainvalsplit_places205" / f"{split}_places205.csv"
+    if not listing.is_file():
+        raise UserError("no Places205 list here" if root.is_dir() else "no such folder", at=listing,
+                        hint="expected trainvalsplit_places205/ and " + IMAGES.as_posix() + "/ below the folder given")
+    if not (root / IMAGES).is_dir():
+        raise UserError("Places205 lists without images", at=root / IMAGES, hint="unpack imagesPlaces205_resize.tar.gz here")
+    paths, labels = [], []
+    for number, line in enumerate(listing.read_text().splitlines(), start=1):
+        path, _, label = line.rpartition(" ")
+        if not path or not label.isdigit():
+            raise UserError(f"line {number} is not 'path label': {line[:60]!r}", at=listing, hint="take the released list")
+        paths.append(path)
+        labels.append(int(label))
+    count = max(labels, default=-1) + 1
+    if count == 365:
+        raise UserError("this list has 365 classes: it is Places365, the table is about Places205", at=listing)
+    scenes = [""] * count
+    for path, label in zip(paths, labels, strict=True):
+        scenes[label] = scenes[label] or Path(path).parent.as_posix()
+    return ImageList(f"places205-{split}", root / IMAGES, tuple(paths), np.array(labels), tuple(scenes))

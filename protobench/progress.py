@@ -1,0 +1,26 @@
+"""A progress bar with ETA on a terminal; one plain line a minute in a log file (none for what takes less than half)."""
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from tqdm import tqdm
+
+
+class _Lines:
+    """Turns tqdm's carriage returns into lines."""
+
+    def write(self, text: str) -> None:
+        if text := text.strip("\r\n \x1b[A"):
+            sys.stderr.write(text + "\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def progress(iterable: Iterable | None = None, *, desc: str, unit: str = "it", total: float | None = None) -> Any:
+    """tqdm over ``iterable``, or a bar to ``update`` by hand where only ``total`` is given."""
+    if sys.stderr.isatty():
+        return tqdm(iterable, desc=desc, unit=unit, total=total, dynamic_ncols=True, leave=False)
+    return tqdm(iterable, desc=desc, unit=unit, total=total, file=_Lines(), mininterval=60, maxinterval=60, delay=30,
+                bar_format="{desc}: {percentage:3.0f}% {n:.0f}/{total:.0f}{unit} {elapsed}<{remaining}{postfix}")

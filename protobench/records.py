@@ -1,0 +1,97 @@
+"""Results: one JSON file per (encoder, evaluation, data, parameters), written once, verified whenever it is read.
+
+A record holds one value per run (here: per k and draw) and everything needed to judge it. Averages belong to tables.
+"""
+
+import json
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from protobench import files
+from protobench.errors import UserError
+
+SCHEMA = 1
+PACKAGES = ("torch", "torchvision", "numpy", "scipy", "faiss-gpu", "liblinear-official", "scikit-learn", "pillow")
+
+
+def write(folder: Path, unit: dict[str, Any], runs: list[dict[str, Any]], *, subject: dict[str, Any], **rest: Any) -> Path:
+    """Writes ``folder/<row>-<seed>-<evaluation>-<data>-<id>.json`` atomically and returns its path.
+
+    unit: what was computed, the key under which it is found again. runs: one dict per value. subject: whose encoder
+    (row, seed, source). rest: checkpoint, data, metric, cost and whatever else a reader needs.
+    """
+    content = {"schema": SCHEMA, "unit": unit, "subject": subject, "runs": runs, "code": _code(), "environment": environment(),
+               "finished": datetime.now(UTC).isoformat(timespec="seconds"), **rest}
+    content = json.loads(files.canonical_json(content))  # as it will be read: tuples become lists before hashing
+    record = {"record_id": files.sha256(content), **content}
+    parts = [subject["row"], subject["seed"], unit["evaluation"], unit["data_name"]]
+    name = "-".join(str(part) for part in parts if part is not None)
+    path = folder / f"{name}-{record['record_id'][:12]}.json"
+    files.write_text(path, _readable(record))
+    return path
+
+
+def _readable(record: dict[str, Any]) -> str:
+    """JSON with one line per field and per run: short enough to read, and a diff shows which run changed."""
+    fields = []
+    for key, value in record.items():
+        shown = json.dumps(value, ensure_ascii=False)
+        if key == "runs":
+            shown = "[\n  " + ",\n  ".join(json.dumps(run, ensure_ascii=False) for run in value) + "]"
+        fields.append(f" {json.dumps(key)}: {shown}")
+    return "{\n" + ",\n".join(fields) + "\n}\n"
+
+
+def read(path: Path) -> dict[str, Any]:
+    """One record. UserError where it is damaged, of another schema, or was edited after it was written."""
+    try:
+        record = json.loads(path.read_text())
+        record_id = record.pop("record_id")
+        schema = record["schema"]
+    except (ValueError, KeyError, AttributeError) as failure:
+        raise UserError("not a result record", at=path, hint="delete it; the next run makes it again") from failure
+    if schema != SCHEMA:
+        raise UserError(f"record of schema {schema}, this version reads {SCHEMA}", at=path)
+    if files.sha256(record) != record_id:
+        raise UserError("this record was changed after it was written: its content does not match its record_id", at=path,
+                        hint="records are never edited; delete the file and the next run computes it again")
+    return {"record_id": record_id, **record}
+
+
+def read_all(folder: Path) -> dict[str, dict[str, Any]]:
+    """All records of a folder by the hash of their unit; the newest where a unit was computed twice."""
+    found = [read(path) for path in sorted(folder.glob("*.json"))] if folder.is_dir() else []
+    return {files.sha256(record["unit"]): record for record in sorted(found, key=lambda record: record["finished"])}
+
+
+@cache
+def _code() -> dict[str, Any]:
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout
+
+    try:
+        return {"commit": git("rev-parse", "HEAD").strip(), "dirty": bool(git("status", "--porcelain", "-uno").strip())}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "dirty": None}
+
+
+@cache
+def environment() -> dict[str, Any]:
+    """Versions and hardware, without names of users, hosts or folders."""
+    import torch
+
+    found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}",
+             "cpu_count": os.cpu_count(), "threads": torch.get_num_threads(),
+             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found

@@ -1,0 +1,201 @@
+"""What a table needs: which encoders and scores exist, which are to be made, which cannot be, and what that costs."""
+
+import json
+import struct
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from evaluate import lowshot
+from pretrain.recipes import Recipe, run_key
+from protobench import cli, files, images, mini, records
+from protobench.errors import UserError
+from protobench.images import ImageList
+from tables.schema import Row, Table, Tier
+
+State = Literal["done", "to run", "impossible"]
+RESNET50_BYTES = 0.1e9
+PAPER_SCORE_MINUTES = {"voc07": 2, "places205": 12}
+"""Rough, one recent GPU and local disk: features of 10 000 and 52 000 images, then the SVMs on the CPU."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One record to have: an encoder on a data set."""
+
+    dataset: str
+    state: State
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One encoder and its scores, which one process makes in one go."""
+
+    row: Row
+    seed: int
+    recipe: Recipe
+    checkpoint: Path
+    """the file given, or the one that pretraining writes"""
+    given: bool
+    encoder: State
+    why: str
+    scores: tuple[Score, ...]
+
+    @property
+    def name(self) -> str:
+        """For logs and progress."""
+        return f"{self.row.name} seed {self.seed}" if not self.given else f"{self.row.name} {self.checkpoint.name}"
+
+    @property
+    def to_run(self) -> bool:
+        """Whether anything is left to do that can be done."""
+        return self.encoder != "impossible" and any(score.state == "to run" for score in self.scores)
+
+    @property
+    def trains(self) -> bool:
+        """Whether pretraining is part of it."""
+        return self.to_run and self.encoder == "to run"
+
+    def subject(self) -> dict[str, Any]:
+        """What the records say of this encoder."""
+        if self.given:
+            sha256 = files.sha256_file(self.checkpoint)
+            return {"row": self.row.name, "seed": 0, "source": f"checkpoint {self.checkpoint.name}, sha256 {sha256[:12]}",
+                    "recipe": sha256[:16]}
+        return {"row": self.row.name, "seed": self.seed, "source": "retrained", "recipe": recipe_id(self.recipe)}
+
+
+def recipe_id(recipe: Recipe) -> str:
+    """Equal for all seeds of a recipe."""
+    return run_key(recipe, None, 0)[:16]
+
+
+def quick(recipe: Recipe) -> Recipe:
+    """The recipe with at most one epoch, for testing the plumbing."""
+    return replace(recipe, train=replace(recipe.train, epochs=min(recipe.train.epochs, 1)))
+
+
+def make_plan(table: Table, tier: Tier, *, data: Path | None, given: dict[str, Path], rows: tuple[str, ...], seeds: int,
+              results: Path, runs: Path) -> list[Job]:
+    """All jobs of a table, in its row order. Reads data lists and records, computes nothing, writes nothing but the
+    embedded data. Raises UserError for unknown or cited rows and for given checkpoints that do not exist."""
+    chosen = [table.row(cli.choose("row", name, [row.name for row in table.rows])) for name in rows] or \
+        [row for row in table.rows if not row.cited]
+    for row in chosen + [table.row(cli.choose("row", name, [row.name for row in table.rows])) for name in given]:
+        if row.cited:
+            raise UserError(f"row {row.name!r} is cited, there is nothing to run", hint=row.cited)
+    for path in given.values():
+        if not path.is_file():
+            raise UserError("no such checkpoint", at=path)
+    root = data if tier == "paper" else mini.ensure()
+    pretraining, why_not = _try(lambda: images.image_folder(_need(root) / "imagenet" / "train", "imagenet-train"))
+    sources = {name: _try(lambda name=name: lowshot.data_lists(_need(root), name)) for name in ("voc07", "places205")}
+    have = records.read_all(results / tier / "records")
+    jobs = []
+    for row in chosen:
+        for seed in [0] if row.name in given else range(1, seeds + 1):
+            recipe = row.recipe(tier)
+            assert recipe is not None
+            recipe = quick(recipe) if tier == "quick" else recipe
+            jobs.append(_job(row, seed, recipe, given.get(row.name), pretraining, why_not, sources, have, runs / tier))
+    return jobs
+
+
+def score_config(job: Job, dataset: str, *, data: Path | None, results: Path, device: str, workers: int) -> lowshot.Config:
+    """How a cell's scores are computed: the evaluation's defaults, which are the paper's protocol."""
+    return lowshot.Config(job.checkpoint, data, dataset, device=device, workers=workers,  # type: ignore[arg-type]
+                          results=results)
+
+
+def _need(root: Path | None) -> Path:
+    if root is None:
+        raise UserError("no --data given", hint="--data ROOT with imagenet/, VOCdevkit/ and places205/ below it")
+    return root
+
+
+def _try(read: Any) -> tuple[Any, str]:
+    try:
+        return read(), ""
+    except UserError as mistake:
+        return None, f"{mistake.what}{f' ({mistake.at})' if mistake.at else ''}"
+
+
+def _job(row: Row, seed: int, recipe: Recipe, given: Path | None, pretraining: ImageList | None, why_not: str,
+         sources: dict[str, tuple[Any, str]], have: dict[str, Any], runs: Path) -> Job:
+    if given is not None:
+        key, state, why, checkpoint = files.sha256_file(given), "done", "given", given
+    else:
+        checkpoint = runs / f"{row.name}-seed{seed}-{recipe_id(recipe)[:8]}" / "encoder.safetensors"
+        if pretraining is None and recipe.train.epochs > 0:
+            key, state, why = None, "impossible", why_not
+        else:
+            key = run_key(recipe, pretraining, seed)
+            state, why = ("done", "") if encoder_key(checkpoint) == key else ("to run", "")
+    scores = []
+    for dataset, (lists, missing) in sources.items():
+        if lists is None:
+            scores.append(Score(dataset, "impossible", missing))
+        elif key is None:
+            scores.append(Score(dataset, "impossible", "no encoder"))
+        else:
+            config = lowshot.Config(checkpoint, None, dataset)  # type: ignore[arg-type]
+            known = files.sha256(json.loads(files.canonical_json(lowshot.unit(key, *lists, config)))) in have
+            scores.append(Score(dataset, "done" if known else "to run"))
+    return Job(row, seed, recipe, checkpoint, given is not None, state, why, tuple(scores))  # type: ignore[arg-type]
+
+
+def encoder_key(path: Path) -> str | None:
+    """The key in an exported encoder's header, read without loading a tensor; None where there is no such file."""
+    if not path.is_file():
+        return None
+    with open(path, "rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        metadata = json.loads(file.read(length)).get("__metadata__", {})
+    return json.loads(metadata.get("protobench", "{}")).get("key")
+
+
+def describe(table: Table, tier: Tier, jobs: list[Job], workers: int) -> str:
+    """The plan as text: a line per job, then time, disk and what cannot be done."""
+    lines = [f"{table.name}, tier {tier}: {table.title}"]
+    for row in table.rows:
+        if row.cited:
+            lines.append(f"  {row.name:<12} cited: {row.cited}")
+        for job in (job for job in jobs if job.row is row):
+            scores = ", ".join(f"{score.dataset} {score.state}{f' ({score.why})' if score.why else ''}" for score in job.scores)
+            needed = job.to_run or job.encoder == "impossible"
+            encoder = job.encoder if needed else "done" if job.encoder == "done" else "not needed"
+            lines.append(f"  {job.name:<22} encoder {encoder}{f' ({job.why})' if job.why else ''}; {scores}")
+    units = [job.encoder for job in jobs if job.trains or job.encoder != "to run"]
+    units += [score.state for job in jobs for score in job.scores]
+    lines.append(f"units: {units.count('done')} cached, {units.count('to run')} to run, {units.count('impossible')} impossible")
+    lines.append(_cost(tier, jobs, workers))
+    return "\n".join(lines)
+
+
+def _cost(tier: Tier, jobs: list[Job], workers: int) -> str:
+    running = [job for job in jobs if job.to_run]
+    if not running:
+        return "nothing to run"
+    if tier != "paper":
+        seconds = sum(estimate(job) for job in running) / workers + 15
+        return f"about {max(seconds / 60, 0.5):.1f} minutes with {workers} processes of one thread; under 50 MB of disk"
+    training = [job for job in running if job.trains]
+    hours = sum(job.row.gpu_hours for job in training)
+    minutes = sum(PAPER_SCORE_MINUTES[score.dataset] for job in running for score in job.scores if score.state == "to run")
+    lines = [f"pretraining: {hours:,.0f} V100-hours in all" if hours else "pretraining: none"]
+    lines += [f"  {job.row.title}: {job.row.gpu_hours:,.0f} V100-hours, {job.row.gpu_hours_source}" for job in training
+              if job.row.gpu_hours]
+    disk = len(training) * 4 * RESNET50_BYTES + len(running) * 0.6e9
+    lines.append(f"scoring: about {minutes / 60:.1f} GPU-hours; disk: about {disk / 1e9:.1f} GB (checkpoints, features)")
+    return "\n".join(lines)
+
+
+def estimate(job: Job) -> float:
+    """Seconds of one core for a job of the embedded tier, on the reference machine; for order and progress only."""
+    scores = 3.0 * sum(score.state == "to run" for score in job.scores)
+    if not job.trains:
+        return scores
+    full = job.row.recipe("mini")
+    share = job.recipe.train.epochs / full.train.epochs if full and full.train.epochs else 1
+    return scores + job.row.mini_seconds * share

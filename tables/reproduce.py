@@ -1,0 +1,231 @@
+"""Runs what a table still needs and compares it with the paper.
+
+Examples (``tox -e reproduce-table1 -- FLAGS`` passes the flags on):
+
+    python -m tables reproduce table1                       # embedded data, 3 seeds, minutes on two cores
+    python -m tables reproduce table1 --plan                # what would run and what it costs; runs nothing
+    python -m tables reproduce table1 --rows pcl moco --seeds 5
+    python -m tables reproduce table1 --tier paper --data ROOT --ckpt moco=moco_v1_200ep.pth.tar --ckpt pcl=pcl_v1.pth.tar
+
+ROOT holds imagenet/, VOCdevkit/ and places205/. Rows without --ckpt are trained by the paper's recipe. A stopped run
+continues when the same command is given again: what is finished is kept, a training goes on from its last epoch.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from filelock import FileLock, Timeout
+
+from evaluate import lowshot
+from protobench import cli, images, mini
+from protobench.errors import UserError
+from protobench.progress import progress
+from tables import plan, show
+from tables.plan import Job
+from tables.schema import Table, Tier
+
+
+@dataclass(frozen=True)
+class Reproduce:
+    """What to run, and where."""
+
+    table: tyro.conf.Positional[str]
+    tier: Tier = "mini"
+    """mini: embedded data. paper: real data at --data. quick: mini with one epoch, to test an installation"""
+    data: Path | None = None
+    """paper tier: folder with imagenet/, VOCdevkit/ and places205/"""
+    ckpt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """paper tier: row=FILE, scores this checkpoint instead of training the row; may be repeated"""
+    rows: tuple[str, ...] = ()
+    """only these rows (short names); default all that are not cited"""
+    seeds: int | None = None
+    """pretraining seeds per row: 1, 2, …; default 3 for mini, else 1"""
+    plan: bool = False
+    """show what would be run and what it costs, run nothing"""
+    strict: bool = False
+    """exit 1 also for contradicted claims and for cells above the paper"""
+    jobs: int | None = None
+    """processes side by side; default one per core, one on a GPU"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    workers: int | None = None
+    """image-reading processes per job; default none on embedded data, else one per core"""
+    results: Path = Path("results")
+    runs: Path = Path("runs")
+    """checkpoints and logs"""
+
+
+def reproduce(config: Reproduce, table: Table) -> int:
+    """Plans, runs, compares, writes the table's files; returns the exit code."""
+    given = _given(config)
+    if config.tier == "paper" and config.data is None:
+        raise UserError("the paper tier needs the real data", hint="--data ROOT with imagenet/, VOCdevkit/ and places205/ below it")
+    seeds = config.seeds if config.seeds is not None else 3 if config.tier == "mini" else 1
+    if seeds < 1:
+        raise UserError(f"--seeds {seeds}: at least 1")
+    jobs = plan.make_plan(table, config.tier, data=config.data, given=given, rows=config.rows, seeds=seeds,
+                          results=config.results, runs=config.runs)
+    running = [job for job in jobs if job.to_run]
+    if config.plan:
+        print(plan.describe(table, config.tier, jobs, config.jobs or os.cpu_count() or 1))
+        return cli.SAME
+    failures = []
+    if running:
+        with _alone(config.results):
+            failures = _run(running, config)
+    impossible = [f"{job.name}: {job.why}" for job in jobs if job.encoder == "impossible"]
+    impossible += [f"{job.name} on {score.dataset}: {score.why}" for job in jobs for score in job.scores
+                   if score.state == "impossible" and job.encoder != "impossible"]
+    code = show.publish(table, config.tier, config.results, strict=config.strict)
+    for line in impossible:
+        print(f"not possible: {line}", file=sys.stderr)
+    for line in failures:
+        print(f"failed: {line}", file=sys.stderr)
+    return cli.TROUBLE if failures else code
+
+
+def _given(config: Reproduce) -> dict[str, Path]:
+    given = {}
+    for word in config.ckpt:
+        row, equals, path = word.partition("=")
+        if not equals:
+            raise UserError(f"--ckpt {word!r} is not row=FILE", hint="for example --ckpt moco=moco_v1_200ep.pth.tar")
+        given[row] = Path(path)
+    if given and config.tier != "paper":
+        raise UserError(f"--ckpt belongs to the paper tier, not to {config.tier}",
+                        hint="--tier paper --data ROOT; or score the file on embedded data: python evaluate/lowshot.py --ckpt FILE")
+    return given
+
+
+@contextlib.contextmanager
+def _alone(results: Path) -> Iterator[None]:
+    """One run at a time in a results folder."""
+    results.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(results / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError("another run is writing into this results folder", at=results,
+                        hint="wait for it, or give --results (and --runs) another folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _run(jobs: list[Job], config: Reproduce) -> list[str]:
+    """Runs the jobs in parallel processes, the longest first; returns what failed. On Ctrl-C ends them and re-raises."""
+    gpu = config.device == "cuda" or (config.device == "auto" and config.tier == "paper")
+    parallel = config.jobs or (1 if gpu else os.cpu_count() or 1)
+    workers = config.workers if config.workers is not None else (os.cpu_count() or 1) if config.tier == "paper" else 0
+    threads = 1 if parallel > 1 else 0
+    failures = []
+    with _bar(jobs) as bar, _threads_per_process(threads):
+        pool = ProcessPoolExecutor(min(parallel, len(jobs)), mp_context=multiprocessing.get_context("spawn"),
+                                   initializer=_start_worker, initargs=(threads,))
+        try:
+            pending: dict[Future, Job] = {pool.submit(run_job, job, config, workers): job
+                                          for job in sorted(jobs, key=plan.estimate, reverse=True)}
+            while pending:
+                finished, _ = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    job = pending.pop(future)
+                    if mistake := future.exception():
+                        log = f"log: {job.checkpoint.parent / 'output.log'}"
+                        broken = "its process died (out of memory?)" if isinstance(mistake, BrokenProcessPool) else repr(mistake)
+                        what = f"{mistake.what} ({mistake.at})" if isinstance(mistake, UserError) else broken
+                        failures.append(f"{job.name}: {what}; {log}")
+                bar.show(pending.values())
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+        pool.shutdown()
+    return failures
+
+
+def run_job(job: Job, config: Reproduce, workers: int) -> None:
+    """Pretrains (unless done or given) and scores one encoder; what it prints goes to the run folder's output.log."""
+    from pretrain import loop
+    from protobench.devices import device_of
+
+    folder = config.runs / config.tier / job.checkpoint.parent.name if not job.given else config.runs / config.tier / job.row.name
+    folder.mkdir(parents=True, exist_ok=True)
+    device = device_of(config.device)
+    data = config.data if config.tier == "paper" else None
+    with open(folder / "output.log", "a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        if job.trains:
+            source = None
+            if job.recipe.train.epochs:
+                source = images.image_folder((data or mini.ensure()) / "imagenet" / "train", "imagenet-train")
+            loop.pretrain(job.recipe, source, job.checkpoint.parent, seed=job.seed, device=device, workers=workers)
+        for score in job.scores:
+            if score.state == "to run":
+                lowshot.evaluate(plan.score_config(job, score.dataset, data=data, device=device, workers=workers,
+                                                   results=config.results / config.tier / "records"), job.subject())
+
+
+def _start_worker(threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers; their files are whole at any moment
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def _threads_per_process(threads: int) -> Iterator[None]:
+    """Sets OMP_NUM_THREADS for children: faiss and BLAS read it when they are loaded, before any code of ours runs."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    if threads:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    try:
+        yield
+    finally:
+        os.environ.pop("OMP_NUM_THREADS", None)
+        if before is not None:
+            os.environ["OMP_NUM_THREADS"] = before
+
+
+@contextlib.contextmanager
+def _bar(jobs: list[Job]) -> Iterator["_JobsBar"]:
+    bar = _JobsBar(jobs)
+    try:
+        yield bar
+    finally:
+        bar.bar.close()
+
+
+class _JobsBar:
+    """One bar over all jobs, in estimated seconds of work; reads the epochs done from the runs' logs."""
+
+    def __init__(self, jobs: list[Job]):
+        self.jobs, self.started = jobs, time.time()
+        self.bar = progress(desc=f"{len(jobs)} encoders", unit=" s of work", total=round(sum(map(plan.estimate, jobs))))
+
+    def show(self, pending) -> None:
+        open_jobs = {id(job) for job in pending}
+        done, active = 0.0, []
+        for job in self.jobs:
+            share = 1.0
+            if id(job) in open_jobs:
+                log = job.checkpoint.parent / "log.jsonl"
+                fresh = job.trains and log.exists()
+                epochs = log.read_bytes().count(b"\n") if fresh else 0
+                share = 0.95 * epochs / max(job.recipe.train.epochs, 1)
+                if epochs:
+                    active.append(f"{job.row.name}:{job.seed} {epochs}/{job.recipe.train.epochs}")
+            done += share * plan.estimate(job)
+        self.bar.set_postfix_str(", ".join(active[:4]), refresh=False)
+        self.bar.update(done - self.bar.n)

@@ -1,0 +1,114 @@
+"""What a table is: rows, columns, the paper's numbers as printed, margins fixed before any run, and the text's claims."""
+
+import csv
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pretrain.recipes import Recipe
+
+Tier = Literal["mini", "quick", "paper"]
+"""mini: embedded data, never subtracted from the paper. quick: mini with one epoch, tests the plumbing. paper: real data."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column. ``margin``: how far, in the metric's unit, a mean may lie from the paper's and still agree with it."""
+
+    dataset: Literal["voc07", "places205"]
+    k: int
+    margin: float
+
+    @property
+    def group(self) -> str:
+        """The half of the table it stands in."""
+        return {"voc07": "VOC07", "places205": "Places205"}[self.dataset]
+
+    @property
+    def title(self) -> str:
+        """The CSV header's name."""
+        return f"{self.group} k={self.k}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row. Either ``cited`` says where the paper copied it from, or both recipes say how it is made."""
+
+    name: str
+    """short, for the command line and for files"""
+    title: str
+    """as printed, and as in the CSV"""
+    mini: Recipe | None = None
+    paper: Recipe | None = None
+    cited: str = ""
+    control: Literal["", "lower", "upper"] = ""
+    """controls check the pipeline: if they do not come out, no other row means anything"""
+    mini_seconds: float = 0.0
+    """one pretraining of the embedded tier, one core of the reference machine"""
+    gpu_hours: float = 0.0
+    """one pretraining of the paper's tier on V100s"""
+    gpu_hours_source: str = ""
+
+    def recipe(self, tier: Tier) -> Recipe | None:
+        """How this row's encoder is trained in a tier."""
+        return self.paper if tier == "paper" else self.mini
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement of the paper's text: at every one of ``columns``, each left row exceeds each right row by over ``by``."""
+
+    text: str
+    left: tuple[str, ...]
+    right: tuple[str, ...]
+    columns: tuple[Column, ...]
+    by: float = 0.0
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a paper."""
+
+    name: str
+    title: str
+    paper: str
+    source: str
+    """version, table and lines that the numbers were typed from"""
+    numbers_file: str
+    evaluation: str
+    """the file under evaluate/ that fills its cells"""
+    rows: tuple[Row, ...]
+    columns: tuple[Column, ...]
+    claims: tuple[Claim, ...]
+    paper_runs: int
+    """runs behind each number"""
+    unit: dict[str, str]
+    """dataset -> metric and unit, for headings"""
+    margin_reason: str
+    notes: tuple[str, ...] = ()
+    """where paper and protocol leave a choice, and which was made"""
+
+    @cached_property
+    def numbers(self) -> dict[tuple[str, str], str]:
+        """(row name, column title) -> the paper's number as printed, so that its decimals are known."""
+        names = {row.title: row.name for row in self.rows}
+        with open(self.path, newline="", encoding="utf-8") as file:
+            return {(names[line["row"]], column.title): line[column.title]
+                    for line in csv.DictReader(file) for column in self.columns}
+
+    @cached_property
+    def architectures(self) -> dict[str, str]:
+        """Row title -> the architecture as printed."""
+        with open(self.path, newline="", encoding="utf-8") as file:
+            return {line["row"]: line["architecture"] for line in csv.DictReader(file)}
+
+    @property
+    def path(self) -> Path:
+        """The paper's numbers."""
+        return Path(__file__).with_name(self.numbers_file)
+
+    def row(self, name: str) -> Row:
+        """A row by its short name."""
+        return next(row for row in self.rows if row.name == name)

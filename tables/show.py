@@ -1,0 +1,212 @@
+"""A compared table as terminal text, CSV, Markdown and LaTeX. Every form is a function of the records alone."""
+
+import csv
+import io
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tabulate import tabulate
+
+from protobench import files
+from tables import compare
+from tables.compare import Cell, ClaimResult, Outcome
+from tables.schema import Column, Table, Tier
+
+SYMBOLS = {"reproduced": "✓", "within": "≈", "short": "▼", "above": "▲", "invalid": "✗", "off-protocol": "", "not-run": "·",
+           "cited": "–"}
+LEGEND = ("✓ reproduced (90 % interval inside the margin)   ≈ within the margin   ▼ short   ▲ above   ✗ invalid   "
+          "· not run   – cited by the paper")
+STAMPS = {
+    "mini": "MINI: embedded data and small networks. These numbers are not comparable with the paper's, which stand beside "
+            "them for orientation; only the claims (orderings) are checked.",
+    "quick": "QUICK: one epoch on embedded data. Tests the plumbing; the numbers mean nothing.",
+    "paper": "PAPER: real data, the paper's protocol.",
+}
+
+
+def publish(table: Table, tier: Tier, results: Path, *, strict: bool = False) -> int:
+    """Compares, prints, writes ``results/<tier>/<table>.{csv,md,tex,txt,cells.csv}``; returns the exit code."""
+    collected = compare.collect(table, results, tier)
+    outcome = compare.outcome(table, tier, collected.rows)
+    printed = text(outcome, strict)
+    for ending, content in {"csv": grid_csv(outcome), "cells.csv": cells_csv(outcome), "md": markdown(outcome, strict),
+                            "tex": latex(outcome), "txt": printed}.items():
+        files.write_text(results / tier / f"{table.name}.{ending}", content)
+    print(printed)
+    if told := against_reference(outcome, results / "reference" / tier / f"{table.name}.cells.csv"):
+        print(told)
+    if collected.stale:
+        print(f"left out: {collected.stale} records of other data, parameters or recipes in {results / tier / 'records'}")
+    print(f"written: {results / tier / table.name}.{{csv,md,tex,txt,cells.csv}}; plain diff: "
+          f"diff {_relative(table.path)} {results / tier / table.name}.csv")
+    return outcome.exit_code(strict)
+
+
+def _relative(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+# Numbers as text ------------------------------------------------------------------------------------------------------
+
+def number(cell: Cell) -> str:
+    """Our mean with the paper's decimals, or nothing."""
+    decimals = len(cell.paper.partition(".")[2])
+    return "" if cell.mean is None else f"{cell.mean:.{decimals}f}"
+
+
+def spread(cell: Cell) -> str:
+    """Our standard deviation, never "0.0" for a single run."""
+    return "" if cell.sd is None else f"{cell.sd:.1f}"
+
+
+def _ours(cell: Cell) -> str:
+    if cell.verdict in ("cited", "not-run"):
+        return SYMBOLS[cell.verdict]
+    return number(cell) + (f" ±{spread(cell)}" if spread(cell) else "") + (" ✗" if cell.verdict == "invalid" else "")
+
+
+def _versus(cell: Cell) -> str:
+    """ours | paper, and in the paper's tier delta and verdict."""
+    both = f"{_ours(cell)} | {cell.paper}"
+    return both if cell.delta is None else f"{both} | {cell.delta:+.1f} {SYMBOLS[cell.verdict]}"
+
+
+def _groups(outcome: Outcome) -> list[tuple[str, list[Column]]]:
+    titles = dict.fromkeys(column.group for column in outcome.table.columns)
+    return [(f"{group}, {outcome.table.unit[columns[0].dataset]}", columns)
+            for group in titles if (columns := [c for c in outcome.table.columns if c.group == group])]
+
+
+def _rows(outcome: Outcome, columns: list[Column]) -> list[list[str]]:
+    return [[row.title, *(_versus(outcome.cells[row.name, column.title]) for column in columns)] for row in outcome.table.rows]
+
+
+def _what_spread_means(outcome: Outcome) -> str:
+    n = len(outcome.seeds)
+    if n > 1:
+        return f"± standard deviation over {n} pretraining seeds, each the mean of its draws"
+    return "± standard deviation over the draws of training images; one pretraining seed"
+
+
+def _claim_line(result: ClaimResult) -> str:
+    if not result.leads:
+        return "not run"
+    leads = list(result.leads.items())
+    (left, right, column), least = min(leads, key=lambda item: item[1].mean)
+    detail = f"smallest lead {least.mean:+.1f}"
+    if least.interval:
+        detail += f" [{least.interval[0]:+.1f}, {least.interval[1]:+.1f}]"
+    detail += f" ({column}" + (f", {left} - {right}" if len(result.claim.left) * len(result.claim.right) > 1 else "") + ")"
+    over = sum(lead.interval is not None and lead.interval[0] > result.claim.by for _, lead in leads)
+    return f"{detail}; interval above {result.claim.by:g} in {over} of {len(leads)} comparisons"
+
+
+def summary(outcome: Outcome, strict: bool = False) -> str:
+    """One line: how many cells and claims came out how, and the exit code."""
+    cells = Counter(cell.verdict for cell in outcome.cells.values())
+    claims = Counter(result.verdict for result in outcome.claims)
+    told = ", ".join(f"{count} {verdict}" for verdict, count in cells.items())
+    return (f"{told}; claims: {', '.join(f'{count} {verdict}' for verdict, count in claims.items())} "
+            f"-> exit {outcome.exit_code(strict)}")
+
+
+# The forms ------------------------------------------------------------------------------------------------------------
+
+def text(outcome: Outcome, strict: bool = False) -> str:
+    """For the terminal: aligned, ours | paper in every cell, then claims and the summary."""
+    table = outcome.table
+    lines = [f"{table.name}: {table.title}", f"{table.paper}; {table.source.split('.')[0]}", STAMPS[outcome.tier],
+             f"ours | paper; {_what_spread_means(outcome)}", f"controls (Random, Supervised): {outcome.controls}", ""]
+    for heading, columns in _groups(outcome):
+        lines += [tabulate(_rows(outcome, columns), headers=[heading, *(f"k={c.k}" for c in columns)], tablefmt="simple",
+                           disable_numparse=True), ""]
+    if outcome.tier == "paper":
+        lines += [LEGEND, ""]
+    rows = [[result.verdict, result.claim.text, _claim_line(result)] for result in outcome.claims]
+    lines += [tabulate(rows, headers=["claim of the paper", "", "95 % interval of paired differences"], tablefmt="simple",
+                       maxcolwidths=[None, 44, 62]), "", summary(outcome, strict)]
+    return "\n".join(line.rstrip() for line in "\n".join(lines).split("\n")) + "\n"
+
+
+def grid_csv(outcome: Outcome) -> str:
+    """Same columns and order as the paper's numbers, so that plain diff works; cited rows only in the paper's tier."""
+    table = outcome.table
+    rows = []
+    for row in table.rows:
+        cells = [outcome.cells[row.name, column.title] for column in table.columns]
+        values = [cell.paper if row.cited and outcome.tier == "paper" else number(cell) for cell in cells]
+        rows.append([row.title, table.architectures[row.title], *values])
+    return _csv(["row", "architecture", *(column.title for column in table.columns)], rows)
+
+
+def cells_csv(outcome: Outcome) -> str:
+    """One line per cell, for programs."""
+    def shown(value: float | None) -> str:
+        return "" if value is None else f"{value:.4f}"
+
+    rows = []
+    for (row, column), cell in outcome.cells.items():
+        low, high = cell.interval or (None, None)
+        rows.append([outcome.tier, row, column, cell.paper, shown(cell.mean), shown(cell.sd), str(len(cell.values)),
+                     shown(cell.delta), shown(low), shown(high), f"{cell.column.margin:g}", cell.verdict,
+                     outcome.sources.get(row, "")])
+    return _csv(["tier", "row", "column", "paper", "mean", "sd", "n", "delta", "delta_low90", "delta_high90", "margin",
+                 "verdict", "source"], rows)
+
+
+def _csv(header: list[str], rows: list[list[str]]) -> str:
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerows([header, *rows])
+    return file.getvalue()
+
+
+def markdown(outcome: Outcome, strict: bool = False) -> str:
+    """For GitHub."""
+    table = outcome.table
+    lines = [f"# {table.name}: {table.title}", "", f"{table.paper}; {table.source}.", "", f"**{STAMPS[outcome.tier]}**", "",
+             f"Each cell: ours \\| paper. {_what_spread_means(outcome)}. Controls: {outcome.controls}.", ""]
+    for heading, columns in _groups(outcome):
+        rows = [[word.replace("|", "\\|") for word in row] for row in _rows(outcome, columns)]
+        lines += [tabulate(rows, headers=[heading, *(f"k={c.k}" for c in columns)], tablefmt="pipe", disable_numparse=True), ""]
+    if outcome.tier == "paper":
+        lines += [LEGEND, ""]
+    lines += ["| Claim of the paper | Where | Verdict | 95 % interval of paired differences |", "|---|---|---|---|"]
+    lines += [f"| {r.claim.text} | {r.claim.source} | **{r.verdict}** | {_claim_line(r)} |" for r in outcome.claims]
+    lines += ["", summary(outcome, strict), "", "Notes", ""]
+    lines += [f"- {note}" for note in table.notes] + [f"- Margins: {table.margin_reason}."]
+    lines += [f"- {row.title}: cited, {row.cited}." for row in table.rows if row.cited]
+    lines += [f"- {table.row(name).title}: {source}." for name, source in outcome.sources.items()
+              if source != "retrained"]
+    return "\n".join(lines) + "\n"
+
+
+def latex(outcome: Outcome) -> str:
+    """For papers: booktabs, ours with its spread; the tier is part of the caption."""
+    table = outcome.table
+    frame = pd.DataFrame(
+        [[_ours(outcome.cells[row.name, column.title]).replace("±", "$\\pm$").replace("–", "--").replace("·", "")
+          .replace("✗", "(invalid)") for column in table.columns] for row in table.rows],
+        index=[row.title for row in table.rows],
+        columns=pd.MultiIndex.from_tuples([(column.group, f"$k={column.k}$") for column in table.columns]))
+    stamp = STAMPS[outcome.tier].replace("%", "\\%")
+    return frame.style.to_latex(hrules=True, multicol_align="c", column_format="l" + "r" * len(table.columns),
+                                caption=f"{table.title}. {stamp}", label=f"tab:{table.name}-{outcome.tier}",
+                                position_float="centering")
+
+
+def against_reference(outcome: Outcome, reference: Path) -> str:
+    """How far this run lies from the committed one of the same tier; empty where there is none."""
+    if not reference.is_file():
+        return ""
+    with open(reference, newline="", encoding="utf-8") as file:
+        theirs = {(line["row"], line["column"]): line["mean"] for line in csv.DictReader(file)}
+    pairs = [(cell.mean, float(mean)) for key, cell in outcome.cells.items()
+             if cell.mean is not None and (mean := theirs.get(key))]
+    if not pairs:
+        return ""
+    differences = np.abs(np.subtract(*np.transpose(pairs)))
+    return (f"against the committed run: {int((differences < 0.05).sum())} of {len(pairs)} cells equal to 0.05, "
+            f"largest difference {differences.max():.2f}")

@@ -1,0 +1,101 @@
+"""Does a number agree with the paper's? Pure statistics; nothing here knows a table or a file.
+
+A cell is compared by equivalence, not by "no significant difference", which would reward few and noisy runs: the 90 %
+interval of the difference must lie inside a margin fixed beforehand (two one-sided tests at 5 %). The paper's mean has
+noise of its own, so the standard error counts its runs as well as ours, and its rounding.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy import stats
+
+CellVerdict = Literal["reproduced", "within", "short", "above", "invalid", "off-protocol", "not-run", "cited"]
+ClaimVerdict = Literal["holds", "weaker", "reversed", "undecided", "not-run"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Ours against the paper's: delta = mean of ours - paper; its 90 % interval; p of "at most a margin short"."""
+
+    verdict: CellVerdict
+    delta: float
+    interval: tuple[float, float] | None
+    p_short: float | None
+
+
+def compare(paper: str, paper_runs: int, runs: Sequence[float], margin: float) -> Comparison:
+    """The verdict on one cell. ``paper`` as printed; ``runs`` our values, at least one.
+
+    reproduced: at least 3 runs and the interval inside +- margin. within: the mean is, the interval is not (or there
+    are fewer runs, then there is no interval). short, above: the mean is outside. Direction: higher is better.
+    """
+    delta = float(np.mean(runs)) - float(paper)
+    interval = p_short = None
+    if len(runs) >= 2:
+        decimals = len(paper.partition(".")[2])
+        rounding = (10.0**-decimals) ** 2 / 12
+        error = math.sqrt(float(np.var(runs, ddof=1)) * (1 / len(runs) + 1 / paper_runs) + rounding)
+        t = stats.t(len(runs) - 1)
+        half = float(t.ppf(0.95)) * error
+        interval = (delta - half, delta + half)
+        p_short = float(t.cdf((delta + margin) / error))
+    if abs(delta) > margin:
+        verdict: CellVerdict = "short" if delta < 0 else "above"
+    elif len(runs) >= 3 and interval is not None and -margin <= interval[0] and interval[1] <= margin:
+        verdict = "reproduced"
+    else:
+        verdict = "within"
+    return Comparison(verdict, delta, interval, p_short)
+
+
+def holm(p_values: Sequence[float], alpha: float = 0.05) -> list[bool]:
+    """Which hypotheses are rejected with a family-wise error of at most ``alpha`` (Holm 1979)."""
+    rejected = [False] * len(p_values)
+    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
+        if p_values[index] > alpha / (len(p_values) - rank):
+            break
+        rejected[index] = True
+    return rejected
+
+
+@dataclass(frozen=True)
+class Lead:
+    """The mean paired difference of two rows in one column and its 95 % interval (None for a single pair)."""
+
+    mean: float
+    interval: tuple[float, float] | None
+    p_below: float | None
+    """one-sided p of "the lead is at least ``by``" """
+
+
+def lead(differences: Sequence[float], by: float = 0.0) -> Lead:
+    """Paired t over runs that share seed or draw."""
+    mean = float(np.mean(differences))
+    if len(differences) < 2:
+        return Lead(mean, None, None)
+    error = float(np.std(differences, ddof=1)) / math.sqrt(len(differences))
+    t = stats.t(len(differences) - 1)
+    half = float(t.ppf(0.975)) * error
+    below = float(t.cdf((mean - by) / error)) if error > 0 else float(mean >= by)
+    return Lead(mean, (mean - half, mean + half), below)
+
+
+def claim(leads: Sequence[Lead], by: float = 0.0) -> ClaimVerdict:
+    """The verdict on "every lead exceeds ``by``".
+
+    holds: every interval lies above (each at 2.5 %, one side; a conjunction needs no correction). reversed: at least
+    one lead is below, at 2.5 % after Holm. weaker: as reversed, but all leads exceed 0: the order holds, the size does
+    not. undecided: anything else, a single run included.
+    """
+    if not leads:
+        return "not-run"
+    if all(x.interval is not None and x.interval[0] > by for x in leads):
+        return "holds"
+    if all(x.p_below is not None for x in leads) and any(holm([x.p_below for x in leads if x.p_below is not None], 0.025)):
+        ordered = by > 0 and all(x.interval is not None and x.interval[0] > 0 for x in leads)
+        return "weaker" if ordered else "reversed"
+    return "undecided"
