@@ -51,6 +51,7 @@ class Encoder(nn.Module):
         self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, dim)) if mlp else nn.Linear(width, dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Images [N, 3, H, W] to embeddings [N, C]."""
         return F.normalize(self.head(self.backbone(x)), dim=1)
 
 

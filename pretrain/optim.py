@@ -56,5 +56,6 @@ class LARS(torch.optim.Optimizer):
                     ratio = torch.where((w_norm > 0) & (g_norm > 0), group["eta"] * w_norm / g_norm, torch.ones_like(w_norm))
                     g = g * ratio
                 state = self.state[w]
-                m = state["momentum"] = g.clone() if "momentum" not in state else state["momentum"].mul_(group["momentum"]).add_(g)
+                m = state.setdefault("momentum", torch.zeros_like(w))
+                m.mul_(group["momentum"]).add_(g)
                 w.sub_(m, alpha=group["lr"])

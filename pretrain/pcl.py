@@ -106,10 +106,10 @@ class PCL(MoCo):
                 phi_K = concentration(clusters.distance, clusters.assignment, k, temperature=self.recipe.temperature,
                                       alpha=self.recipe.alpha, singleton_rule=self.recipe.singleton_rule,
                                       clip_percentiles=self.recipe.clip_percentiles)
-            to = {"device": self.queue.device}
-            self.prototypes.append((F.normalize(torch.from_numpy(clusters.centroids).to(**to), dim=1),
-                                    torch.from_numpy(phi_K).to(**to, dtype=torch.float32),
-                                    torch.from_numpy(clusters.assignment).to(**to)))
+            device = self.queue.device
+            self.prototypes.append((F.normalize(torch.from_numpy(clusters.centroids).to(device), dim=1),
+                                    torch.from_numpy(phi_K).to(device, torch.float32),
+                                    torch.from_numpy(clusters.assignment).to(device)))
             size_K = np.bincount(clusters.assignment, minlength=k)
             log |= {f"clusters_{k}_empty": int((size_K == 0).sum()), f"clusters_{k}_sd": float(size_K.std()),
                     f"phi_{k}_min": float(phi_K.min()), f"phi_{k}_max": float(phi_K.max())}

@@ -25,11 +25,9 @@ class Views(Protocol):
 
     def batches(self, epoch: int, num_views: int) -> Iterator[tuple[list[Tensor], Tensor]]:
         """Normalised views, each [B, 3, H, W], and the images' numbers int64 [B]; the last short batch is dropped."""
-        ...
 
     def centre_crops(self) -> Iterator[Tensor]:
         """Normalised centre crops of all images in order, [b, 3, H, W] each."""
-        ...
 
 
 def order(n: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:
@@ -73,6 +71,7 @@ class TensorViews:
         self.normalise = _Normaliser(recipe.input, device)
 
     def batches(self, epoch: int, num_views: int) -> Iterator[tuple[list[Tensor], Tensor]]:
+        """See ``Views``."""
         for chosen in order(len(self.pixels), self.recipe.train.batch_size, self.seed, epoch):
             index = torch.from_numpy(chosen).to(self.device)
             pixels = self.pixels[index]
@@ -80,6 +79,7 @@ class TensorViews:
                    for view in range(num_views)], index
 
     def centre_crops(self) -> Iterator[Tensor]:
+        """See ``Views``."""
         for crops in self.crops.split(512):
             yield self.normalise(crops.float() / 255)
 
@@ -92,6 +92,7 @@ class FolderViews:
         self.normalise = _Normaliser(recipe.input, device)
 
     def batches(self, epoch: int, num_views: int) -> Iterator[tuple[list[Tensor], Tensor]]:
+        """See ``Views``."""
         batches = order(len(self.images), self.recipe.train.batch_size, self.seed, epoch)
         views = _RandomViews(self.images, self.recipe.augment, self.seed, epoch, num_views)
         for stacked, chosen in zip(self._loader(views, batch_sampler=batches.tolist()), batches, strict=True):
@@ -99,6 +100,7 @@ class FolderViews:
             yield [self.normalise(view) for view in stacked.unbind(1)], torch.from_numpy(chosen).to(self.device)
 
     def centre_crops(self) -> Iterator[Tensor]:
+        """See ``Views``."""
         for crops in self._loader(Pixels(self.images, self.recipe.input), batch_size=256):
             yield self.normalise(crops.to(self.device, non_blocking=True).float() / 255)
 

@@ -78,6 +78,7 @@ class ResNet(nn.Module):
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
     def forward(self, x: Tensor) -> Tensor:
+        """The pooled feature, 2048-D for a ResNet-50."""
         return self.features(x).mean((2, 3))
 
 

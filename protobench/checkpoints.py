@@ -83,9 +83,9 @@ def load(path: Path) -> Encoder:
         "dropped": sorted({".".join(name.split(".")[:2]) for name in state.keys() - kept}),
         "trained": metadata.get("trained"),
     }
-    given = metadata.get("input", {})
-    input_ = EvalInput(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
-    return Encoder(backbone.float().eval(), input_, metadata.get("key", sha256), account)
+    given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
+                             for key, value in metadata.get("input", {}).items()}
+    return Encoder(backbone.float().eval(), EvalInput(**given), metadata.get("key", sha256), account)
 
 
 def export(path: Path, backbone: ResNet, *, key: str, input_: EvalInput, trained: dict[str, Any]) -> None:

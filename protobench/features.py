@@ -59,7 +59,7 @@ def extract(encoder: Encoder, images: ImageList, *, pooling: Pooling = "average"
         return np.load(path, mmap_mode="r")
     loader = DataLoader(Pixels(images, input_), batch_size, num_workers=workers, collate_fn=collate,
                         pin_memory=device != "cpu")
-    backbone = encoder.backbone.to(device, memory_format=torch.channels_last)
+    backbone = encoder.backbone.to(device).to(memory_format=torch.channels_last)
     mean, std = (torch.tensor(value, device=device).view(3, 1, 1) * 255 for value in (input_.mean, input_.std))
     parts = []
     with torch.inference_mode():

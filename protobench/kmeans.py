@@ -33,4 +33,4 @@ def kmeans(x_ND: np.ndarray, k: int, *, seed: int, niter: int = 20, nredo: int =
                           min_points_per_centroid=1, max_points_per_centroid=1000)
     search.train(x_ND)
     squared_N1, assignment_N1 = search.index.search(x_ND, 1)
-    return Clustering(search.centroids.reshape(k, -1), assignment_N1[:, 0], np.sqrt(squared_N1[:, 0].clip(0)))
+    return Clustering(np.asarray(search.centroids).reshape(k, -1), assignment_N1[:, 0], np.sqrt(squared_N1[:, 0].clip(0)))

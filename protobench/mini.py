@@ -98,6 +98,7 @@ class World:
         return np.flatnonzero((self.position[category] >= low) & (self.position[category] < high))
 
     def sprite(self, split: str, category: int, side: tuple[float, float], rng: np.random.Generator) -> Sprite:
+        """An object of the category at a random place, ``side`` (from, to) pixels wide."""
         mask = self.masks[category][rng.choice(self.instances(split, category))]
         length = rng.uniform(*side)
         slack = max(SIZE - length, 0) / 2 + 1
@@ -124,7 +125,8 @@ class World:
             tries = [self.sprite(split, categories[1], (13, 18), rng) for _ in range(6)]
             sprites.append(min(tries, key=lambda sprite: float((sprite.alpha(SIZE) * covered).sum())))
         texture = int(rng.integers(len(TEXTURES))) if texture is None else texture
-        things, seen = [], np.ones((SIZE, SIZE))
+        things: list[Thing] = []
+        seen = np.ones((SIZE, SIZE))
         for category, sprite in reversed(list(zip(categories, sprites, strict=True))):  # the last one lies on top
             alpha = sprite.alpha(SIZE)
             rows, columns = np.nonzero(alpha > alpha.max() / 2)

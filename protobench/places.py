@@ -33,6 +33,6 @@ def read(data: Path, split: str) -> ImageList:
     if count == 365:
         raise UserError("this list has 365 classes: it is Places365, the table is about Places205", at=listing)
     scenes = [""] * count
-    for path, label in zip(paths, labels, strict=True):
-        scenes[label] = scenes[label] or Path(path).parent.as_posix()
+    for path, scene in zip(paths, labels, strict=True):
+        scenes[scene] = scenes[scene] or Path(path).parent.as_posix()
     return ImageList(f"places205-{split}", root / IMAGES, tuple(paths), np.array(labels), tuple(scenes))

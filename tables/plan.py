@@ -133,14 +133,14 @@ def _job(row: Row, seed: int, recipe: Recipe, given: Path | None, pretraining: I
             key = run_key(recipe, pretraining, seed)
             state, why = ("done", "") if encoder_key(checkpoint) == key else ("to run", "")
     scores = []
-    for dataset, (lists, missing) in sources.items():
+    for dataset, (lists, missing) in sources.items():  # lists: training and test images
         if lists is None:
             scores.append(Score(dataset, "impossible", missing))
         elif key is None:
             scores.append(Score(dataset, "impossible", "no encoder"))
         else:
             config = lowshot.Config(checkpoint, None, dataset)  # type: ignore[arg-type]
-            known = files.sha256(json.loads(files.canonical_json(lowshot.unit(key, *lists, config)))) in have
+            known = files.sha256(json.loads(files.canonical_json(lowshot.unit(key, lists[0], lists[1], config)))) in have
             scores.append(Score(dataset, "done" if known else "to run"))
     return Job(row, seed, recipe, checkpoint, given is not None, state, why, tuple(scores))  # type: ignore[arg-type]
 

@@ -69,7 +69,7 @@ def reproduce(config: Reproduce, table: Table) -> int:
     """Plans, runs, compares, writes the table's files; returns the exit code."""
     given = _given(config)
     if config.tier == "paper" and config.data is None:
-        raise UserError("the paper tier needs the real data", hint="--data ROOT with imagenet/, VOCdevkit/ and places205/ below it")
+        raise UserError("the paper tier needs the real data", hint="--data ROOT with imagenet/, VOCdevkit/, places205/ below it")
     seeds = config.seeds if config.seeds is not None else 3 if config.tier == "mini" else 1
     if seeds < 1:
         raise UserError(f"--seeds {seeds}: at least 1")
@@ -103,7 +103,7 @@ def _given(config: Reproduce) -> dict[str, Path]:
         given[row] = Path(path)
     if given and config.tier != "paper":
         raise UserError(f"--ckpt belongs to the paper tier, not to {config.tier}",
-                        hint="--tier paper --data ROOT; or score the file on embedded data: python evaluate/lowshot.py --ckpt FILE")
+                        hint="--tier paper --data ROOT; or, on embedded data, python evaluate/lowshot.py --ckpt FILE")
     return given
 
 
