@@ -42,7 +42,7 @@ def _main(doc: str, recipes: dict[str, Recipe]) -> int:
     def job(recipe: Choice, run: Run) -> tuple[Recipe, Run]:  # type: ignore[valid-type]
         return recipe, run
 
-    recipe, run = cli.parse(tyro.conf.configure(tyro.conf.ConsolidateSubcommandArgs)(job), doc)
+    recipe, run = cli.parse(job, doc)
     encoder = train(recipe, run)
     print(f"{encoder}  (score it: python evaluate/lowshot.py --ckpt {encoder})")
     return cli.SAME

@@ -51,8 +51,10 @@ def concentration(distance_I: np.ndarray, assignment_I: np.ndarray, k: int, *, t
     if singleton_rule:
         phi_K[size_K <= 1] = phi_K[size_K > 1].max(initial=0.0)
     phi_K = phi_K.clip(*np.percentile(phi_K, clip_percentiles))
+    if phi_K.max() < 1e-12:  # every image lies on its prototype: nothing to estimate
+        return np.full(k, temperature)
     phi_K = np.maximum(phi_K, 1e-3 * phi_K.max())  # a cluster of identical images would divide the logits by nothing
-    return phi_K * (temperature / phi_K.mean()) if phi_K.max() > 0 else np.full(k, temperature)
+    return phi_K * (temperature / phi_K.mean())
 
 
 def draw_negatives(positive_N: Tensor, num_prototypes: int, num_negatives: int, generator: torch.Generator) -> Tensor:

@@ -6,14 +6,14 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from pretrain import augment
 from pretrain.recipes import Augment, Recipe
 from protobench import keyed
 from protobench.errors import UserError
-from protobench.features import Pixels, collate
 from protobench.images import ImageList
+from protobench.loading import CentreCrops, batches
 from protobench.transforms import EvalInput
 
 IN_MEMORY_BYTES = 256 * 2**20
@@ -93,19 +93,18 @@ class FolderViews:
 
     def batches(self, epoch: int, num_views: int) -> Iterator[tuple[list[Tensor], Tensor]]:
         """See ``Views``."""
-        batches = order(len(self.images), self.recipe.train.batch_size, self.seed, epoch)
+        steps = order(len(self.images), self.recipe.train.batch_size, self.seed, epoch)
         views = _RandomViews(self.images, self.recipe.augment, self.seed, epoch, num_views)
-        for stacked, chosen in zip(self._loader(views, batch_sampler=batches.tolist()), batches, strict=True):
+        loader = batches(views, workers=self.workers, device=self.device, batch_sampler=steps.tolist())
+        for stacked, chosen in zip(loader, steps, strict=True):
             stacked = stacked.to(self.device, non_blocking=True).float() / 255
             yield [self.normalise(view) for view in stacked.unbind(1)], torch.from_numpy(chosen).to(self.device)
 
     def centre_crops(self) -> Iterator[Tensor]:
         """See ``Views``."""
-        for crops in self._loader(Pixels(self.images, self.recipe.input), batch_size=256):
+        for crops in batches(CentreCrops(self.images, self.recipe.input), workers=self.workers, device=self.device,
+                             batch_size=256):
             yield self.normalise(crops.to(self.device, non_blocking=True).float() / 255)
-
-    def _loader(self, dataset: Dataset, **how) -> DataLoader:
-        return DataLoader(dataset, num_workers=self.workers, collate_fn=collate, pin_memory=self.device != "cpu", **how)
 
 
 class _RandomViews(Dataset):

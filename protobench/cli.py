@@ -23,7 +23,7 @@ def parse(config: Callable[..., T], description: str, args: Sequence[str] | None
         config,
         description=description + "\n\n--debug, anywhere, shows the traceback of an error.",
         args=args,
-        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes),
+        config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.CascadeSubcommandArgs),
     )
 
 

@@ -1,17 +1,18 @@
 """Features of a data set, extracted once per (weights, data, input, pooling) and kept as memory-mapped arrays."""
 
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from protobench import files
 from protobench.checkpoints import Encoder
 from protobench.errors import UserError
 from protobench.images import ImageList
+from protobench.loading import CentreCrops, batches
 from protobench.progress import progress
 
 Pooling = Literal["average", "2x2"]
@@ -19,30 +20,6 @@ Pooling = Literal["average", "2x2"]
 
 VERSION = 1
 """Raise when features change for equal inputs."""
-
-
-class Pixels(Dataset):
-    """The centre crops of an image list as uint8 [3, H, W]."""
-
-    def __init__(self, images: ImageList, encoder_input):
-        self.images, self.input = images, encoder_input
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> torch.Tensor | UserError:
-        try:
-            return torch.from_numpy(self.input.pixels(self.images.read(index)).copy()).permute(2, 0, 1)
-        except UserError as mistake:  # handed over, not raised: a DataLoader would bury it in a worker's traceback
-            return mistake
-
-
-def collate(batch: list) -> torch.Tensor:
-    """Stacks a batch; raises the UserError of an image that could not be read."""
-    for item in batch:
-        if isinstance(item, UserError):
-            raise item
-    return torch.stack(batch)
 
 
 def extract(encoder: Encoder, images: ImageList, *, pooling: Pooling = "average", warp: bool = False,
@@ -57,13 +34,13 @@ def extract(encoder: Encoder, images: ImageList, *, pooling: Pooling = "average"
     path = (cache or files.cache_dir() / "features") / f"{files.sha256(identity)}.npy"
     if path.exists():
         return np.load(path, mmap_mode="r")
-    loader = DataLoader(Pixels(images, input_), batch_size, num_workers=workers, collate_fn=collate,
-                        pin_memory=device != "cpu")
+    loader = batches(CentreCrops(images, input_), workers=workers, device=device, batch_size=batch_size)
     backbone = encoder.backbone.to(device).to(memory_format=torch.channels_last)
     mean, std = (torch.tensor(value, device=device).view(3, 1, 1) * 255 for value in (input_.mean, input_.std))
     parts = []
     with torch.inference_mode():
-        for pixels in progress(loader, desc=f"features {images.name}", unit=" batches", total=len(loader)):
+        for pixels in progress(loader, desc=f"features {images.name}", unit=" batches",
+                               total=math.ceil(len(images) / batch_size)):
             x = (pixels.to(device, non_blocking=True).float() - mean) / std
             map_NCHW = backbone.features(x.contiguous(memory_format=torch.channels_last))
             parts.append(_pool(map_NCHW, pooling).cpu())

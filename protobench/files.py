@@ -1,5 +1,6 @@
 """Files that are either whole or absent, their hashes, and where the suite keeps what it can make again."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -31,7 +32,8 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         raise UserError(f"cannot write: {failure.strerror or failure}", at=path,
                         hint="check free space and permissions; what was there before is untouched") from failure
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -70,15 +70,15 @@ def image_folder(root: Path, name: str) -> ImageList:
     """``root/<class>/*.jpg`` as ImageNet's train and val are kept; classes in sorted order."""
     if not root.is_dir():
         raise UserError(f"{name}: no such folder", at=root, hint="expected one folder per class below it")
-    classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    with os.scandir(root) as entries:
+        classes = sorted(entry.name for entry in entries if entry.is_dir())
     if not classes:
-        flat = any(Path(entry.name).suffix.lower() in EXTENSIONS for entry in os.scandir(root))
+        flat = any(path.suffix.lower() in EXTENSIONS for path in root.iterdir())
         raise UserError(f"{name}: {'images lie flat in this folder, not' if flat else 'no images'} in class folders",
                         at=root, hint="sort the images into one folder per class (ImageNet's val too)")
     paths, labels = [], []
     for label, title in enumerate(classes):
-        found = sorted(f"{title}/{entry.name}" for entry in os.scandir(root / title)
-                       if Path(entry.name).suffix.lower() in EXTENSIONS)
+        found = sorted(f"{title}/{name}" for name in os.listdir(root / title) if Path(name).suffix.lower() in EXTENSIONS)
         if not found:
             raise UserError(f"{name}: class {title!r} has no image", at=root / title,
                             hint="remove the empty folder or unpack the class again")

@@ -54,7 +54,7 @@ def read(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text())
         record_id = record.pop("record_id")
         schema = record["schema"]
-    except (ValueError, KeyError, AttributeError) as failure:
+    except (ValueError, KeyError, AttributeError, TypeError) as failure:
         raise UserError("not a result record", at=path, hint="delete it; the next run makes it again") from failure
     if schema != SCHEMA:
         raise UserError(f"record of schema {schema}, this version reads {SCHEMA}", at=path)

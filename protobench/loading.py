@@ -1,0 +1,42 @@
+"""Batches of images read by worker processes; a broken file comes back as an error that names it."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from protobench.errors import UserError
+from protobench.images import ImageList
+from protobench.transforms import EvalInput
+
+
+class CentreCrops(Dataset):
+    """The evaluation input of every image, uint8 [3, H, W]."""
+
+    def __init__(self, images: ImageList, input_: EvalInput):
+        self.images, self.input = images, input_
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor | UserError:
+        try:
+            return torch.from_numpy(self.input.pixels(self.images.read(index)).copy()).permute(2, 0, 1)
+        except UserError as mistake:  # handed over, not raised: a DataLoader would bury it in a worker's traceback
+            return mistake
+
+
+def batches(dataset: Dataset, *, workers: int, device: str, **how: Any) -> Iterator[Tensor]:
+    """Stacked items in order, in pinned memory where they go to a GPU. Raises the UserError of an unreadable image."""
+    workers = min(workers, os.cpu_count() or 1)
+    for batch in DataLoader(dataset, num_workers=workers, collate_fn=_collate, pin_memory=device != "cpu", **how):
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+def _collate(batch: list) -> Tensor | UserError:
+    return next((item for item in batch if isinstance(item, UserError)), None) or torch.stack(batch)

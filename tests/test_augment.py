@@ -1,0 +1,95 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional as tv
+
+from pretrain import augment, recipes
+from pretrain.recipes import Augment
+
+PLAIN = Augment(size=32, min_area=1.0, flip=0.0, jitter_p=0.0, grayscale=0.0)
+STRONG = Augment(size=32, min_area=0.3, flip=0.5, jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8, grayscale=0.2, blur=0.5)
+
+
+def _pictures(n=16, side=40):
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 256, (n, 3, side, side), dtype=np.uint8))
+
+
+def test_a_view_depends_on_its_key_not_on_its_batch():
+    pictures, index = _pictures(), np.arange(100, 116)
+    together = augment.of_batch(STRONG, pictures, index, 1, 0, 0)
+    for i in (0, 7, 15):
+        alone = augment.of_batch(STRONG, pictures[i : i + 1], index[i : i + 1], 1, 0, 0)
+        torch.testing.assert_close(together[i : i + 1], alone, atol=1e-6, rtol=0)
+    assert not torch.equal(together, augment.of_batch(STRONG, pictures, index, 1, 0, 1)), "views differ"
+    assert not torch.equal(together, augment.of_batch(STRONG, pictures, index, 1, 1, 0)), "epochs differ"
+
+
+def test_values_stay_in_range():
+    x = augment.of_batch(STRONG, _pictures(64), np.arange(64), 0)
+    assert x.shape == (64, 3, 32, 32)
+    assert x.min() >= 0
+    assert x.max() <= 1
+
+
+def test_nothing_switched_on_is_a_plain_resize():
+    pictures = _pictures(side=32)
+    x = augment.of_batch(PLAIN, pictures, np.arange(16), 0)
+    square = augment._crop(pictures.float() / 255, PLAIN, *[torch.full((16,), 0.5)] * 4, torch.ones(16))
+    torch.testing.assert_close(square, pictures.float() / 255, atol=1e-5, rtol=0)
+    assert (x - pictures.float() / 255).abs().mean() < 0.3  # aspect still varies by up to 4/3, as in torchvision
+
+
+def test_flip_mirrors():
+    pictures = _pictures(side=32)
+    half = [torch.full((16,), 0.5)] * 4
+    flipped = augment._crop(pictures.float() / 255, replace(PLAIN, flip=1.0), *half, torch.zeros(16))
+    torch.testing.assert_close(flipped, pictures.flip(3).float() / 255, atol=1e-5, rtol=0)
+
+
+def test_colour_jitter_equals_torchvisions_but_for_hue():
+    x = _pictures(4, 32).float() / 255
+    b, c, s, no_hue = torch.tensor([0.7, 1.0, 1.3, 1.1]), torch.tensor([1.2, 0.6, 1.0, 1.4]), torch.tensor([0.5, 1.5, 1.2, 1.0]), torch.zeros(4)
+    ours = augment._jitter(x, b, c, s, no_hue)
+    for i in range(4):
+        theirs = tv.adjust_saturation(tv.adjust_contrast(tv.adjust_brightness(x[i], float(b[i])), float(c[i])), float(s[i]))
+        torch.testing.assert_close(ours[i], theirs, atol=2e-3, rtol=0)
+
+
+def test_hue_turns_colours_and_keeps_greys_and_luma():
+    x = torch.tensor([0.5, 0.3, 0.3]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
+    turned = augment._jitter(x, *[torch.ones(1)] * 3, torch.tensor([1 / 3]))
+    assert turned[0, :, 0, 0].argmax() != 0
+    torch.testing.assert_close(augment._luma(turned), augment._luma(x), atol=5e-3, rtol=0)
+    grey = torch.full((1, 3, 4, 4), 0.4)
+    torch.testing.assert_close(augment._jitter(grey, *[torch.ones(1)] * 3, torch.tensor([0.2])), grey, atol=1e-3, rtol=0)
+
+
+def test_blur_equals_torchvisions_gaussian():
+    x = _pictures(2, 32).float() / 255
+    ours = augment._blur(x, torch.tensor([0.5, 2.0]))
+    for i, sigma in enumerate((0.5, 2.0)):
+        torch.testing.assert_close(ours[i], tv.gaussian_blur(x[i], [9, 9], [sigma, sigma]), atol=1e-5, rtol=0)
+
+
+def test_probabilities_are_the_recipe_s():
+    pictures = _pictures(1).expand(4000, -1, -1, -1)
+    x = augment.of_batch(replace(PLAIN, grayscale=0.2), pictures, np.arange(4000), 0)
+    grey = ((x.amax(1) - x.amin(1)).amax((1, 2)) < 1e-4).float().mean()
+    assert grey == pytest.approx(0.2, abs=0.03)
+
+
+def test_a_picture_s_view_is_its_key_s_and_leaves_torchs_generator_alone():
+    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (60, 80, 3), dtype=np.uint8))
+    transform = augment.of_picture(replace(recipes.V2_AUGMENT, size=32))
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    first = augment.keyed_view(transform, picture, 1, 0, 5, 0)
+    assert torch.equal(torch.rand(1), expected)
+    assert torch.equal(first, augment.keyed_view(transform, picture, 1, 0, 5, 0))
+    assert not torch.equal(first, augment.keyed_view(transform, picture, 1, 0, 5, 1))
+    assert first.shape == (3, 32, 32)
+    assert first.dtype == torch.uint8

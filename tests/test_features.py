@@ -1,0 +1,84 @@
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from protobench import checkpoints, features, images, voc
+from protobench.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def encoder(encoder_file):
+    return checkpoints.load(encoder_file)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_features_do_not_depend_on_the_number_of_workers(encoder, world, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)  # otherwise workers are cut to the cores there are
+    test = voc.read(world, "test")
+    first, *others = [features.extract(encoder, test, workers=n, batch_size=50, cache=tmp_path / str(n)) for n in (0, 1, 3)]
+    assert first.shape == (120, 128)
+    for other in others:
+        np.testing.assert_array_equal(first, other)
+
+
+def test_extraction_happens_once_and_anew_when_anything_changes(encoder, world, tmp_path):
+    test = voc.read(world, "test")
+    features.extract(encoder, test, cache=tmp_path)
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.npy")}
+    again = features.extract(encoder, test, cache=tmp_path)
+    assert isinstance(again, np.memmap)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.npy")} == written
+    features.extract(encoder, test, warp=True, cache=tmp_path)
+    wide = features.extract(encoder, test, pooling="2x2", cache=tmp_path)
+    assert wide.shape == (120, 4 * 128)
+    features.extract(encoder, test.subset(np.arange(100)), cache=tmp_path)
+    assert len(list(tmp_path.glob("*.npy"))) == 4
+
+
+def test_pooling_follows_the_papers(encoder, world, tmp_path):
+    test = voc.read(world, "test").subset(np.arange(8))
+    average = features.extract(encoder, test, cache=tmp_path)
+    wide = features.extract(encoder, test, pooling="2x2", cache=tmp_path).reshape(8, 128, 4)
+    np.testing.assert_allclose(wide.mean(2), average, atol=1e-5)  # the embedded map is 2x2: nothing overlaps
+    map_NCHW = torch.arange(49.0).view(1, 1, 7, 7)
+    expected = [map_NCHW[0, 0, i : i + 6, j : j + 6].mean().item() for i in (0, 1) for j in (0, 1)]
+    np.testing.assert_allclose(features._pool(map_NCHW, "2x2")[0].tolist(), expected)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_corrupt_image_is_named_even_from_a_worker(encoder, tmp_path, workers):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (40, 40)).save(tmp_path / name / "x.jpg")
+    victim = tmp_path / "b" / "x.jpg"
+    victim.write_bytes(victim.read_bytes()[:300])
+    with pytest.raises(UserError) as error:
+        features.extract(encoder, images.image_folder(tmp_path, "x"), workers=workers, cache=tmp_path / "cache")
+    assert error.value.at == victim
+
+
+def test_collapsed_and_nan_encoders_are_refused(encoder_file, world, tmp_path):
+    test = voc.read(world, "test")
+    collapsed = checkpoints.load(encoder_file)
+    with torch.no_grad():
+        for parameter in collapsed.backbone.layer4.parameters():
+            parameter.zero_()
+    with pytest.raises(UserError, match="collapsed"):
+        features.extract(collapsed, test, cache=tmp_path)
+    spoilt = checkpoints.load(encoder_file)
+    with torch.no_grad():
+        spoilt.backbone.bn1.weight.fill_(float("nan"))
+    with pytest.raises(UserError, match="NaN"):
+        features.extract(spoilt, test, cache=tmp_path)
+    assert not list(tmp_path.glob("*.npy"))
+
+
+@pytest.mark.gpu
+def test_gpu_features_agree_with_the_cpu(encoder_file, world, tmp_path):
+    test = voc.read(world, "test")
+    cpu = features.extract(checkpoints.load(encoder_file), test, cache=tmp_path)
+    gpu = features.extract(checkpoints.load(encoder_file), test, device="cuda", cache=tmp_path)
+    np.testing.assert_allclose(gpu, cpu, rtol=1e-3, atol=1e-3)

@@ -1,0 +1,117 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from protobench import images, places, voc
+from protobench.errors import UserError
+from protobench.images import ImageList
+
+
+def test_folder_errors_say_what_is_wrong(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        images.image_folder(tmp_path / "absent", "x")
+    with pytest.raises(UserError, match="no images"):
+        images.image_folder(tmp_path, "x")
+    Image.new("RGB", (4, 4)).save(tmp_path / "flat.jpg")
+    with pytest.raises(UserError, match="lie flat"):
+        images.image_folder(tmp_path, "x")
+    (tmp_path / "cat").mkdir()
+    with pytest.raises(UserError, match="class 'cat' has no image"):
+        images.image_folder(tmp_path, "x")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "not an image", "absent"])
+def test_an_unreadable_image_is_named(tmp_path, damage):
+    path = tmp_path / "photo of é.jpg"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path)
+    content = path.read_bytes()
+    path.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "not an image": b"<html>"}.get(damage, b""))
+    if damage == "absent":
+        path.unlink()
+    listed = ImageList("x", tmp_path, (path.name,), np.array([0]), ("c",))
+    with pytest.raises(UserError, match="image") as error:
+        listed.read(0)
+    assert error.value.at == path
+
+
+def test_a_bomb_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    Image.new("RGB", (12, 12)).save(tmp_path / "big.png")
+    listed = ImageList("x", tmp_path, ("big.png",), np.array([0]), ("c",))
+    with pytest.raises(UserError, match="decompression bomb"):
+        listed.read(0)
+
+
+def test_the_fingerprint_follows_names_labels_and_contents(tmp_path):
+    for name in "ab":
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{name}.png")
+    base = ImageList("x", tmp_path, ("a.png", "b.png"), np.array([0, 1]), ("c", "d"))
+    relabelled = ImageList("x", tmp_path, ("a.png", "b.png"), np.array([1, 0]), ("c", "d"))
+    before = base.fingerprint
+    assert before != relabelled.fingerprint
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "a.png")
+    assert before != base.subset(np.array([0, 1])).fingerprint
+
+
+def _voc(root, labels="1 0 -1"):
+    main = root / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main"
+    main.mkdir(parents=True)
+    (main / "trainval.txt").write_text("000001\n000002\n000003\n")
+    for title in ("kite", "lamp"):
+        rows = zip(("000001", "000002", "000003"), labels.split(), strict=True)
+        (main / f"{title}_trainval.txt").write_text("".join(f"{name} {label:>2}\n" for name, label in rows))
+    return root
+
+
+def test_voc_is_found_from_any_level_and_keeps_difficult_zeros(tmp_path):
+    root = _voc(tmp_path)
+    for level in (root, root / "VOCdevkit", root / "VOCdevkit" / "VOC2007"):
+        listed = voc.read(level, "trainval")
+        assert listed.labels.tolist() == [[1, 1], [0, 0], [-1, -1]]
+        assert listed.classes == ("kite", "lamp")
+
+
+def test_voc_errors_say_what_is_wrong(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        voc.read(tmp_path / "absent", "test")
+    with pytest.raises(UserError, match="no VOCdevkit"):
+        voc.read(tmp_path, "test")
+    root = _voc(tmp_path)
+    with pytest.raises(UserError, match="no test list") as error:
+        voc.read(root, "test")
+    assert "separate download" in str(error.value)
+    labels = root / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main" / "lamp_trainval.txt"
+    labels.write_text("000001 2\n000002 1\n000003 1\n")
+    with pytest.raises(UserError, match="found '2'"):
+        voc.read(root, "trainval")
+    labels.write_text("000001 1\n")
+    with pytest.raises(UserError, match="in order"):
+        voc.read(root, "trainval")
+
+
+def test_a_real_voc_with_a_missing_class_is_refused(tmp_path):
+    root = _voc(tmp_path)
+    main = root / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main"
+    (main / "kite_trainval.txt").rename(main / "aeroplane_trainval.txt")
+    with pytest.raises(UserError, match="no labels for bicycle"):
+        voc.read(root, "trainval")
+
+
+def test_places_errors_say_what_is_wrong(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        places.read(tmp_path / "absent", "val")
+    with pytest.raises(UserError, match="no Places205 list"):
+        places.read(tmp_path, "val")
+    listing = tmp_path / "trainvalsplit_places205" / "val_places205.csv"
+    listing.parent.mkdir()
+    listing.write_text("a/abbey/x.jpg 0\n")
+    with pytest.raises(UserError, match="without images"):
+        places.read(tmp_path, "val")
+    (tmp_path / places.IMAGES).mkdir(parents=True)
+    assert places.read(tmp_path, "val").classes == ("a/abbey",)
+    listing.write_text("a/abbey/x.jpg 0\nno label here\n")
+    with pytest.raises(UserError, match="line 2"):
+        places.read(tmp_path, "val")
+    listing.write_text("a/abbey/x.jpg 364\n")
+    with pytest.raises(UserError, match="Places365"):
+        places.read(tmp_path, "val")

@@ -1,0 +1,24 @@
+import numpy as np
+import pytest
+
+from protobench.errors import UserError
+from protobench.kmeans import kmeans
+
+
+def test_separated_blobs_are_found_with_their_distances():
+    rng = np.random.default_rng(0)
+    centres = np.eye(4, 8) * 10
+    truth = rng.integers(0, 4, 400)
+    x = (centres[truth] + rng.normal(0, 0.1, (400, 8))).astype(np.float32)
+    found = kmeans(x, 4, seed=0)
+    assert len(np.unique(np.stack([truth, found.assignment]), axis=1).T) == 4
+    np.testing.assert_allclose(found.distance, np.linalg.norm(x - found.centroids[found.assignment], axis=1), atol=2e-3)
+    again = kmeans(x, 4, seed=0)
+    np.testing.assert_array_equal(found.centroids, again.centroids)
+
+
+def test_impossible_clusterings_are_refused():
+    with pytest.raises(UserError, match="25 clusters asked of 20 images"):
+        kmeans(np.zeros((20, 3)), 25, seed=0)
+    with pytest.raises(UserError, match="NaN"):
+        kmeans(np.full((20, 3), np.nan), 2, seed=0)

@@ -1,0 +1,89 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pretrain import recipes
+from pretrain.moco import MoCo, info_nce, momentum_update
+from protobench.errors import UserError
+
+
+def _unit(*shape, seed=0):
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=-1)
+
+
+def test_info_nce_equals_a_naive_loop():
+    q, k, queue, temperature = _unit(5, 8), _unit(5, 8, seed=1), _unit(7, 8, seed=2), 0.07
+    total = 0.0
+    for i in range(5):
+        positive = math.exp(float(q[i] @ k[i]) / temperature)
+        negatives = sum(math.exp(float(q[i] @ queue[j]) / temperature) for j in range(7))
+        total -= math.log(positive / (positive + negatives))
+    assert float(info_nce(q, k, queue, temperature)) == pytest.approx(total / 5, abs=1e-12)
+
+
+def test_info_nce_by_hand():
+    q = k = torch.tensor([[1.0, 0.0]])
+    queue = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])  # similarities 1 | 0, -1 at temperature 1
+    expected = -math.log(math.e / (math.e + 1 + 1 / math.e))
+    assert float(info_nce(q, k, queue, 1.0)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_momentum_update_is_the_paper_s():
+    key, query = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    before = {name: value.clone() for name, value in key.state_dict().items()}
+    momentum_update(key, query, 0.9)
+    for name, value in key.state_dict().items():
+        torch.testing.assert_close(value, 0.9 * before[name] + 0.1 * query.state_dict()[name])
+
+
+def _method(**changes):
+    torch.manual_seed(0)
+    recipe = replace(recipes.MOCO_MINI, queue=24, train=replace(recipes.MOCO_MINI.train, batch_size=8), **changes)
+    return MoCo(recipe)
+
+
+def test_the_queue_wraps_around_and_keeps_the_newest():
+    method = _method()
+    keys = [_unit(8, 64, seed=i).float() for i in range(5)]
+    for k in keys:
+        method.enqueue(k)
+    assert method.pointer == 16  # five batches of 8 in 24 places
+    torch.testing.assert_close(method.queue, torch.cat([keys[3], keys[4], keys[2]]))
+
+
+def test_a_step_trains_the_query_encoder_only():
+    method = _method()
+    views = [torch.randn(8, 3, 32, 32), torch.randn(8, 3, 32, 32)]
+    before = method.queue.clone()
+    loss = method.loss(views, torch.arange(8))
+    loss.backward()
+    assert all(p.grad is not None for p in method.encoder_q.parameters())
+    assert all(p.grad is None for p in method.encoder_k.parameters())
+    assert not torch.equal(method.queue[:8], before[:8])
+    torch.testing.assert_close(method.queue[:8].norm(dim=1), torch.ones(8))
+    assert torch.equal(method.queue[8:], before[8:])
+
+
+def test_encoders_start_equal_and_the_head_follows_the_version():
+    method = _method()
+    for q, k in zip(method.encoder_q.parameters(), method.encoder_k.parameters(), strict=True):
+        assert torch.equal(q, k)
+    assert isinstance(method.encoder_q.head, torch.nn.Linear)
+    v2 = _method(mlp=True)
+    assert [type(layer).__name__ for layer in v2.encoder_q.head] == ["Linear", "ReLU", "Linear"]
+
+
+def test_the_queue_s_place_is_in_the_checkpoint():
+    method, other = _method(), _method()
+    method.enqueue(_unit(8, 64).float())
+    other.load_state_dict(method.state_dict())
+    assert other.pointer == 8
+
+
+def test_a_queue_that_does_not_divide_is_refused():
+    with pytest.raises(UserError, match="not a multiple"):
+        _method_recipe = replace(recipes.MOCO_MINI, queue=100)
+        MoCo(_method_recipe)

@@ -1,0 +1,35 @@
+import json
+
+import pytest
+
+from protobench import files, records
+from protobench.errors import UserError
+
+UNIT = {"evaluation": "lowshot", "data_name": "voc07", "params": {"shots": (1, 2)}}
+SUBJECT = {"row": "pcl", "seed": 1, "source": "retrained", "recipe": "r"}
+
+
+def test_a_record_round_trips_and_is_found_by_its_unit(tmp_path):
+    path = records.write(tmp_path, UNIT, [{"k": 1, "draw": 0, "value": 46.9}], subject=SUBJECT, metric={"unit": "%"})
+    assert path.name.startswith("pcl-1-lowshot-voc07-")
+    record = records.read(path)
+    assert record["runs"] == [{"k": 1, "draw": 0, "value": 46.9}]
+    unit = json.loads(files.canonical_json(UNIT))
+    assert records.read_all(tmp_path) == {files.sha256(unit): record}
+    assert set(record["environment"]) >= {"torch", "python", "threads"}
+
+
+def test_nothing_private_is_recorded(tmp_path):
+    text = records.write(tmp_path, UNIT, [], subject=SUBJECT).read_text()
+    assert str(tmp_path) not in text
+    assert "/home" not in text
+
+
+@pytest.mark.parametrize("edit", [lambda t: t.replace("46.9", "56.9"), lambda t: t.replace("retrained", "released"),
+                                  lambda t: t[:-30], lambda t: "[]", lambda t: t.replace('"schema": 1', '"schema": 2')])
+def test_an_edited_record_is_refused_by_name(tmp_path, edit):
+    path = records.write(tmp_path, UNIT, [{"k": 1, "draw": 0, "value": 46.9}], subject=SUBJECT)
+    path.write_text(edit(path.read_text()))
+    with pytest.raises(UserError) as error:
+        records.read_all(tmp_path)
+    assert error.value.at == path
