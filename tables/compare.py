@@ -157,7 +157,7 @@ def _cell(table: Table, tier: Tier, row: Row, column: Column, runs: Runs, invali
         return Cell(row, column, paper, {}, "not-run")
     if tier != "paper":
         return Cell(row, column, paper, runs, "invalid" if invalid and not row.control else "off-protocol")
-    result = verdicts.compare(paper, table.paper_runs, per_unit(runs), column.margin)
+    result = verdicts.compare(paper, table.paper_runs, per_unit(runs), row.margin(column))
     verdict: CellVerdict = "invalid" if invalid and not row.control else result.verdict
     return Cell(row, column, paper, runs, verdict, result.delta, result.interval, None if invalid else result.p_short)
 
@@ -177,7 +177,7 @@ def _controls(table: Table, tier: Tier, runs: dict[tuple[str, str], Runs]) -> st
             continue
         for row, found in ((lower, low), (upper, high)):
             paper = table.numbers[row.name, column.title]
-            if found and abs(np.mean(per_unit(found)) - float(paper)) > column.margin:
+            if found and abs(np.mean(per_unit(found)) - float(paper)) > row.margin(column):
                 wrong.append(f"{row.title} has {np.mean(per_unit(found)):.1f} for {paper} at {column.title}")
     if wrong:
         return "; ".join(wrong)

@@ -14,11 +14,14 @@ Tier = Literal["mini", "quick", "paper"]
 
 @dataclass(frozen=True)
 class Column:
-    """One column. ``margin``: how far, in the metric's unit, a mean may lie from the paper's and still agree with it."""
+    """One column."""
 
     dataset: Literal["voc07", "places205"]
     k: int
     margin: float
+    """how far, in the metric's unit, a mean may lie from the paper's and still agree with it"""
+    random_margin: float
+    """the same for the lower control, whose numbers all lie next to chance"""
 
     @property
     def group(self) -> str:
@@ -49,6 +52,10 @@ class Row:
     gpu_hours: float = 0.0
     """one pretraining of the paper's tier on V100s"""
     gpu_hours_source: str = ""
+
+    def margin(self, column: Column) -> float:
+        """What counts as agreement in this row."""
+        return column.random_margin if self.control == "lower" else column.margin
 
     def recipe(self, tier: Tier) -> Recipe | None:
         """How this row's encoder is trained in a tier."""

@@ -150,7 +150,7 @@ def cells_csv(outcome: Outcome) -> str:
     for (row, column), cell in outcome.cells.items():
         low, high = cell.interval or (None, None)
         rows.append([outcome.tier, row, column, cell.paper, shown(cell.mean), shown(cell.sd), str(len(cell.values)),
-                     shown(cell.delta), shown(low), shown(high), f"{cell.column.margin:g}", cell.verdict,
+                     shown(cell.delta), shown(low), shown(high), f"{cell.row.margin(cell.column):g}", cell.verdict,
                      outcome.sources.get(row, "")])
     return _csv(["tier", "row", "column", "paper", "mean", "sd", "n", "delta", "delta_low90", "delta_high90", "margin",
                  "verdict", "source"], rows)

@@ -51,8 +51,8 @@ def test_flip_mirrors():
 
 def test_colour_jitter_equals_torchvisions_but_for_hue():
     x = _pictures(4, 32).float() / 255
-    b, c, s, no_hue = torch.tensor([0.7, 1.0, 1.3, 1.1]), torch.tensor([1.2, 0.6, 1.0, 1.4]), torch.tensor([0.5, 1.5, 1.2, 1.0]), torch.zeros(4)
-    ours = augment._jitter(x, b, c, s, no_hue)
+    b, c, s = torch.tensor([[0.7, 1.0, 1.3, 1.1], [1.2, 0.6, 1.0, 1.4], [0.5, 1.5, 1.2, 1.0]])
+    ours = augment._jitter(x, b, c, s, torch.zeros(4))
     for i in range(4):
         theirs = tv.adjust_saturation(tv.adjust_contrast(tv.adjust_brightness(x[i], float(b[i])), float(c[i])), float(s[i]))
         torch.testing.assert_close(ours[i], theirs, atol=2e-3, rtol=0)

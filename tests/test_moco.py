@@ -84,6 +84,6 @@ def test_the_queue_s_place_is_in_the_checkpoint():
 
 
 def test_a_queue_that_does_not_divide_is_refused():
+    recipe = replace(recipes.MOCO_MINI, queue=100)
     with pytest.raises(UserError, match="not a multiple"):
-        _method_recipe = replace(recipes.MOCO_MINI, queue=100)
-        MoCo(_method_recipe)
+        MoCo(recipe)

@@ -1,0 +1,240 @@
+import random
+import shutil
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from sklearn.svm import LinearSVC
+
+from evaluate import lowshot
+from evaluate.average_precision import average_precision
+from protobench import backbones, records, voc
+from protobench.errors import UserError
+from protobench.images import ImageList
+
+CLASSES = 6
+
+
+def _list(labels):
+    return ImageList("x", None, tuple(map(str, range(len(labels)))), labels, tuple("abcdef"[: CLASSES]))
+
+
+def _multilabel(n=300, seed=0):
+    """One label for sure, more with luck, some difficult."""
+    rng = np.random.default_rng(seed)
+    labels = rng.choice([-1, 0, 1], (n, CLASSES), p=[0.85, 0.05, 0.1])
+    labels[np.arange(n), rng.integers(0, CLASSES, n)] = 1
+    return labels
+
+
+def _config(**changes):
+    return lowshot.Config(ckpt=None, **({"shots": (1, 2, 4), "draws": 3} | changes))
+
+
+# Draws ----------------------------------------------------------------------------------------------------------------
+
+def test_pooled_draws_hold_k_of_each_class_with_all_their_labels():
+    labels = _multilabel()
+    draws = lowshot.all_draws(_list(labels), _config())
+    assert [(d.k, d.number) for d in draws] == [(k, n) for k in (1, 2, 4) for n in range(3)]
+    for draw in draws:
+        pool = draw.rows[0]
+        assert len(pool) == draw.k * CLASSES
+        assert all(rows is pool for rows in draw.rows)
+        for c, positive in enumerate(draw.positive):
+            np.testing.assert_array_equal(positive, labels[pool, c] == 1)
+            chosen = pool[c * draw.k : (c + 1) * draw.k]
+            assert len(set(chosen.tolist())) == draw.k, "without replacement within a class"
+            assert (labels[chosen, c] == 1).all()
+    assert any(positive.sum() > draw.k for draw in draws for positive in draw.positive), "co-occurring classes get more"
+
+
+def test_a_draw_is_a_function_of_seed_k_and_number():
+    many = lowshot.all_draws(_list(_multilabel()), _config())
+    few = lowshot.all_draws(_list(_multilabel()), _config(shots=(4,), draws=1))
+    assert few[0].sha256 == next(d for d in many if (d.k, d.number) == (4, 0)).sha256
+    other = lowshot.all_draws(_list(_multilabel()), _config(shots=(4,), draws=1, seed=1))
+    assert other[0].sha256 != few[0].sha256
+
+
+def test_every_positive_is_equally_likely():
+    labels = np.full((12, 1), -1)
+    labels[:8] = 1
+    counts = Counter()
+    for number in range(4000):
+        draw = lowshot.pooled_draw(labels, labels == 1, 2, number, np.random.default_rng(number))
+        counts.update(draw.rows[0].tolist())
+    assert set(counts) == set(range(8))
+    np.testing.assert_allclose([counts[i] / 8000 for i in range(8)], 1 / 8, atol=0.012)
+
+
+def test_the_released_sequence_is_python_s_random_from_seed_0():
+    """As the released script draws: lists rebuilt per draw in image order, classes in order, k after k."""
+    labels = _multilabel()
+    random.seed(0)
+    expected = []
+    for k in (1, 2, 4):
+        for _ in range(3):
+            pool = []
+            for c in range(CLASSES):
+                images = [i for i in range(len(labels)) if labels[i, c] > 0]
+                random.shuffle(images)
+                pool += images[:k]
+            expected.append(pool)
+    draws = lowshot.all_draws(_list(labels), _config(draw_order="released"))
+    assert [draw.rows[0].tolist() for draw in draws] == expected
+
+
+def test_goyal_draws_k_and_19k_clean_images_per_class():
+    labels = _multilabel(1500)
+    for draw in lowshot.all_draws(_list(labels), _config(protocol="goyal")):
+        for c, (rows, positive) in enumerate(zip(draw.rows, draw.positive, strict=True)):
+            assert positive.sum() == draw.k
+            assert len(rows) == len(set(rows.tolist())) == 20 * draw.k
+            np.testing.assert_array_equal(labels[rows, c], np.where(positive, 1, -1))
+
+
+def test_too_few_images_are_refused():
+    labels = _multilabel(300)
+    labels[:, 2] = -1
+    labels[:3, 2] = 1
+    with pytest.raises(UserError, match="class 'c' has 3 images, 4 are to be drawn"):
+        lowshot.all_draws(_list(labels), _config())
+    with pytest.raises(UserError, match="goyal's protocol draws"):
+        lowshot.all_draws(_list(_multilabel(60)), _config(protocol="goyal", shots=(4,)))
+
+
+# Scores ---------------------------------------------------------------------------------------------------------------
+
+def test_features_that_are_the_labels_score_100():
+    labels = _multilabel()
+    labels[labels == 0] = -1
+    x = (labels == 1).astype(float)
+    draws = lowshot.all_draws(_list(labels), _config())
+    # at k = 1 a class may see a two-label image only, so perfection is asked from k = 2 on
+    values = [run["value"] for run in lowshot.score(x, x, labels, draws, (10.0,)) if run["k"] >= 4]
+    assert min(values) > 97
+    single = np.arange(300) % CLASSES
+    runs = lowshot.score(np.eye(CLASSES)[single], np.eye(CLASSES)[single], single, lowshot.all_draws(_list(single), _config()),
+                         (0.5,), positive_weight=1.0)
+    assert {run["value"] for run in runs} == {100.0}
+
+
+def test_features_without_information_score_chance():
+    rng = np.random.default_rng(0)
+    single = np.arange(1200) % CLASSES
+    x = rng.normal(size=(1200, 20))
+    runs = lowshot.score(x, rng.normal(size=(1200, 20)), single, lowshot.all_draws(_list(single), _config(draws=5)), (0.5,),
+                         positive_weight=1.0)
+    assert np.mean([run["value"] for run in runs]) == pytest.approx(100 / CLASSES, abs=1.5)
+
+
+@pytest.mark.parametrize("drop_difficult", [False, True])
+def test_scores_equal_scikit_learns_svm_with_the_paper_s_settings(drop_difficult):
+    rng = np.random.default_rng(1)
+    labels, test_labels = _multilabel(seed=1), _multilabel(seed=2)
+    directions = rng.normal(size=(CLASSES, 40))
+    train, test = ((y == 1) @ directions + rng.normal(size=(300, 40)) for y in (labels, test_labels))
+    draws = lowshot.all_draws(_list(labels), _config(shots=(4,)))
+    ours = lowshot.score(train, test, test_labels, draws, (0.5,), drop_difficult=drop_difficult)
+    train_n = train / (np.linalg.norm(train, axis=1) + 1e-5)[:, None]
+    test_n = test / (np.linalg.norm(test, axis=1) + 1e-5)[:, None]
+    for draw, run in zip(draws, ours, strict=True):
+        scores = np.stack([
+            LinearSVC(C=0.5, class_weight={1: 2, -1: 1}, tol=1e-4, dual=True, max_iter=2000, random_state=0)
+            .fit(train_n[draw.rows[c]], np.where(draw.positive[c], 1, -1)).decision_function(test_n)
+            for c in range(CLASSES)], axis=1)
+        counted = test_labels != 0 if drop_difficult else None
+        expected = 100 * average_precision(scores, test_labels == 1, counted).mean()
+        assert run["value"] == pytest.approx(expected, abs=0.05)
+
+
+def test_several_costs_report_the_best_on_the_test_set_per_k():
+    runs = [{"k": 1, "draw": d, "cost": c, "value": v} for d in (0, 1) for c, v in ((0.5, 40.0 + d), (1.0, 42.0 - d))]
+    runs += [{"k": 2, "draw": 0, "cost": c, "value": v} for c, v in ((0.5, 50.0), (1.0, 49.0))]
+    assert lowshot.best_cost(runs) == {1: 1.0, 2: 0.5}
+
+
+def test_goyal_s_grid_has_its_26_costs():
+    assert len(lowshot.GOYAL_COSTS) == 26
+    assert lowshot.GOYAL_COSTS[-1] == 100
+    assert 0.5**4 in lowshot.GOYAL_COSTS
+
+
+# The command line -----------------------------------------------------------------------------------------------------
+
+def _args(encoder_file, world, tmp_path, *more):
+    return ("--ckpt", encoder_file, "--data", world, "--shots", 1, 2, "--draws", 2, "--workers", 0, "--results", tmp_path, *more)
+
+
+@pytest.mark.parametrize(("dataset", "metric"), [("voc07", "mAP"), ("places205", "top-1")])
+def test_a_checkpoint_is_scored_and_recorded(command, encoder_file, world, tmp_path, dataset, metric):
+    code, out, err = command(lowshot.main, *_args(encoder_file, world, tmp_path, "--dataset", dataset))
+    assert code == 0, err
+    assert "72/72 backbone tensors" in out
+    assert metric in out
+    (path,) = tmp_path.glob("*.json")
+    record = records.read(path)
+    assert [(run["k"], run["draw"]) for run in record["runs"]] == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    assert record["checkpoint"]["matched"] == 72
+    again = tmp_path / "again"
+    command(lowshot.main, *_args(encoder_file, world, again, "--dataset", dataset))
+    assert [r["runs"] for r in records.read_all(again).values()] == [record["runs"]], "same seed, same record"
+
+
+def test_the_other_protocol_and_aliases(command, encoder_file, world, tmp_path):
+    code, out, err = command(lowshot.main, *_args(encoder_file, world, tmp_path, "--protocol", "goyal", "--costs", 0.1, 1,
+                                                 "--shots", 1))
+    assert code == 0, err
+    assert "best on the test set" in out
+    code, out, _ = command(lowshot.main, "--pretrained", encoder_file, "--data", world, "--shots", 1, "--draws", 1,
+                           "--workers", 0, "--draw-order", "released", "--results", tmp_path)
+    assert code == 0
+    assert "sd" not in out, "one draw has no spread"
+
+
+def _refused(command, *args):
+    code, out, err = command(lowshot.main, *args)
+    assert code == 2, out
+    assert "Traceback" not in err
+    return err
+
+
+def test_bad_checkpoints_never_give_a_number(command, encoder_file, world, tmp_path):
+    torch.manual_seed(0)
+    state = backbones.build("resnet18").state_dict()
+    torch.save({"state_dict": {f"module.encoder.{k}": v for k, v in state.items()}}, tmp_path / "prefix.pth")
+    for path, complaint in ((tmp_path / "absent.pth", "no such checkpoint"), (tmp_path / "prefix.pth", "no known layout")):
+        err = _refused(command, *_args(path, world, tmp_path))
+        assert complaint in err
+        assert str(path) in err
+        assert "hint:" in err
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_bad_data_never_gives_a_number(command, encoder_file, world, tmp_path):
+    assert "no such folder" in _refused(command, *_args(encoder_file, tmp_path / "absent", tmp_path))
+    (tmp_path / "empty").mkdir()
+    assert "no VOCdevkit" in _refused(command, *_args(encoder_file, tmp_path / "empty", tmp_path))
+    assert "has" in _refused(command, *_args(encoder_file, world, tmp_path, "--shots", 64))
+    goyal_on_places = ("--dataset", "places205", "--protocol", "goyal")
+    assert "defined for voc07" in _refused(command, *_args(encoder_file, world, tmp_path, *goyal_on_places))
+    broken = tmp_path / "broken"
+    shutil.copytree(world / "VOCdevkit", broken / "VOCdevkit")
+    victim = broken / "VOCdevkit" / "VOC2007" / voc.read(broken, "test").paths[7]
+    victim.write_bytes(victim.read_bytes()[:400])
+    assert str(victim) in _refused(command, *_args(encoder_file, broken, tmp_path, "--workers", 2))
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_unknown_flags_get_a_suggestion(command):
+    code, _, err = command(lowshot.main, "--ckpt", "x", "--protocl", "pcl")
+    assert code == 2
+    assert "--protocol" in err
+
+
+def test_debug_shows_the_traceback(command, tmp_path):
+    code, _, err = command(lowshot.main, "--ckpt", tmp_path / "absent", "--debug")
+    assert code == 2
+    assert "Traceback" in err

@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+from sklearn.svm import LinearSVC
+
+from evaluate.svm import Problem, decision
+from protobench.errors import UserError
+
+
+def _data(n=80, d=30, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, d))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    return x, x[:, 0] + 0.3 * rng.normal(size=n) > 0
+
+
+@pytest.mark.parametrize("cost", [0.01, 0.5, 10.0])
+@pytest.mark.parametrize("weight", [1.0, 2.0])
+def test_same_optimum_as_scikit_learns(cost, weight):
+    x, positive = _data()
+    theirs = LinearSVC(C=cost, class_weight={1: weight, -1: 1}, loss="squared_hinge", dual=True, tol=1e-8, max_iter=100_000,
+                       intercept_scaling=1.0, random_state=0).fit(x, np.where(positive, 1, -1))
+    ours = decision(x, Problem(x).fit(positive, cost, weight)[None])[:, 0]
+    np.testing.assert_allclose(ours, theirs.decision_function(x), atol=2e-3)
+
+
+@pytest.mark.parametrize("first_is_positive", [True, False])
+def test_the_sign_does_not_follow_the_order_of_labels(first_is_positive):
+    """LIBLINEAR takes the first label it meets as the positive one."""
+    x, positive = _data()
+    order = np.argsort(positive != first_is_positive, kind="stable")
+    x, positive = x[order], positive[order]
+    assert positive[0] == first_is_positive
+    scores = decision(x, Problem(x).fit(positive, 1.0)[None])[:, 0]
+    assert scores[positive].mean() > scores[~positive].mean()
+
+
+def test_a_fit_does_not_depend_on_those_before():
+    x, positive = _data()
+    problem = Problem(x)
+    first = problem.fit(positive, 0.5)
+    problem.fit(~positive, 3.0)
+    np.testing.assert_array_equal(problem.fit(positive, 0.5), first)
+
+
+def test_what_liblinear_would_accept_silently_is_refused():
+    x, _ = _data()
+    x[3, 4] = np.nan
+    with pytest.raises(UserError, match="NaN"):
+        Problem(x)
+    with pytest.raises(UserError, match="all 80 training images are negative"):
+        Problem(_data()[0]).fit(np.zeros(80, dtype=bool), 0.5)
+    with pytest.raises(UserError, match="positive"):
+        Problem(_data()[0]).fit(np.ones(80, dtype=bool), 0.5)

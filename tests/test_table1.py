@@ -1,0 +1,77 @@
+import re
+from pathlib import Path
+
+import pytest
+
+from pretrain import recipes
+from tables.__main__ import TABLES, load
+from tables.table1 import PLACES, TABLE, VOC
+
+EXCERPT = (Path(__file__).parent / "data" / "pcl_table1_excerpt.txt").read_text().splitlines()
+
+
+def test_every_number_stands_in_the_paper_row_by_row():
+    printed = {}
+    for line in EXCERPT:
+        title, _, *cells = line.split("\t")
+        if title == "Random Supervised":  # two rows in one, two numbers in a cell
+            printed["Random"], printed["Supervised"] = zip(*(cell.split(" ") for cell in cells), strict=True)
+        else:
+            printed[re.sub(r" [\[(].*", "", title)] = tuple(cells)
+    ours = {row.title: tuple(TABLE.numbers[row.name, column.title] for column in TABLE.columns) for row in TABLE.rows}
+    assert ours == printed
+
+
+def test_random_and_supervised_were_not_mixed_up():
+    assert TABLE.numbers["random", "VOC07 k=16"] == "8.5"
+    assert TABLE.numbers["supervised", "VOC07 k=1"] == "54.3"
+    assert TABLE.numbers["supervised", "Places205 k=16"] == "36.0"
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_each_row_is_cited_or_has_both_recipes(name):
+    table = load(name)
+    for row in table.rows:
+        assert bool(row.cited) == (row.mini is None) == (row.paper is None)
+    assert {row.control for row in table.rows} == {"", "lower", "upper"}
+    assert len(table.numbers) == len(table.rows) * len(table.columns)
+    for claim in table.claims:
+        assert {*claim.left, *claim.right} <= {row.name for row in table.rows}
+
+
+def test_the_claims_hold_in_the_paper_s_own_numbers():
+    for claim in TABLE.claims:
+        for left in claim.left:
+            for right in claim.right:
+                for column in claim.columns:
+                    a, b = (float(TABLE.numbers[row, column.title]) for row in (left, right))
+                    assert a - b > claim.by, claim.text
+
+
+def test_margins_are_what_their_reason_says():
+    for column in VOC + PLACES:
+        lead = float(TABLE.numbers["pcl", column.title]) - float(TABLE.numbers["moco", column.title])
+        assert column.margin <= (lead / 3 if lead > 2 else lead) + 1e-9, column.title
+
+
+def test_the_paper_s_hyper_parameters():
+    """PCL, appendix A; MoCo's README."""
+    moco, pcl, v2 = recipes.MOCO_V1, recipes.PCL_V1, recipes.PCL_V2
+    for recipe in (moco, pcl):
+        train = recipe.train
+        assert (train.epochs, train.batch_size, train.lr, train.milestones) == (200, 256, 0.03, (120, 160))
+        assert (train.sgd_momentum, train.weight_decay, train.schedule, train.warmup_epochs) == (0.9, 1e-4, "step", 0)
+        assert (recipe.momentum, recipe.dim, recipe.mlp, recipe.arch) == (0.999, 128, False, "resnet50")
+    assert (moco.temperature, moco.queue) == (0.07, 65536)
+    assert (pcl.temperature, pcl.alpha, pcl.queue, pcl.num_negatives, pcl.warmup) == (0.1, 10, 16384, 16384, 20)
+    assert pcl.num_prototypes == (25_000, 50_000, 100_000)
+    assert (v2.temperature, v2.mlp, v2.augment.blur, v2.train.schedule) == (0.2, True, 0.5, "cosine-epoch")
+    augment = moco.augment
+    assert augment.jitter == (0.4, 0.4, 0.4, 0.4)
+    assert (augment.min_area, augment.jitter_p, augment.grayscale, augment.blur) == (0.2, 1, 0.2, 0)
+
+
+def test_embedded_pcl_inherits_mocos_values():
+    moco, pcl = recipes.MOCO_MINI, recipes.PCL_MINI
+    for name in ("arch", "augment", "input", "train", "dim", "queue", "momentum", "temperature", "mlp"):
+        assert getattr(moco, name) == getattr(pcl, name), name

@@ -1,0 +1,205 @@
+"""Tables from synthetic records: comparing, rendering, exit codes."""
+
+import csv
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from evaluate import lowshot
+from protobench import records
+from protobench.errors import UserError
+from tables import __main__ as tables_main
+from tables import compare, show
+from tables.table1 import TABLE
+
+
+def _write(results, tier, row, seed, value, *, recipe="r", source="retrained", params=None, sd=0.05):
+    """Both records of an encoder; ``value(column)`` is the mean, five draws scatter around it."""
+    for dataset in ("voc07", "places205"):
+        rng = np.random.default_rng(seed)
+        runs = [{"k": column.k, "draw": draw, "cost": 0.5, "value": value(column) + sd * float(rng.normal())}
+                for column in TABLE.columns if column.dataset == dataset for draw in range(5)]
+        unit = {"evaluation": "lowshot", "data_name": dataset, "version": lowshot.VERSION, "encoder": f"{row}{seed}{recipe}",
+                "data": ["a", "b"], "params": params or {"protocol": "pcl"}}
+        records.write(results / tier / "records", unit, runs,
+                      subject={"row": row, "seed": seed, "source": source, "recipe": recipe})
+
+
+def _paper(row, shift=0.0):
+    return lambda column: float(TABLE.numbers[row, column.title]) + shift
+
+
+RUNNABLE = [row.name for row in TABLE.rows if not row.cited]
+
+
+def _fill(results, tier="paper", seeds=(0,), **shifts):
+    for row in RUNNABLE:
+        for seed in seeds:
+            _write(results, tier, row, seed, _paper(row, shifts.get(row.replace("-", "_"), 0.0)))
+
+
+def _diff(command, results, *flags):
+    return command(tables_main.main, "diff", "table1", "--results", results, *flags)
+
+
+def test_equal_numbers_are_reproduced_and_plain_diff_agrees(command, tmp_path):
+    _fill(tmp_path)
+    code, out, err = _diff(command, tmp_path, "--tier", "paper")
+    assert code == 0, err
+    assert "60 reproduced, 10 cited" in out
+    assert "6 holds" in out
+    assert (tmp_path / "paper" / "table1.csv").read_text().split("\n")[0] == TABLE.path.read_text().split("\n")[0]
+    ours, paper = _both(tmp_path)
+    assert [row["row"] for row in ours] == [row["row"] for row in paper]
+    assert ours[2] == paper[2], "the cited row is the paper's"
+    for row, printed in zip(ours, paper, strict=True):
+        for column in TABLE.columns:
+            assert float(row[column.title]) == pytest.approx(float(printed[column.title]), abs=0.11)
+
+
+def _both(results):
+    return [list(csv.DictReader(path.read_text().splitlines())) for path in (results / "paper" / "table1.csv", TABLE.path)]
+
+
+def test_a_short_row_differs(command, tmp_path):
+    _fill(tmp_path, pcl=-8.0)
+    code, out, _ = _diff(command, tmp_path, "--tier", "paper")
+    assert code == 1
+    assert "10 short" in out
+    assert "▼" in out
+
+
+def test_better_than_the_paper_differs_only_if_strict(command, tmp_path):
+    _fill(tmp_path, pcl=+8.0)
+    assert _diff(command, tmp_path, "--tier", "paper")[0] == 0
+    code, out, _ = _diff(command, tmp_path, "--tier", "paper", "--strict")
+    assert code == 1
+    assert "▲" in out
+
+
+@pytest.mark.parametrize(("control", "shift"), [("random", 2.5), ("random", -2.5), ("supervised", -6.0)])
+def test_a_failed_control_invalidates_every_learned_row(command, tmp_path, control, shift):
+    _fill(tmp_path, **{control: shift})
+    code, out, _ = _diff(command, tmp_path, "--tier", "paper")
+    assert code == 2
+    assert "40 invalid" in out
+    outcome = compare.outcome(TABLE, "paper", compare.collect(TABLE, tmp_path, "paper").rows)
+    assert {cell.verdict for cell in outcome.cells.values() if not cell.row.control} == {"invalid", "cited"}
+
+
+def test_missing_rows_are_incomplete_and_nothing_at_all_too(command, tmp_path):
+    _write(tmp_path, "paper", "pcl", 0, _paper("pcl"))
+    code, out, _ = _diff(command, tmp_path, "--tier", "paper")
+    assert code == 3
+    assert "controls (Random, Supervised): not run" in out
+    assert _diff(command, tmp_path / "empty")[0] == 3
+
+
+def test_embedded_numbers_are_never_subtracted_from_the_paper_s(command, tmp_path):
+    _fill(tmp_path, "mini", seeds=(1, 2, 3), pcl=-30.0)
+    code, out, _ = _diff(command, tmp_path)
+    assert code == 0, "the embedded tier cannot differ from the paper"
+    assert "60 off-protocol" in out
+    assert "not comparable" in out
+    with open(tmp_path / "mini" / "table1.cells.csv", newline="", encoding="utf-8") as file:
+        assert all(line["delta"] == "" for line in csv.DictReader(file))
+    assert _diff(command, tmp_path, "--strict")[0] == 1, "a reversed claim counts if asked"
+
+
+def test_embedded_controls_in_the_wrong_order_are_invalid(command, tmp_path):
+    _fill(tmp_path, "mini", seeds=(1, 2, 3), supervised=-60.0)
+    code, out, _ = _diff(command, tmp_path)
+    assert code == 2
+    assert "Random is not below Supervised" in out
+
+
+def test_seeds_are_the_unit_where_there_are_several(tmp_path):
+    for seed, shift in ((1, -1.0), (2, 0.0), (3, 1.0)):
+        _write(tmp_path, "mini", "pcl", seed, _paper("pcl", shift), sd=5.0)
+    outcome = compare.outcome(TABLE, "mini", compare.collect(TABLE, tmp_path, "mini").rows)
+    cell = outcome.cells["pcl", "VOC07 k=1"]
+    assert len(cell.runs) == 15
+    assert len(cell.values) == 3
+    single = compare.per_unit({(0, draw): float(draw) for draw in range(5)})
+    assert single == [0.0, 1.0, 2.0, 3.0, 4.0]
+
+
+def test_records_of_other_recipes_or_parameters_are_left_out_and_counted(command, tmp_path):
+    _write(tmp_path, "mini", "pcl", 1, _paper("pcl"), recipe="old")
+    _write(tmp_path, "mini", "moco", 1, _paper("moco"), params={"protocol": "goyal"})
+    for path in (tmp_path / "mini" / "records").glob("*.json"):
+        _age(path)
+    _write(tmp_path, "mini", "pcl", 2, _paper("pcl"), recipe="new")
+    collected = compare.collect(TABLE, tmp_path, "mini")
+    assert collected.stale == 4
+    assert list(collected.rows) == ["pcl"]
+    assert {record["subject"]["seed"] for record in collected.rows["pcl"]} == {2}
+    assert "left out: 4 records" in _diff(command, tmp_path)[1]
+
+
+def _age(path):
+    """Rewrites a record as one of last year."""
+    from protobench import files
+
+    record = records.read(path)
+    record.pop("record_id")
+    record["finished"] = "2025-01-01T00:00:00+00:00"
+    path.write_text(records._readable({"record_id": files.sha256(record), **record}))
+
+
+def test_an_edited_record_stops_the_table(command, tmp_path):
+    _fill(tmp_path)
+    path = next((tmp_path / "paper" / "records").glob("pcl-0-*voc07*"))
+    path.write_text(path.read_text().replace('"draw": 0', '"draw": 9', 1))
+    code, out, err = _diff(command, tmp_path, "--tier", "paper")
+    assert code == 2
+    assert path.name in err
+    assert "reproduced" not in out
+
+
+def test_every_form_is_a_function_of_the_records_alone(command, tmp_path):
+    _fill(tmp_path, "mini", seeds=(1, 2, 3))
+    _diff(command, tmp_path)
+    first = {path.name: path.read_bytes() for path in (tmp_path / "mini").glob("table1*")}
+    assert set(first) == {"table1.csv", "table1.cells.csv", "table1.md", "table1.tex", "table1.txt"}
+    _diff(command, tmp_path)
+    assert first == {path.name: path.read_bytes() for path in (tmp_path / "mini").glob("table1*")}
+
+
+def test_forms(command, tmp_path):
+    _fill(tmp_path, "mini", seeds=(1, 2, 3))
+    _diff(command, tmp_path)
+    tex, markdown = ((tmp_path / "mini" / f"table1.{ending}").read_text() for ending in ("tex", "md"))
+    assert "\\toprule" in tex
+    assert "\\multicolumn{5}{c}{VOC07}" in tex
+    assert "MINI" in tex
+    assert markdown.count("\n| PCL v2 ") == 3, "both halves and a claim"
+    assert "Jigsaw: cited" in markdown
+    assert "**MINI" in markdown
+
+
+def test_a_single_run_has_no_spread(tmp_path):
+    _write(tmp_path, "paper", "pcl", 0, _paper("pcl"))
+    outcome = compare.outcome(TABLE, "paper", compare.collect(TABLE, tmp_path, "paper").rows)
+    cell = replace(outcome.cells["pcl", "VOC07 k=1"], runs={(0, 0): 46.0})
+    assert cell.sd is None
+    assert "±" not in show._ours(cell)
+
+
+def test_distance_from_the_committed_run(command, tmp_path):
+    _fill(tmp_path, "mini", seeds=(1,))
+    _diff(command, tmp_path)
+    (tmp_path / "reference" / "mini").mkdir(parents=True)
+    (tmp_path / "mini" / "table1.cells.csv").rename(tmp_path / "reference" / "mini" / "table1.cells.csv")
+    assert "against the committed run: 60 of 60 cells equal" in _diff(command, tmp_path)[1]
+
+
+def test_unknown_words_get_a_suggestion(command):
+    for args, hint in ((("diff", "table11"), "did you mean 'table1'"), (("dif", "table1"), "did you mean 'diff'")):
+        code, _, err = command(tables_main.main, *args)
+        assert code == 2
+        assert hint in err
+    assert command(tables_main.main, "list")[0] == 0
+    with pytest.raises(UserError):
+        tables_main.load("table2")
