@@ -81,10 +81,10 @@ def epochs() -> None:
             if name == "PCL":
                 e_step.append(line["e_step_seconds"])
     ratios = [p / m for p, m in zip(spent["PCL"], spent["MoCo"], strict=True)]
-    print(f"an epoch of embedded PCL against MoCo (wall): {statistics.median(ratios):.2f}x "
-          f"({min(ratios):.2f}-{max(ratios):.2f}); MoCo {statistics.median(spent['MoCo']):.2f} s, PCL {statistics.median(spent['PCL']):.2f} s, of which E-step "
-          f"{statistics.median(e_step):.2f} s. Over 40 epochs with 4 of warm-up: "
-          f"{1 + 0.9 * (statistics.median(ratios) - 1):.2f}x")
+    ratio, moco, pcl = (statistics.median(values) for values in (ratios, spent["MoCo"], spent["PCL"]))
+    print(f"an epoch of embedded PCL against MoCo (wall): {ratio:.2f}x ({min(ratios):.2f}-{max(ratios):.2f}); "
+          f"MoCo {moco:.2f} s, PCL {pcl:.2f} s, of which E-step {statistics.median(e_step):.2f} s. "
+          f"Over 40 epochs with 4 of warm-up: {1 + 0.9 * (ratio - 1):.2f}x")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ the same authors): one-vs-rest, C = 0.5, unweighted, top-1 accuracy.
 
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -87,11 +87,13 @@ class Draw:
     number: int
     rows: list[np.ndarray]
     positive: list[np.ndarray]
+    subset: str
+    """hash of the images drawn; equal for all checkpoints scored on the same draw"""
 
-    @property
-    def sha256(self) -> str:
-        """Identity of the rows drawn; equal for all checkpoints scored on the same draw."""
-        return files.sha256([rows.tolist() for rows in self.rows])[:16]
+
+def draw_of(k: int, number: int, rows: list[np.ndarray], positive: list[np.ndarray]) -> Draw:
+    """A draw with its hash."""
+    return Draw(k, number, rows, positive, files.sha256([one.tolist() for one in rows])[:16])
 
 
 # Draws ----------------------------------------------------------------------------------------------------------------
@@ -138,7 +140,7 @@ def released_draws(present: np.ndarray, shots: tuple[int, ...], draws: int) -> l
 
 def _pool(present: np.ndarray, k: int, number: int, pool: np.ndarray) -> Draw:
     classes = present.shape[1]
-    return Draw(k, number, [pool] * classes, [present[pool, c] for c in range(classes)])
+    return draw_of(k, number, [pool] * classes, [present[pool, c] for c in range(classes)])
 
 
 def goyal_draw(labels: np.ndarray, present: np.ndarray, k: int, number: int, rng: np.random.Generator) -> Draw:
@@ -151,7 +153,7 @@ def goyal_draw(labels: np.ndarray, present: np.ndarray, k: int, number: int, rng
                             hint="lower --shots, or use --protocol pcl")
         rows.append(np.concatenate([rng.permutation(np.flatnonzero(column))[:k], rng.permutation(absent)[: 19 * k]]))
         positive.append(np.arange(20 * k) < k)
-    return Draw(k, number, rows, positive)
+    return draw_of(k, number, rows, positive)
 
 
 # Scores ---------------------------------------------------------------------------------------------------------------
@@ -182,7 +184,7 @@ def score(train_ND: np.ndarray, test_ND: np.ndarray, test_labels: np.ndarray, dr
             per_class = _metric(decision(test_ND, np.stack(weights[cost])), test_labels, drop_difficult)
             runs.append({"k": draw.k, "draw": draw.number, "cost": cost, "value": round(float(per_class.mean()), 6),
                          "per_class": [round(float(value), 2) for value in per_class] if test_labels.ndim == 2 else None,
-                         "subset": draw.sha256})
+                         "subset": draw.subset})
     return runs
 
 
@@ -207,9 +209,16 @@ def best_cost(runs: list[dict[str, Any]]) -> dict[int, float]:
 def data_lists(data: Path | None, dataset: str) -> tuple[ImageList, ImageList]:
     """Training and test images of a data set; the embedded one where ``data`` is None."""
     root = data or mini.ensure()
-    if dataset == "places205":
-        return places.read(root, "train"), places.read(root, "val")
-    return voc.read(root, "trainval"), voc.read(root, "test")
+    reader, names = (places.read, ("train", "val")) if dataset == "places205" else (voc.read, ("trainval", "test"))
+    train, test = (reader(root, name) for name in names)
+    if train.classes != test.classes:
+        odd = sorted(set(train.classes) ^ set(test.classes)) or ["their order"]
+        raise UserError(f"{train.name} and {test.name} have different classes: {', '.join(odd[:5])}", at=train.root,
+                        hint="unpack the data set again; classes are matched by name")
+    if empty := [title for title, count in zip(test.classes, presence(test.labels).sum(0), strict=True) if not count]:
+        raise UserError(f"{test.name} has no image of {', '.join(empty[:5])}", at=test.root,
+                        hint="a score needs positives of every class; unpack the data set again")
+    return train, test
 
 
 def unit(encoder_key: str, train: ImageList, test: ImageList, config: Config) -> dict[str, Any]:
@@ -243,7 +252,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
     if not is_voc:  # of Places205's 2.4 million training images only those drawn are read
         place_of = np.zeros(len(train), dtype=np.int64)
         place_of[used] = np.arange(len(used))
-        draws = [Draw(d.k, d.number, [place_of[d.rows[0]]] * len(d.rows), d.positive) for d in draws]
+        draws = [replace(draw, rows=[place_of[draw.rows[0]]] * len(draw.rows)) for draw in draws]
     test_ND = features.extract(encoder, test, **how)
     runs = score(train_ND, test_ND, test.labels, draws, config.grid, drop_difficult=goyal,
                  positive_weight=2.0 if is_voc else 1.0, desc=f"SVMs {config.dataset}")

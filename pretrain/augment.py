@@ -1,8 +1,8 @@
 """Random views: per image from a PIL picture (the paper's tier), or on a whole batch of tensors (the embedded tier).
 
-Both are functions of a key (seed, epoch, image, view), so a view does not depend on workers, batches or resume. They
-draw from the same distributions with two differences: the batch path jitters in a fixed order (brightness, contrast,
-saturation, hue) instead of a random one, and resamples crops bilinearly without antialiasing.
+Both are functions of a key (seed, epoch, image, view), so a view does not depend on workers, batches or resume. The batch
+path differs from torchvision's in three ways: it jitters in a fixed order (brightness, contrast, saturation, hue) instead of
+a random one, turns hue in YIQ instead of HSV, and crops at fractions of a pixel, bilinearly without antialiasing.
 """
 
 import math
@@ -17,17 +17,20 @@ from torchvision.transforms import v2
 from pretrain.recipes import Augment
 from protobench import keyed
 
-_DRAWS = 16
-"""Uniforms per view: area, aspect, x, y, flip, jitter?, b, c, s, h, grey?, blur?, sigma, and spares."""
+_TRIES = 10
+"""A crop box that does not fit the image is drawn again, at most this often; then the whole image is taken."""
+_DRAWS = 11 + 2 * _TRIES
+"""Uniforms per view: x, y, flip, jitter?, b, c, s, h, grey?, blur?, sigma, then area and aspect of every try."""
 _GREY = (0.2989, 0.587, 0.114)
+_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 
 
 def of_picture(recipe: Augment) -> v2.Compose:
     """torchvision's transforms for one view of a PIL image, to uint8 [3, size, size]; draws from torch's global RNG."""
+    colour = [v2.RandomApply([v2.ColorJitter(*recipe.jitter)], p=recipe.jitter_p), v2.RandomGrayscale(recipe.grayscale)]
     return v2.Compose([
         v2.RandomResizedCrop(recipe.size, scale=(recipe.min_area, 1.0), interpolation=v2.InterpolationMode.BILINEAR),
-        v2.RandomApply([v2.ColorJitter(*recipe.jitter)], p=recipe.jitter_p),
-        v2.RandomGrayscale(recipe.grayscale),
+        *(reversed(colour) if recipe.grayscale_first else colour),
         v2.RandomApply([_PILBlur()], p=recipe.blur),
         v2.RandomHorizontalFlip(recipe.flip),
         v2.PILToTensor(),
@@ -53,23 +56,42 @@ def keyed_view(transform: v2.Compose, image: Image.Image, *key: int | str) -> Te
 def of_batch(recipe: Augment, images_N3HW: Tensor, index_N: np.ndarray, *key: int | str) -> Tensor:
     """A view of every image: float [N, 3, size, size] in 0..1 from uint8 [N, 3, H, W] (square)."""
     draws = torch.from_numpy(keyed.uniforms(_DRAWS, index_N, *key)).to(images_N3HW.device, torch.float32)
-    area, aspect, left, top, flip, jitter, b, c, s, h, grey, blur, sigma = draws.unbind(1)[:13]
-    x = _crop(images_N3HW.float() / 255, recipe, area, aspect, left, top, flip)
+    left, top, flip, jitter, b, c, s, h, grey, blur, sigma = draws.unbind(1)[:11]
+    width, height = _box(recipe.min_area, draws[:, 11:])
+    x = _crop(images_N3HW.float() / 255, recipe, width, height, left, top, flip)
     brightness, contrast, saturation, hue = recipe.jitter
-    jittered = _jitter(x, 1 + brightness * (2 * b - 1), 1 + contrast * (2 * c - 1), 1 + saturation * (2 * s - 1),
-                       hue * (2 * h - 1))
-    x = torch.where((jitter < recipe.jitter_p)[:, None, None, None], jittered, x)
-    x = torch.where((grey < recipe.grayscale)[:, None, None, None], _luma(x).expand_as(x), x)
+
+    def jittered(x: Tensor) -> Tensor:
+        changed = _jitter(x, 1 + brightness * (2 * b - 1), 1 + contrast * (2 * c - 1), 1 + saturation * (2 * s - 1),
+                          hue * (2 * h - 1))
+        return torch.where((jitter < recipe.jitter_p)[:, None, None, None], changed, x)
+
+    def greyed(x: Tensor) -> Tensor:
+        return torch.where((grey < recipe.grayscale)[:, None, None, None], _luma(x).expand_as(x), x)
+
+    x = jittered(greyed(x)) if recipe.grayscale_first else greyed(jittered(x))
     if recipe.blur > 0:
         x = torch.where((blur < recipe.blur)[:, None, None, None], _blur(x, 0.1 + 1.9 * sigma), x)
     return x
 
 
-def _crop(x: Tensor, recipe: Augment, area: Tensor, aspect: Tensor, left: Tensor, top: Tensor, flip: Tensor) -> Tensor:
-    """Random resized crop and flip in one resampling: a box of area in (min_area, 1) and aspect in (3/4, 4/3)."""
-    area = recipe.min_area + (1 - recipe.min_area) * area
+def _box(min_area: float, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Width and height [N] as shares of a square image's side: area uniform in (min_area, 1), log-aspect in +-log 4/3.
+
+    The first of the tries that fits into the image, as torchvision's RandomResizedCrop rejects and draws again.
+    """
+    area, aspect = draws.view(len(draws), -1, 2).unbind(2)
+    area = min_area + (1 - min_area) * area
     ratio = torch.exp((2 * aspect - 1) * math.log(4 / 3))
-    width, height = (area * ratio).sqrt().clamp(max=1), (area / ratio).sqrt().clamp(max=1)  # shares of the image's side
+    width, height = (area * ratio).sqrt(), (area / ratio).sqrt()
+    fits = (width <= 1) & (height <= 1)
+    first = fits.int().argmax(1, keepdim=True)
+    found = fits.any(1)
+    return tuple(torch.where(found, side.gather(1, first)[:, 0], 1.0) for side in (width, height))  # type: ignore[return-value]
+
+
+def _crop(x: Tensor, recipe: Augment, width: Tensor, height: Tensor, left: Tensor, top: Tensor, flip: Tensor) -> Tensor:
+    """Crop to the box, flip and resize in one resampling."""
     sign = torch.where(flip < recipe.flip, -1.0, 1.0)
     theta = x.new_zeros(len(x), 2, 3)
     theta[:, 0, 0], theta[:, 1, 1] = width * sign, height
@@ -91,10 +113,10 @@ def _jitter(x: Tensor, b: Tensor, c: Tensor, s: Tensor, h: Tensor) -> Tensor:
     x = (x * b).clamp(0, 1)
     x = (x * c + (1 - c) * _luma(x).mean((2, 3), keepdim=True)).clamp(0, 1)
     x = (x * s + (1 - s) * _luma(x)).clamp(0, 1)
-    to_yiq = x.new_tensor([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+    to_yiq, from_yiq = x.new_tensor(_YIQ), x.new_tensor(np.linalg.inv(_YIQ))
     cos, sin, one, zero = torch.cos(h * 2 * math.pi), torch.sin(h * 2 * math.pi), torch.ones_like(h), torch.zeros_like(h)
     turn = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], 1).view(-1, 3, 3)
-    matrix = torch.linalg.inv(to_yiq) @ turn @ to_yiq
+    matrix = from_yiq @ turn @ to_yiq
     return torch.bmm(matrix, x.flatten(2)).view_as(x).clamp(0, 1)
 
 

@@ -4,8 +4,9 @@ A method is a module with ``num_views``, ``backbone``, ``loss(views, index) -> T
 ``start_epoch(epoch, extract) -> dict`` run before each epoch.
 
 A run folder holds ``log.jsonl`` (one line per epoch), ``checkpoint.pt`` (to resume from; removed when done) and, when
-the run is finished, ``encoder.safetensors``: the backbone under torchvision's names. Resuming is exact: order, views
-and draws are functions of (seed, epoch, image), the rest is in the checkpoint.
+the run is finished, ``encoder.safetensors``: the backbone under torchvision's names. Resuming is exact on the CPU: order,
+views and draws are functions of (seed, epoch, image), the rest is in the checkpoint. On a GPU the same holds up to the
+rounding of its kernels, whose order of summation is not fixed.
 """
 
 import json
@@ -45,8 +46,9 @@ def pretrain(recipe: Recipe, images: ImageList | None, out: Path, *, seed: int, 
             return encoder_path
         raise UserError("this folder holds the encoder of another run (other recipe, data or seed)", at=out,
                         hint="choose another --out, or --no-resume to train anew")
-    for leftover in out.glob(".*.tmp"):  # of a killed run
-        leftover.unlink()
+    stale = [*out.glob(".*.tmp")]  # of a killed run
+    for path in stale if resume else [*stale, encoder_path, checkpoint_path]:
+        path.unlink(missing_ok=True)
     torch.manual_seed(keyed.seed(seed, "init"))
     labels, num_classes = (torch.from_numpy(images.labels), len(images.classes)) if images else (torch.empty(0), 0)
     method = import_module(f"pretrain.{recipe.method}").build(recipe, labels, num_classes, seed)
@@ -112,7 +114,7 @@ def _resume(path: Path, key: str, method: nn.Module, optimizer: torch.optim.Opti
         raise UserError("the run's checkpoint is damaged", at=path, hint="delete it to start this run again") from failure
     if state["key"] != key:
         raise UserError("this folder holds a checkpoint of another run (other recipe, data or seed)", at=path,
-                        hint="choose another --out, or --resume False to train anew")
+                        hint="choose another --out, or --no-resume to train anew")
     method.load_state_dict(state["method"])
     optimizer.load_state_dict(state["optimizer"])
     return state["log"]

@@ -6,8 +6,8 @@ Examples:
     python pretrain/moco.py mini                        # embedded data, about two minutes on one core
     python pretrain/moco.py v2 --data ROOT --device cuda  # ROOT/imagenet/train, the paper's recipe
 
-Departures from the released code: the InfoNCE temperature, queue and key encoder are the same; BatchNorm shuffling
-between GPUs has nothing to shuffle in one process. Shapes: N batch, C embedding, K queue.
+Departure from the released code: it shuffles keys between GPUs, whose BatchNorms see 32 images each; one process does the
+same with groups of its batch (``bn_groups``). Shapes: N batch, C embedding, K queue.
 """
 
 if __name__ == "__main__":  # before torch is imported: --help should not wait for it
@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain import recipes
+from protobench import keyed
 from protobench.backbones import ResNet
 from protobench.backbones import build as build_backbone
 from protobench.errors import UserError
@@ -39,6 +40,11 @@ def info_nce(q_NC: Tensor, k_NC: Tensor, queue_KC: Tensor, temperature: float) -
 def momentum_update(key: nn.Module, query: nn.Module, momentum: float) -> None:
     """key <- m key + (1 - m) query for every parameter; BatchNorm statistics stay the key encoder's own."""
     torch._foreach_lerp_(list(key.parameters()), list(query.parameters()), 1 - momentum)
+
+
+def in_groups(encoder: nn.Module, x: Tensor, groups: int) -> Tensor:
+    """The encoder's output, every group of the batch with BatchNorm statistics of its own."""
+    return encoder(x) if groups == 1 else torch.cat([encoder(part) for part in x.chunk(groups)])
 
 
 class Encoder(nn.Module):
@@ -60,17 +66,21 @@ class MoCo(nn.Module):
 
     num_views = 2
 
-    def __init__(self, recipe: recipes.MoCo):
+    def __init__(self, recipe: recipes.MoCo, seed: int):
         super().__init__()
-        if recipe.queue % recipe.train.batch_size:
-            raise UserError(f"queue {recipe.queue} is not a multiple of the batch size {recipe.train.batch_size}",
+        batch_size = recipe.train.batch_size
+        if recipe.queue % batch_size:
+            raise UserError(f"queue {recipe.queue} is not a multiple of the batch size {batch_size}",
                             hint="change --queue or --batch-size")
-        self.recipe = recipe
+        if batch_size % recipe.bn_groups or batch_size == recipe.bn_groups:
+            raise UserError(f"a batch of {batch_size} does not split into {recipe.bn_groups} groups of two or more",
+                            hint="change --bn-groups or --batch-size")
+        self.recipe, self.seed = recipe, seed
         self.encoder_q = Encoder(recipe.arch, recipe.dim, recipe.mlp)
         self.encoder_k = copy.deepcopy(self.encoder_q).requires_grad_(False)
         self.queue: Tensor
         self.register_buffer("queue", F.normalize(torch.randn(recipe.queue, recipe.dim), dim=1))
-        self.pointer = 0
+        self.pointer = self.steps = 0
 
     @property
     def backbone(self) -> ResNet:
@@ -79,17 +89,27 @@ class MoCo(nn.Module):
 
     def embed(self, views: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Queries [N, C] and, from the updated key encoder, keys [N, C] without gradient."""
-        q_NC = self.encoder_q(views[0])
+        groups = self.recipe.bn_groups
+        q_NC = in_groups(self.encoder_q, views[0], groups)
         with torch.no_grad():
             momentum_update(self.encoder_k, self.encoder_q, self.recipe.momentum)
-            k_NC = self.encoder_k(views[1])
+            if groups == 1:
+                return q_NC, self.encoder_k(views[1])
+            shuffle_N = torch.randperm(len(q_NC), generator=self.generator("shuffle"), device=q_NC.device)
+            k_NC = torch.empty_like(q_NC)
+            k_NC[shuffle_N] = in_groups(self.encoder_k, views[1][shuffle_N], groups)
         return q_NC, k_NC
+
+    def generator(self, *key: int | str) -> torch.Generator:
+        """This step's random numbers for one purpose, on the method's device."""
+        return torch.Generator(self.queue.device).manual_seed(keyed.seed(self.seed, self.steps, *key))
 
     @torch.no_grad()
     def enqueue(self, k_NC: Tensor) -> None:
-        """The oldest keys make room; the queue is a multiple of the batch, so a batch never wraps."""
+        """The oldest keys make room and the step ends; the queue is a multiple of the batch, so a batch never wraps."""
         self.queue[self.pointer : self.pointer + len(k_NC)] = k_NC
         self.pointer = (self.pointer + len(k_NC)) % len(self.queue)
+        self.steps += 1
 
     def loss(self, views: list[Tensor], index_N: Tensor) -> Tensor:
         """InfoNCE of the batch; moves the key encoder and the queue one step on.
@@ -101,15 +121,15 @@ class MoCo(nn.Module):
         self.enqueue(k_NC)
         return loss
 
-    def get_extra_state(self) -> int:
-        """The queue's pointer, for checkpoints."""
-        return self.pointer
+    def get_extra_state(self) -> dict[str, int]:
+        """Counters, for checkpoints."""
+        return {"pointer": self.pointer, "steps": self.steps}
 
-    def set_extra_state(self, state: int) -> None:
-        """Restores the queue's pointer."""
-        self.pointer = state
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        """Restores the counters."""
+        self.pointer, self.steps = state["pointer"], state["steps"]
 
 
 def build(recipe: recipes.MoCo, labels: Tensor, num_classes: int, seed: int) -> MoCo:
     """The method as the loop wants it; labels are not used."""
-    return MoCo(recipe)
+    return MoCo(recipe, seed)

@@ -8,13 +8,14 @@ Examples:
 
 Every epoch: E-step, k-means on the momentum features of centre crops; M-step, ProtoNCE. Builds on MoCo, as the paper.
 
-Departures from the released code, each without effect at the paper's sizes unless it says so:
-- negative prototypes are drawn by one ``topk`` over random numbers instead of ``random.sample`` on a Python set (same
-  law, another stream; the original no longer runs on Python 3.11);
-- two images of one prototype in a batch are not each other's negatives (the original treats them so; rare at large K,
-  frequent at small K);
-- where a granularity has no more prototypes than can be drawn, all of them are compared;
-- the prototype term is divided by M as in Eq. 11 (the code's 3 is M).
+Departures from the released code:
+- negative prototypes are drawn by one ``topk`` over random numbers instead of ``random.sample`` on a Python set: the same
+  law in another stream (the original no longer runs on Python 3.11);
+- two images of one prototype in a batch are not each other's negatives. The original makes them so: about one pair a
+  step at K = 25 000 and a batch of 256, most of the batch at small K;
+- the original draws per GPU, where the prototypes of 32 to 64 images of the local batch are extra negatives; here those
+  of the whole batch are;
+- where a granularity has no more prototypes than can be drawn, all of them are compared (small data only).
 Taken from the code where the paper is silent: singletons get the largest phi, phi is clipped to its 10th and 90th
 percentile before it is scaled, k-means runs 20 iterations from 5 starts, seeded by the granularity's position, and
 prototypes are normalised after distances were taken. Shapes: N batch, C embedding, I images, K prototypes, R negatives.
@@ -34,7 +35,6 @@ from torch import Tensor
 
 from pretrain import recipes
 from pretrain.moco import MoCo, info_nce
-from protobench import keyed
 from protobench.kmeans import kmeans
 
 
@@ -88,21 +88,20 @@ class PCL(MoCo):
     """MoCo plus prototypes: per granularity the centroids [K, C], their phi [K] and every image's prototype [I]."""
 
     def __init__(self, recipe: recipes.PCL, seed: int):
-        super().__init__(recipe)
+        super().__init__(recipe, seed)
         self.recipe: recipes.PCL = recipe
-        self.seed = seed
         self.prototypes: list[tuple[Tensor, Tensor, Tensor]] = []
-        self.epoch = self.step = 0
 
     def start_epoch(self, epoch: int, extract: Callable[[torch.nn.Module], np.ndarray]) -> dict[str, float]:
         """E-step: clusters the momentum features of all images; returns what the log should know."""
-        self.epoch, self.step, self.prototypes = epoch, 0, []
+        self.prototypes = []
         if epoch < self.recipe.warmup:
             return {}
         features_IC = extract(self.encoder_k)
         log: dict[str, float] = {}
         for m, k in enumerate(self.recipe.num_prototypes):
-            clusters = kmeans(features_IC, k, seed=m, niter=self.recipe.niter, nredo=self.recipe.nredo)
+            clusters = kmeans(features_IC, k, seed=m, niter=self.recipe.niter, nredo=self.recipe.nredo,
+                              gpu=self.queue.is_cuda)
             phi_K = np.full(k, self.recipe.temperature)
             if self.recipe.concentration == "estimated":
                 phi_K = concentration(clusters.distance, clusters.assignment, k, temperature=self.recipe.temperature,
@@ -128,14 +127,12 @@ class PCL(MoCo):
         if terms:
             loss = loss + torch.stack(terms).mean()
         self.enqueue(k_NC)
-        self.step += 1
         return loss
 
     def _negatives(self, m: int, positive_N: Tensor, k: int) -> Tensor | None:
         if self.recipe.num_negatives >= k - len(positive_N):
             return None
-        generator = torch.Generator(positive_N.device).manual_seed(keyed.seed(self.seed, "negatives", self.epoch, self.step, m))
-        return draw_negatives(positive_N, k, self.recipe.num_negatives, generator)
+        return draw_negatives(positive_N, k, self.recipe.num_negatives, self.generator("negatives", m))
 
 
 def build(recipe: recipes.PCL, labels: Tensor, num_classes: int, seed: int) -> PCL:

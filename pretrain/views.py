@@ -5,6 +5,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -44,9 +45,12 @@ def open_views(recipe: Recipe, images: ImageList, seed: int, device: str, worker
     if len(images) < recipe.train.batch_size:
         raise UserError(f"{images.name} has {len(images)} images, less than one batch of {recipe.train.batch_size}",
                         at=images.root, hint="lower --batch-size")
-    with images.read(0) as first:
-        small = first.width == first.height and len(images) * first.width * first.height * 3 <= IN_MEMORY_BYTES
-    return (TensorViews if small else FolderViews)(recipe, images, seed, device, workers)
+    first = images.read(0)
+    if first.width == first.height and len(images) * first.width * first.height * 3 <= IN_MEMORY_BYTES:
+        pictures = [images.read(i) for i in range(len(images))]
+        if {picture.size for picture in pictures} == {first.size}:
+            return TensorViews(recipe, pictures, seed, device)
+    return FolderViews(recipe, images, seed, device, workers)
 
 
 class _Normaliser:
@@ -58,13 +62,10 @@ class _Normaliser:
 
 
 class TensorViews:
-    """All images in memory as one uint8 tensor."""
+    """Square images of one size, in memory as one uint8 tensor."""
 
-    def __init__(self, recipe: Recipe, images: ImageList, seed: int, device: str, workers: int):
+    def __init__(self, recipe: Recipe, pictures: list[Image.Image], seed: int, device: str):
         self.recipe, self.seed, self.device = recipe, seed, device
-        pictures = [images.read(i) for i in range(len(images))]
-        if len({picture.size for picture in pictures}) > 1:
-            raise UserError(f"{images.name}: images held in memory must all have one size", at=images.root)
         self.pixels = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(0, 3, 1, 2)
         self.crops = torch.from_numpy(np.stack([recipe.input.pixels(picture) for picture in pictures])).permute(0, 3, 1, 2)
         self.pixels, self.crops = self.pixels.contiguous().to(device), self.crops.contiguous().to(device)
@@ -72,8 +73,8 @@ class TensorViews:
 
     def batches(self, epoch: int, num_views: int) -> Iterator[tuple[list[Tensor], Tensor]]:
         """See ``Views``."""
-        for chosen in order(len(self.pixels), self.recipe.train.batch_size, self.seed, epoch):
-            index = torch.from_numpy(chosen).to(self.device)
+        steps = order(len(self.pixels), self.recipe.train.batch_size, self.seed, epoch)
+        for chosen, index in zip(steps, torch.from_numpy(steps).to(self.device), strict=True):
             pixels = self.pixels[index]
             yield [self.normalise(augment.of_batch(self.recipe.augment, pixels, chosen, self.seed, epoch, view))
                    for view in range(num_views)], index
@@ -96,9 +97,9 @@ class FolderViews:
         steps = order(len(self.images), self.recipe.train.batch_size, self.seed, epoch)
         views = _RandomViews(self.images, self.recipe.augment, self.seed, epoch, num_views)
         loader = batches(views, workers=self.workers, device=self.device, batch_sampler=steps.tolist())
-        for stacked, chosen in zip(loader, steps, strict=True):
+        for stacked, index in zip(loader, torch.from_numpy(steps).to(self.device), strict=True):  # one copy an epoch
             stacked = stacked.to(self.device, non_blocking=True).float() / 255
-            yield [self.normalise(view) for view in stacked.unbind(1)], torch.from_numpy(chosen).to(self.device)
+            yield [self.normalise(view) for view in stacked.unbind(1)], index
 
     def centre_crops(self) -> Iterator[Tensor]:
         """See ``Views``."""

@@ -45,11 +45,13 @@ class Encoder:
     account: dict[str, Any]
 
     def summary(self) -> str:
-        """One line for the terminal."""
-        a = self.account
+        """Two lines for the terminal: what was loaded, and the input it is given."""
+        a, i = self.account, self.input
         dropped = ", ".join(a["dropped"]) or "nothing"
-        return (f"{a['file']}: {a['origin']}, {a['arch']}, {a['matched']}/{a['expected']} backbone tensors "
-                f"from {a['prefix'] or 'top level'!r}, dropped {dropped}; sha256 {a['sha256'][:12]}")
+        where = f"from {a['prefix']!r}" if a["prefix"] else "at top level"
+        return (f"{a['file']}: {a['origin']}, {a['arch']}, {a['matched']}/{a['expected']} backbone tensors {where}, "
+                f"dropped {dropped}; sha256 {a['sha256'][:12]}\n"
+                f"input: shorter side {i.resize}, centre {i.crop}, mean {i.mean}, std {i.std}")
 
 
 def load(path: Path) -> Encoder:
@@ -77,15 +79,16 @@ def load(path: Path) -> Encoder:
     backbone.load_state_dict(backbone_state, assign=True)
     kept = {prefix + name for name in backbone_state}
     sha256 = files.sha256_file(path)
+    given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
+                             for key, value in metadata.get("input", {}).items()}
+    input_ = EvalInput(**given)
     account = {
         "file": path.name, "sha256": sha256, "origin": metadata.get("origin", origin), "prefix": prefix,
         "arch": arch_name(arch), "matched": len(kept & state.keys()), "expected": len(expected),
         "dropped": sorted({".".join(name.split(".")[:2]) for name in state.keys() - kept}),
-        "trained": metadata.get("trained"),
+        "trained": metadata.get("trained"), "input": asdict(input_),
     }
-    given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
-                             for key, value in metadata.get("input", {}).items()}
-    return Encoder(backbone.float().eval(), EvalInput(**given), metadata.get("key", sha256), account)
+    return Encoder(backbone.float().eval(), input_, metadata.get("key", sha256), account)
 
 
 def export(path: Path, backbone: ResNet, *, key: str, input_: EvalInput, trained: dict[str, Any]) -> None:

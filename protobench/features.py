@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import PIL
 import torch
 
 from protobench import files
@@ -29,8 +30,9 @@ def extract(encoder: Encoder, images: ImageList, *, pooling: Pooling = "average"
     Raises UserError for unreadable images and for features that are not finite or all alike (a collapsed encoder).
     """
     input_ = replace(encoder.input, warp=warp)
-    identity = {"version": VERSION, "weights": encoder.key, "data": images.fingerprint, "input": asdict(input_),
-                "pooling": pooling, "device": torch.device(device).type, "batch_size": batch_size}
+    identity = {"version": VERSION, "weights": encoder.account["sha256"], "data": images.fingerprint, "input": asdict(input_),
+                "pooling": pooling, "device": torch.device(device).type, "batch_size": batch_size,
+                "torch": torch.__version__, "pillow": PIL.__version__}
     path = (cache or files.cache_dir() / "features") / f"{files.sha256(identity)}.npy"
     if path.exists():
         return np.load(path, mmap_mode="r")

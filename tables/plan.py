@@ -124,7 +124,7 @@ def _try(read: Any) -> tuple[Any, str]:
 def _job(row: Row, seed: int, recipe: Recipe, given: Path | None, pretraining: ImageList | None, why_not: str,
          sources: dict[str, tuple[Any, str]], have: dict[str, Any], runs: Path) -> Job:
     if given is not None:
-        key, state, why, checkpoint = files.sha256_file(given), "done", "given", given
+        key, state, why, checkpoint = encoder_key(given) or files.sha256_file(given), "done", "given", given
     else:
         checkpoint = runs / f"{row.name}-seed{seed}-{recipe_id(recipe)[:8]}" / "encoder.safetensors"
         if pretraining is None and recipe.train.epochs > 0:
@@ -146,13 +146,14 @@ def _job(row: Row, seed: int, recipe: Recipe, given: Path | None, pretraining: I
 
 
 def encoder_key(path: Path) -> str | None:
-    """The key in an exported encoder's header, read without loading a tensor; None where there is no such file."""
-    if not path.is_file():
+    """The key in an exported encoder's header, read without loading a tensor; None where there is none to read."""
+    try:
+        with open(path, "rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length)) if path.suffix == ".safetensors" else {}
+        return json.loads(header.get("__metadata__", {}).get("protobench", "{}")).get("key")
+    except (OSError, ValueError, struct.error, AttributeError, MemoryError, OverflowError):
         return None
-    with open(path, "rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        metadata = json.loads(file.read(length)).get("__metadata__", {})
-    return json.loads(metadata.get("protobench", "{}")).get("key")
 
 
 def describe(table: Table, tier: Tier, jobs: list[Job], workers: int) -> str:

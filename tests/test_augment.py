@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import stats
+from torchvision import transforms as v1
 from torchvision.transforms.v2 import functional as tv
 
 from pretrain import augment, recipes
 from pretrain.recipes import Augment
+from protobench import keyed
 
 PLAIN = Augment(size=32, min_area=1.0, flip=0.0, jitter_p=0.0, grayscale=0.0)
 STRONG = Augment(size=32, min_area=0.3, flip=0.5, jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8, grayscale=0.2, blur=0.5)
@@ -37,15 +40,24 @@ def test_values_stay_in_range():
 def test_nothing_switched_on_is_a_plain_resize():
     pictures = _pictures(side=32)
     x = augment.of_batch(PLAIN, pictures, np.arange(16), 0)
-    square = augment._crop(pictures.float() / 255, PLAIN, *[torch.full((16,), 0.5)] * 4, torch.ones(16))
-    torch.testing.assert_close(square, pictures.float() / 255, atol=1e-5, rtol=0)
-    assert (x - pictures.float() / 255).abs().mean() < 0.3  # aspect still varies by up to 4/3, as in torchvision
+    torch.testing.assert_close(x, pictures.float() / 255, atol=1e-5, rtol=0)  # area 1 fits only as the whole image
+
+
+def test_boxes_are_drawn_as_torchvision_draws_them():
+    """Areas and aspects of 20 000 boxes against RandomResizedCrop's own, which rejects what does not fit."""
+    ours = torch.stack(augment._box(0.2, torch.from_numpy(keyed.uniforms(20, np.arange(20_000), 0)).float()))
+    torch.manual_seed(0)
+    image = torch.empty(3, 400, 400)
+    theirs = torch.tensor([v1.RandomResizedCrop.get_params(image, [0.2, 1.0], [3 / 4, 4 / 3])[2:] for _ in range(20_000)]).T / 400
+    assert ours.max() <= 1
+    for values in ((ours[0] * ours[1], theirs[0] * theirs[1]), (ours[0] / ours[1], theirs[1] / theirs[0])):
+        assert stats.ks_2samp(*(value.numpy() for value in values)).statistic < 0.02
 
 
 def test_flip_mirrors():
     pictures = _pictures(side=32)
-    half = [torch.full((16,), 0.5)] * 4
-    flipped = augment._crop(pictures.float() / 255, replace(PLAIN, flip=1.0), *half, torch.zeros(16))
+    whole, middle = [torch.ones(16)] * 2, [torch.full((16,), 0.5)] * 2
+    flipped = augment._crop(pictures.float() / 255, replace(PLAIN, flip=1.0), *whole, *middle, torch.zeros(16))
     torch.testing.assert_close(flipped, pictures.flip(3).float() / 255, atol=1e-5, rtol=0)
 
 
@@ -79,6 +91,22 @@ def test_probabilities_are_the_recipe_s():
     x = augment.of_batch(replace(PLAIN, grayscale=0.2), pictures, np.arange(4000), 0)
     grey = ((x.amax(1) - x.amin(1)).amax((1, 2)) < 1e-4).float().mean()
     assert grey == pytest.approx(0.2, abs=0.03)
+
+
+def test_the_order_of_grey_and_jitter_is_the_recipe_s():
+    names = [[type(step).__name__ for step in augment.of_picture(recipe).transforms] for recipe in
+             (recipes.MOCO_V1.augment, recipes.MOCO_V2.augment)]
+    assert names[0].index("RandomGrayscale") < names[0].index("RandomApply")
+    assert names[1].index("RandomGrayscale") > names[1].index("RandomApply")
+    always = Augment(size=32, min_area=1.0, flip=0.0, jitter=(0.9, 0.0, 0.0, 0.0), grayscale=1.0)
+    red = torch.tensor([255, 0, 0], dtype=torch.uint8).view(1, 3, 1, 1).expand(64, 3, 32, 32)
+    before, after = (augment.of_batch(replace(always, grayscale_first=first), red, np.arange(64), 0)[:, 0, 0, 0]
+                     for first in (True, False))
+    # brightness above 1 clips pure red, but not the grey it turns into: only before can exceed red's own luma
+    assert after.max() < 0.2989 + 1e-3
+    assert before.max() > 0.4
+    dim = before < 0.29
+    torch.testing.assert_close(before[dim], after[dim], atol=1e-3, rtol=0)
 
 
 def test_a_picture_s_view_is_its_key_s_and_leaves_torchs_generator_alone():

@@ -59,12 +59,14 @@ def test_compiled_and_old_files_load(tmp_path, backbone):
 
 
 def test_our_own_export_round_trips(tmp_path):
-    method = MoCo(recipes.MOCO_MINI)
+    method = MoCo(recipes.MOCO_MINI, seed=0)
     checkpoints.export(tmp_path / "e.safetensors", method.backbone, key="k", input_=recipes.MOCO_MINI.input,
                        trained={"method": "moco"})
     encoder = checkpoints.load(tmp_path / "e.safetensors")
     assert encoder.key == "k"
     assert encoder.input == recipes.MOCO_MINI.input
+    assert encoder.account["input"]["crop"] == 32
+    assert "centre 32" in encoder.summary()
     assert encoder.account["trained"] == {"method": "moco"}
     for name, tensor in method.backbone.state_dict().items():
         assert torch.equal(encoder.backbone.state_dict()[name], tensor)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from protobench import checkpoints, features, images, voc
+from protobench import backbones, checkpoints, features, images, voc
 from protobench.errors import UserError
 
 
@@ -36,6 +36,19 @@ def test_extraction_happens_once_and_anew_when_anything_changes(encoder, world, 
     assert wide.shape == (120, 4 * 128)
     features.extract(encoder, test.subset(np.arange(100)), cache=tmp_path)
     assert len(list(tmp_path.glob("*.npy"))) == 4
+
+
+def test_other_weights_under_the_same_key_are_extracted_anew(encoder_file, world, tmp_path):
+    """The header's key says how an encoder was made; features follow what it is."""
+    test = voc.read(world, "test").subset(np.arange(20))
+    first = checkpoints.load(encoder_file)
+    torch.manual_seed(5)
+    checkpoints.export(tmp_path / "other.safetensors", backbones.build("resnet10-mini"), key=first.key, input_=first.input,
+                       trained={})
+    second = checkpoints.load(tmp_path / "other.safetensors")
+    assert first.key == second.key
+    a, b = (features.extract(encoder, test, cache=tmp_path) for encoder in (first, second))
+    assert not np.array_equal(a, b)
 
 
 def test_pooling_follows_the_papers(encoder, world, tmp_path):

@@ -1,6 +1,8 @@
+import faiss
 import numpy as np
 import pytest
 
+from protobench import kmeans as kmeans_file
 from protobench.errors import UserError
 from protobench.kmeans import kmeans
 
@@ -15,6 +17,15 @@ def test_separated_blobs_are_found_with_their_distances():
     np.testing.assert_allclose(found.distance, np.linalg.norm(x - found.centroids[found.assignment], axis=1), atol=2e-3)
     again = kmeans(x, 4, seed=0)
     np.testing.assert_array_equal(found.centroids, again.centroids)
+
+
+@pytest.mark.skipif(faiss.get_num_gpus() > 0, reason="there is a GPU")
+def test_a_missing_gpu_is_an_error_only_where_the_cpu_would_take_hours(monkeypatch):
+    x = np.random.default_rng(0).normal(size=(50, 3))
+    np.testing.assert_array_equal(kmeans(x, 4, seed=0, gpu=True).assignment, kmeans(x, 4, seed=0).assignment)
+    monkeypatch.setattr(kmeans_file, "HOURS_ON_A_CPU", 100)
+    with pytest.raises(UserError, match="faiss sees none"):
+        kmeans(x, 4, seed=0, gpu=True)
 
 
 def test_impossible_clusterings_are_refused():

@@ -5,10 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from pretrain import command as pretrain_command
-from pretrain import loop, recipes, views
-from protobench import checkpoints
+from pretrain import loop, optim, recipes, views
+from protobench import checkpoints, images
 from protobench.errors import UserError
 
 
@@ -19,7 +20,8 @@ def _short(recipe, epochs=3, **changes):
 MOCO = _short(recipes.MOCO_MINI, queue=64)
 PCL = _short(recipes.PCL_MINI, queue=64, num_prototypes=(5, 10), warmup=1)
 PCL_DRAWS = replace(PCL, num_prototypes=(60, 70), num_negatives=10)
-METHODS = {"moco": MOCO, "pcl": PCL, "pcl with drawn negatives": PCL_DRAWS, "simclr": _short(recipes.SIMCLR_MINI),
+METHODS = {"moco": MOCO, "moco in shuffled groups": replace(MOCO, bn_groups=4), "pcl": PCL,
+           "pcl with drawn negatives": PCL_DRAWS, "simclr": _short(recipes.SIMCLR_MINI),
            "simclr with LARS": replace(_short(recipes.SIMCLR_MINI), train=replace(recipes.SIMCLR.train, epochs=3, batch_size=32)),
            "supervised": _short(recipes.SUPERVISED_MINI)}
 
@@ -36,29 +38,31 @@ def _equal(a, b):
     return all(torch.equal(x, y) for x, y in zip(_weights(a).values(), _weights(b).values(), strict=True))
 
 
+@pytest.mark.parametrize("stop", [1, 2])
 @pytest.mark.parametrize("name", METHODS)
-def test_a_run_stopped_after_any_epoch_ends_as_if_it_had_not_been(name, train_images, tmp_path, monkeypatch):
+def test_a_run_stopped_after_any_epoch_ends_as_if_it_had_not_been(name, stop, train_images, tmp_path, monkeypatch):
+    """Stopped in the middle of an epoch, after ``stop`` whole ones: for PCL at the end of warm-up and after an E-step."""
     recipe = METHODS[name]
     whole = loop.pretrain(recipe, train_images, tmp_path / "whole", seed=1)
-    real, count = loop._epoch, 0
+    steps = 0
 
-    def stop_before_the_third(*args):
-        nonlocal count
-        count += 1
-        if count == 3:
+    def stop_in_the_middle(*args):
+        nonlocal steps
+        steps += 1
+        if steps == 6 * stop + 3:  # six steps an epoch
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(loop, "_epoch", stop_before_the_third)
+    real = optim.learning_rate
+    monkeypatch.setattr(optim, "learning_rate", stop_in_the_middle)
     with pytest.raises(KeyboardInterrupt):
         loop.pretrain(recipe, train_images, tmp_path / "stopped", seed=1)
     assert not (tmp_path / "stopped" / "encoder.safetensors").exists()
-    monkeypatch.setattr(loop, "_epoch", real)
+    monkeypatch.setattr(optim, "learning_rate", real)
     resumed = loop.pretrain(recipe, train_images, tmp_path / "stopped", seed=1)
     assert _equal(whole, resumed)
-    logs = [_losses(path) for path in (whole, resumed)]
-    assert logs[0] == logs[1]
-    assert len(logs[0]) == 3
+    assert _losses(whole) == _losses(resumed)
+    assert len(_losses(whole)) == 3
     assert not (tmp_path / "stopped" / "checkpoint.pt").exists()
 
 
@@ -86,11 +90,23 @@ def test_foreign_and_damaged_checkpoints_are_refused(train_images, tmp_path):
         loop.pretrain(MOCO, train_images, tmp_path, seed=1)
 
 
-def test_divergence_is_reported_and_keeps_the_last_good_checkpoint(train_images, tmp_path):
-    recipe = replace(MOCO, train=replace(MOCO.train, lr=1e30, warmup_epochs=0))
-    with pytest.raises(UserError, match="not finite"):
-        loop.pretrain(recipe, train_images, tmp_path, seed=1)
+def test_divergence_is_reported_and_keeps_the_last_good_checkpoint(train_images, tmp_path, monkeypatch):
+    real = optim.learning_rate
+    monkeypatch.setattr(optim, "learning_rate", lambda train, epoch, *rest: real(train, epoch, *rest) if epoch < 1 else 1e30)
+    with pytest.raises(UserError, match="not finite in epoch 1"):
+        loop.pretrain(MOCO, train_images, tmp_path, seed=1)
     assert not (tmp_path / "encoder.safetensors").exists()
+    kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert [line["epoch"] for line in kept["log"]] == [0]
+    assert all(torch.isfinite(tensor).all() for tensor in kept["method"].values() if isinstance(tensor, torch.Tensor))
+
+
+def test_training_anew_forgets_the_old_run_at_once(train_images, tmp_path, monkeypatch):
+    path = loop.pretrain(_short(MOCO, 1), train_images, tmp_path, seed=1)
+    monkeypatch.setattr(loop, "_epoch", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        loop.pretrain(_short(MOCO, 1), train_images, tmp_path, seed=1, resume=False)
+    assert not path.exists(), "a later run must not return the old encoder"
 
 
 def test_more_clusters_than_images_is_a_clear_error(train_images, tmp_path):
@@ -115,6 +131,13 @@ def test_views_read_from_files_do_not_depend_on_workers(train_images, monkeypatc
         seen.append((first, second, index, next(source.centre_crops())))
     for other in seen[1:]:
         assert all(torch.equal(a, b) for a, b in zip(seen[0], other, strict=True))
+
+
+def test_images_of_different_sizes_are_read_from_files(tmp_path):
+    (tmp_path / "a").mkdir()
+    for i, size in enumerate([(64, 64)] + [(64, 90)] * 39):
+        Image.new("RGB", size, (i, 0, 0)).save(tmp_path / "a" / f"{i:02d}.png")
+    assert isinstance(views.open_views(MOCO, images.image_folder(tmp_path, "x"), 1, "cpu", 0), views.FolderViews)
 
 
 def test_centre_crops_are_the_same_from_files_and_from_memory(train_images, monkeypatch):

@@ -42,7 +42,7 @@ def test_momentum_update_is_the_paper_s():
 def _method(**changes):
     torch.manual_seed(0)
     recipe = replace(recipes.MOCO_MINI, queue=24, train=replace(recipes.MOCO_MINI.train, batch_size=8), **changes)
-    return MoCo(recipe)
+    return MoCo(recipe, seed=0)
 
 
 def test_the_queue_wraps_around_and_keeps_the_newest():
@@ -76,14 +76,31 @@ def test_encoders_start_equal_and_the_head_follows_the_version():
     assert [type(layer).__name__ for layer in v2.encoder_q.head] == ["Linear", "ReLU", "Linear"]
 
 
+def test_each_group_has_its_own_statistics_and_keys_are_shuffled_between_them():
+    """What 8 GPUs do: chunks of the queries as they come, chunks of the keys in another order, everything put back."""
+    method, twin = _method(bn_groups=2), _method(bn_groups=2)
+    views = [torch.randn(8, 3, 32, 32) for _ in range(2)]
+    q, k = method.embed(views)
+    momentum_update(twin.encoder_k, twin.encoder_q, 0.99)
+    torch.testing.assert_close(q, torch.cat([twin.encoder_q(views[0][:4]), twin.encoder_q(views[0][4:])]))
+    shuffle = torch.randperm(8, generator=twin.generator("shuffle"))
+    assert shuffle.tolist() != sorted(shuffle.tolist())
+    for group in (shuffle[:4], shuffle[4:]):
+        torch.testing.assert_close(k[group], twin.encoder_k(views[1][group]))
+    method.enqueue(k)
+    assert method.generator("shuffle").initial_seed() != twin.generator("shuffle").initial_seed(), "another step, another order"
+
+
 def test_the_queue_s_place_is_in_the_checkpoint():
     method, other = _method(), _method()
     method.enqueue(_unit(8, 64).float())
     other.load_state_dict(method.state_dict())
-    assert other.pointer == 8
+    assert (other.pointer, other.steps) == (8, 1)
 
 
 def test_a_queue_that_does_not_divide_is_refused():
     recipe = replace(recipes.MOCO_MINI, queue=100)
     with pytest.raises(UserError, match="not a multiple"):
-        MoCo(recipe)
+        MoCo(recipe, seed=0)
+    with pytest.raises(UserError, match="does not split into 3 groups"):
+        _method(bn_groups=3)

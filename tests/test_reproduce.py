@@ -141,3 +141,6 @@ def test_an_encoders_key_is_read_without_loading_it(encoder_file, tmp_path):
     assert plan.encoder_key(encoder_file) == checkpoints.load(encoder_file).key
     assert plan.encoder_key(encoder_file) == recipes.run_key(recipes.UNTRAINED_MINI, None, 0)
     assert plan.encoder_key(tmp_path / "absent") is None
+    for name, content in (("cut", encoder_file.read_bytes()[:50]), ("zeros", b"\0" * 64), ("empty", b""), ("ones", b"\xff" * 64)):
+        (tmp_path / f"{name}.safetensors").write_bytes(content)
+        assert plan.encoder_key(tmp_path / f"{name}.safetensors") is None
