@@ -235,10 +235,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
     from protobench import checkpoints, features
     from protobench.devices import device_of
 
-    if config.protocol == "goyal" and config.dataset == "places205":
-        raise UserError("the goyal protocol is defined for voc07", hint="--protocol pcl scores Places205")
-    if config.draw_order == "released" and (config.protocol, config.dataset) != ("pcl", "voc07"):
-        raise UserError("--draw-order released belongs to --protocol pcl on voc07", hint="use --draw-order keyed")
+    _check(config)
     started = time.perf_counter()
     encoder = checkpoints.load(config.ckpt)
     print(encoder.summary())
@@ -261,8 +258,22 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
         config.results, unit(encoder.key, train, test, config), runs, subject=subject,
         metric={"name": "mAP" if is_voc else "top-1", "unit": "%", "higher_is_better": True, "test_images": len(test)},
         checkpoint=encoder.account, feature={"dim": int(test_ND.shape[1]), "pooling": how["pooling"]},
-        data={"name": config.dataset, "embedded": config.data is None, "train_images": len(train)},
+        data={"name": config.dataset, "embedded": config.data is None, "classes": len(train.classes),
+              "train_images": len(train)},
         cost={"seconds": round(time.perf_counter() - started, 2)})
+
+
+def _check(config: Config) -> None:
+    if config.protocol == "goyal" and config.dataset == "places205":
+        raise UserError("the goyal protocol is defined for voc07", hint="--protocol pcl scores Places205")
+    if config.draw_order == "released" and (config.protocol, config.dataset) != ("pcl", "voc07"):
+        raise UserError("--draw-order released belongs to --protocol pcl on voc07", hint="use --draw-order keyed")
+    if not config.shots or min(config.shots) < 1 or len(set(config.shots)) < len(config.shots):
+        raise UserError(f"--shots must be different numbers of at least 1, not {config.shots}")
+    if config.draws < 1:
+        raise UserError(f"--draws must be at least 1, not {config.draws}")
+    if not all(0 < cost < float("inf") for cost in config.costs) or len(set(config.costs)) < len(config.costs):
+        raise UserError(f"--costs must be different positive numbers, not {config.costs}")
 
 
 def report(record: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ import tyro
 
 from pretrain.recipes import Recipe
 from protobench import cli
+from protobench.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ def train(recipe: Recipe, run: Run) -> Path:
     from protobench import images, mini
     from protobench.devices import device_of
 
+    if run.threads < 1:
+        raise UserError(f"--threads {run.threads}: at least 1")
     device = device_of(run.device)
     torch.set_num_threads(run.threads)
     root = run.data or mini.ensure()

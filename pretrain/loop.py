@@ -39,13 +39,21 @@ def pretrain(recipe: Recipe, images: ImageList | None, out: Path, *, seed: int, 
     ``resume`` is set. Raises UserError if the folder belongs to another run, and if the loss is not finite (the
     checkpoint of the epoch before stays).
     """
+    _check(recipe)
     key = run_key(recipe, images, seed)
     encoder_path, checkpoint_path = out / "encoder.safetensors", out / "checkpoint.pt"
     if encoder_path.exists() and resume:
-        if checkpoints.load(encoder_path).key == key:
+        try:
+            found = checkpoints.load(encoder_path).key
+        except UserError as damage:
+            print(f"training again, the encoder in the run folder cannot be used. {damage}")
+            encoder_path.unlink()
+            found = None
+        if found == key:
             return encoder_path
-        raise UserError("this folder holds the encoder of another run (other recipe, data or seed)", at=out,
-                        hint="choose another --out, or --no-resume to train anew")
+        if found:
+            raise UserError("this folder holds the encoder of another run (other recipe, data or seed)", at=out,
+                            hint="choose another --out, or --no-resume to train anew")
     stale = [*out.glob(".*.tmp")]  # of a killed run
     for path in stale if resume else [*stale, encoder_path, checkpoint_path]:
         path.unlink(missing_ok=True)
@@ -68,6 +76,14 @@ def pretrain(recipe: Recipe, images: ImageList | None, out: Path, *, seed: int, 
         "seconds": round(sum(line["seconds"] for line in log), 1)})
     checkpoint_path.unlink(missing_ok=True)
     return encoder_path
+
+
+def _check(recipe: Recipe) -> None:
+    train = recipe.train
+    if train.epochs < 0 or train.batch_size < 2:
+        raise UserError(f"{train.epochs} epochs of batches of {train.batch_size}", hint="--epochs from 0, --batch-size from 2")
+    if not all(0 <= value < float("inf") for value in (train.lr, train.weight_decay, train.sgd_momentum)):
+        raise UserError("--lr, --weight-decay and --sgd-momentum must be finite and not negative")
 
 
 def _epoch(method: Any, optimizer: torch.optim.Optimizer, views: Views, recipe: Recipe, epoch: int, images: int) -> dict:
@@ -112,6 +128,8 @@ def _resume(path: Path, key: str, method: nn.Module, optimizer: torch.optim.Opti
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as failure:  # torch.load raises half a dozen kinds for a damaged file
         raise UserError("the run's checkpoint is damaged", at=path, hint="delete it to start this run again") from failure
+    if not isinstance(state, dict) or not state.keys() >= {"key", "log", "method", "optimizer"}:
+        raise UserError("the run's checkpoint is not one of this program's", at=path, hint="delete it to start this run again")
     if state["key"] != key:
         raise UserError("this folder holds a checkpoint of another run (other recipe, data or seed)", at=path,
                         hint="choose another --out, or --no-resume to train anew")

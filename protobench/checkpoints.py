@@ -6,6 +6,8 @@ is an error.
 """
 
 import json
+import re
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -79,9 +81,7 @@ def load(path: Path) -> Encoder:
     backbone.load_state_dict(backbone_state, assign=True)
     kept = {prefix + name for name in backbone_state}
     sha256 = files.sha256_file(path)
-    given: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
-                             for key, value in metadata.get("input", {}).items()}
-    input_ = EvalInput(**given)
+    input_ = _input(path, metadata.get("input", {}))
     account = {
         "file": path.name, "sha256": sha256, "origin": metadata.get("origin", origin), "prefix": prefix,
         "arch": arch_name(arch), "matched": len(kept & state.keys()), "expected": len(expected),
@@ -89,6 +89,17 @@ def load(path: Path) -> Encoder:
         "trained": metadata.get("trained"), "input": asdict(input_),
     }
     return Encoder(backbone.float().eval(), input_, metadata.get("key", sha256), account)
+
+
+def _input(path: Path, given: dict[str, Any]) -> EvalInput:
+    try:
+        fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+        input_ = EvalInput(**fields)
+        if not 0 < input_.crop <= input_.resize or len(input_.mean) != 3 or len(input_.std) != 3:
+            raise ValueError(f"crop {input_.crop} of {input_.resize}, mean {input_.mean}, std {input_.std}")
+    except (TypeError, ValueError) as failure:
+        raise UserError(f"the checkpoint's header describes no usable input: {failure}", at=path) from failure
+    return input_
 
 
 def export(path: Path, backbone: ResNet, *, key: str, input_: EvalInput, trained: dict[str, Any]) -> None:
@@ -114,13 +125,17 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as tensors:
                 header = json.loads((tensors.metadata() or {}).get("protobench", "{}"))
+                if not isinstance(header, dict):
+                    raise ValueError("its protobench header is no object")
                 return {name: tensors.get_tensor(name) for name in tensors.keys()}, header  # noqa: SIM118 (not a dict)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # old storages, sparse layouts: what matters is checked below
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, EOFError, OSError, RuntimeError, ValueError) as failure:
         raise UserError(f"cannot read the checkpoint: {_first_line(failure)}", at=path,
                         hint="it is truncated or damaged; compare its size and hash with the source") from failure
     except Exception as failure:  # pickle.UnpicklingError and whatever a hostile file provokes
-        raise UserError(f"the checkpoint holds more than tensors and plain values: {_first_line(failure)}", at=path,
+        objects = ", ".join(sorted(set(re.findall(r"GLOBAL ([\w.]+)", str(failure))))) or type(failure).__name__
+        raise UserError(f"the checkpoint holds more than tensors and plain values: {objects}", at=path,
                         hint="it is never unpickled; save its state_dict alone, or convert it to safetensors") from failure
     while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
@@ -146,15 +161,20 @@ def _recognise(path: Path, state: dict[str, Tensor]) -> tuple[str, str]:
         else "its first names are " + ", ".join(sorted(state)[:3]) if state else "it holds no tensors")
 
 
+def _usable(tensor: Tensor, counter: bool) -> bool:
+    dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    return dense and (counter or (tensor.is_floating_point() and bool(torch.isfinite(tensor).all())))
+
+
 def _account_for(path: Path, origin: str, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     counters = {name for name in expected if name.endswith("num_batches_tracked")}
     missing = sorted(expected.keys() - found.keys() - counters)
     unexpected = sorted(found.keys() - expected.keys())
     misshapen = [f"{name} is {tuple(found[name].shape)}, not {tuple(expected[name].shape)}"
                  for name in expected.keys() & found.keys() if found[name].shape != expected[name].shape]
-    spoilt = [name for name, tensor in found.items() if tensor.layout != torch.strided or not torch.isfinite(tensor).all()]
+    spoilt = [name for name, tensor in found.items() if not _usable(tensor, name in counters)]
     faults = {"missing": missing, "unexpected": unexpected, "of another shape": sorted(misshapen),
-              "sparse, NaN or infinite": sorted(spoilt)}
+              "not dense finite floating-point numbers": sorted(spoilt)}
     if told := [f"{len(names)} {fault} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
                 for fault, names in faults.items() if names]:
         raise UserError(f"{origin} checkpoint does not fill the backbone's {len(expected)} tensors: " + "; ".join(told),

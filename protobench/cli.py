@@ -1,6 +1,7 @@
 """How every script of the suite starts and ends: flags by tyro, errors in one form, exit codes in one place."""
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -9,10 +10,18 @@ from typing import TypeVar
 
 from protobench.errors import UserError
 
-SAME, DIFFERS, TROUBLE, INCOMPLETE, INTERRUPTED = 0, 1, 2, 3, 130
-"""Exit codes, after diff(1). 130: stopped by Ctrl-C, everything finished until then is kept."""
+SAME, DIFFERS, TROUBLE, INCOMPLETE, STOPPED, INTERRUPTED = 0, 1, 2, 3, 75, 130
+"""Exit codes, after diff(1). 75: stopped by SIGTERM, 130: by Ctrl-C; everything finished until then is kept."""
 
 T = TypeVar("T")
+
+
+class Terminated(BaseException):
+    """SIGTERM, as schedulers send it."""
+
+
+def _terminated(*_) -> None:
+    raise Terminated
 
 
 def parse(config: Callable[..., T], description: str, args: Sequence[str] | None = None) -> T:
@@ -35,6 +44,7 @@ def run(main: Callable[[], int | None]) -> None:
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
+    signal.signal(signal.SIGTERM, _terminated)
     try:
         code = main() or SAME
     except UserError as mistake:
@@ -45,9 +55,14 @@ def run(main: Callable[[], int | None]) -> None:
     except BrokenPipeError:  # the reader, head for example, has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (what is left is flushed there at exit)
         code = SAME
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated) as stop:
         print("\nstopped; what was finished is kept, the same command continues", file=sys.stderr)
-        code = INTERRUPTED
+        code = STOPPED if isinstance(stop, Terminated) else INTERRUPTED
+    except Exception as surprise:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {type(surprise).__name__}: {surprise}\n  hint: --debug shows where", file=sys.stderr)
+        code = TROUBLE
     sys.stdout.flush()
     sys.exit(code)
 

@@ -1,5 +1,6 @@
 """Features of a data set, extracted once per (weights, data, input, pooling) and kept as memory-mapped arrays."""
 
+import contextlib
 import math
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -34,7 +35,7 @@ def extract(encoder: Encoder, images: ImageList, *, pooling: Pooling = "average"
                 "pooling": pooling, "device": torch.device(device).type, "batch_size": batch_size,
                 "torch": torch.__version__, "pillow": PIL.__version__}
     path = (cache or files.cache_dir() / "features") / f"{files.sha256(identity)}.npy"
-    if path.exists():
+    with contextlib.suppress(OSError, ValueError, EOFError):  # absent, or cut short by a full disk: extracted anew
         return np.load(path, mmap_mode="r")
     loader = batches(CentreCrops(images, input_), workers=workers, device=device, batch_size=batch_size)
     backbone = encoder.backbone.to(device).to(memory_format=torch.channels_last)

@@ -58,12 +58,22 @@ class ImageList:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
                 with Image.open(path) as image:
+                    if image.mode[0] in "IF":
+                        raise ValueError(f"mode {image.mode} has more than 8 bits a channel, which RGB would clip")
                     return image.convert("RGB")
         except FileNotFoundError as failure:
             raise UserError(f"{self.name}: image not found", at=path, hint="unpack the data set again") from failure
-        except (OSError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as failure:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as failure:
             raise UserError(f"{self.name}: cannot decode image {index}: {failure}", at=path,
                             hint="replace the file; a half-read image is never evaluated") from failure
+
+
+def text_of(path: Path) -> str:
+    """A list file's text; UserError where it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as failure:
+        raise UserError(f"this list is not UTF-8 text: {failure}", at=path, hint="take the released list") from failure
 
 
 def image_folder(root: Path, name: str) -> ImageList:

@@ -56,7 +56,11 @@ def ensure(root: Path | None = None, counts: dict[str, int] | None = None, seed:
 
 def verify(root: Path) -> str:
     """Reads every file back and returns the fingerprint; UserError if one byte differs from what was written."""
-    manifest = json.loads((root / "manifest.json").read_text())
+    try:
+        manifest = json.loads((root / "manifest.json").read_text())
+    except ValueError as failure:
+        raise UserError("the embedded data's manifest is damaged", at=root,
+                        hint="delete this folder; it is made again") from failure
     hashes = _hashes(root)
     if manifest["fingerprint"] != files.sha256(hashes):
         written = manifest["files"]

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from protobench.errors import UserError
-from protobench.images import ImageList
+from protobench.images import ImageList, text_of
 
 IMAGES = Path("data/vision/torralba/deeplearning/images256")
 
@@ -23,15 +23,18 @@ def read(data: Path, split: str) -> ImageList:
     if not (root / IMAGES).is_dir():
         raise UserError("Places205 lists without images", at=root / IMAGES, hint="unpack imagesPlaces205_resize.tar.gz here")
     paths, labels = [], []
-    for number, line in enumerate(listing.read_text().splitlines(), start=1):
+    for number, line in enumerate(text_of(listing).splitlines(), start=1):
         path, _, label = line.rpartition(" ")
         if not path or not label.isdigit():
             raise UserError(f"line {number} is not 'path label': {line[:60]!r}", at=listing, hint="take the released list")
         paths.append(path)
         labels.append(int(label))
-    count = max(labels, default=-1) + 1
+    count = len(set(labels))
     if count == 365:
         raise UserError("this list has 365 classes: it is Places365, the table is about Places205", at=listing)
+    if not labels or max(labels) != count - 1:
+        raise UserError(f"labels must be 0 to {count - 1} without gaps, found {max(labels)}" if labels else "the list is empty",
+                        at=listing, hint="take the released list")
     scenes = [""] * count
     for path, scene in zip(paths, labels, strict=True):
         scenes[scene] = scenes[scene] or Path(path).parent.as_posix()

@@ -1,10 +1,13 @@
 """A progress bar with ETA on a terminal; one plain line a minute in a log file (none for what takes less than half)."""
 
 import sys
+import threading
 from collections.abc import Iterable
 from typing import Any
 
 from tqdm import tqdm
+
+tqdm.set_lock(threading.RLock())  # its own would be a semaphore between processes, which a stopped worker leaks
 
 
 class _Lines:

@@ -65,9 +65,14 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def read_all(folder: Path) -> dict[str, dict[str, Any]]:
-    """All records of a folder by the hash of their unit; the newest where a unit was computed twice."""
-    found = [read(path) for path in sorted(folder.glob("*.json"))] if folder.is_dir() else []
-    return {files.sha256(record["unit"]): record for record in sorted(found, key=lambda record: record["finished"])}
+    """All records of a folder by their key; the newest where something was computed twice."""
+    found = [read(path) for path in sorted(folder.glob("*.json")) if path.is_file()] if folder.is_dir() else []
+    return {key(record["unit"], record["subject"]): record for record in sorted(found, key=lambda record: record["finished"])}
+
+
+def key(unit: dict[str, Any], subject: dict[str, Any]) -> str:
+    """Identity of a record: what was computed, and for which row and seed."""
+    return files.sha256([unit, subject["row"], subject["seed"]])
 
 
 @cache

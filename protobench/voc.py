@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from protobench.errors import UserError
-from protobench.images import ImageList
+from protobench.images import ImageList, text_of
 
 CLASSES = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
            "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor")
@@ -33,7 +33,9 @@ def read(data: Path, split: str) -> ImageList:
     if not listing.is_file():
         test = "VOC 2007's test annotations are a separate download (VOCtest_06-Nov-2007.tar); unpack it over this VOCdevkit"
         raise UserError(f"VOC2007 has no {split} list", at=listing, hint=test if split == "test" else "unpack VOC 2007 again")
-    names = listing.read_text().split()
+    names = text_of(listing).split()
+    if not names:
+        raise UserError(f"VOC2007's {split} list is empty", at=listing, hint="unpack VOC 2007 again")
     classes = sorted(path.name.removesuffix(f"_{split}.txt") for path in main.glob(f"*_{split}.txt"))
     if missing := [name for name in CLASSES if name not in classes] if set(CLASSES) & set(classes) else []:
         raise UserError(f"VOC2007 {split} has no labels for {', '.join(missing)}", at=main, hint="unpack VOC 2007 again")
@@ -44,7 +46,7 @@ def read(data: Path, split: str) -> ImageList:
 
 
 def _labels(path: Path, names: list[str]) -> np.ndarray:
-    words = path.read_text().split()
+    words = text_of(path).split()
     if words[::2] != names:
         raise UserError("label file does not list the images of its split, in order", at=path, hint="unpack VOC 2007 again")
     if bad := sorted(set(words[1::2]) - {"1", "-1", "0"}):

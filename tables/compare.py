@@ -1,6 +1,7 @@
 """A table as it stands: the runs found in the records, beside the paper's numbers, with every verdict."""
 
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from tables import verdicts
 from tables.schema import Claim, Column, Row, Table, Tier
 from tables.verdicts import CellVerdict, ClaimVerdict, Lead
 
-PASSED = ("ok", "not run", "not checked")
-
 Runs = dict[tuple[int, int], float]
 """(pretraining seed, draw) -> value"""
+PASSED = ("ok", "not run", "not checked")
+"""States of the controls that do not speak against the pipeline."""
+Found = dict[str, list[dict[str, Any]]]
+"""row -> its records, one per seed and data set"""
 
 
 @dataclass(frozen=True)
@@ -31,8 +34,13 @@ class Cell:
     p_short: float | None = None
 
     @property
+    def seeds(self) -> int:
+        """Pretraining seeds behind it."""
+        return len({seed for seed, _ in self.runs})
+
+    @property
     def values(self) -> list[float]:
-        """Independent values: a mean over draws per pretraining seed, or the draws where there is one seed."""
+        """What the spread is over: a mean over draws per pretraining seed, or the draws where there is one seed."""
         return per_unit(self.runs)
 
     @property
@@ -65,28 +73,82 @@ class Outcome:
     claims: list[ClaimResult]
     controls: str
     """"ok", "not run", "not checked" (quick), or what is wrong"""
-    seeds: tuple[int, ...]
-    sources: dict[str, str] = field(default_factory=dict)
-    """row -> "retrained", "given checkpoint …" """
+    remarks: list[str]
+    """departures from the paper's data and architecture, untrained rows"""
+    sources: dict[str, str]
+    """row -> "retrained", "checkpoint …" """
+
+    @property
+    def failed(self) -> bool:
+        """Whether the controls show that the pipeline is wrong."""
+        return self.controls not in PASSED
+
+    def beyond_chance(self) -> list[Cell]:
+        """Short cells that remain so with a family-wise error of 5 % over the table (Holm)."""
+        tested = [(cell, cell.p_short) for cell in self.cells.values() if cell.p_short is not None]
+        rejected = verdicts.holm([p for _, p in tested])
+        return [cell for (cell, _), sure in zip(tested, rejected, strict=True) if sure and cell.verdict == "short"]
 
     def exit_code(self, strict: bool = False) -> int:
         """2 if the controls failed, 3 if cells are missing, 1 if the table differs from the paper, else 0.
 
-        Differs: a cell is short beyond chance over the whole table (Holm, 5 %), or short with too few runs to say. With
-        ``strict`` also a cell above its margin and a claim that is weaker or reversed. The embedded tier has nothing
-        to compare cell by cell, so it differs only by ``strict``.
+        Differs: a cell is short, and beyond chance over the whole table where 5 runs or more can tell. With ``strict``
+        also a cell above its margin and a claim that is weaker or reversed. The embedded tier has nothing to compare
+        cell by cell, so it differs only by ``strict``.
         """
         cells = list(self.cells.values())
-        if self.controls not in PASSED:
+        if self.failed:
             return cli.TROUBLE
-        if any(cell.verdict == "not-run" for cell in cells):
+        if any(cell.verdict in ("not-run", "unchecked") for cell in cells):
             return cli.INCOMPLETE
-        tested = [cell for cell in cells if cell.p_short is not None]
-        sure = {id(c) for c, r in zip(tested, verdicts.holm([c.p_short or 0.0 for c in tested]), strict=True) if r}
-        short = [c for c in cells if c.verdict == "short" and (c.p_short is None or id(c) in sure)]
-        contradicted = [c for c in self.claims if c.verdict in ("weaker", "reversed")]
-        above = [c for c in cells if c.verdict == "above"]
+        sure = {id(cell) for cell in self.beyond_chance()}
+        short = [cell for cell in cells if cell.verdict == "short" and (len(cell.values) < 5 or id(cell) in sure)]
+        contradicted = [result for result in self.claims if result.verdict in ("weaker", "reversed")]
+        above = [cell for cell in cells if cell.verdict == "above"]
         return cli.DIFFERS if short or (strict and (contradicted or above)) else cli.SAME
+
+
+# Records to runs ------------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Collected:
+    """A tier's records by row, and how many were left out because they are of other data, parameters or recipes."""
+
+    rows: Found
+    stale: int
+
+
+def collect(table: Table, results: Path, tier: Tier, asked: Collection[str] | None = None) -> Collected:
+    """The records a table is made of: those ``asked`` for by key (records.key), for the rows they belong to; for other
+    rows the newest per (row, seed, data set), all of one version, data and parameters, and one recipe per row."""
+    names = {row.name for row in table.rows}
+    found = {key: record for key, record in records.read_all(results / tier / "records").items()
+             if record["unit"]["evaluation"] == table.evaluation and record["subject"]["row"] in names}
+    exact = {key: record for key, record in found.items() if key in (asked or ())}
+    settled = {record["subject"]["row"] for record in exact.values()}
+    others = [record for record in found.values() if record["subject"]["row"] not in settled]
+    kept: dict[tuple[str, int, str], dict[str, Any]] = {}
+    protocol: dict[str, str] = {}
+    recipe: dict[str, str] = {}
+    stale = 0
+    for record in [*exact.values(), *sorted(others, key=lambda record: record["finished"], reverse=True)]:
+        unit, subject = record["unit"], record["subject"]
+        same = files.sha256([unit["version"], unit["data"], unit["params"]])  # set by what was asked, else by the newest
+        if (protocol.setdefault(unit["data_name"], same) != same
+                or recipe.setdefault(subject["row"], subject["recipe"]) != subject["recipe"]):
+            stale += 1
+            continue
+        kept.setdefault((subject["row"], subject["seed"], unit["data_name"]), record)
+    rows: Found = {}
+    for row, seed, data_name in sorted(kept):
+        rows.setdefault(row, []).append(kept[row, seed, data_name])
+    return Collected(rows, stale)
+
+
+def runs_of(found: list[dict[str, Any]], column: Column) -> Runs:
+    """A cell's runs out of its row's records."""
+    return {(record["subject"]["seed"], run["draw"]): run["value"] for record in found
+            if record["unit"]["data_name"] == column.dataset for run in record["runs"] if run["k"] == column.k}
 
 
 def per_unit(runs: Runs) -> list[float]:
@@ -97,80 +159,86 @@ def per_unit(runs: Runs) -> list[float]:
     return [runs[key] for key in sorted(runs)]
 
 
-@dataclass(frozen=True)
-class Collected:
-    """A tier's records by row, and how many were left out because they are of other data, parameters or recipes."""
-
-    rows: dict[str, list[dict[str, Any]]]
-    stale: int
-
-
-def collect(table: Table, results: Path, tier: Tier) -> Collected:
-    """The newest record per (row, seed, data set); all of one version, data and parameters, and one recipe per row."""
-    def by_age(record: dict[str, Any]) -> str:
-        return record["finished"]
-
-    names = {row.name for row in table.rows}
-    found = sorted((record for record in records.read_all(results / tier / "records").values()
-                    if record["unit"]["evaluation"] == table.evaluation and record["subject"]["row"] in names), key=by_age)
-    kept: dict[str, dict[tuple, dict[str, Any]]] = {}
-    protocol: dict[str, str] = {}
-    recipe: dict[str, str] = {}
-    stale = 0
-    for record in reversed(found):  # the newest decides what the others must agree with
-        unit, subject = record["unit"], record["subject"]
-        same = files.sha256([unit["version"], unit["data"], unit["params"]])
-        if (protocol.setdefault(unit["data_name"], same) != same
-                or recipe.setdefault(subject["row"], subject["recipe"]) != subject["recipe"]):
-            stale += 1
-            continue
-        kept.setdefault(subject["row"], {}).setdefault((subject["seed"], unit["data_name"]), record)
-    return Collected({row: [of_row[key] for key in sorted(of_row)] for row, of_row in kept.items()}, stale)
+def grid(runs: Runs) -> np.ndarray:
+    """[S, D]: seeds by the draws that all of them have."""
+    seeds = sorted({seed for seed, _ in runs})
+    draws = sorted({draw for _, draw in runs if all((seed, draw) in runs for seed in seeds)})
+    return np.array([[runs[seed, draw] for draw in draws] for seed in seeds])
 
 
-def runs_of(found: list[dict[str, Any]], column: Column) -> Runs:
-    """A cell's runs out of its row's records."""
-    return {(record["subject"]["seed"], run["draw"]): run["value"] for record in found
-            if record["unit"]["data_name"] == column.dataset for run in record["runs"] if run["k"] == column.k}
+def differences(left: Runs, right: Runs) -> list[float]:
+    """Paired differences: per seed where both have seeds in common, else per draw (each side's mean over its seeds)."""
+    if shared := sorted(left.keys() & right.keys()):
+        return per_unit({key: left[key] - right[key] for key in shared})
+
+    def by_draw(runs: Runs) -> dict[int, float]:
+        return {draw: float(np.mean([value for (_, d), value in runs.items() if d == draw])) for _, draw in runs}
+
+    a, b = by_draw(left), by_draw(right)
+    return [a[draw] - b[draw] for draw in sorted(a.keys() & b.keys())]
 
 
-def outcome(table: Table, tier: Tier, found: dict[str, list[dict[str, Any]]]) -> Outcome:
+# Runs to verdicts -----------------------------------------------------------------------------------------------------
+
+def outcome(table: Table, tier: Tier, found: Found) -> Outcome:
     """Compares the records of each row (by row name) with the paper."""
     runs = {(row.name, column.title): runs_of(found.get(row.name, []), column) for row in table.rows for column in table.columns}
+    sources = {name: of_row[0]["subject"]["source"] for name, of_row in found.items()}
+    departures = {row.name: _departures(table, found.get(row.name, [])) for row in table.rows} if tier == "paper" else {}
     controls = _controls(table, tier, runs)
+    failed = controls not in PASSED
+    untrained = [row.name for row in table.rows
+                 if not row.control and tier != "quick" and _looks_untrained(table, tier, row, runs)]
     cells = {}
     for row in table.rows:
         for column in table.columns:
             key = (row.name, column.title)
-            cells[key] = _cell(table, tier, row, column, runs[key], invalid=controls not in PASSED)
-    claims = [_claim(claim, runs) for claim in table.claims]
-    seeds = sorted({seed for cell_runs in runs.values() for seed, _ in cell_runs})
-    sources = {name: row_records[0]["subject"]["source"] for name, row_records in found.items() if row_records}
-    return Outcome(table, tier, cells, claims, controls, tuple(seeds), sources)
+            cell = _cell(table, tier, row, column, runs[key], sources.get(row.name, ""), departures.get(row.name, {}))
+            if cell.runs and not row.control and (failed or row.name in untrained):
+                cell = Cell(row, column, cell.paper, cell.runs, "invalid")
+            elif cell.delta is not None and not row.control and controls == "not run":
+                cell = Cell(row, column, cell.paper, cell.runs, "unchecked", cell.delta, cell.interval)
+            cells[key] = cell
+    claims = [_claim(claim, runs, invalid=failed or bool({*claim.left, *claim.right} & set(untrained))) for claim in table.claims]
+    remarks = [f"{table.row(name).title}: {text}" for name, texts in departures.items() for text in texts.values()]
+    remarks += [f"{table.row(name).title} scores like the Random row: this looks like an untrained network" for name in untrained]
+    return Outcome(table, tier, cells, claims, controls, remarks, sources)
 
 
-def _cell(table: Table, tier: Tier, row: Row, column: Column, runs: Runs, invalid: bool) -> Cell:
+def _cell(table: Table, tier: Tier, row: Row, column: Column, runs: Runs, source: str, departures: dict[str, str]) -> Cell:
     paper = table.numbers[row.name, column.title]
     if row.cited:
         return Cell(row, column, paper, {}, "cited")
     if not runs:
         return Cell(row, column, paper, {}, "not-run")
-    if tier != "paper":
-        return Cell(row, column, paper, runs, "invalid" if invalid and not row.control else "off-protocol")
-    result = verdicts.compare(paper, table.paper_runs, per_unit(runs), row.margin(column))
-    verdict: CellVerdict = "invalid" if invalid and not row.control else result.verdict
-    return Cell(row, column, paper, runs, verdict, result.delta, result.interval, None if invalid else result.p_short)
+    if tier != "paper" or column.dataset in departures:
+        return Cell(row, column, paper, runs, "off-protocol")
+    result = verdicts.compare(paper, table.paper_runs, grid(runs), row.margin(column), same_encoder=source != "retrained")
+    return Cell(row, column, paper, runs, result.verdict, result.delta, result.interval, result.p_short)
+
+
+def _departures(table: Table, found: list[dict[str, Any]]) -> dict[str, str]:
+    """data set -> how its records differ from what the paper measured on; such cells are never subtracted from it."""
+    told = {}
+    for record in found:
+        name = record["unit"]["data_name"]
+        seen = {"classes": record["data"]["classes"], "test images": record["metric"]["test_images"],
+                "architecture": record["checkpoint"]["arch"]}
+        expected = table.expected_data[name] | {"architecture": "resnet50"}
+        if odd := [f"{seen[what]} {what} instead of {value}" for what, value in expected.items() if seen[what] != value]:
+            told[name] = f"{name} is off protocol: " + ", ".join(odd).replace("architecture", "as architecture")
+    return told
 
 
 def _controls(table: Table, tier: Tier, runs: dict[tuple[str, str], Runs]) -> str:
     """Random and Supervised check the pipeline: near the paper's numbers, or, on embedded data, in the right order."""
     if tier == "quick":
         return "not checked"
-    lower, upper = (next(row for row in table.rows if row.control == end) for end in ("lower", "upper"))
-    missing, wrong = [], []
+    lower, upper = table.control("lower"), table.control("upper")
+    missing, wrong = False, []
     for column in table.columns:
         low, high = runs[lower.name, column.title], runs[upper.name, column.title]
-        missing += [row.title for row, found in ((lower, low), (upper, high)) if not found]
+        missing = missing or not low or not high
         if tier != "paper":
             if low and high and max(per_unit(low)) >= min(per_unit(high)):
                 wrong.append(f"{lower.title} is not below {upper.title} at {column.title}")
@@ -180,19 +248,35 @@ def _controls(table: Table, tier: Tier, runs: dict[tuple[str, str], Runs]) -> st
             if found and abs(np.mean(per_unit(found)) - float(paper)) > row.margin(column):
                 wrong.append(f"{row.title} has {np.mean(per_unit(found)):.1f} for {paper} at {column.title}")
     if wrong:
-        return "; ".join(wrong)
+        return "; ".join(wrong[:2]) + (f"; and {len(wrong) - 2} more" if len(wrong) > 2 else "")
     return "not run" if missing else "ok"
 
 
-def _claim(claim: Claim, runs: dict[tuple[str, str], Runs]) -> ClaimResult:
+def _looks_untrained(table: Table, tier: Tier, row: Row, runs: dict[tuple[str, str], Runs]) -> bool:
+    """Whether a learned row lies inside the Random row's band at every k of a data set."""
+    random = table.control("lower")
+    for dataset in {column.dataset for column in table.columns}:
+        inside = []
+        for column in (column for column in table.columns if column.dataset == dataset):
+            own, lowest = runs[row.name, column.title], runs[random.name, column.title]
+            if not own or (tier != "paper" and not lowest):
+                return False
+            top = (float(table.numbers[random.name, column.title]) + column.random_margin if tier == "paper"
+                   else max(per_unit(lowest)))
+            inside.append(float(np.mean(per_unit(own))) <= top)
+        if all(inside):
+            return True
+    return False
+
+
+def _claim(claim: Claim, runs: dict[tuple[str, str], Runs], invalid: bool) -> ClaimResult:
     leads = {}
     for left in claim.left:
         for right in claim.right:
             for column in claim.columns:
-                a, b = runs[left, column.title], runs[right, column.title]
-                if shared := sorted(a.keys() & b.keys()):
-                    differences = per_unit({key: a[key] - b[key] for key in shared})
-                    leads[left, right, column.title] = verdicts.lead(differences, claim.by)
+                if found := differences(runs[left, column.title], runs[right, column.title]):
+                    leads[left, right, column.title] = verdicts.lead(found, claim.by)
     wanted = len(claim.left) * len(claim.right) * len(claim.columns)
-    verdict = verdicts.claim(list(leads.values()), claim.by) if len(leads) == wanted else "not-run"
-    return ClaimResult(claim, verdict, leads)
+    if len(leads) < wanted:
+        return ClaimResult(claim, "not-run", leads)
+    return ClaimResult(claim, "invalid" if invalid else verdicts.claim(list(leads.values()), claim.by), leads)

@@ -26,6 +26,8 @@ class Score:
     dataset: str
     state: State
     why: str = ""
+    key: str = ""
+    """of the record (records.key)"""
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,9 @@ def _job(row: Row, seed: int, recipe: Recipe, given: Path | None, pretraining: I
             scores.append(Score(dataset, "impossible", "no encoder"))
         else:
             config = lowshot.Config(checkpoint, None, dataset)  # type: ignore[arg-type]
-            known = files.sha256(json.loads(files.canonical_json(lowshot.unit(key, lists[0], lists[1], config)))) in have
-            scores.append(Score(dataset, "done" if known else "to run"))
+            unit = lowshot.unit(key, lists[0], lists[1], config)
+            record = records.key(unit, {"row": row.name, "seed": seed})
+            scores.append(Score(dataset, "done" if record in have else "to run", key=record))
     return Job(row, seed, recipe, checkpoint, given is not None, state, why, tuple(scores))  # type: ignore[arg-type]
 
 
@@ -151,8 +154,10 @@ def encoder_key(path: Path) -> str | None:
         with open(path, "rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length)) if path.suffix == ".safetensors" else {}
-        return json.loads(header.get("__metadata__", {}).get("protobench", "{}")).get("key")
-    except (OSError, ValueError, struct.error, AttributeError, MemoryError, OverflowError):
+        ours = json.loads(header.pop("__metadata__", {}).get("protobench", "{}"))
+        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        return ours.get("key") if path.stat().st_size == 8 + length + end else None  # None: cut short
+    except (OSError, ValueError, LookupError, TypeError, struct.error, AttributeError, MemoryError, OverflowError):
         return None
 
 

@@ -16,6 +16,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -70,9 +71,11 @@ def reproduce(config: Reproduce, table: Table) -> int:
     given = _given(config)
     if config.tier == "paper" and config.data is None:
         raise UserError("the paper tier needs the real data", hint="--data ROOT with imagenet/, VOCdevkit/, places205/ below it")
+    if config.tier != "paper" and config.data is not None:
+        raise UserError(f"--data belongs to the paper tier, the {config.tier} tier makes its own", hint="add --tier paper")
     seeds = config.seeds if config.seeds is not None else 3 if config.tier == "mini" else 1
-    if seeds < 1:
-        raise UserError(f"--seeds {seeds}: at least 1")
+    if seeds < 1 or (config.jobs is not None and config.jobs < 1):
+        raise UserError("--seeds and --jobs are at least 1")
     jobs = plan.make_plan(table, config.tier, data=config.data, given=given, rows=config.rows, seeds=seeds,
                           results=config.results, runs=config.runs)
     running = [job for job in jobs if job.to_run]
@@ -81,16 +84,19 @@ def reproduce(config: Reproduce, table: Table) -> int:
         return cli.SAME
     failures = []
     if running:
-        with _alone(config.results):
+        with _alone(config.results), _alone(config.runs / config.tier):
             failures = _run(running, config)
     impossible = [f"{job.name}: {job.why}" for job in jobs if job.encoder == "impossible"]
     impossible += [f"{job.name} on {score.dataset}: {score.why}" for job in jobs for score in job.scores
                    if score.state == "impossible" and job.encoder != "impossible"]
-    code = show.publish(table, config.tier, config.results, strict=config.strict)
+    asked = {score.key for job in jobs for score in job.scores if score.key}
+    code = show.publish(table, config.tier, config.results, strict=config.strict, asked=asked)
     for line in impossible:
         print(f"not possible: {line}", file=sys.stderr)
     for line in failures:
         print(f"failed: {line}", file=sys.stderr)
+    if failures:
+        print(f"{len(failures)} of {len(running)} encoders failed; the same command continues with them", file=sys.stderr)
     return cli.TROUBLE if failures else code
 
 
@@ -100,6 +106,8 @@ def _given(config: Reproduce) -> dict[str, Path]:
         row, equals, path = word.partition("=")
         if not equals:
             raise UserError(f"--ckpt {word!r} is not row=FILE", hint="for example --ckpt moco=moco_v1_200ep.pth.tar")
+        if row in given:
+            raise UserError(f"--ckpt names the row {row!r} twice", hint="one checkpoint a row; use another --results for another")
         given[row] = Path(path)
     if given and config.tier != "paper":
         raise UserError(f"--ckpt belongs to the paper tier, not to {config.tier}",
@@ -108,14 +116,14 @@ def _given(config: Reproduce) -> dict[str, Path]:
 
 
 @contextlib.contextmanager
-def _alone(results: Path) -> Iterator[None]:
-    """One run at a time in a results folder."""
-    results.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(results / ".lock", timeout=0)
+def _alone(folder: Path) -> Iterator[None]:
+    """One run at a time in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)
     try:
         lock.acquire()
     except Timeout:
-        raise UserError("another run is writing into this results folder", at=results,
+        raise UserError("another run is writing into this folder", at=folder,
                         hint="wait for it, or give --results (and --runs) another folder") from None
     try:
         yield
@@ -141,18 +149,22 @@ def _run(jobs: list[Job], config: Reproduce) -> list[str]:
                 for future in finished:
                     job = pending.pop(future)
                     if mistake := future.exception():
-                        log = f"log: {job.checkpoint.parent / 'output.log'}"
-                        broken = "its process died (out of memory?)" if isinstance(mistake, BrokenProcessPool) else repr(mistake)
-                        what = f"{mistake.what} ({mistake.at})" if isinstance(mistake, UserError) else broken
-                        failures.append(f"{job.name}: {what}; {log}")
+                        broken = "a process died (out of memory?)" if isinstance(mistake, BrokenProcessPool) else repr(mistake)
+                        what = str(mistake) if isinstance(mistake, UserError) else broken
+                        failures.append(f"{job.name}: {what}\n  log: {_folder(job, config) / 'output.log'}")
                 bar.show(pending.values())
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in multiprocessing.active_children():
                 process.terminate()
+            pool.shutdown()
             raise
         pool.shutdown()
     return failures
+
+
+def _folder(job: Job, config: Reproduce) -> Path:
+    return config.runs / config.tier / f"{job.row.name}-given" if job.given else job.checkpoint.parent
 
 
 def run_job(job: Job, config: Reproduce, workers: int) -> None:
@@ -160,7 +172,7 @@ def run_job(job: Job, config: Reproduce, workers: int) -> None:
     from pretrain import loop
     from protobench.devices import device_of
 
-    folder = config.runs / config.tier / job.checkpoint.parent.name if not job.given else config.runs / config.tier / job.row.name
+    folder = _folder(job, config)
     folder.mkdir(parents=True, exist_ok=True)
     device = device_of(config.device)
     data = config.data if config.tier == "paper" else None
@@ -178,10 +190,19 @@ def run_job(job: Job, config: Reproduce, workers: int) -> None:
 
 def _start_worker(threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers; their files are whole at any moment
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     if threads:
         import torch
 
         torch.set_num_threads(threads)
+
+
+def _end_with(parent: int) -> None:
+    """Ends this worker when its parent is gone, killed for example: nobody would collect its results."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 @contextlib.contextmanager

@@ -82,7 +82,8 @@ class Table:
     title: str
     paper: str
     source: str
-    """version, table and lines that the numbers were typed from"""
+    """version and place that the numbers were typed from"""
+    source_note: str
     numbers_file: str
     evaluation: str
     """the file under evaluate/ that fills its cells"""
@@ -90,10 +91,12 @@ class Table:
     columns: tuple[Column, ...]
     claims: tuple[Claim, ...]
     paper_runs: int
-    """runs behind each number"""
+    """draws behind each number; each is of one pretraining"""
     unit: dict[str, str]
     """dataset -> metric and unit, for headings"""
     margin_reason: str
+    expected_data: dict[str, dict[str, int]]
+    """dataset -> its classes and test images in the paper; other data is off protocol"""
     notes: tuple[str, ...] = ()
     """where paper and protocol leave a choice, and which was made"""
 
@@ -115,6 +118,10 @@ class Table:
     def path(self) -> Path:
         """The paper's numbers."""
         return Path(__file__).with_name(self.numbers_file)
+
+    def control(self, end: Literal["lower", "upper"]) -> Row:
+        """The Random or the Supervised row."""
+        return next(row for row in self.rows if row.control == end)
 
     def row(self, name: str) -> Row:
         """A row by its short name."""

@@ -2,22 +2,24 @@
 
 import csv
 import io
+import sys
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
-from protobench import files
+from protobench import cli, files
 from tables import compare
 from tables.compare import Cell, ClaimResult, Outcome
 from tables.schema import Column, Table, Tier
 
-SYMBOLS = {"reproduced": "✓", "within": "≈", "short": "▼", "above": "▲", "invalid": "✗", "off-protocol": "", "not-run": "·",
-           "cited": "–"}
+SYMBOLS = {"reproduced": "✓", "within": "≈", "short": "▼", "above": "▲", "invalid": "✗", "unchecked": "?", "off-protocol": "",
+           "not-run": "·", "cited": "–"}
 LEGEND = ("✓ reproduced (90 % interval inside the margin)   ≈ within the margin   ▼ short   ▲ above   ✗ invalid   "
-          "· not run   – cited by the paper")
+          "? controls not run   · not run   – cited by the paper")
 STAMPS = {
     "mini": "MINI: embedded data and small networks. These numbers are not comparable with the paper's, which stand beside "
             "them for orientation; only the claims (orderings) are checked.",
@@ -26,9 +28,16 @@ STAMPS = {
 }
 
 
-def publish(table: Table, tier: Tier, results: Path, *, strict: bool = False) -> int:
-    """Compares, prints, writes ``results/<tier>/<table>.{csv,md,tex,txt,cells.csv}``; returns the exit code."""
-    collected = compare.collect(table, results, tier)
+def publish(table: Table, tier: Tier, results: Path, *, strict: bool = False, asked: Collection[str] | None = None) -> int:
+    """Compares, prints, writes ``results/<tier>/<table>.{csv,md,tex,txt,cells.csv}``; returns the exit code.
+
+    ``asked``: keys of the records that a run was about; without it the newest of each kind.
+    """
+    collected = compare.collect(table, results, tier, asked)
+    if not collected.rows:
+        print(f"no records of {table.name} in {results / tier / 'records'}; python -m tables reproduce {table.name} makes them",
+              file=sys.stderr)
+        return cli.INCOMPLETE
     outcome = compare.outcome(table, tier, collected.rows)
     printed = text(outcome, strict)
     for ending, content in {"csv": grid_csv(outcome), "cells.csv": cells_csv(outcome), "md": markdown(outcome, strict),
@@ -84,10 +93,13 @@ def _rows(outcome: Outcome, columns: list[Column]) -> list[list[str]]:
 
 
 def _what_spread_means(outcome: Outcome) -> str:
-    n = len(outcome.seeds)
-    if n > 1:
-        return f"± standard deviation over {n} pretraining seeds, each the mean of its draws"
-    return "± standard deviation over the draws of training images; one pretraining seed"
+    counts = sorted({cell.seeds for cell in outcome.cells.values() if cell.runs})
+    if counts == [1]:
+        return "± standard deviation over the draws of training images; one encoder per row"
+    over_seeds = "± standard deviation over pretraining seeds, each the mean of its draws"
+    if 1 not in counts:
+        return f"{over_seeds}; seeds per row: {', '.join(map(str, counts))}"
+    return f"{over_seeds}, in rows with several ({', '.join(map(str, counts[1:]))}); over draws in rows with one"
 
 
 def _claim_line(result: ClaimResult) -> str:
@@ -107,7 +119,8 @@ def summary(outcome: Outcome, strict: bool = False) -> str:
     """One line: how many cells and claims came out how, and the exit code."""
     cells = Counter(cell.verdict for cell in outcome.cells.values())
     claims = Counter(result.verdict for result in outcome.claims)
-    told = ", ".join(f"{count} {verdict}" for verdict, count in cells.items())
+    sure = f" ({len(outcome.beyond_chance())} beyond chance over the whole table)"
+    told = ", ".join(f"{count} {verdict}{sure if verdict == 'short' else ''}" for verdict, count in cells.items())
     return (f"{told}; claims: {', '.join(f'{count} {verdict}' for verdict, count in claims.items())} "
             f"-> exit {outcome.exit_code(strict)}")
 
@@ -117,8 +130,9 @@ def summary(outcome: Outcome, strict: bool = False) -> str:
 def text(outcome: Outcome, strict: bool = False) -> str:
     """For the terminal: aligned, ours | paper in every cell, then claims and the summary."""
     table = outcome.table
-    lines = [f"{table.name}: {table.title}", f"{table.paper}; {table.source.split('.')[0]}", STAMPS[outcome.tier],
-             f"ours | paper; {_what_spread_means(outcome)}", f"controls (Random, Supervised): {outcome.controls}", ""]
+    lines = [f"{table.name}: {table.title}", f"{table.paper}; {table.source}", STAMPS[outcome.tier],
+             f"ours | paper; {_what_spread_means(outcome)}", f"controls (Random, Supervised): {outcome.controls}",
+             *outcome.remarks, ""]
     for heading, columns in _groups(outcome):
         lines += [tabulate(_rows(outcome, columns), headers=[heading, *(f"k={c.k}" for c in columns)], tablefmt="simple",
                            disable_numparse=True), ""]
@@ -150,9 +164,9 @@ def cells_csv(outcome: Outcome) -> str:
     for (row, column), cell in outcome.cells.items():
         low, high = cell.interval or (None, None)
         rows.append([outcome.tier, row, column, cell.paper, shown(cell.mean), shown(cell.sd), str(len(cell.values)),
-                     shown(cell.delta), shown(low), shown(high), f"{cell.row.margin(cell.column):g}", cell.verdict,
-                     outcome.sources.get(row, "")])
-    return _csv(["tier", "row", "column", "paper", "mean", "sd", "n", "delta", "delta_low90", "delta_high90", "margin",
+                     "seeds" if cell.seeds > 1 else "draws", shown(cell.delta), shown(low), shown(high),
+                     f"{cell.row.margin(cell.column):g}", cell.verdict, outcome.sources.get(row, "")])
+    return _csv(["tier", "row", "column", "paper", "mean", "sd", "n", "n_of", "delta", "delta_low90", "delta_high90", "margin",
                  "verdict", "source"], rows)
 
 
@@ -166,8 +180,10 @@ def _csv(header: list[str], rows: list[list[str]]) -> str:
 def markdown(outcome: Outcome, strict: bool = False) -> str:
     """For GitHub."""
     table = outcome.table
-    lines = [f"# {table.name}: {table.title}", "", f"{table.paper}; {table.source}.", "", f"**{STAMPS[outcome.tier]}**", "",
+    lines = [f"# {table.name}: {table.title}", "", f"{table.paper}; {table.source}. {table.source_note}", "",
+             f"**{STAMPS[outcome.tier]}**", "",
              f"Each cell: ours \\| paper. {_what_spread_means(outcome)}. Controls: {outcome.controls}.", ""]
+    lines += [f"- {remark}" for remark in outcome.remarks] + [""] * bool(outcome.remarks)
     for heading, columns in _groups(outcome):
         rows = [[word.replace("|", "\\|") for word in row] for row in _rows(outcome, columns)]
         lines += [tabulate(rows, headers=[heading, *(f"k={c.k}" for c in columns)], tablefmt="pipe", disable_numparse=True), ""]

@@ -29,8 +29,9 @@ TABLE = Table(
     name="table1",
     title="Low-shot linear SVMs on frozen features",
     paper='PCL: Li et al., "Prototypical Contrastive Learning of Unsupervised Representations"',
-    source="arXiv preprint of 2020 (five authors, before ICLR 2021), Table 1 in section 4.1. Text versions of it merge "
-           "the rows Random and Supervised into one; each cell there holds both numbers",
+    source="arXiv preprint of 2020, Table 1",
+    source_note="Typed from section 4.1 of the version with five authors, before ICLR 2021. Text versions of it merge the rows "
+                "Random and Supervised into one; each cell there holds both numbers.",
     numbers_file="pcl_table1.csv",
     evaluation="lowshot",
     rows=ROWS,
@@ -45,6 +46,7 @@ TABLE = Table(
         Claim("all methods < Supervised, both data sets", ("supervised",), LEARNED, VOC + PLACES, source="Table 1"),
     ),
     paper_runs=5,
+    expected_data={"voc07": {"classes": 20, "test images": 4952}, "places205": {"classes": 205, "test images": 20_500}},
     unit={"voc07": "mAP (%)", "places205": "accuracy (%)"},
     margin_reason="fixed before any run. The paper prints no spread and none is published for these cells; each margin is "
                   "below a third of PCL's lead over MoCo in its column where that lead exceeds 2 points, else at most the lead. "

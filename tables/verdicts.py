@@ -1,8 +1,8 @@
 """Does a number agree with the paper's? Pure statistics; nothing here knows a table or a file.
 
 A cell is compared by equivalence, not by "no significant difference", which would reward few and noisy runs: the 90 %
-interval of the difference must lie inside a margin fixed beforehand (two one-sided tests at 5 %). The paper's mean has
-noise of its own, so the standard error counts its runs as well as ours, and its rounding.
+interval of the difference must lie inside a margin fixed beforehand (two one-sided tests at 5 %). The paper's number has
+noise of its own: one pretraining and a few draws of training images. So the standard error counts both sides of both.
 """
 
 import math
@@ -13,8 +13,10 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-CellVerdict = Literal["reproduced", "within", "short", "above", "invalid", "off-protocol", "not-run", "cited"]
-ClaimVerdict = Literal["holds", "weaker", "reversed", "undecided", "not-run"]
+CellVerdict = Literal["reproduced", "within", "short", "above", "invalid", "unchecked", "off-protocol", "not-run", "cited"]
+ClaimVerdict = Literal["holds", "weaker", "reversed", "undecided", "invalid", "not-run"]
+MIN_RUNS = 3
+"""Fewer seeds (or, for the paper's own encoder, draws) than this give no interval and cannot reproduce anything."""
 
 
 @dataclass(frozen=True)
@@ -27,25 +29,37 @@ class Comparison:
     p_short: float | None
 
 
-def compare(paper: str, paper_runs: int, runs: Sequence[float], margin: float) -> Comparison:
-    """The verdict on one cell. ``paper`` as printed; ``runs`` our values, at least one.
+def compare(paper: str, paper_draws: int, runs_SD: np.ndarray, margin: float, *, same_encoder: bool) -> Comparison:
+    """The verdict on one cell: ``paper`` as printed, a mean over ``paper_draws`` of one pretraining; ``runs_SD`` our values,
+    S pretraining seeds by D draws that all seeds share. ``same_encoder``: ours is the checkpoint the paper released.
 
-    reproduced: at least 3 runs and the interval inside +- margin. within: the mean is, the interval is not (or there
-    are fewer runs, then there is no interval). short, above: the mean is outside. Direction: higher is better.
+    reproduced: the interval lies inside +- margin. within: the mean does, the interval does not or there is none. short,
+    above: the mean is outside. Higher is better.
+
+    Standard error: draws vary around each encoder (s_d over draws of the mean over seeds) and, unless the encoder is the
+    paper's own, encoders vary (s_e over the seeds' means), theirs as well as ours:
+    s_d^2 (1/D + 1/paper_draws) + s_e^2 (1/S + 1) + rounding, with Welch-Satterthwaite's degrees of freedom. One seed
+    of our own says nothing about s_e, so there is no interval.
     """
-    delta = float(np.mean(runs)) - float(paper)
+    seeds, draws = runs_SD.shape
+    delta = float(runs_SD.mean()) - float(paper)
     interval = p_short = None
-    if len(runs) >= 2:
-        decimals = len(paper.partition(".")[2])
-        rounding = (10.0**-decimals) ** 2 / 12
-        error = math.sqrt(float(np.var(runs, ddof=1)) * (1 / len(runs) + 1 / paper_runs) + rounding)
-        t = stats.t(len(runs) - 1)
+    parts = []  # (variance, degrees of freedom)
+    if draws >= 2:
+        parts.append((float(runs_SD.mean(0).var(ddof=1)) * (1 / draws + 1 / paper_draws), draws - 1))
+    if not same_encoder and seeds >= 2:
+        parts.append((float(runs_SD.mean(1).var(ddof=1)) * (1 / seeds + 1), seeds - 1))
+    if (draws if same_encoder else seeds) >= MIN_RUNS:
+        noise = sum(variance for variance, _ in parts)
+        freedom = noise**2 / sum(variance**2 / df for variance, df in parts) if noise > 0 else 1e6
+        error = math.sqrt(noise + (10.0 ** -len(paper.partition(".")[2])) ** 2 / 12)
+        t = stats.t(freedom)
         half = float(t.ppf(0.95)) * error
         interval = (delta - half, delta + half)
         p_short = float(t.cdf((delta + margin) / error))
     if abs(delta) > margin:
         verdict: CellVerdict = "short" if delta < 0 else "above"
-    elif len(runs) >= 3 and interval is not None and -margin <= interval[0] and interval[1] <= margin:
+    elif interval is not None and -margin <= interval[0] and interval[1] <= margin:
         verdict = "reproduced"
     else:
         verdict = "within"

@@ -30,7 +30,11 @@ def test_extraction_happens_once_and_anew_when_anything_changes(encoder, world, 
     written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.npy")}
     again = features.extract(encoder, test, cache=tmp_path)
     assert isinstance(again, np.memmap)
+    again = np.array(again)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.npy")} == written
+    (path,) = written
+    path.write_bytes(path.read_bytes()[:1000])
+    np.testing.assert_array_equal(features.extract(encoder, test, cache=tmp_path), again)
     features.extract(encoder, test, warp=True, cache=tmp_path)
     wide = features.extract(encoder, test, pooling="2x2", cache=tmp_path)
     assert wide.shape == (120, 4 * 128)

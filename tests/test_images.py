@@ -42,6 +42,16 @@ def test_a_bomb_is_refused(tmp_path, monkeypatch):
         listed.read(0)
 
 
+def test_sixteen_bits_are_refused_and_every_other_mode_becomes_rgb(tmp_path):
+    Image.fromarray(np.full((4, 4), 40_000, dtype=np.uint16)).save(tmp_path / "deep.png")
+    for mode in ("L", "P", "RGBA", "CMYK", "1"):
+        Image.new(mode, (4, 4)).save(tmp_path / f"{mode}.tif")
+    listed = ImageList("x", tmp_path, ("deep.png", "L.tif", "P.tif", "RGBA.tif", "CMYK.tif", "1.tif"), np.zeros(6, int), ("c",))
+    with pytest.raises(UserError, match="more than 8 bits"):
+        listed.read(0)
+    assert {listed.read(i).mode for i in range(1, 6)} == {"RGB"}
+
+
 def test_the_fingerprint_follows_names_labels_and_contents(tmp_path):
     for name in "ab":
         Image.new("RGB", (4, 4)).save(tmp_path / f"{name}.png")
@@ -112,6 +122,13 @@ def test_places_errors_say_what_is_wrong(tmp_path):
     listing.write_text("a/abbey/x.jpg 0\nno label here\n")
     with pytest.raises(UserError, match="line 2"):
         places.read(tmp_path, "val")
-    listing.write_text("a/abbey/x.jpg 364\n")
+    listing.write_text("".join(f"a/abbey/x.jpg {label}\n" for label in range(365)))
     with pytest.raises(UserError, match="Places365"):
+        places.read(tmp_path, "val")
+    for text, complaint in (("a/abbey/x.jpg 99999999999\n", "without gaps"), ("", "empty")):
+        listing.write_text(text)
+        with pytest.raises(UserError, match=complaint):
+            places.read(tmp_path, "val")
+    listing.write_bytes(b"a/abb\xe9/x.jpg 0\n")
+    with pytest.raises(UserError, match="not UTF-8"):
         places.read(tmp_path, "val")

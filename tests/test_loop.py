@@ -82,9 +82,13 @@ def test_a_finished_run_is_not_run_again_and_another_run_is_refused(train_images
 
 
 def test_foreign_and_damaged_checkpoints_are_refused(train_images, tmp_path):
-    torch.save({"key": "other", "log": []}, tmp_path / "checkpoint.pt")
+    torch.save({"key": "other", "log": [], "method": {}, "optimizer": {}}, tmp_path / "checkpoint.pt")
     with pytest.raises(UserError, match="another run"):
         loop.pretrain(MOCO, train_images, tmp_path, seed=1)
+    for content in ([1, 2], {"epoch": 3}):
+        torch.save(content, tmp_path / "checkpoint.pt")
+        with pytest.raises(UserError, match="not one of this program's"):
+            loop.pretrain(MOCO, train_images, tmp_path, seed=1)
     (tmp_path / "checkpoint.pt").write_bytes(b"half")
     with pytest.raises(UserError, match="damaged"):
         loop.pretrain(MOCO, train_images, tmp_path, seed=1)
@@ -107,6 +111,21 @@ def test_training_anew_forgets_the_old_run_at_once(train_images, tmp_path, monke
     with pytest.raises(KeyboardInterrupt):
         loop.pretrain(_short(MOCO, 1), train_images, tmp_path, seed=1, resume=False)
     assert not path.exists(), "a later run must not return the old encoder"
+
+
+@pytest.mark.parametrize("wrong", [{"epochs": -1}, {"batch_size": 0}, {"lr": float("nan")}, {"weight_decay": -1.0}])
+def test_senseless_settings_are_refused(wrong, train_images, tmp_path):
+    with pytest.raises(UserError):
+        loop.pretrain(replace(MOCO, train=replace(MOCO.train, **wrong)), train_images, tmp_path, seed=1)
+
+
+def test_a_damaged_encoder_is_trained_again(train_images, tmp_path, capsys):
+    path = loop.pretrain(_short(MOCO, 1), train_images, tmp_path, seed=1)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    assert loop.pretrain(_short(MOCO, 1), train_images, tmp_path, seed=1) == path
+    assert path.stat().st_size == len(whole)
+    assert "training again" in capsys.readouterr().out
 
 
 def test_more_clusters_than_images_is_a_clear_error(train_images, tmp_path):

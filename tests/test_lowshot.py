@@ -227,6 +227,13 @@ def test_bad_data_never_gives_a_number(command, encoder_file, world, tmp_path):
     assert not list(tmp_path.glob("*.json"))
 
 
+@pytest.mark.parametrize("flags", [("--shots", -1, 2), ("--shots", 1, 1), ("--shots", 0), ("--draws", 0), ("--costs", 0),
+                                   ("--costs", 0.5, 0.5), ("--costs", "nan"), ("--device", "gpu")])
+def test_senseless_parameters_are_refused(command, encoder_file, world, tmp_path, flags):
+    _refused(command, *_args(encoder_file, world, tmp_path, *flags))
+    assert not list(tmp_path.glob("*.json"))
+
+
 def test_train_and_test_must_have_the_same_classes(command, encoder_file, world, tmp_path):
     shutil.copytree(world / "VOCdevkit", tmp_path / "VOCdevkit")
     main = tmp_path / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main"

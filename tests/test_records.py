@@ -15,7 +15,8 @@ def test_a_record_round_trips_and_is_found_by_its_unit(tmp_path):
     record = records.read(path)
     assert record["runs"] == [{"k": 1, "draw": 0, "value": 46.9}]
     unit = json.loads(files.canonical_json(UNIT))
-    assert records.read_all(tmp_path) == {files.sha256(unit): record}
+    assert records.read_all(tmp_path) == {records.key(unit, SUBJECT): record}
+    assert records.key(unit, SUBJECT) != records.key(unit, SUBJECT | {"row": "moco"})
     assert set(record["environment"]) >= {"torch", "python", "threads"}
 
 

@@ -12,10 +12,9 @@ import torch
 from filelock import FileLock
 
 from pretrain import recipes
-from protobench import backbones, checkpoints
+from protobench import backbones, checkpoints, mini, records
 from tables import __main__ as tables_main
 from tables import plan
-from tables.table1 import TABLE
 
 ROOT = Path(__file__).parent.parent
 
@@ -39,24 +38,25 @@ def _start(tmp_path, *flags):
 def test_ctrl_c_keeps_what_is_finished_and_the_next_run_continues(command, tmp_path):
     flags = ("--rows", "random", "supervised", "pcl", "--jobs", "1")
     process = _start(tmp_path, *flags)
-    records = tmp_path / "results" / "quick" / "records"
+    folder = tmp_path / "results" / "quick" / "records"
     deadline = time.time() + 240
-    while not list(records.glob("*.json")) and time.time() < deadline:
+    while not list(folder.glob("*.json")) and time.time() < deadline:
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "what was finished is kept" in err
+    assert "Warning" not in err, err
     assert "Traceback" not in err
-    kept = {path: path.read_bytes() for path in records.glob("*.json")}
+    kept = {path: path.read_bytes() for path in folder.glob("*.json")}
     assert 1 <= len(kept) < 6
 
     code, out, err = _reproduce(command, tmp_path, "--tier", "quick", *flags)
     assert code == 3, err
     assert "30 off-protocol, 10 cited, 30 not-run" in out
     assert all(path.read_bytes() == content for path, content in kept.items())
-    assert len(list(records.glob("*.json"))) == 6
+    assert len(list(folder.glob("*.json"))) == 6
     assert not list((tmp_path / "runs").rglob(".*.tmp"))
 
     started = time.time()
@@ -91,22 +91,43 @@ def test_the_paper_tier_s_plan_names_what_is_missing_and_what_it_costs(command, 
     assert "0 to run" in out
 
 
-def test_the_paper_tier_scores_given_checkpoints(command, tmp_path, world):
-    """Real layouts with embedded pictures, a small checkpoint in MoCo's layout for a row, the random row by itself."""
+def test_the_paper_tier_scores_given_checkpoints(command, tmp_path):
+    """Real layouts with embedded pictures and a small network in MoCo's layout: everything but the paper's data."""
+    data = mini.ensure(tmp_path / "data", {"imagenet-train": 40, "imagenet-val": 20, "voc-trainval": 700, "voc-test": 100,
+                                           "places-train": 200, "places-val": 40})
     torch.manual_seed(0)
-    state = {f"module.encoder_q.{k}": v for k, v in backbones.build("resnet18").state_dict().items()}
+    state = {f"module.encoder_q.{k}": v for k, v in backbones.build("resnet10-mini").state_dict().items()}
     path = tmp_path / "moco.pth.tar"
     torch.save({"state_dict": state}, path)
-    args = ("--tier", "paper", "--data", world, "--rows", "moco", "--ckpt", f"moco={path}", "--device", "cpu", "--jobs", "1")
-    jobs = plan.make_plan(TABLE, "paper", data=world, given={"moco": path}, rows=("moco",), seeds=1,
-                          results=tmp_path / "results", runs=tmp_path / "runs")
-    assert [job.encoder for job in jobs] == ["done"]
-    assert jobs[0].subject()["source"].startswith("checkpoint moco.pth.tar, sha256")
-    # the tiny world has too few images for k = 16: the job fails with a reason, the table stays incomplete
+    args = ("--tier", "paper", "--data", data, "--rows", "moco", "--ckpt", f"moco={path}", "--device", "cpu", "--jobs", "1",
+            "--workers", "0")
     code, out, err = _reproduce(command, tmp_path, *args)
+    assert code == 3, err
+    assert "50 not-run, 10 cited, 10 off-protocol" in out
+    assert "voc07 is off protocol: 100 test images instead of 4952, resnet10-mini as architecture instead of resnet50" in out
+    assert "controls (Random, Supervised): not run" in out
+    (record,) = (records.read(p) for p in (tmp_path / "results" / "paper" / "records").glob("moco-0-*voc07*"))
+    assert record["subject"]["source"].startswith("checkpoint moco.pth.tar, sha256")
+    assert record["checkpoint"]["input"]["crop"] == 224
+    _, plan_, _ = _reproduce(command, tmp_path, *args, "--plan")
+    assert "nothing to run" in plan_
+    wrong_row = [word.replace("moco=", "pcl=") if isinstance(word, str) else word for word in args]
+    wrong_row[wrong_row.index("moco")] = "pcl"
+    assert "voc07 to run" in _reproduce(command, tmp_path, *wrong_row, "--plan")[1], "another row is another record"
+
+
+def test_a_job_that_fails_says_why_and_loses_nothing(command, tmp_path, world):
+    """The tiny world has too few images for k = 16."""
+    torch.manual_seed(0)
+    path = tmp_path / "moco.pth"
+    torch.save(backbones.build("resnet10-mini").state_dict(), path)
+    code, _, err = _reproduce(command, tmp_path, "--tier", "paper", "--data", world, "--rows", "moco", "--ckpt", f"moco={path}",
+                              "--device", "cpu", "--workers", "0")
     assert code == 2
     assert "are to be drawn" in err
-    assert "60 not-run" in out
+    assert "hint:" in err
+    assert "the same command continues" in err
+    assert "Traceback" not in err
 
 
 @pytest.mark.parametrize(("flags", "complaint"), [
@@ -118,6 +139,9 @@ def test_the_paper_tier_scores_given_checkpoints(command, tmp_path, world):
     (("--tier", "paper", "--data", ".", "--ckpt", "moco=absent.pth"), "no such checkpoint"),
     (("--tier", "paper", "--data", ".", "--ckpt", "jigsaw=absent.pth"), "is cited"),
     (("--seeds", "0"), "at least 1"),
+    (("--jobs", "-1"), "at least 1"),
+    (("--data", "."), "belongs to the paper tier"),
+    (("--tier", "paper", "--data", ".", "--ckpt", "moco=a.pth", "--ckpt", "moco=b.pth"), "twice"),
     (("--teir", "mini"), "--tier"),
 ])
 def test_mistakes_are_told_before_anything_runs(command, tmp_path, flags, complaint):
@@ -137,10 +161,52 @@ def test_two_runs_on_one_results_folder(command, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_sigterm_ends_the_workers_too_and_says_run_again(tmp_path):
+    process = _start(tmp_path, "--rows", "moco", "supervised")
+    log = tmp_path / "runs" / "quick"
+    deadline = time.time() + 120
+    while not list(log.glob("*/output.log")) and time.time() < deadline:
+        time.sleep(0.05)
+    workers = _children(process.pid)
+    assert workers
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    assert "Traceback" not in err
+    _await_end(workers)
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+    process = _start(tmp_path, "--rows", "moco", "supervised")
+    log = tmp_path / "runs" / "quick"
+    deadline = time.time() + 120
+    while not list(log.glob("*/output.log")) and time.time() < deadline:
+        time.sleep(0.05)
+    workers = _children(process.pid)
+    assert workers
+    process.kill()
+    process.communicate(timeout=60)
+    _await_end(workers)
+
+
+def _children(pid):
+    done = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True)
+    return [int(word) for word in done.stdout.split()]
+
+
+def _await_end(pids):
+    deadline = time.time() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.time() < deadline:
+        time.sleep(0.1)
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
 def test_an_encoders_key_is_read_without_loading_it(encoder_file, tmp_path):
     assert plan.encoder_key(encoder_file) == checkpoints.load(encoder_file).key
     assert plan.encoder_key(encoder_file) == recipes.run_key(recipes.UNTRAINED_MINI, None, 0)
     assert plan.encoder_key(tmp_path / "absent") is None
-    for name, content in (("cut", encoder_file.read_bytes()[:50]), ("zeros", b"\0" * 64), ("empty", b""), ("ones", b"\xff" * 64)):
+    whole = encoder_file.read_bytes()
+    damaged = {"cut": whole[:50], "short": whole[:-8], "zeros": b"\0" * 64, "empty": b"", "ones": b"\xff" * 64}
+    for name, content in damaged.items():
         (tmp_path / f"{name}.safetensors").write_bytes(content)
         assert plan.encoder_key(tmp_path / f"{name}.safetensors") is None

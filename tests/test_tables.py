@@ -14,7 +14,8 @@ from tables import compare, show
 from tables.table1 import TABLE
 
 
-def _write(results, tier, row, seed, value, *, recipe="r", source="retrained", params=None, sd=0.05):
+def _write(results, tier, row, seed, value, *, recipe="r", source="checkpoint x.pth", params=None, sd=0.05,
+           arch="resnet50"):
     """Both records of an encoder; ``value(column)`` is the mean, five draws scatter around it."""
     for dataset in ("voc07", "places205"):
         rng = np.random.default_rng(seed)
@@ -22,8 +23,10 @@ def _write(results, tier, row, seed, value, *, recipe="r", source="retrained", p
                 for column in TABLE.columns if column.dataset == dataset for draw in range(5)]
         unit = {"evaluation": "lowshot", "data_name": dataset, "version": lowshot.VERSION, "encoder": f"{row}{seed}{recipe}",
                 "data": ["a", "b"], "params": params or {"protocol": "pcl"}}
+        classes, test_images = (20, 4952) if dataset == "voc07" else (205, 20_500)
         records.write(results / tier / "records", unit, runs,
-                      subject={"row": row, "seed": seed, "source": source, "recipe": recipe})
+                      subject={"row": row, "seed": seed, "source": source, "recipe": recipe},
+                      metric={"test_images": test_images}, data={"classes": classes}, checkpoint={"arch": arch})
 
 
 def _paper(row, shift=0.0):
@@ -86,6 +89,8 @@ def test_a_failed_control_invalidates_every_learned_row(command, tmp_path, contr
     assert "40 invalid" in out
     outcome = compare.outcome(TABLE, "paper", compare.collect(TABLE, tmp_path, "paper").rows)
     assert {cell.verdict for cell in outcome.cells.values() if not cell.row.control} == {"invalid", "cited"}
+    assert {result.verdict for result in outcome.claims} == {"invalid"}
+    assert "more" in outcome.controls or shift == -6.0
 
 
 def test_missing_rows_are_incomplete_and_nothing_at_all_too(command, tmp_path):
@@ -93,11 +98,15 @@ def test_missing_rows_are_incomplete_and_nothing_at_all_too(command, tmp_path):
     code, out, _ = _diff(command, tmp_path, "--tier", "paper")
     assert code == 3
     assert "controls (Random, Supervised): not run" in out
-    assert _diff(command, tmp_path / "empty")[0] == 3
+    assert "10 unchecked" in out, "nothing is judged without its controls"
+    code, _, err = _diff(command, tmp_path / "typo")
+    assert code == 3
+    assert "no records" in err
+    assert not (tmp_path / "typo").exists()
 
 
 def test_embedded_numbers_are_never_subtracted_from_the_paper_s(command, tmp_path):
-    _fill(tmp_path, "mini", seeds=(1, 2, 3), pcl=-30.0)
+    _fill(tmp_path, "mini", seeds=(1, 2, 3), pcl=-7.0)
     code, out, _ = _diff(command, tmp_path)
     assert code == 0, "the embedded tier cannot differ from the paper"
     assert "60 off-protocol" in out
@@ -112,6 +121,59 @@ def test_embedded_controls_in_the_wrong_order_are_invalid(command, tmp_path):
     code, out, _ = _diff(command, tmp_path)
     assert code == 2
     assert "Random is not below Supervised" in out
+
+
+def test_a_network_that_scores_like_random_is_called_untrained(command, tmp_path):
+    _fill(tmp_path)
+    for path in (tmp_path / "paper" / "records").glob("pcl-0-*"):
+        path.unlink()
+    _write(tmp_path, "paper", "pcl", 0, _paper("random", 0.1))
+    code, out, _ = _diff(command, tmp_path, "--tier", "paper")
+    assert "PCL scores like the Random row: this looks like an untrained network" in out
+    assert "10 invalid" in out
+    assert code == 0 or code == 1
+
+
+def test_other_data_or_architecture_is_off_protocol_in_the_papers_tier(command, tmp_path):
+    _fill(tmp_path)
+    for path in (tmp_path / "paper" / "records").glob("moco-0-*"):
+        path.unlink()
+    _write(tmp_path, "paper", "moco", 0, _paper("moco"), arch="resnet18")
+    _, out, _ = _diff(command, tmp_path, "--tier", "paper")
+    assert "10 off-protocol" in out
+    assert "MoCo: voc07 is off protocol: resnet18 as architecture instead of resnet50" in out
+
+
+def test_one_retrained_encoder_is_never_more_than_within(command, tmp_path):
+    for row in RUNNABLE:
+        _write(tmp_path, "paper", row, 1, _paper(row), source="retrained")
+    code, out, _ = _diff(command, tmp_path, "--tier", "paper")
+    assert code == 0
+    assert "60 within" in out
+
+
+def test_what_a_run_asked_for_is_shown_not_what_came_last(tmp_path):
+    keys = {}
+    for recipe in ("first", "second"):
+        _write(tmp_path, "paper", "pcl", 0, _paper("pcl"), recipe=recipe)
+        keys[recipe] = {key for key, record in records.read_all(tmp_path / "paper" / "records").items()
+                        if record["subject"]["recipe"] == recipe}
+    for recipe in ("first", "second"):
+        rows = compare.collect(TABLE, tmp_path, "paper", keys[recipe]).rows
+        assert {record["subject"]["recipe"] for record in rows["pcl"]} == {recipe}
+
+
+def test_one_file_scored_for_two_rows_makes_two_records(tmp_path):
+    for row in ("pcl", "moco"):
+        _write(tmp_path, "paper", row, 0, _paper(row), recipe="same")
+    found = records.read_all(tmp_path / "paper" / "records").values()
+    assert sorted(record["subject"]["row"] for record in found) == ["moco", "moco", "pcl", "pcl"]
+
+
+def test_rows_without_a_common_seed_are_paired_by_draw():
+    given, retrained = {(0, d): 50.0 + d for d in range(5)}, {(s, d): 40.0 + d + s for s in (1, 2, 3) for d in range(5)}
+    assert compare.differences(given, retrained) == [8.0] * 5
+    assert compare.differences(retrained, retrained) == [0.0] * 3, "per seed where seeds are shared"
 
 
 def test_seeds_are_the_unit_where_there_are_several(tmp_path):

@@ -6,40 +6,84 @@ from tables import verdicts
 from tables.verdicts import compare, holm, lead
 
 
+def _released(runs, margin=2.0):
+    """The paper's own encoder: one seed, draws only."""
+    return compare("46.9", 5, np.array([runs]), margin, same_encoder=True)
+
+
 def test_worked_cells():
-    assert compare("46.9", 5, [46.8, 46.9, 47.0, 46.9, 46.9], 2.0).verdict == "reproduced"
-    noisy = compare("46.9", 5, [44.0, 49.0, 47.0, 45.0, 49.5], 2.0)
-    assert noisy.verdict == "within", "the mean agrees, the interval does not"
-    assert compare("46.9", 5, [46.9], 2.0).verdict == "within", "one run proves nothing"
-    assert compare("46.9", 5, [46.9], 2.0).interval is None
-    assert compare("46.9", 5, [40.0, 40.1, 40.2], 2.0).verdict == "short"
-    assert compare("46.9", 5, [52.0, 52.1, 52.2], 2.0).verdict == "above", "better than the paper is no success"
-    assert compare("46.9", 5, [40.0, 40.1, 40.2], 2.0).delta == pytest.approx(-6.8)
+    assert _released([46.8, 46.9, 47.0, 46.9, 46.9]).verdict == "reproduced"
+    assert _released([44.0, 49.0, 47.0, 45.0, 49.5]).verdict == "within", "the mean agrees, the interval does not"
+    for few in ([46.9], [46.9, 46.9]):
+        assert _released(few).verdict == "within", "too few runs prove nothing"
+        assert _released(few).interval is None
+    assert _released([40.0, 40.1, 40.2]).verdict == "short"
+    assert _released([52.0, 52.1, 52.2]).verdict == "above", "better than the paper is no success"
+    assert _released([40.0, 40.1, 40.2]).delta == pytest.approx(-6.8)
 
 
-def test_the_interval_counts_the_paper_s_own_noise_and_rounding():
-    runs = [46.0, 47.0, 48.0]
-    result = compare("46.9", 5, runs, 5.0)
+def test_one_pretraining_of_our_own_cannot_reproduce():
+    """Its draws say nothing about how much pretrainings differ."""
+    result = compare("46.9", 5, np.full((1, 5), 46.9), 2.0, same_encoder=False)
+    assert (result.verdict, result.interval) == ("within", None)
+
+
+def test_the_interval_of_a_released_encoder_counts_the_papers_draws_and_rounding():
+    result = _released([46.0, 47.0, 48.0], margin=5.0)
     error = np.sqrt(1.0 * (1 / 3 + 1 / 5) + 0.1**2 / 12)
     half = stats.t(2).ppf(0.95) * error
     assert result.interval == pytest.approx((0.1 - half, 0.1 + half))
 
 
-@pytest.mark.parametrize("n", [3, 5, 10])
-def test_a_cell_that_is_truly_a_margin_away_is_rarely_called_reproduced(n):
-    """At most 5 % at the margin, where the error is largest; the paper's number is itself a noisy mean of 5 runs."""
-    rng = np.random.default_rng(n)
-    margin, trials = 3.0, 4000
-    wrong = sum(compare(f"{50 + rng.normal(0, 1 / np.sqrt(5)):.1f}", 5, list(50 - margin + rng.normal(0, 1, n)), margin).verdict
-                == "reproduced" for _ in range(trials))
+def test_the_interval_of_retrained_encoders_counts_pretrainings_too():
+    runs = np.array([[46.0, 48.0], [47.0, 49.0], [48.0, 50.0]])  # seed means 47, 48, 49; draw means 47, 49
+    result = compare("48.0", 5, runs, 5.0, same_encoder=False)
+    encoders, draws = 1.0 * (1 / 3 + 1), 2.0 * (1 / 2 + 1 / 5)
+    freedom = (encoders + draws) ** 2 / (encoders**2 / 2 + draws**2 / 1)
+    half = stats.t(freedom).ppf(0.95) * np.sqrt(encoders + draws + 0.1**2 / 12)
+    assert result.interval == pytest.approx((-half, half))
+
+
+def _simulated(rng, truth, seeds, encoder_sd, draw_sd):
+    """The paper's printed mean of 5 draws of one encoder, and our seeds by 5 draws, which all seeds share."""
+    paper = f"{50 + rng.normal(0, encoder_sd) + rng.normal(0, draw_sd, 5).mean():.1f}"
+    ours = truth + rng.normal(0, encoder_sd, (seeds, 1)) + rng.normal(0, draw_sd, (1, 5))
+    return paper, ours
+
+
+@pytest.mark.parametrize(("encoder_sd", "draw_sd"), [(0.5, 2.0), (0.5, 0.5), (1.0, 0.1)])
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_retrained_cells_a_margin_away_are_rarely_called_reproduced(seeds, encoder_sd, draw_sd):
+    """At most 5 % at the margin, where the error is largest; and the interval covers the truth as it says."""
+    rng = np.random.default_rng(seeds)
+    margin, trials, wrong, covered = 3.0, 2000, 0, 0
+    for _ in range(trials):
+        paper, ours = _simulated(rng, 50 - margin, seeds, encoder_sd, draw_sd)
+        result = compare(paper, 5, ours, margin, same_encoder=False)
+        wrong += result.verdict == "reproduced"
+        covered += result.interval[0] <= -margin <= result.interval[1]
+    slack = 2 * np.sqrt(0.05 * 0.95 / trials)
+    assert wrong / trials <= 0.05 + slack
+    assert covered / trials >= 0.90 - 2 * np.sqrt(0.1 * 0.9 / trials)
+
+
+@pytest.mark.parametrize("draws", [3, 5, 10])
+def test_released_cells_a_margin_away_are_rarely_called_reproduced(draws):
+    rng = np.random.default_rng(draws)
+    margin, trials, wrong = 3.0, 3000, 0
+    for _ in range(trials):
+        paper = f"{50 + rng.normal(0, 1 / np.sqrt(5)):.1f}"
+        wrong += compare(paper, 5, 50 - margin + rng.normal(0, 1, (1, draws)), margin, same_encoder=True).verdict == "reproduced"
     assert wrong / trials <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / trials)
 
 
-def test_a_cell_that_truly_agrees_is_usually_called_reproduced_with_five_runs():
+def test_a_cell_that_truly_agrees_is_usually_called_reproduced():
     rng = np.random.default_rng(0)
-    right = sum(compare(f"{50 + rng.normal(0, 1 / np.sqrt(5)):.1f}", 5, list(50 + rng.normal(0, 1, 5)), 4.0).verdict
-                == "reproduced" for _ in range(1000))
-    assert right / 1000 > 0.9
+    right = 0
+    for _ in range(500):
+        paper, ours = _simulated(rng, 50, 1, 0.0, 1.0)
+        right += compare(paper, 5, ours, 4.0, same_encoder=True).verdict == "reproduced"
+    assert right / 500 > 0.9
 
 
 def test_holm_by_hand():
