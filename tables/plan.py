@@ -87,7 +87,9 @@ def make_plan(table: Table, tier: Tier, *, data: Path | None, given: dict[str, P
     for row in chosen + [table.row(cli.choose("row", name, [row.name for row in table.rows])) for name in given]:
         if row.cited:
             raise UserError(f"row {row.name!r} is cited, there is nothing to run", hint=row.cited)
-    for path in given.values():
+    for name, path in given.items():
+        if name not in [row.name for row in chosen]:
+            raise UserError(f"--ckpt names the row {name!r}, which --rows leaves out", hint=f"add {name} to --rows")
         if not path.is_file():
             raise UserError("no such checkpoint", at=path)
     root = data if tier == "paper" else mini.ensure()

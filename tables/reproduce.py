@@ -232,7 +232,7 @@ class _JobsBar:
     """One bar over all jobs, in estimated seconds of work; reads the epochs done from the runs' logs."""
 
     def __init__(self, jobs: list[Job]):
-        self.jobs, self.started = jobs, time.time()
+        self.jobs = jobs
         self.bar = progress(desc=f"{len(jobs)} encoders", unit=" s of work", total=round(sum(map(plan.estimate, jobs))))
 
     def show(self, pending) -> None:

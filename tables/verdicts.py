@@ -101,15 +101,15 @@ def lead(differences: Sequence[float], by: float = 0.0) -> Lead:
 def claim(leads: Sequence[Lead], by: float = 0.0) -> ClaimVerdict:
     """The verdict on "every lead exceeds ``by``".
 
-    holds: every interval lies above (each at 2.5 %, one side; a conjunction needs no correction). reversed: at least
-    one lead is below, at 2.5 % after Holm. weaker: as reversed, but all leads exceed 0: the order holds, the size does
-    not. undecided: anything else, a single run included.
+    holds: every interval lies above (each at 2.5 %, one side; a conjunction needs no correction). reversed: at least one
+    lead is below, at 2.5 % after Holm. weaker: the same where ``by`` > 0, but no lead lies below 0: what fails is the size.
+    undecided: anything else, a single run included.
     """
     if not leads:
         return "not-run"
     if all(x.interval is not None and x.interval[0] > by for x in leads):
         return "holds"
     if all(x.p_below is not None for x in leads) and any(holm([x.p_below for x in leads if x.p_below is not None], 0.025)):
-        ordered = by > 0 and all(x.interval is not None and x.interval[0] > 0 for x in leads)
-        return "weaker" if ordered else "reversed"
+        below_zero = any(x.interval is not None and x.interval[1] < 0 for x in leads)
+        return "reversed" if by == 0 or below_zero else "weaker"
     return "undecided"

@@ -1,6 +1,7 @@
 """The whole job on real embedded data, in the tier that trains one epoch; in child processes, as a user runs it."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -138,6 +139,7 @@ def test_a_job_that_fails_says_why_and_loses_nothing(command, tmp_path, world):
     (("--ckpt", "moco=x.pth"), "belongs to the paper tier"),
     (("--tier", "paper", "--data", ".", "--ckpt", "moco=absent.pth"), "no such checkpoint"),
     (("--tier", "paper", "--data", ".", "--ckpt", "jigsaw=absent.pth"), "is cited"),
+    (("--tier", "paper", "--data", ".", "--rows", "pcl", "--ckpt", "moco=a.pth"), "which --rows leaves out"),
     (("--seeds", "0"), "at least 1"),
     (("--jobs", "-1"), "at least 1"),
     (("--data", "."), "belongs to the paper tier"),
@@ -161,6 +163,10 @@ def test_two_runs_on_one_results_folder(command, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+needs_ps = pytest.mark.skipif(not shutil.which("ps"), reason="needs ps to find child processes")
+
+
+@needs_ps
 def test_sigterm_ends_the_workers_too_and_says_run_again(tmp_path):
     process = _start(tmp_path, "--rows", "moco", "supervised")
     log = tmp_path / "runs" / "quick"
@@ -176,6 +182,7 @@ def test_sigterm_ends_the_workers_too_and_says_run_again(tmp_path):
     _await_end(workers)
 
 
+@needs_ps
 def test_workers_end_when_their_parent_is_killed(tmp_path):
     process = _start(tmp_path, "--rows", "moco", "supervised")
     log = tmp_path / "runs" / "quick"

@@ -102,6 +102,7 @@ def test_claims():
     assert _claim([up, unclear]) == "undecided"
     assert _claim([up, down]) == "reversed"
     assert _claim([up, up], by=10.0) == "weaker"
+    assert _claim([unclear, up], by=10.0) == "weaker", "ten points are out of reach, the order is open"
     assert _claim([down, up], by=10.0) == "reversed"
     assert _claim([[5.0]]) == "undecided", "one seed has no interval"
     assert _claim([]) == "not-run"
