@@ -15,6 +15,7 @@ from sklearn.svm import LinearSVC
 
 from evaluate import lowshot
 from evaluate.average_precision import average_precision
+from evaluate.draws import all_draws
 from evaluate.svm import Problem
 from protobench.images import ImageList
 
@@ -55,8 +56,7 @@ def main() -> None:
     report("VOC average precision, 20 x 4952", times, f"max difference {difference:.1e}")
 
     images = ImageList("synthetic", None, tuple(map(str, range(5011))), labels, tuple(map(str, range(20))))  # type: ignore[arg-type]
-    config = lowshot.Config(ckpt=None)  # type: ignore[arg-type]
-    draws = lowshot.all_draws(images, config)
+    draws = all_draws(images, "pcl", (1, 2, 4, 8, 16), 5, 0, "keyed")
     x = lowshot.normalise(train)
     for draw in (d for d in draws if d.number == 0 and d.k in (1, 4, 16)):
         rows = x[draw.rows[0]]

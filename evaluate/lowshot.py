@@ -19,7 +19,6 @@ Both: LIBLINEAR, squared hinge, positives weighted 2, features divided by their 
 the same authors): one-vs-rest, C = 0.5, unweighted, top-1 accuracy.
 """
 
-import random
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,8 +28,9 @@ import numpy as np
 import tyro
 
 from evaluate.average_precision import average_precision
+from evaluate.draws import Draw, all_draws, presence
 from evaluate.svm import Problem, decision
-from protobench import cli, files, keyed, mini, places, records, voc
+from protobench import cli, mini, places, records, voc
 from protobench.errors import UserError
 from protobench.images import ImageList
 from protobench.progress import progress
@@ -77,83 +77,6 @@ class Config:
     def grid(self) -> tuple[float, ...]:
         """The costs tried."""
         return self.costs or (GOYAL_COSTS if self.protocol == "goyal" else (0.5,))
-
-
-@dataclass(frozen=True)
-class Draw:
-    """One training set: for each class its rows, and which of them are positive."""
-
-    k: int
-    number: int
-    rows: list[np.ndarray]
-    positive: list[np.ndarray]
-    subset: str
-    """hash of the images drawn; equal for all checkpoints scored on the same draw"""
-
-
-def draw_of(k: int, number: int, rows: list[np.ndarray], positive: list[np.ndarray]) -> Draw:
-    """A draw with its hash."""
-    return Draw(k, number, rows, positive, files.sha256([one.tolist() for one in rows])[:16])
-
-
-# Draws ----------------------------------------------------------------------------------------------------------------
-
-def all_draws(train: ImageList, config: Config) -> list[Draw]:
-    """Every (k, draw) of the configuration. UserError where a class has too few images."""
-    present = presence(train.labels)
-    for title, count in zip(train.classes, present.sum(0), strict=True):
-        if count < max(config.shots):
-            raise UserError(f"{train.name}: class {title!r} has {count} images, {max(config.shots)} are to be drawn",
-                            at=train.root, hint="lower --shots; nothing is drawn twice")
-    if config.draw_order == "released":
-        return released_draws(present, config.shots, config.draws)
-    one = goyal_draw if config.protocol == "goyal" else pooled_draw
-    return [one(train.labels, present, k, number, keyed.generator(config.seed, "lowshot", k, number))
-            for k in config.shots for number in range(config.draws)]
-
-
-def presence(labels: np.ndarray) -> np.ndarray:
-    """bool [N, C] from labels [N] or [N, C]; difficult is not present."""
-    return labels == 1 if labels.ndim == 2 else labels[:, None] == np.arange(labels.max() + 1)
-
-
-def pooled_draw(labels: np.ndarray, present: np.ndarray, k: int, number: int, rng: np.random.Generator) -> Draw:
-    """pcl: k positives of each class, pooled with their repeats; difficult and absent are negative alike."""
-    pool = np.concatenate([rng.permutation(np.flatnonzero(column))[:k] for column in present.T])
-    return _pool(present, k, number, pool)
-
-
-def released_draws(present: np.ndarray, shots: tuple[int, ...], draws: int) -> list[Draw]:
-    """pcl's own sequence: Python's random, seeded once with 0; for each k, for each draw, each class's list is shuffled."""
-    rng = random.Random(0)
-    found = []
-    for k in shots:
-        for number in range(draws):
-            pool: list[int] = []
-            for column in present.T:
-                members = np.flatnonzero(column).tolist()
-                rng.shuffle(members)
-                pool += members[:k]
-            found.append(_pool(present, k, number, np.array(pool)))
-    return found
-
-
-def _pool(present: np.ndarray, k: int, number: int, pool: np.ndarray) -> Draw:
-    classes = present.shape[1]
-    return draw_of(k, number, [pool] * classes, [present[pool, c] for c in range(classes)])
-
-
-def goyal_draw(labels: np.ndarray, present: np.ndarray, k: int, number: int, rng: np.random.Generator) -> Draw:
-    """goyal: per class k positives and 19 k negatives of its own, difficult images among neither."""
-    rows, positive = [], []
-    for column, label in zip(present.T, labels.T, strict=True):
-        absent = np.flatnonzero(label == -1)
-        if len(absent) < 19 * k:
-            raise UserError(f"a class has {len(absent)} negative images, goyal's protocol draws {19 * k} at k = {k}",
-                            hint="lower --shots, or use --protocol pcl")
-        rows.append(np.concatenate([rng.permutation(np.flatnonzero(column))[:k], rng.permutation(absent)[: 19 * k]]))
-        positive.append(np.arange(20 * k) < k)
-    return draw_of(k, number, rows, positive)
 
 
 # Scores ---------------------------------------------------------------------------------------------------------------
@@ -240,7 +163,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
     encoder = checkpoints.load(config.ckpt)
     print(encoder.summary())
     train, test = data_lists(config.data, config.dataset)
-    draws = all_draws(train, config)
+    draws = all_draws(train, config.protocol, config.shots, config.draws, config.seed, config.draw_order)
     goyal, is_voc = config.protocol == "goyal", config.dataset == "voc07"
     used = np.arange(len(train)) if is_voc else np.unique(np.concatenate([draw.rows[0] for draw in draws]))
     how: dict[str, Any] = {"pooling": "2x2" if goyal else "average", "warp": goyal, "device": device_of(config.device),

@@ -1,4 +1,4 @@
-"""PCL: Li et al., "Prototypical Contrastive Learning of Unsupervised Representations" (arXiv 2020, the seed's version).
+"""PCL: Li et al., "Prototypical Contrastive Learning of Unsupervised Representations" (arXiv, 2020).
 
 Examples:
 

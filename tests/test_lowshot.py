@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.svm import LinearSVC
 
-from evaluate import lowshot
+from evaluate import draws, lowshot
 from evaluate.average_precision import average_precision
 from protobench import backbones, records, voc
 from protobench.errors import UserError
@@ -32,13 +32,17 @@ def _config(**changes):
     return lowshot.Config(ckpt=None, **({"shots": (1, 2, 4), "draws": 3} | changes))
 
 
+def _all(images, config):
+    return draws.all_draws(images, config.protocol, config.shots, config.draws, config.seed, config.draw_order)
+
+
 # Draws ----------------------------------------------------------------------------------------------------------------
 
 def test_pooled_draws_hold_k_of_each_class_with_all_their_labels():
     labels = _multilabel()
-    draws = lowshot.all_draws(_list(labels), _config())
-    assert [(d.k, d.number) for d in draws] == [(k, n) for k in (1, 2, 4) for n in range(3)]
-    for draw in draws:
+    drawn = _all(_list(labels), _config())
+    assert [(d.k, d.number) for d in drawn] == [(k, n) for k in (1, 2, 4) for n in range(3)]
+    for draw in drawn:
         pool = draw.rows[0]
         assert len(pool) == draw.k * CLASSES
         assert all(rows is pool for rows in draw.rows)
@@ -47,14 +51,14 @@ def test_pooled_draws_hold_k_of_each_class_with_all_their_labels():
             chosen = pool[c * draw.k : (c + 1) * draw.k]
             assert len(set(chosen.tolist())) == draw.k, "without replacement within a class"
             assert (labels[chosen, c] == 1).all()
-    assert any(positive.sum() > draw.k for draw in draws for positive in draw.positive), "co-occurring classes get more"
+    assert any(positive.sum() > draw.k for draw in drawn for positive in draw.positive), "co-occurring classes get more"
 
 
 def test_a_draw_is_a_function_of_seed_k_and_number():
-    many = lowshot.all_draws(_list(_multilabel()), _config())
-    few = lowshot.all_draws(_list(_multilabel()), _config(shots=(4,), draws=1))
+    many = _all(_list(_multilabel()), _config())
+    few = _all(_list(_multilabel()), _config(shots=(4,), draws=1))
     assert few[0].subset == next(d for d in many if (d.k, d.number) == (4, 0)).subset
-    other = lowshot.all_draws(_list(_multilabel()), _config(shots=(4,), draws=1, seed=1))
+    other = _all(_list(_multilabel()), _config(shots=(4,), draws=1, seed=1))
     assert other[0].subset != few[0].subset
 
 
@@ -63,7 +67,7 @@ def test_every_positive_is_equally_likely():
     labels[:8] = 1
     counts = Counter()
     for number in range(4000):
-        draw = lowshot.pooled_draw(labels, labels == 1, 2, number, np.random.default_rng(number))
+        draw = draws.pooled_draw(labels, labels == 1, 2, number, np.random.default_rng(number))
         counts.update(draw.rows[0].tolist())
     assert set(counts) == set(range(8))
     np.testing.assert_allclose([counts[i] / 8000 for i in range(8)], 1 / 8, atol=0.012)
@@ -82,13 +86,13 @@ def test_the_released_sequence_is_python_s_random_from_seed_0():
                 random.shuffle(images)
                 pool += images[:k]
             expected.append(pool)
-    draws = lowshot.all_draws(_list(labels), _config(draw_order="released"))
-    assert [draw.rows[0].tolist() for draw in draws] == expected
+    drawn = _all(_list(labels), _config(draw_order="released"))
+    assert [draw.rows[0].tolist() for draw in drawn] == expected
 
 
 def test_goyal_draws_k_and_19k_clean_images_per_class():
     labels = _multilabel(1500)
-    for draw in lowshot.all_draws(_list(labels), _config(protocol="goyal")):
+    for draw in _all(_list(labels), _config(protocol="goyal")):
         for c, (rows, positive) in enumerate(zip(draw.rows, draw.positive, strict=True)):
             assert positive.sum() == draw.k
             assert len(rows) == len(set(rows.tolist())) == 20 * draw.k
@@ -100,9 +104,9 @@ def test_too_few_images_are_refused():
     labels[:, 2] = -1
     labels[:3, 2] = 1
     with pytest.raises(UserError, match="class 'c' has 3 images, 4 are to be drawn"):
-        lowshot.all_draws(_list(labels), _config())
+        _all(_list(labels), _config())
     with pytest.raises(UserError, match="goyal's protocol draws"):
-        lowshot.all_draws(_list(_multilabel(60)), _config(protocol="goyal", shots=(4,)))
+        _all(_list(_multilabel(60)), _config(protocol="goyal", shots=(4,)))
 
 
 # Scores ---------------------------------------------------------------------------------------------------------------
@@ -112,10 +116,10 @@ def test_features_that_are_the_labels_score_100():
     labels[labels == 0] = -1
     x = (labels == 1).astype(float)
     # with few images of several labels each, a class cannot be told from its company; with k = 16 it can
-    draws = lowshot.all_draws(_list(labels), _config(shots=(16,)))
-    assert {run["value"] for run in lowshot.score(x, x, labels, draws, (100.0,))} == {100.0}
+    drawn = _all(_list(labels), _config(shots=(16,)))
+    assert {run["value"] for run in lowshot.score(x, x, labels, drawn, (100.0,))} == {100.0}
     single = np.arange(300) % CLASSES
-    runs = lowshot.score(np.eye(CLASSES)[single], np.eye(CLASSES)[single], single, lowshot.all_draws(_list(single), _config()),
+    runs = lowshot.score(np.eye(CLASSES)[single], np.eye(CLASSES)[single], single, _all(_list(single), _config()),
                          (0.5,), positive_weight=1.0)
     assert {run["value"] for run in runs} == {100.0}
 
@@ -124,7 +128,7 @@ def test_features_without_information_score_chance():
     rng = np.random.default_rng(0)
     single = np.arange(1200) % CLASSES
     x = rng.normal(size=(1200, 20))
-    runs = lowshot.score(x, rng.normal(size=(1200, 20)), single, lowshot.all_draws(_list(single), _config(draws=5)), (0.5,),
+    runs = lowshot.score(x, rng.normal(size=(1200, 20)), single, _all(_list(single), _config(draws=5)), (0.5,),
                          positive_weight=1.0)
     assert np.mean([run["value"] for run in runs]) == pytest.approx(100 / CLASSES, abs=1.5)
 
@@ -135,11 +139,11 @@ def test_scores_equal_scikit_learns_svm_with_the_paper_s_settings(drop_difficult
     labels, test_labels = _multilabel(seed=1), _multilabel(seed=2)
     directions = rng.normal(size=(CLASSES, 40))
     train, test = ((y == 1) @ directions + rng.normal(size=(300, 40)) for y in (labels, test_labels))
-    draws = lowshot.all_draws(_list(labels), _config(shots=(4,)))
-    ours = lowshot.score(train, test, test_labels, draws, (0.5,), drop_difficult=drop_difficult)
+    drawn = _all(_list(labels), _config(shots=(4,)))
+    ours = lowshot.score(train, test, test_labels, drawn, (0.5,), drop_difficult=drop_difficult)
     train_n = train / (np.linalg.norm(train, axis=1) + 1e-5)[:, None]
     test_n = test / (np.linalg.norm(test, axis=1) + 1e-5)[:, None]
-    for draw, run in zip(draws, ours, strict=True):
+    for draw, run in zip(drawn, ours, strict=True):
         scores = np.stack([
             LinearSVC(C=0.5, class_weight={1: 2, -1: 1}, tol=1e-4, dual=True, max_iter=2000, random_state=0)
             .fit(train_n[draw.rows[c]], np.where(draw.positive[c], 1, -1)).decision_function(test_n)

@@ -166,15 +166,21 @@ def test_two_runs_on_one_results_folder(command, tmp_path):
 needs_ps = pytest.mark.skipif(not shutil.which("ps"), reason="needs ps to find child processes")
 
 
-@needs_ps
-def test_sigterm_ends_the_workers_too_and_says_run_again(tmp_path):
+@pytest.fixture
+def busy(tmp_path):
+    """A run in the middle of its work, and its workers."""
     process = _start(tmp_path, "--rows", "moco", "supervised")
-    log = tmp_path / "runs" / "quick"
     deadline = time.time() + 120
-    while not list(log.glob("*/output.log")) and time.time() < deadline:
+    while not list((tmp_path / "runs" / "quick").glob("*/output.log")) and time.time() < deadline:
         time.sleep(0.05)
     workers = _children(process.pid)
     assert workers
+    return process, workers
+
+
+@needs_ps
+def test_sigterm_ends_the_workers_too_and_says_run_again(busy):
+    process, workers = busy
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
@@ -183,14 +189,8 @@ def test_sigterm_ends_the_workers_too_and_says_run_again(tmp_path):
 
 
 @needs_ps
-def test_workers_end_when_their_parent_is_killed(tmp_path):
-    process = _start(tmp_path, "--rows", "moco", "supervised")
-    log = tmp_path / "runs" / "quick"
-    deadline = time.time() + 120
-    while not list(log.glob("*/output.log")) and time.time() < deadline:
-        time.sleep(0.05)
-    workers = _children(process.pid)
-    assert workers
+def test_workers_end_when_their_parent_is_killed(busy):
+    process, workers = busy
     process.kill()
     process.communicate(timeout=60)
     _await_end(workers)

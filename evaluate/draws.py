@@ -1,0 +1,88 @@
+"""Low-shot training sets: which images a draw takes, and which of them are positive for each class.
+
+``pcl`` pools k images of each class and trains every class on the pool; ``goyal`` gives each class images of its own.
+"""
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+
+from protobench import files, keyed
+from protobench.errors import UserError
+from protobench.images import ImageList
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One training set: for each class its rows, and which of them are positive."""
+
+    k: int
+    number: int
+    rows: list[np.ndarray]
+    positive: list[np.ndarray]
+    subset: str
+    """hash of the images drawn; equal for all checkpoints scored on the same draw"""
+
+
+def draw_of(k: int, number: int, rows: list[np.ndarray], positive: list[np.ndarray]) -> Draw:
+    """A draw with its hash."""
+    return Draw(k, number, rows, positive, files.sha256([one.tolist() for one in rows])[:16])
+
+
+def all_draws(train: ImageList, protocol: str, shots: tuple[int, ...], draws: int, seed: int, order: str) -> list[Draw]:
+    """Every (k, draw). Keyed by (seed, k, draw), or in the released script's order. UserError where a class is too small."""
+    present = presence(train.labels)
+    for title, count in zip(train.classes, present.sum(0), strict=True):
+        if count < max(shots):
+            raise UserError(f"{train.name}: class {title!r} has {count} images, {max(shots)} are to be drawn",
+                            at=train.root, hint="lower --shots; nothing is drawn twice")
+    if order == "released":
+        return released_draws(present, shots, draws)
+    one = goyal_draw if protocol == "goyal" else pooled_draw
+    return [one(train.labels, present, k, number, keyed.generator(seed, "lowshot", k, number))
+            for k in shots for number in range(draws)]
+
+
+def presence(labels: np.ndarray) -> np.ndarray:
+    """bool [N, C] from labels [N] or [N, C]; difficult is not present."""
+    return labels == 1 if labels.ndim == 2 else labels[:, None] == np.arange(labels.max() + 1)
+
+
+def pooled_draw(labels: np.ndarray, present: np.ndarray, k: int, number: int, rng: np.random.Generator) -> Draw:
+    """pcl: k positives of each class, pooled with their repeats; difficult and absent are negative alike."""
+    pool = np.concatenate([rng.permutation(np.flatnonzero(column))[:k] for column in present.T])
+    return _pool(present, k, number, pool)
+
+
+def released_draws(present: np.ndarray, shots: tuple[int, ...], draws: int) -> list[Draw]:
+    """pcl's own sequence: Python's random, seeded once with 0; for each k, for each draw, each class's list is shuffled."""
+    rng = random.Random(0)
+    found = []
+    for k in shots:
+        for number in range(draws):
+            pool: list[int] = []
+            for column in present.T:
+                members = np.flatnonzero(column).tolist()
+                rng.shuffle(members)
+                pool += members[:k]
+            found.append(_pool(present, k, number, np.array(pool)))
+    return found
+
+
+def _pool(present: np.ndarray, k: int, number: int, pool: np.ndarray) -> Draw:
+    classes = present.shape[1]
+    return draw_of(k, number, [pool] * classes, [present[pool, c] for c in range(classes)])
+
+
+def goyal_draw(labels: np.ndarray, present: np.ndarray, k: int, number: int, rng: np.random.Generator) -> Draw:
+    """goyal: per class k positives and 19 k negatives of its own, difficult images among neither."""
+    rows, positive = [], []
+    for column, label in zip(present.T, labels.T, strict=True):
+        absent = np.flatnonzero(label == -1)
+        if len(absent) < 19 * k:
+            raise UserError(f"a class has {len(absent)} negative images, goyal's protocol draws {19 * k} at k = {k}",
+                            hint="lower --shots, or use --protocol pcl")
+        rows.append(np.concatenate([rng.permutation(np.flatnonzero(column))[:k], rng.permutation(absent)[: 19 * k]]))
+        positive.append(np.arange(20 * k) < k)
+    return draw_of(k, number, rows, positive)
