@@ -69,7 +69,7 @@ def main() -> None:
 def epochs() -> None:
     """Epochs of embedded PCL and MoCo in turn, the E-step included; also PCL's share of it."""
     source = images.image_folder(mini.ensure() / "imagenet" / "train", "imagenet-train")
-    methods = {"MoCo": MoCo(recipes.MOCO_MINI), "PCL": PCL(replace(recipes.PCL_MINI, warmup=0), seed=0)}
+    methods = {"MoCo": MoCo(recipes.MOCO_MINI, seed=0), "PCL": PCL(replace(recipes.PCL_MINI, warmup=0), seed=0)}
     spent: dict[str, list[float]] = {name: [] for name in methods}
     e_step = []
     for epoch in range(5):

@@ -61,6 +61,8 @@ class ClaimResult:
     claim: Claim
     verdict: ClaimVerdict
     leads: dict[tuple[str, str, str], Lead]
+    one_pretraining: bool = False
+    """whether a trained row enters with a single seed, so that the intervals are over draws and cannot decide"""
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,8 @@ def outcome(table: Table, tier: Tier, found: Found) -> Outcome:
             elif cell.delta is not None and not row.control and controls == "not run":
                 cell = Cell(row, column, cell.paper, cell.runs, "unchecked", cell.delta, cell.interval)
             cells[key] = cell
-    claims = [_claim(claim, runs, invalid=failed or bool({*claim.left, *claim.right} & set(untrained))) for claim in table.claims]
+    claims = [_claim(claim, runs, sources, invalid=failed or bool({*claim.left, *claim.right} & set(untrained)))
+              for claim in table.claims]
     remarks = [f"{table.row(name).title}: {text}" for name, texts in departures.items() for text in texts.values()]
     remarks += [f"{table.row(name).title} scores like the Random row: this looks like an untrained network" for name in untrained]
     return Outcome(table, tier, cells, claims, controls, remarks, sources)
@@ -269,14 +272,20 @@ def _looks_untrained(table: Table, tier: Tier, row: Row, runs: dict[tuple[str, s
     return False
 
 
-def _claim(claim: Claim, runs: dict[tuple[str, str], Runs], invalid: bool) -> ClaimResult:
-    leads = {}
+def _claim(claim: Claim, runs: dict[tuple[str, str], Runs], sources: dict[str, str], invalid: bool) -> ClaimResult:
+    leads, one_pretraining = {}, False
     for left in claim.left:
         for right in claim.right:
             for column in claim.columns:
-                if found := differences(runs[left, column.title], runs[right, column.title]):
+                a, b = runs[left, column.title], runs[right, column.title]
+                if found := differences(a, b):
                     leads[left, right, column.title] = verdicts.lead(found, claim.by)
+                    several = len({seed for seed, _ in a.keys() & b.keys()}) > 1
+                    trained = "retrained" in (sources.get(left), sources.get(right))
+                    one_pretraining = one_pretraining or (trained and not several)
     wanted = len(claim.left) * len(claim.right) * len(claim.columns)
     if len(leads) < wanted:
         return ClaimResult(claim, "not-run", leads)
-    return ClaimResult(claim, "invalid" if invalid else verdicts.claim(list(leads.values()), claim.by), leads)
+    if invalid or one_pretraining:
+        return ClaimResult(claim, "invalid" if invalid else "undecided", leads, one_pretraining)
+    return ClaimResult(claim, verdicts.claim(list(leads.values()), claim.by), leads)

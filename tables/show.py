@@ -111,6 +111,8 @@ def _claim_line(result: ClaimResult) -> str:
     if least.interval:
         detail += f" [{least.interval[0]:+.1f}, {least.interval[1]:+.1f}]"
     detail += f" ({column}" + (f", {left} - {right}" if len(result.claim.left) * len(result.claim.right) > 1 else "") + ")"
+    if result.one_pretraining:
+        return f"{detail}; over draws of one pretraining, which cannot speak for others: more --seeds decide"
     over = sum(lead.interval is not None and lead.interval[0] > result.claim.by for _, lead in leads)
     return f"{detail}; interval above {result.claim.by:g} in {over} of {len(leads)} comparisons"
 

@@ -103,7 +103,8 @@ def claim(leads: Sequence[Lead], by: float = 0.0) -> ClaimVerdict:
 
     holds: every interval lies above (each at 2.5 %, one side; a conjunction needs no correction). reversed: at least one
     lead is below, at 2.5 % after Holm. weaker: the same where ``by`` > 0, but no lead lies below 0: what fails is the size.
-    undecided: anything else, a single run included.
+    undecided: anything else, a single run included. (Intervals over draws of one training of ours decide nothing either;
+    tables/compare.py sees to that.)
     """
     if not leads:
         return "not-run"

@@ -152,6 +152,17 @@ def test_one_retrained_encoder_is_never_more_than_within(command, tmp_path):
     assert "60 within" in out
 
 
+def test_draws_of_one_pretraining_decide_no_claim(command, tmp_path):
+    """They would give a tight interval about this encoder, and the claim is about the method."""
+    for seeds, verdict in (((1,), "6 undecided"), ((1, 2, 3), "6 holds")):
+        for row in RUNNABLE:
+            for seed in seeds:
+                _write(tmp_path, "mini", row, seed, _paper(row), source="retrained")
+        _, out, _ = _diff(command, tmp_path)
+        assert verdict in out
+        assert ("more --seeds decide" in out) == (seeds == (1,))
+
+
 def test_what_a_run_asked_for_is_shown_not_what_came_last(tmp_path):
     keys = {}
     for recipe in ("first", "second"):
