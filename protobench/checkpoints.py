@@ -85,10 +85,16 @@ def load(path: Path) -> Encoder:
     account = {
         "file": path.name, "sha256": sha256, "origin": metadata.get("origin", origin), "prefix": prefix,
         "arch": arch_name(arch), "matched": len(kept & state.keys()), "expected": len(expected),
-        "dropped": sorted({".".join(name.split(".")[:2]) for name in state.keys() - kept}),
+        "dropped": sorted({_head(name, prefix) for name in state.keys() - kept}),
         "trained": metadata.get("trained"), "input": asdict(input_),
     }
     return Encoder(backbone.float().eval(), input_, metadata.get("key", sha256), account)
+
+
+def _head(name: str, prefix: str) -> str:
+    """What a left-out tensor belongs to: "module.encoder_q.fc", "module.queue"."""
+    known = prefix if name.startswith(prefix) else ".".join(name.split(".")[:1]) + "."
+    return known + name.removeprefix(known).split(".")[0]
 
 
 def _input(path: Path, given: dict[str, Any]) -> EvalInput:

@@ -52,6 +52,13 @@ def test_every_layout_gives_the_same_features_as_the_weights_themselves(tmp_path
     assert f"{len(backbone.state_dict())}/{len(backbone.state_dict())}" in encoder.summary()
 
 
+def test_what_is_left_out_is_named(tmp_path, backbone):
+    encoder = checkpoints.load(_save(tmp_path / "x.pth", _moco(backbone)))
+    assert encoder.account["dropped"] == ["module.encoder_k", "module.encoder_q.fc", "module.queue"]
+    plain = checkpoints.load(_save(tmp_path / "y.pth", LAYOUTS["torchvision"](backbone)))
+    assert plain.account["dropped"] == ["fc"]
+
+
 def test_compiled_and_old_files_load(tmp_path, backbone):
     state = {f"_orig_mod.module.{k}": v for k, v in backbone.state_dict().items() if "num_batches" not in k}
     account = checkpoints.load(_save(tmp_path / "compiled.pt", state)).account
