@@ -72,7 +72,7 @@ class MoCo(nn.Module):
         if recipe.queue % batch_size:
             raise UserError(f"queue {recipe.queue} is not a multiple of the batch size {batch_size}",
                             hint="change --queue or --batch-size")
-        if batch_size % recipe.bn_groups or batch_size == recipe.bn_groups:
+        if recipe.bn_groups < 1 or batch_size % recipe.bn_groups or batch_size == recipe.bn_groups:
             raise UserError(f"a batch of {batch_size} does not split into {recipe.bn_groups} groups of two or more",
                             hint="change --bn-groups or --batch-size")
         self.recipe, self.seed = recipe, seed

@@ -104,3 +104,5 @@ def test_a_queue_that_does_not_divide_is_refused():
         MoCo(recipe, seed=0)
     with pytest.raises(UserError, match="does not split into 3 groups"):
         _method(bn_groups=3)
+    with pytest.raises(UserError, match="into 0 groups"):
+        _method(bn_groups=0)

@@ -33,7 +33,13 @@ def _reproduce(command, tmp_path, *flags):
 def _start(tmp_path, *flags):
     words = [sys.executable, "-m", "tables", "reproduce", "table1", "--tier", "quick", "--results", tmp_path / "results",
              "--runs", tmp_path / "runs", *flags]
-    return subprocess.Popen(list(map(str, words)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(list(map(str, words)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            preexec_fn=_hear_ctrl_c)
+
+
+def _hear_ctrl_c():
+    """Shells make background jobs deaf to it, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_ctrl_c_keeps_what_is_finished_and_the_next_run_continues(command, tmp_path):
