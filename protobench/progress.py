@@ -21,9 +21,11 @@ class _Lines:
         sys.stderr.flush()
 
 
-def progress(iterable: Iterable | None = None, *, desc: str, unit: str = "it", total: float | None = None) -> Any:
-    """tqdm over ``iterable``, or a bar to ``update`` by hand where only ``total`` is given."""
+def progress(iterable: Iterable | None = None, *, desc: str, unit: str, total: float) -> Any:
+    """tqdm over ``iterable``, or a bar to ``update`` by hand where there is none."""
+    counts = "{n:.0f}/{total:.0f}{unit} {elapsed}<{remaining}{postfix}"
     if sys.stderr.isatty():
-        return tqdm(iterable, desc=desc, unit=unit, total=total, dynamic_ncols=True, leave=False)
+        return tqdm(iterable, desc=desc, unit=unit, total=total, dynamic_ncols=True, leave=False,
+                    bar_format="{desc}: {percentage:3.0f}%|{bar}| " + counts)
     return tqdm(iterable, desc=desc, unit=unit, total=total, file=_Lines(), mininterval=60, maxinterval=60, delay=30,
-                bar_format="{desc}: {percentage:3.0f}% {n:.0f}/{total:.0f}{unit} {elapsed}<{remaining}{postfix}")
+                bar_format="{desc}: {percentage:3.0f}% " + counts)
