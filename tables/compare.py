@@ -92,14 +92,14 @@ class Outcome:
         return [cell for (cell, _), sure in zip(tested, rejected, strict=True) if sure and cell.verdict == "short"]
 
     def exit_code(self, strict: bool = False) -> int:
-        """2 if the controls failed, 3 if cells are missing, 1 if the table differs from the paper, else 0.
+        """2 if the controls failed or a row is invalid, 3 if cells are missing, 1 if the table differs from the paper, else 0.
 
         Differs: a cell is short, and beyond chance over the whole table where 5 runs or more can tell. With ``strict``
         also a cell above its margin and a claim that is weaker or reversed. The embedded tier has nothing to compare
         cell by cell, so it differs only by ``strict``.
         """
         cells = list(self.cells.values())
-        if self.failed:
+        if self.failed or any(cell.verdict == "invalid" for cell in cells):
             return cli.TROUBLE
         if any(cell.verdict in ("not-run", "unchecked") for cell in cells):
             return cli.INCOMPLETE
