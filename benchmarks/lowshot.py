@@ -1,6 +1,6 @@
 """The low-shot harness after features, at VOC07's size: 5011 and 4952 images, 2048-D, 20 classes, 5 k x 5 draws, C = 0.5.
 
-    python benchmarks/lowshot.py          # about two minutes on one core
+    python benchmarks/lowshot.py          # about half a minute on one core
 
 Features are synthetic (label-dependent, rectified). The published way is a LinearSVC per class and draw and average
 precision by Python loops.

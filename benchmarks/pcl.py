@@ -1,6 +1,6 @@
 """PCL's own work: concentration, negative prototypes, and an epoch beside one of MoCo.
 
-    python benchmarks/pcl.py          # about two minutes on one core
+    python benchmarks/pcl.py          # under a minute on one core
 
 The published ways are written from their description: phi by a Python list per cluster, negatives by random.sample
 over the set of ids that no image of the batch owns, per granularity and step.

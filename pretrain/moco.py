@@ -3,7 +3,7 @@ and Chen et al., arXiv 2003.04297 (v2: two-layer head, stronger augmentation, co
 
 Examples:
 
-    python pretrain/moco.py mini                        # embedded data, about two minutes on one core
+    python pretrain/moco.py mini                        # embedded data, about a minute and a half on one core
     python pretrain/moco.py v2 --data ROOT --device cuda  # ROOT/imagenet/train, the paper's recipe
 
 Departure from the released code: it shuffles keys between GPUs, whose BatchNorms see 32 images each; one process does the

@@ -2,7 +2,7 @@
 
 Examples:
 
-    python pretrain/pcl.py mini                            # embedded data, about two minutes on one core
+    python pretrain/pcl.py mini                            # embedded data, about a minute and a half on one core
     python pretrain/pcl.py v1 --data ROOT --device cuda       # ROOT/imagenet/train, the paper's recipe
     python pretrain/pcl.py v2 --data ROOT --concentration fixed
 
