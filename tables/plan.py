@@ -187,7 +187,8 @@ def _cost(tier: Tier, jobs: list[Job], workers: int) -> str:
         return "nothing to run"
     if tier != "paper":
         seconds = sum(estimate(job) for job in running) / workers + 15
-        return f"about {max(seconds / 60, 0.5):.1f} minutes with {workers} processes of one thread; about 120 MB of disk (measured for 3 seeds)"
+        return (f"about {max(seconds / 60, 0.5):.1f} minutes with {workers} processes of one thread; "
+                "about 120 MB of disk (3 seeds)")
     training = [job for job in running if job.trains]
     hours = sum(job.row.gpu_hours for job in training)
     minutes = sum(PAPER_SCORE_MINUTES[score.dataset] for job in running for score in job.scores if score.state == "to run")
