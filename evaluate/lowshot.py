@@ -20,7 +20,7 @@ the same authors): one-vs-rest, C = 0.5, unweighted, top-1 accuracy.
 """
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -33,6 +33,7 @@ from evaluate.svm import Problem, decision
 from protobench import cli, mini, places, records, voc
 from protobench.errors import UserError
 from protobench.images import ImageList
+from protobench.layouts import Reading
 from protobench.progress import progress
 
 VERSION = 1
@@ -46,7 +47,7 @@ class Config:
     """Low-shot linear SVMs."""
 
     ckpt: Annotated[Path, tyro.conf.arg(aliases=["--pretrained"])]
-    """checkpoint to score: MoCo/PCL layout, torchvision or our own"""
+    """checkpoint to score, in any layout that protobench/layouts.py lists"""
     data: Path | None = None
     """VOCdevkit, or the folder of Places205's lists and images; without it the embedded data"""
     dataset: Literal["voc07", "places205"] = "voc07"
@@ -67,6 +68,7 @@ class Config:
     """processes that read images"""
     results: Path = Path("results/scores")
     """where the record is written"""
+    reading: Reading = field(default_factory=Reading)
 
     def params(self) -> dict[str, Any]:
         """What determines the scores of given features."""
@@ -160,7 +162,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
 
     _check(config)
     started = time.perf_counter()
-    encoder = checkpoints.load(config.ckpt)
+    encoder = checkpoints.load(config.ckpt, config.reading)
     print(encoder.summary())
     train, test = data_lists(config.data, config.dataset)
     draws = all_draws(train, config.protocol, config.shots, config.draws, config.seed, config.draw_order)

@@ -1,6 +1,6 @@
 """ResNets under torchvision's parameter names, from ResNet-152 down to the embedded tier's narrow ResNet-10."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -15,14 +15,20 @@ from protobench.errors import UserError
 class Arch:
     """The shape of a ResNet (He et al., CVPR 2016).
 
-    width: channels of the stem and the first stage. stem: "imagenet" (7x7 stride 2, max-pool), "cifar" (3x3 stride 1)
-    or "mini" (3x3 stride 2).
+    width: channels of the stem and the first stage, 64 in the plain networks, 128 and 256 in SimCLR's and SwAV's 2x and
+    4x. inner: how many times wider a bottleneck's 3x3 convolution is than in the plain network (2 in Wide ResNets). stem:
+    see STEMS.
     """
 
     block: str = "bottleneck"
     depths: tuple[int, int, int, int] = (3, 4, 6, 3)
     width: int = 64
     stem: str = "imagenet"
+    inner: int = 1
+
+
+STEMS = {"imagenet": (7, 2, 3), "cifar": (3, 1, 1), "cifar-padded": (3, 1, 2), "mini": (3, 2, 1)}
+"""Kernel, stride, padding of conv1. Only the ImageNet stem has a max-pool behind it. solo-learn pads its CIFAR stem by 2."""
 
 
 ARCHS = {
@@ -32,12 +38,25 @@ ARCHS = {
     "resnet50": Arch("bottleneck", (3, 4, 6, 3)),
     "resnet101": Arch("bottleneck", (3, 4, 23, 3)),
     "resnet152": Arch("bottleneck", (3, 8, 36, 3)),
+    "resnet200": Arch("bottleneck", (3, 24, 36, 3)),
+    "resnet50x2": Arch("bottleneck", (3, 4, 6, 3), 128),
+    "resnet50x4": Arch("bottleneck", (3, 4, 6, 3), 256),
+    "resnet101x2": Arch("bottleneck", (3, 4, 23, 3), 128),
+    "resnet152x2": Arch("bottleneck", (3, 8, 36, 3), 128),
+    "resnet200x2": Arch("bottleneck", (3, 24, 36, 3), 128),
+    "wide_resnet50_2": Arch("bottleneck", (3, 4, 6, 3), inner=2),
+    "wide_resnet101_2": Arch("bottleneck", (3, 4, 23, 3), inner=2),
 }
 
 
+def named(name: str) -> Arch:
+    """A shape by its usual name; UserError with "did you mean" for an unknown one."""
+    return ARCHS[choose("architecture", name, list(ARCHS))]
+
+
 def build(name: str) -> "ResNet":
-    """A new network by its usual name; UserError with "did you mean" for an unknown one."""
-    return ResNet(ARCHS[choose("architecture", name, list(ARCHS))])
+    """A new network by its usual name."""
+    return ResNet(named(name))
 
 
 class ResNet(nn.Module):
@@ -47,8 +66,8 @@ class ResNet(nn.Module):
         super().__init__()
         self.arch = arch
         block: type[BasicBlock | Bottleneck] = {"basic": BasicBlock, "bottleneck": Bottleneck}[arch.block]
-        kernel, stride = {"imagenet": (7, 2), "cifar": (3, 1), "mini": (3, 2)}[arch.stem]
-        self.conv1 = nn.Conv2d(3, arch.width, kernel, stride, kernel // 2, bias=False)
+        kernel, stride, padding = STEMS[arch.stem]
+        self.conv1 = nn.Conv2d(3, arch.width, kernel, stride, padding, bias=False)
         self.bn1 = nn.BatchNorm2d(arch.width)
         self.out_channels = arch.width
         self.layer1 = self._stage(block, arch.width, arch.depths[0], stride=1)
@@ -56,7 +75,7 @@ class ResNet(nn.Module):
         self.layer3 = self._stage(block, arch.width * 4, arch.depths[2], stride=2)
         self.layer4 = self._stage(block, arch.width * 8, arch.depths[3], stride=2)
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def _stage(self, block: type[BasicBlock | Bottleneck], planes: int, depth: int, stride: int) -> nn.Sequential:
@@ -67,7 +86,7 @@ class ResNet(nn.Module):
             if step != 1 or channels != self.out_channels:
                 shortcut = nn.Sequential(nn.Conv2d(channels, self.out_channels, 1, step, bias=False),
                                          nn.BatchNorm2d(self.out_channels))
-            blocks.append(block(channels, planes, step, shortcut))
+            blocks.append(block(channels, planes, step, shortcut, base_width=64 * self.arch.inner))
         return nn.Sequential(*blocks)
 
     def features(self, x: Tensor) -> Tensor:
@@ -82,23 +101,37 @@ class ResNet(nn.Module):
         return self.features(x).mean((2, 3))
 
 
-def arch_of(state: dict[str, Any]) -> Arch:
-    """Reads a ResNet's shape from tensors under torchvision's names. UserError where there is no ResNet."""
-    try:
-        stem, block_weight = state["conv1.weight"], state["layer1.0.conv1.weight"]
-        depths = tuple(len({name.split(".")[1] for name in state if name.startswith(f"layer{s}.")}) for s in range(1, 5))
-        kernel, width = stem.shape[-1], stem.shape[0]
-        bottleneck = "layer1.0.conv3.weight" in state
-    except (KeyError, IndexError, AttributeError) as failure:
-        raise UserError("no ResNet in this checkpoint: conv1 and layer1 … layer4 are needed") from failure
-    if bottleneck and block_weight.shape[0] != width:
-        raise UserError(f"a wide bottleneck ResNet ({block_weight.shape[0]} channels behind a stem of {width}) is not supported")
+def arch_of(state: dict[str, Any], cifar_stem: str = "cifar") -> Arch:
+    """Reads a ResNet's shape from tensors under torchvision's names; ``cifar_stem`` is what a 3x3 stem stands for.
+
+    UserError where there is no ResNet, or none of a usual depth: a network that lacks a whole block looks like that.
+    """
+    depths = tuple(len({name.split(".")[1] for name in state if name.startswith(f"layer{s}.")}) for s in range(1, 5))
+    needed = ("conv1.weight", "layer1.0.conv1.weight", "layer1.0.conv2.weight")
+    if missing := [name for name in needed if name not in state]:
+        deep = "a deep stem (conv1.0, …) is not supported" if "conv1.0.weight" in state else f"{', '.join(missing)} missing"
+        raise UserError(f"no ResNet that can be built here: {deep}")
+    stem, first, second = (tuple(state[name].shape) for name in needed)
+    if not len(stem) == len(first) == len(second) == 4 or stem[1] != 3 or stem[2:] not in ((7, 7), (3, 3)) or not stem[0]:
+        raise UserError(f"no ResNet that can be built here: a stem of shape {stem}, then {first}, {second}")
+    bottleneck = "layer1.0.conv3.weight" in state
+    if second[1] != first[0]:
+        raise UserError("grouped convolutions (ResNeXt) are not supported")
+    if (inner := first[0] // stem[0]) * stem[0] != first[0] or (inner != 1 and not bottleneck):
+        raise UserError(f"no ResNet that can be built here: {first[0]} channels behind a stem of {stem[0]}")
     # 3x3 stems of stride 1 and 2 have equal weights; only the embedded tier's narrow network uses stride 2
-    stem_kind = "imagenet" if kernel == 7 else "mini" if width < 64 else "cifar"
-    return Arch("bottleneck" if bottleneck else "basic", depths, width, stem_kind)  # type: ignore[arg-type]
+    kind = "imagenet" if stem[2] == 7 else "mini" if stem[0] < 64 else cifar_stem
+    arch = Arch("bottleneck" if bottleneck else "basic", depths, stem[0], kind, inner)  # type: ignore[arg-type]
+    if (arch.block, depths) not in {(known.block, known.depths) for known in ARCHS.values()}:
+        raise UserError(f"no usual ResNet has {'-'.join(map(str, depths))} {arch.block} blocks: some are missing, or too many")
+    return arch
 
 
 def arch_name(arch: Arch) -> str:
-    """The usual name, or the shape spelled out."""
+    """The usual name, with the stem where that differs ("resnet18, cifar stem"), or the shape spelled out."""
     known = {value: name for name, value in ARCHS.items()}
-    return known.get(arch) or "resnet(" + ", ".join(f"{key}={value}" for key, value in asdict(arch).items()) + ")"
+    if arch in known:
+        return known[arch]
+    if name := known.get(replace(arch, stem="imagenet")):
+        return f"{name}, {arch.stem} stem"
+    return "resnet(" + ", ".join(f"{key}={value}" for key, value in asdict(arch).items()) + ")"

@@ -5,40 +5,32 @@ The commonest way to a wrong number in this field is a checkpoint that was never
 is an error.
 """
 
-import json
+import hashlib
 import re
-import warnings
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from protobench import files
-from protobench.backbones import ResNet, arch_name, arch_of
+from protobench import files, layouts, released, tensor_files
+from protobench.backbones import Arch, ResNet, arch_name, arch_of, named
 from protobench.errors import UserError
+from protobench.layouts import Match, Reading
 from protobench.transforms import EvalInput
 
-LAYOUTS = {
-    "MoCo/PCL": "module.encoder_q.",
-    "MoCo/PCL, one process": "encoder_q.",
-    "DistributedDataParallel": "module.",
-    "torchvision": "",
-}
-"""Origin: what stands before ``conv1.weight``. The first that fits is taken; the order goes from long to short."""
-
-WRAPPERS = ("_orig_mod.",)
-"""Added by torch.compile anywhere in a name."""
+State = dict[str, Tensor]
+"""Tensors by torchvision's names."""
 
 
 @dataclass(frozen=True)
 class Encoder:
     """A backbone ready to evaluate (eval mode), the input it expects, and the account of how it was loaded.
 
-    ``key`` identifies the weights in caches and records.
+    ``key`` identifies the weights and their input in caches and records.
     """
 
     backbone: ResNet
@@ -47,141 +39,228 @@ class Encoder:
     account: dict[str, Any]
 
     def summary(self) -> str:
-        """Two lines for the terminal: what was loaded, and the input it is given."""
+        """A few lines for the terminal: what was loaded, what was left out, and the input it is given."""
         a, i = self.account, self.input
-        dropped = ", ".join(a["dropped"]) or "nothing"
-        where = f"from {a['prefix']!r}" if a["prefix"] else "at top level"
-        return (f"{a['file']}: {a['origin']}, {a['arch']}, {a['matched']}/{a['expected']} backbone tensors {where}, "
-                f"dropped {dropped}; sha256 {a['sha256'][:12]}\n"
-                f"input: shorter side {i.resize}, centre {i.crop}, mean {i.mean}, std {i.std}")
+        where = f"under {a['prefix']!r}" if a["prefix"] else "at top level"
+        left_out = ", ".join(a["dropped"]) or "nothing"
+        lines = [f"{a['file']}: {a['origin']}, {a['arch']}",
+                 f"  {a['matched']}/{a['expected']} backbone tensors, {a['copy']} copy, {where}",
+                 f"  sha256 {a['sha256'][:12]}{' (as recorded)' * a['hash_verified']}; left out: {left_out}",
+                 f"  input: shorter side {i.resize}, centre {i.crop}, mean {_numbers(i.mean)}, std {_numbers(i.std)}"]
+        if a["released"]:
+            lines.append(f"  a published checkpoint: {a['released']['title']} ({a['released']['proof']})")
+        if a["untouched"]:
+            lines.append("  warning: BatchNorm is still at its initial values; this looks like an untrained network")
+        return "\n".join(lines)
 
 
-def load(path: Path) -> Encoder:
-    """Loads the backbone of a MoCo/PCL, torchvision or own checkpoint (``.safetensors`` or anything torch.load reads).
+def load(path: Path, reading: Reading | None = None, *, trust: bool = False) -> Encoder:
+    """Loads the backbone of a checkpoint in any layout of ``layouts.LAYOUTS``.
 
-    Raises UserError where the file is missing, unreadable or unsafe, holds no ResNet under a known layout, or where a
-    backbone tensor is missing, unexpected, of another shape, sparse or not finite.
+    ``reading`` settles what the file leaves open; ``trust`` unpickles everything in it, which may run code. Raises UserError
+    where the file is missing, unreadable, unsafe or not the one recorded, fits no layout or several, or where a backbone
+    tensor is missing, unexpected, of another shape, sparse or not finite.
     """
-    if not path.is_file():
-        raise UserError("no such checkpoint", at=path, hint="nothing is evaluated in its place")
-    state, metadata = _read(path)
-    origin, prefix = _recognise(path, state)
-    backbone_state = {name.removeprefix(prefix): tensor for name, tensor in state.items()
-                      if name.startswith(prefix) and name.removeprefix(prefix).split(".")[0] in _PARTS}
-    try:
-        arch = arch_of(backbone_state)
+    reading = reading or Reading()
+    with ThreadPoolExecutor(1) as aside:  # hashing takes as long as loading, and needs no lock
+        hashing = aside.submit(files.sha256_file, path) if path.is_file() else None
+        file = tensor_files.read(path, trust=trust)
+        names = _stripped(path, file.tensors)
+        match = layouts.recognise(path, names, [*file.entries, *_facts(file.tensors)], reading)
+        if match.layout.refused:
+            raise UserError(f"{match.layout.origin}: {match.layout.refused}", at=path)
+        found = {ours: names[theirs] for ours, theirs in layouts.backbone(match.layout, match.prefix, names).items()}
+        arch = _arch(path, match, file, found, reading)
         with torch.device("meta"):
             backbone = ResNet(arch)
-    except (UserError, ValueError, RuntimeError, ZeroDivisionError) as failure:
-        raise UserError(f"{origin} checkpoint without a usable ResNet: {getattr(failure, 'what', failure)}", at=path) from failure
-    expected = backbone.state_dict()
-    _account_for(path, origin, backbone_state, expected)
-    for name in expected:  # checkpoints from before 2018 lack the counters; nothing reads them
-        backbone_state.setdefault(name, torch.zeros((), dtype=torch.long))
-    backbone.load_state_dict(backbone_state, assign=True)
-    kept = {prefix + name for name in backbone_state}
-    sha256 = files.sha256_file(path)
-    input_ = _input(path, metadata.get("input", {}))
+        expected = backbone.state_dict()
+        state = _take(path, match, {ours: file.tensors[name] for ours, name in found.items()}, expected, reading.drop)
+        assert hashing is not None  # a missing file was refused by read
+        sha256 = hashing.result()
+    verified = _verify(path, sha256, reading.sha256, file.header.get("content"), state)
+    input_ = _input(path, match, arch, file, reading)
+    known = released.identify(path, sha256)
+    matched = len(state)
+    for name in expected.keys() - state.keys():  # checkpoints from before 2018 lack the counters; nothing reads them
+        state[name] = torch.zeros((), dtype=torch.long)
+    backbone.load_state_dict(state, assign=True)
     account = {
-        "file": path.name, "sha256": sha256, "origin": metadata.get("origin", origin), "prefix": prefix,
-        "arch": arch_name(arch), "matched": len(kept & state.keys()), "expected": len(expected),
-        "dropped": sorted({_head(name, prefix) for name in state.keys() - kept}),
-        "trained": metadata.get("trained"), "input": asdict(input_),
+        "file": path.name, "sha256": sha256, "hash_verified": verified, "origin": file.header.get("origin", match.layout.origin),
+        "released": known and {"name": known.name, "title": known.title, "proof": known.proof},
+        "copy": match.copy, "prefix": _shown(match, found),
+        "arch": arch_name(arch), "matched": matched, "expected": len(expected),
+        "dropped": _dropped(match, names, file, set(found) - state.keys()), "trained": file.header.get("trained"),
+        "input": asdict(input_), "untouched": _untouched(state),
     }
-    return Encoder(backbone.float().eval(), input_, metadata.get("key", sha256), account)
+    return Encoder(backbone.eval(), input_, _key(match, file, sha256, reading, input_), account)
 
 
-def _head(name: str, prefix: str) -> str:
-    """What a left-out tensor belongs to: "module.encoder_q.fc", "module.queue"."""
-    known = prefix if name.startswith(prefix) else ".".join(name.split(".")[:1]) + "."
-    return known + name.removeprefix(known).split(".")[0]
+# What the file holds --------------------------------------------------------------------------------------------------
+
+def _stripped(path: Path, tensors: State) -> dict[str, str]:
+    """Name without wrappers -> name in the file."""
+    names: dict[str, str] = {}
+    for name in tensors:
+        if (other := names.setdefault(layouts.strip(name), name)) != name:
+            raise UserError(f"two tensors of one name once module. and _orig_mod. are taken off: {other} and {name}", at=path)
+    return names
 
 
-def _input(path: Path, given: dict[str, Any]) -> EvalInput:
+def _facts(tensors: State) -> list[str]:
+    """What recognition needs beside names: convolutions that lie in memory as TensorFlow writes them, outputs last."""
+    kernels = (tensor for name, tensor in tensors.items() if name.endswith("conv1.weight") and tensor.layout == torch.strided)
+    return [layouts.TENSORFLOW] if any(k.ndim == 4 and k.shape[0] > 1 and k.stride(0) == 1 < k.stride(1) for k in kernels) else []
+
+
+def _arch(path: Path, match: Match, file: tensor_files.TensorFile, found: dict[str, str], reading: Reading) -> Arch:
     try:
-        fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
-        input_ = EvalInput(**fields)
+        if "arch" in file.header:
+            arch = Arch(**{**file.header["arch"], "depths": tuple(file.header["arch"]["depths"])})
+        else:
+            arch = arch_of({ours: file.tensors[name] for ours, name in found.items()}, match.layout.cifar_stem)
+    except UserError as mistake:
+        raise UserError(f"{match.layout.origin} checkpoint: {mistake.what}", at=path, hint=mistake.hint) from mistake
+    except (TypeError, ValueError, KeyError) as failure:
+        raise UserError(f"the checkpoint's header describes no network: {failure}", at=path) from failure
+    if reading.arch and named(reading.arch) not in (arch, replace(arch, stem="imagenet")):
+        raise UserError(f"the checkpoint holds a {arch_name(arch)}, not a {reading.arch}", at=path,
+                        hint="--arch only confirms; leave it out, or give the file that you mean")
+    return arch
+
+
+def _take(path: Path, match: Match, found: State, expected: State, drop: tuple[str, ...]) -> State:
+    """The backbone's own float32 copy of its tensors. UserError unless they are exactly the ``expected`` ones."""
+    heads = {*layouts.HEADS, *match.layout.heads, *drop}
+    counters = {name for name in expected if name.endswith("num_batches_tracked")}
+    unexpected = sorted(name for name in found.keys() - expected.keys()
+                        if layouts.BACKBONE.match(name) or name.split(".")[0] not in heads)
+    misshapen, spoilt, state = [], [], {}
+    for name in sorted(expected.keys() & found.keys()):
+        tensor = found[name]
+        if tensor.shape != expected[name].shape:
+            misshapen.append(f"{name} is {tuple(tensor.shape)}, not {tuple(expected[name].shape)}")
+        elif tensor.layout != torch.strided or (name not in counters and not tensor.is_floating_point()):
+            spoilt.append(name)
+        else:
+            state[name] = tensor.to(torch.long if name in counters else torch.float32, copy=True).contiguous()
+            if not (torch.isfinite(state[name].sum()) or torch.isfinite(state[name]).all()):  # the sum is the quick way
+                spoilt.append(name)
+    faults = {"missing": sorted(expected.keys() - found.keys() - counters), "unexpected": unexpected,
+              "of another shape": misshapen, "not dense finite floating-point numbers": spoilt,
+              "a negative variance": [name for name in state if name.endswith("running_var") and state[name].min() < 0]}
+    if told := [f"{len(names)} {fault} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+                for fault, names in faults.items() if names]:
+        parts = sorted({name.split(".")[0] for name in unexpected if not layouts.BACKBONE.match(name)})
+        heads_alone = parts and len(told) == 1
+        raise UserError(f"{match.layout.origin} checkpoint does not fill the backbone's {len(expected)} tensors: "
+                        + "; ".join(told), at=path,
+                        hint=f"if {', '.join(parts)} only belongs to a head: --drop {' '.join(parts)}" if heads_alone
+                        else "a half-loaded network is never evaluated")
+    return state
+
+
+def _input(path: Path, match: Match, arch: Arch, file: tensor_files.TensorFile, reading: Reading) -> EvalInput:
+    """Ours from the header, others' from the layout; ``reading`` overrides either."""
+    try:
+        if given := file.header.get("input"):
+            fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+            input_ = EvalInput(**fields)
+            if reading.normalisation:
+                mean, std = layouts.normalisation(reading.normalisation)
+                input_ = replace(input_, mean=mean, std=std)
+        else:
+            dataset = getattr(file.entries.get("opt"), "dataset", None)
+            input_ = layouts.eval_input(path, match.layout, cifar=arch.stem != "imagenet", wide=arch.width > 64, dataset=dataset,
+                                        given=reading.normalisation)
+        input_ = replace(input_, resize=reading.resize or input_.resize, crop=reading.crop or input_.crop)
         if not 0 < input_.crop <= input_.resize or len(input_.mean) != 3 or len(input_.std) != 3:
             raise ValueError(f"crop {input_.crop} of {input_.resize}, mean {input_.mean}, std {input_.std}")
-    except (TypeError, ValueError) as failure:
-        raise UserError(f"the checkpoint's header describes no usable input: {failure}", at=path) from failure
+    except (TypeError, ValueError, AttributeError) as failure:
+        raise UserError(f"no usable input: {failure}", at=path, hint="--resize is at least --crop; see --help") from failure
     return input_
 
 
-def export(path: Path, backbone: ResNet, *, key: str, input_: EvalInput, trained: dict[str, Any]) -> None:
-    """Writes a backbone as safetensors under torchvision's names; ``trained`` (how it came to be) goes into the header."""
+def _verify(path: Path, sha256: str, asked: str | None, content: str | None, state: State) -> bool:
+    """Whether a hash that came with the file was right; UserError where one is wrong."""
+    recorded = {"--sha256": asked}
+    if (beside := path.with_name(path.name + ".sha256")).is_file():
+        recorded[beside.name] = (beside.read_text(errors="replace").split() or [""])[0]
+    named = re.search(r"-([0-9a-f]{8,64})\.", path.name)  # torch.hub's habit: resnet50-0676ba61.pth
+    if named and re.search("[a-f]", named[1]) and not EMPTY.startswith(named[1]):  # no date
+        recorded["its name"] = named[1]
+    given = {where: digest.lower() for where, digest in recorded.items() if digest is not None}
+    for where, digest in given.items():
+        if not re.fullmatch("[0-9a-f]{6,64}", digest):
+            raise UserError(f"{where} gives no sha256: {digest[:70]!r}", at=path, hint="6 to 64 hexadecimal digits")
+        if not sha256.startswith(digest):
+            raise UserError(f"the file's sha256 is {sha256[:12]}…, but {where} says {digest[:12]}", at=path,
+                            hint="it is damaged, or another file than you think; fetch it again")
+    if content is not None and content != digest_of(state):
+        raise UserError("the weights are not those that were written: their hash differs from the header's", at=path,
+                        hint="the file is damaged or was edited; make it again")
+    return bool(given) or content is not None
+
+
+EMPTY = hashlib.sha256().hexdigest()
+"""One publisher named files by this, the hash of nothing."""
+
+
+def digest_of(state: State) -> str:
+    """Hash of a backbone's tensors: names, shapes and values, counters left out."""
+    digest = hashlib.sha256()
+    for name in sorted(name for name in state if not name.endswith("num_batches_tracked")):
+        digest.update(f"{name} {tuple(state[name].shape)} ".encode())
+        digest.update(state[name].detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _shown(match: Match, found: dict[str, str]) -> str:
+    """The prefix as it stands in the file, wrappers included."""
+    ours, theirs = next((ours, theirs) for ours, theirs in found.items() if ours.startswith("layer"))
+    return theirs.removesuffix(ours) if theirs.endswith(ours) else match.prefix
+
+
+def _dropped(match: Match, names: dict[str, str], file: tensor_files.TensorFile, beside: set[str]) -> list[str]:
+    """What was left out, by the first word of each name: "encoder_k", "encoder_q.fc", "optimizer"."""
+    container, _, prefix = match.prefix.rpartition("/")
+    told = {prefix + name.split(".")[0] for name in beside}
+    for name in names:
+        if not name.startswith(match.prefix) or "/" in name[len(match.prefix):]:
+            where, _, rest = name.rpartition("/")
+            told.add(rest.split(".")[0] if where == container else name.split("/")[0])
+    told |= {key for key, value in file.entries.items() if isinstance(value, dict | list) and key.startswith("optimi")}
+    return sorted(told - {container.split("/")[0]})
+
+
+def _untouched(state: State) -> bool:
+    """Whether BatchNorm has never been trained, nor seen data: weights as they are initialised."""
+    norms = {name: tensor for name, tensor in state.items()
+             if re.search(r"(^|\.)(bn\d|downsample\.1)\.", name) and not name.endswith("num_batches_tracked")}
+    return all(bool((tensor == (1.0 if name.endswith(("weight", "running_var")) else 0.0)).all())
+               for name, tensor in norms.items())
+
+
+def _key(match: Match, file: tensor_files.TensorFile, sha256: str, reading: Reading, input_: EvalInput) -> str:
+    """Ours from the header or the file's hash; another one where ``reading`` asks for something else than that gives."""
+    usual = file.header.get("key", sha256)
+    asked = (reading.prefix, reading.normalisation, reading.resize, reading.crop)
+    if match.copy == match.layout.evaluated and asked == (None, None, None, None):
+        return usual
+    return files.sha256([usual, match.prefix, asdict(input_)])
+
+
+# Writing --------------------------------------------------------------------------------------------------------------
+
+def export(path: Path, backbone: ResNet, *, key: str, input_: EvalInput, trained: dict[str, Any] | None,
+           origin: str = "protobench") -> None:
+    """Writes a backbone as safetensors under torchvision's names. The header says what it is: its shape, the input that it
+    expects, a hash of its weights, and ``trained``, how it came to be."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
-    header = {"origin": "protobench", "key": key, "input": asdict(input_), "trained": trained}
-    data = save(tensors, metadata={"protobench": files.canonical_json(header)})
+    header = {"origin": origin, "key": key, "arch": asdict(backbone.arch), "input": asdict(input_), "trained": trained,
+              "content": digest_of(tensors)}
+    data = save(tensors, metadata={"format": "pt", "protobench": files.canonical_json(header)})
     files.write_atomic(path, lambda file: file.write(data))
 
 
-_PARTS = {"conv1", "bn1", "layer1", "layer2", "layer3", "layer4"}
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """All tensors of the file by name (wrappers stripped), and our own header where it has one."""
-    with open(path, "rb") as file:
-        head = file.read(512).lstrip().lower()
-    if not head:
-        raise UserError("the checkpoint file is empty", at=path, hint="the download or copy failed; fetch it again")
-    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise UserError("this is a web page, not a checkpoint", at=path, hint="the download failed; open the file to see why")
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as tensors:
-                header = json.loads((tensors.metadata() or {}).get("protobench", "{}"))
-                if not isinstance(header, dict):
-                    raise ValueError("its protobench header is no object")
-                return {name: tensors.get_tensor(name) for name in tensors.keys()}, header  # noqa: SIM118 (not a dict)
-        with warnings.catch_warnings(action="ignore"):  # old storages, sparse layouts: what matters is checked below
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, EOFError, OSError, RuntimeError, ValueError) as failure:
-        raise UserError(f"cannot read the checkpoint: {_first_line(failure)}", at=path,
-                        hint="it is truncated or damaged; compare its size and hash with the source") from failure
-    except Exception as failure:  # pickle.UnpicklingError and whatever a hostile file provokes
-        objects = ", ".join(sorted(set(re.findall(r"GLOBAL ([\w.]+)", str(failure))))) or type(failure).__name__
-        raise UserError(f"the checkpoint holds more than tensors and plain values: {objects}", at=path,
-                        hint="it is never unpickled; save its state_dict alone, or convert it to safetensors") from failure
-    while isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
-    for wrapper in WRAPPERS:
-        tensors = {name.replace(wrapper, ""): tensor for name, tensor in tensors.items()}
-    return tensors, {}
-
-
-def _first_line(failure: Exception) -> str:
-    return (str(failure).strip() or type(failure).__name__).splitlines()[0][:200]
-
-
-def _recognise(path: Path, state: dict[str, Tensor]) -> tuple[str, str]:
-    for origin, prefix in LAYOUTS.items():
-        if prefix + "conv1.weight" in state:
-            return origin, prefix
-    stems = [name.removesuffix("conv1.weight") for name in state if name.endswith("conv1.weight") and "layer" not in name]
-    raise UserError(
-        f"no known layout: none of its {len(state)} tensors is one of "
-        + ", ".join(f"{prefix}conv1.weight ({origin})" for origin, prefix in LAYOUTS.items()), at=path,
-        hint=f"a ResNet seems to lie under {stems[0]!r}; rename that prefix to 'module.encoder_q.'" if stems
-        else "its first names are " + ", ".join(sorted(state)[:3]) if state else "it holds no tensors")
-
-
-def _usable(tensor: Tensor, counter: bool) -> bool:
-    dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
-    return dense and (counter or (tensor.is_floating_point() and bool(torch.isfinite(tensor).all())))
-
-
-def _account_for(path: Path, origin: str, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    counters = {name for name in expected if name.endswith("num_batches_tracked")}
-    missing = sorted(expected.keys() - found.keys() - counters)
-    unexpected = sorted(found.keys() - expected.keys())
-    misshapen = [f"{name} is {tuple(found[name].shape)}, not {tuple(expected[name].shape)}"
-                 for name in expected.keys() & found.keys() if found[name].shape != expected[name].shape]
-    spoilt = [name for name, tensor in found.items() if not _usable(tensor, name in counters)]
-    faults = {"missing": missing, "unexpected": unexpected, "of another shape": sorted(misshapen),
-              "not dense finite floating-point numbers": sorted(spoilt)}
-    if told := [f"{len(names)} {fault} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
-                for fault, names in faults.items() if names]:
-        raise UserError(f"{origin} checkpoint does not fill the backbone's {len(expected)} tensors: " + "; ".join(told),
-                        at=path, hint="a half-loaded network is never evaluated")
+def _numbers(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:g}" for value in values)

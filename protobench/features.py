@@ -31,7 +31,8 @@ def extract(encoder: Encoder, images: ImageList, *, pooling: Pooling = "average"
     Raises UserError for unreadable images and for features that are not finite or all alike (a collapsed encoder).
     """
     input_ = replace(encoder.input, warp=warp)
-    identity = {"version": VERSION, "weights": encoder.account["sha256"], "data": images.fingerprint, "input": asdict(input_),
+    weights = [encoder.account["sha256"], encoder.account["prefix"]]
+    identity = {"version": VERSION, "weights": weights, "data": images.fingerprint, "input": asdict(input_),
                 "pooling": pooling, "device": torch.device(device).type, "batch_size": batch_size,
                 "torch": torch.__version__, "pillow": PIL.__version__}
     path = (cache or files.cache_dir() / "features") / f"{files.sha256(identity)}.npy"

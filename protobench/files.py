@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -55,3 +56,17 @@ def sha256_file(path: Path) -> str:
     """Hash of a file's bytes, read in pieces."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def safetensors_header(path: Path) -> dict[str, Any]:
+    """Our header in a safetensors file, read without a tensor; empty for any other file and for one cut short."""
+    try:
+        with open(path, "rb") as file:
+            size = path.stat().st_size
+            (length,) = struct.unpack("<Q", file.read(8))
+            content = json.loads(file.read(length)) if length < size else {}
+        ours = json.loads(content.pop("__metadata__", {}).get("protobench", "{}"))
+        end = max((entry["data_offsets"][1] for entry in content.values()), default=0)
+        return ours if isinstance(ours, dict) and size == 8 + length + end else {}
+    except (OSError, ValueError, LookupError, TypeError, struct.error, AttributeError):
+        return {}

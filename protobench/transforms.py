@@ -7,6 +7,13 @@ from PIL import Image
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+NORMALISATIONS = {
+    "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
+    "0-1": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+}
+"""Name: mean and standard deviation that inputs in 0 to 1 are normalised by. "0-1": left as they are."""
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ class Outcome:
     remarks: list[str]
     """departures from the paper's data and architecture, untrained rows"""
     sources: dict[str, str]
-    """row -> "retrained", "checkpoint …" """
+    """row -> "retrained", "released checkpoint …" (the paper's own encoder), "checkpoint …" (any other file)"""
 
     @property
     def failed(self) -> bool:
@@ -189,8 +189,8 @@ def outcome(table: Table, tier: Tier, found: Found) -> Outcome:
     departures = {row.name: _departures(table, found.get(row.name, [])) for row in table.rows} if tier == "paper" else {}
     controls = _controls(table, tier, runs)
     failed = controls not in PASSED
-    untrained = [row.name for row in table.rows
-                 if not row.control and tier != "quick" and _looks_untrained(table, tier, row, runs)]
+    untrained = {row.name: why for row in table.rows if not row.control and tier != "quick"
+                 if (why := _looks_untrained(table, tier, row, runs, found.get(row.name, [])))}
     cells = {}
     for row in table.rows:
         for column in table.columns:
@@ -201,10 +201,10 @@ def outcome(table: Table, tier: Tier, found: Found) -> Outcome:
             elif cell.delta is not None and not row.control and controls == "not run":
                 cell = Cell(row, column, cell.paper, cell.runs, "unchecked", cell.delta, cell.interval)
             cells[key] = cell
-    claims = [_claim(claim, runs, sources, invalid=failed or bool({*claim.left, *claim.right} & set(untrained)))
+    claims = [_claim(claim, runs, sources, invalid=failed or bool({*claim.left, *claim.right} & untrained.keys()))
               for claim in table.claims]
     remarks = [f"{table.row(name).title}: {text}" for name, texts in departures.items() for text in texts.values()]
-    remarks += [f"{table.row(name).title} scores like the Random row: this looks like an untrained network" for name in untrained]
+    remarks += [f"{table.row(name).title} {why}: this looks like an untrained network" for name, why in untrained.items()]
     return Outcome(table, tier, cells, claims, controls, remarks, sources)
 
 
@@ -216,7 +216,7 @@ def _cell(table: Table, tier: Tier, row: Row, column: Column, runs: Runs, source
         return Cell(row, column, paper, {}, "not-run")
     if tier != "paper" or column.dataset in departures:
         return Cell(row, column, paper, runs, "off-protocol")
-    result = verdicts.compare(paper, table.paper_runs, grid(runs), row.margin(column), same_encoder=source != "retrained")
+    result = verdicts.compare(paper, table.paper_runs, grid(runs), row.margin(column), same_encoder=source.startswith("released"))
     return Cell(row, column, paper, runs, result.verdict, result.delta, result.interval, result.p_short)
 
 
@@ -255,21 +255,23 @@ def _controls(table: Table, tier: Tier, runs: dict[tuple[str, str], Runs]) -> st
     return "not run" if missing else "ok"
 
 
-def _looks_untrained(table: Table, tier: Tier, row: Row, runs: dict[tuple[str, str], Runs]) -> bool:
-    """Whether a learned row lies inside the Random row's band at every k of a data set."""
+def _looks_untrained(table: Table, tier: Tier, row: Row, runs: dict[tuple[str, str], Runs], found: list[dict]) -> str:
+    """Why a learned row is taken for an untrained network, if it is: its weights, or scores in the Random row's band."""
+    if any(record["checkpoint"].get("untouched") for record in found):
+        return "has BatchNorm as it is initialised"
     random = table.control("lower")
     for dataset in {column.dataset for column in table.columns}:
         inside = []
         for column in (column for column in table.columns if column.dataset == dataset):
             own, lowest = runs[row.name, column.title], runs[random.name, column.title]
             if not own or (tier != "paper" and not lowest):
-                return False
+                return ""
             top = (float(table.numbers[random.name, column.title]) + column.random_margin if tier == "paper"
                    else max(per_unit(lowest)))
             inside.append(float(np.mean(per_unit(own))) <= top)
         if all(inside):
-            return True
-    return False
+            return "scores like the Random row"
+    return ""
 
 
 def _claim(claim: Claim, runs: dict[tuple[str, str], Runs], sources: dict[str, str], invalid: bool) -> ClaimResult:
@@ -281,7 +283,7 @@ def _claim(claim: Claim, runs: dict[tuple[str, str], Runs], sources: dict[str, s
                 if found := differences(a, b):
                     leads[left, right, column.title] = verdicts.lead(found, claim.by)
                     several = len({seed for seed, _ in a.keys() & b.keys()}) > 1
-                    trained = "retrained" in (sources.get(left), sources.get(right))
+                    trained = not all(sources.get(row, "").startswith("released") for row in (left, right))
                     one_pretraining = one_pretraining or (trained and not several)
     wanted = len(claim.left) * len(claim.right) * len(claim.columns)
     if len(leads) < wanted:

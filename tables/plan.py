@@ -1,14 +1,12 @@
 """What a table needs: which encoders and scores exist, which are to be made, which cannot be, and what that costs."""
 
-import json
-import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from evaluate import lowshot
 from pretrain.recipes import Recipe, run_key
-from protobench import cli, files, images, mini, records
+from protobench import cli, files, images, mini, records, released
 from protobench.errors import UserError
 from protobench.images import ImageList
 from tables.schema import Row, Table, Tier
@@ -40,6 +38,10 @@ class Job:
     checkpoint: Path
     """the file given, or the one that pretraining writes"""
     given: bool
+    source: str
+    """"retrained", "released checkpoint …" (the paper's own encoder) or "checkpoint …" (any other file)"""
+    identity: str
+    """of the recipe or of the file; equal for what may be averaged"""
     encoder: State
     why: str
     scores: tuple[Score, ...]
@@ -61,11 +63,7 @@ class Job:
 
     def subject(self) -> dict[str, Any]:
         """What the records say of this encoder."""
-        if self.given:
-            sha256 = files.sha256_file(self.checkpoint)
-            return {"row": self.row.name, "seed": 0, "source": f"checkpoint {self.checkpoint.name}, sha256 {sha256[:12]}",
-                    "recipe": sha256[:16]}
-        return {"row": self.row.name, "seed": self.seed, "source": "retrained", "recipe": recipe_id(self.recipe)}
+        return {"row": self.row.name, "seed": self.seed, "source": self.source, "recipe": self.identity}
 
 
 def recipe_id(recipe: Recipe) -> str:
@@ -102,7 +100,7 @@ def make_plan(table: Table, tier: Tier, *, data: Path | None, given: dict[str, P
             recipe = row.recipe(tier)
             assert recipe is not None
             recipe = quick(recipe) if tier == "quick" else recipe
-            jobs.append(_job(row, seed, recipe, given.get(row.name), pretraining, why_not, sources, have, runs / tier))
+            jobs.append(_job(table, row, seed, recipe, given.get(row.name), pretraining, why_not, sources, have, runs / tier))
     return jobs
 
 
@@ -125,17 +123,20 @@ def _try(read: Any) -> tuple[Any, str]:
         return None, f"{mistake.what}{f' ({mistake.at})' if mistake.at else ''}"
 
 
-def _job(row: Row, seed: int, recipe: Recipe, given: Path | None, pretraining: ImageList | None, why_not: str,
+def _job(table: Table, row: Row, seed: int, recipe: Recipe, given: Path | None, pretraining: ImageList | None, why_not: str,
          sources: dict[str, tuple[Any, str]], have: dict[str, Any], runs: Path) -> Job:
     if given is not None:
-        key, state, why, checkpoint = encoder_key(given) or files.sha256_file(given), "done", "given", given
+        sha256 = files.sha256_file(given)
+        identity, source = sha256[:16], _provenance(table, row, given, sha256)
+        key, state, why, checkpoint = files.safetensors_header(given).get("key") or sha256, "done", source, given
     else:
-        checkpoint = runs / f"{row.name}-seed{seed}-{recipe_id(recipe)[:8]}" / "encoder.safetensors"
+        identity, source = recipe_id(recipe), "retrained"
+        checkpoint = runs / f"{row.name}-seed{seed}-{identity[:8]}" / "encoder.safetensors"
         if pretraining is None and recipe.train.epochs > 0:
             key, state, why = None, "impossible", why_not
         else:
             key = run_key(recipe, pretraining, seed)
-            state, why = ("done", "") if encoder_key(checkpoint) == key else ("to run", "")
+            state, why = ("done", "") if files.safetensors_header(checkpoint).get("key") == key else ("to run", "")
     scores = []
     for dataset, (lists, missing) in sources.items():  # lists: training and test images
         if lists is None:
@@ -147,20 +148,20 @@ def _job(row: Row, seed: int, recipe: Recipe, given: Path | None, pretraining: I
             unit = lowshot.unit(key, lists[0], lists[1], config)
             record = records.key(unit, {"row": row.name, "seed": seed})
             scores.append(Score(dataset, "done" if record in have else "to run", key=record))
-    return Job(row, seed, recipe, checkpoint, given is not None, state, why, tuple(scores))  # type: ignore[arg-type]
+    return Job(row, seed, recipe, checkpoint, given is not None, source, identity, state, why,  # type: ignore[arg-type]
+               tuple(scores))
 
 
-def encoder_key(path: Path) -> str | None:
-    """The key in an exported encoder's header, read without loading a tensor; None where there is none to read."""
-    try:
-        with open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length)) if path.suffix == ".safetensors" else {}
-        ours = json.loads(header.pop("__metadata__", {}).get("protobench", "{}"))
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        return ours.get("key") if path.stat().st_size == 8 + length + end else None  # None: cut short
-    except (OSError, ValueError, LookupError, TypeError, struct.error, AttributeError, MemoryError, OverflowError):
-        return None
+def _provenance(table: Table, row: Row, given: Path, sha256: str) -> str:
+    """Whose encoder a given file is. UserError for a published file of another row."""
+    known = released.identify(given, sha256)
+    own = f"{table.name}/{row.name}"
+    if known and own in known.rows:
+        return f"released checkpoint {known.file}: {known.title}, {known.proof}"
+    if known and (others := [name.partition("/")[2] for name in known.rows if name.startswith(f"{table.name}/")]):
+        raise UserError(f"this is the published {known.title}: the row {others[0]}, not {row.name}", at=given,
+                        hint=f"--ckpt {others[0]}={given}")
+    return f"checkpoint {given.name}{f' ({known.title})' if known else ''}, sha256 {sha256[:12]}"
 
 
 def describe(table: Table, tier: Tier, jobs: list[Job], workers: int) -> str:

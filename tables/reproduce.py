@@ -47,7 +47,8 @@ class Reproduce:
     data: Path | None = None
     """paper tier: folder with imagenet/, VOCdevkit/ and places205/"""
     ckpt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """paper tier: row=FILE, scores this checkpoint instead of training the row; may be repeated"""
+    """paper tier: row=FILE, scores this checkpoint instead of training the row; may be repeated. A file that needs flags to
+    be read (--normalisation, --weights, …) is exported first: python -m protobench export"""
     rows: tuple[str, ...] = ()
     """only these rows (short names); default all that are not cited"""
     seeds: int | None = None
@@ -78,6 +79,11 @@ def reproduce(config: Reproduce, table: Table) -> int:
         raise UserError("--seeds and --jobs are at least 1")
     jobs = plan.make_plan(table, config.tier, data=config.data, given=given, rows=config.rows, seeds=seeds,
                           results=config.results, runs=config.runs)
+    for job in jobs:
+        if job.given and any(score.state != "done" for score in job.scores):
+            from protobench import checkpoints
+
+            print(checkpoints.load(job.checkpoint).summary())  # refused now, not after days of training the other rows
     running = [job for job in jobs if job.to_run]
     if config.plan:
         print(plan.describe(table, config.tier, jobs, config.jobs or os.cpu_count() or 1))

@@ -1,6 +1,7 @@
 import pytest
 
-from protobench import files
+from pretrain import recipes
+from protobench import checkpoints, files
 from protobench.errors import UserError
 
 
@@ -29,3 +30,14 @@ def test_canonical_json_has_one_spelling():
     assert files.sha256({"a": 1, "b": 2}) == files.sha256({"b": 2, "a": 1})
     with pytest.raises(ValueError, match="not JSON compliant"):
         files.canonical_json(float("nan"))
+
+
+def test_an_encoders_header_is_read_without_loading_it(encoder_file, tmp_path):
+    key = files.safetensors_header(encoder_file)["key"]
+    assert key == checkpoints.load(encoder_file).key == recipes.run_key(recipes.UNTRAINED_MINI, None, 0)
+    assert files.safetensors_header(tmp_path / "absent") == {}
+    whole = encoder_file.read_bytes()
+    damaged = {"cut": whole[:50], "short": whole[:-8], "zeros": b"\0" * 64, "empty": b"", "ones": b"\xff" * 64}
+    for name, content in damaged.items():
+        (tmp_path / f"{name}.safetensors").write_bytes(content)
+        assert files.safetensors_header(tmp_path / f"{name}.safetensors") == {}

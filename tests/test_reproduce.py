@@ -12,10 +12,9 @@ import pytest
 import torch
 from filelock import FileLock
 
-from pretrain import recipes
-from protobench import backbones, checkpoints, mini, records
+from protobench import backbones, mini, records
+from protobench.backbones import Arch
 from tables import __main__ as tables_main
-from tables import plan
 
 ROOT = Path(__file__).parent.parent
 
@@ -98,36 +97,45 @@ def test_the_paper_tier_s_plan_names_what_is_missing_and_what_it_costs(command, 
     assert "0 to run" in out
 
 
+NARROW = Arch("basic", (1, 1, 1, 1), 16)
+
+
+def _encoder_q(path):
+    """A small network in MoCo's layout that has seen data, as far as its BatchNorm tells."""
+    torch.manual_seed(0)
+    net = backbones.ResNet(NARROW)
+    net.bn1.running_mean += 0.1
+    torch.save({"state_dict": {f"module.encoder_q.{k}": v for k, v in net.state_dict().items()}}, path)
+    return path
+
+
 def test_the_paper_tier_scores_given_checkpoints(command, tmp_path):
     """Real layouts with embedded pictures and a small network in MoCo's layout: everything but the paper's data."""
     data = mini.ensure(tmp_path / "data", {"imagenet-train": 40, "imagenet-val": 20, "voc-trainval": 700, "voc-test": 100,
                                            "places-train": 200, "places-val": 40})
-    torch.manual_seed(0)
-    state = {f"module.encoder_q.{k}": v for k, v in backbones.build("resnet10-mini").state_dict().items()}
-    path = tmp_path / "moco.pth.tar"
-    torch.save({"state_dict": state}, path)
+    path = _encoder_q(tmp_path / "moco.pth.tar")
     args = ("--tier", "paper", "--data", data, "--rows", "moco", "--ckpt", f"moco={path}", "--device", "cpu", "--jobs", "1",
             "--workers", "0")
     code, out, err = _reproduce(command, tmp_path, *args)
     assert code == 3, err
     assert "50 not-run, 10 cited, 10 off-protocol" in out
-    assert "voc07 is off protocol: 100 test images instead of 4952, resnet10-mini as architecture instead of resnet50" in out
+    assert "voc07 is off protocol: 100 test images instead of 4952, resnet(block=basic, depths=(1, 1, 1, 1), width=16" in out
     assert "controls (Random, Supervised): not run" in out
     (record,) = (records.read(p) for p in (tmp_path / "results" / "paper" / "records").glob("moco-0-*voc07*"))
     assert record["subject"]["source"].startswith("checkpoint moco.pth.tar, sha256")
     assert record["checkpoint"]["input"]["crop"] == 224
     _, plan_, _ = _reproduce(command, tmp_path, *args, "--plan")
     assert "nothing to run" in plan_
-    wrong_row = [word.replace("moco=", "pcl=") if isinstance(word, str) else word for word in args]
-    wrong_row[wrong_row.index("moco")] = "pcl"
-    assert "voc07 to run" in _reproduce(command, tmp_path, *wrong_row, "--plan")[1], "another row is another record"
+    other_row = [word.replace("moco=", "pcl=") if isinstance(word, str) else word for word in args]
+    other_row[other_row.index("moco")] = "pcl"
+    assert "voc07 to run" in _reproduce(command, tmp_path, *other_row, "--plan")[1], "another row is another record"
 
 
 def test_a_job_that_fails_says_why_and_loses_nothing(command, tmp_path, world):
     """The tiny world has too few images for k = 16."""
     torch.manual_seed(0)
     path = tmp_path / "moco.pth"
-    torch.save(backbones.build("resnet10-mini").state_dict(), path)
+    torch.save(backbones.ResNet(NARROW).state_dict(), path)
     code, _, err = _reproduce(command, tmp_path, "--tier", "paper", "--data", world, "--rows", "moco", "--ckpt", f"moco={path}",
                               "--device", "cpu", "--workers", "0")
     assert code == 2
@@ -135,6 +143,30 @@ def test_a_job_that_fails_says_why_and_loses_nothing(command, tmp_path, world):
     assert "hint:" in err
     assert "the same command continues" in err
     assert "Traceback" not in err
+
+
+def test_released_checkpoints_are_known_and_belong_to_their_row(command, tmp_path):
+    path = _encoder_q(tmp_path / "PCL_v1_epoch200.pth.tar")
+    args = ("--plan", "--tier", "paper", "--data", tmp_path, "--rows", "pcl", "moco")
+    code, out, err = _reproduce(command, tmp_path, *args, "--ckpt", f"pcl={path}")
+    assert code == 0, err
+    assert "released checkpoint PCL_v1_epoch200.pth.tar: PCL v1, 200 epochs, by its name; its authors publish no hash" in out
+    code, _, err = _reproduce(command, tmp_path, *args, "--ckpt", f"moco={path}")
+    assert code == 2
+    assert "this is the published PCL v1, 200 epochs: the row pcl, not moco" in err
+    assert f"--ckpt pcl={path}" in err
+    path = _encoder_q(tmp_path / "moco_v2_200ep_pretrain.pth.tar")
+    code, _, err = _reproduce(command, tmp_path, *args, "--ckpt", f"moco={path}")
+    assert code == 2
+    assert "not the published MoCo v2" in err
+
+
+def test_a_given_file_that_cannot_be_loaded_is_told_before_anything_runs(command, tmp_path):
+    path = tmp_path / "moco.pth"
+    path.write_text("<html>404</html>")
+    code, _, err = _reproduce(command, tmp_path, "--tier", "paper", "--data", tmp_path, "--plan", "--ckpt", f"moco={path}")
+    assert code == 2
+    assert "a web page" in err
 
 
 @pytest.mark.parametrize(("flags", "complaint"), [
@@ -212,14 +244,3 @@ def _await_end(pids):
     while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.time() < deadline:
         time.sleep(0.1)
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
-
-
-def test_an_encoders_key_is_read_without_loading_it(encoder_file, tmp_path):
-    assert plan.encoder_key(encoder_file) == checkpoints.load(encoder_file).key
-    assert plan.encoder_key(encoder_file) == recipes.run_key(recipes.UNTRAINED_MINI, None, 0)
-    assert plan.encoder_key(tmp_path / "absent") is None
-    whole = encoder_file.read_bytes()
-    damaged = {"cut": whole[:50], "short": whole[:-8], "zeros": b"\0" * 64, "empty": b"", "ones": b"\xff" * 64}
-    for name, content in damaged.items():
-        (tmp_path / f"{name}.safetensors").write_bytes(content)
-        assert plan.encoder_key(tmp_path / f"{name}.safetensors") is None

@@ -14,8 +14,8 @@ from tables import compare, show
 from tables.table1 import TABLE
 
 
-def _write(results, tier, row, seed, value, *, recipe="r", source="checkpoint x.pth", params=None, sd=0.05,
-           arch="resnet50"):
+def _write(results, tier, row, seed, value, *, recipe="r", source="released checkpoint x.pth", params=None, sd=0.05,
+           arch="resnet50", untouched=False):
     """Both records of an encoder; ``value(column)`` is the mean, five draws scatter around it."""
     for dataset in ("voc07", "places205"):
         rng = np.random.default_rng(seed)
@@ -26,7 +26,8 @@ def _write(results, tier, row, seed, value, *, recipe="r", source="checkpoint x.
         classes, test_images = (20, 4952) if dataset == "voc07" else (205, 20_500)
         records.write(results / tier / "records", unit, runs,
                       subject={"row": row, "seed": seed, "source": source, "recipe": recipe},
-                      metric={"test_images": test_images}, data={"classes": classes}, checkpoint={"arch": arch})
+                      metric={"test_images": test_images}, data={"classes": classes},
+                      checkpoint={"arch": arch, "untouched": untouched})
 
 
 def _paper(row, shift=0.0):
@@ -132,6 +133,29 @@ def test_a_network_that_scores_like_random_is_called_untrained(command, tmp_path
     assert "PCL scores like the Random row: this looks like an untrained network" in out
     assert "10 invalid" in out
     assert code == 2, "an untrained network is trouble, not agreement"
+
+
+def test_freshly_initialised_weights_are_called_untrained_whatever_they_score(command, tmp_path):
+    _fill(tmp_path)
+    for path in (tmp_path / "paper" / "records").glob("pcl-0-*"):
+        path.unlink()
+    _write(tmp_path, "paper", "pcl", 0, _paper("pcl"), untouched=True)
+    code, out, _ = _diff(command, tmp_path, "--tier", "paper")
+    assert "PCL has BatchNorm as it is initialised: this looks like an untrained network" in out
+    assert "10 invalid" in out
+    assert code == 2
+
+
+def test_a_file_that_is_not_the_papers_own_encoder_has_no_interval(command, tmp_path):
+    """Draws of one pretraining of somebody's say nothing about another pretraining."""
+    _fill(tmp_path)
+    for path in (tmp_path / "paper" / "records").glob("pcl-0-*"):
+        path.unlink()
+    _write(tmp_path, "paper", "pcl", 0, _paper("pcl"), source="checkpoint mine.pth, sha256 0123")
+    code, out, _ = _diff(command, tmp_path, "--tier", "paper")
+    assert "50 reproduced, 10 cited, 10 within" in out
+    assert "over draws of one pretraining" in out
+    assert code == 0
 
 
 def test_other_data_or_architecture_is_off_protocol_in_the_papers_tier(command, tmp_path):

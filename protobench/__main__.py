@@ -1,0 +1,126 @@
+"""Checkpoints: what is in one, getting a published one, writing one for other programs.
+
+Examples:
+
+    python -m protobench inspect moco_v1_200ep_pretrain.pth.tar          # what an evaluation would load, or why it would not
+    python -m protobench fetch                                           # the published files that are known
+    python -m protobench fetch pcl-v2                                    # downloads it into checkpoints/
+    python -m protobench export encoder.safetensors out.pth --layout detectron2
+    python -m protobench convert --trust old.pth.tar out.safetensors     # runs whatever code the file holds
+
+export and convert take the flags of an evaluation too: --weights, --prefix, --normalisation, …
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from protobench import cli
+from protobench.errors import UserError
+from protobench.layouts import Reading
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """What an evaluation would load from a checkpoint."""
+
+    ckpt: tyro.conf.Positional[Path]
+    json: bool = False
+    """the whole account, as records keep it"""
+    reading: Reading = field(default_factory=Reading)
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Downloads a published checkpoint; without a name, lists those that are known."""
+
+    name: tyro.conf.Positional[str] = ""
+    to: Path = Path("checkpoints")
+    """folder"""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Writes a checkpoint's backbone for other programs, and a model card beside it."""
+
+    ckpt: tyro.conf.Positional[Path]
+    out: tyro.conf.Positional[Path]
+    layout: Literal["torchvision", "timm", "moco", "mmdet", "detectron2"] = "torchvision"
+    """whose names; torchvision and timm as .safetensors or .pth, the others as .pth"""
+    results: Path = Path("results")
+    """where records are looked for that score this checkpoint"""
+    reading: Reading = field(default_factory=Reading)
+
+
+@dataclass(frozen=True)
+class Convert(Export):
+    """As export, for a file that holds more than tensors: unpickles it whole."""
+
+    trust: bool = False
+    """yes, run whatever code the file holds, with your rights"""
+
+
+def inspect(config: Inspect) -> None:
+    """Prints the account of a checkpoint."""
+    from protobench import checkpoints
+
+    encoder = checkpoints.load(config.ckpt, config.reading)
+    print(json.dumps(encoder.account, indent=1, ensure_ascii=False) if config.json else encoder.summary())
+
+
+def fetch(config: Fetch) -> None:
+    """Downloads, or lists."""
+    from protobench import released
+
+    if config.name:
+        path = released.fetch(config.name, config.to)
+        print(f"{path}: {released.catalogue()[config.name].title} ({released.catalogue()[config.name].proof})")
+        return
+    for entry in released.catalogue().values():
+        print(f"{entry.name:<16} {entry.title}; {entry.proof}; {entry.page}")
+
+
+def export(config: Export) -> None:
+    """Loads, writes, verifies, and writes the card."""
+    from protobench import checkpoints, files
+    from protobench import export as writing
+
+    trust = isinstance(config, Convert)
+    if trust:
+        if not config.trust:  # type: ignore[attr-defined]
+            raise UserError("convert unpickles the whole file, which runs whatever code it holds, with your rights",
+                            at=config.ckpt, hint="if you trust where it comes from, add --trust; for tensors alone, use export")
+        print(f"--trust: unpickling {config.ckpt}; any code in it runs now, with your rights", file=sys.stderr)
+    encoder = checkpoints.load(config.ckpt, config.reading, trust=trust)
+    print(encoder.summary())
+    writing.export(encoder, config.out, config.layout)
+    name = config.out.name.removesuffix(".tar")
+    card = config.out.with_name(name.removesuffix(Path(name).suffix) + ".md")
+    files.write_text(card, writing.card(encoder, config.out, config.layout, config.results))
+    print(f"{config.out}: layout {config.layout}, read back, features equal; {card}: its card")
+
+
+def main() -> int:
+    """The command line."""
+    command, args = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
+    if command in ("-h", "--help"):
+        print(__doc__)
+        return cli.SAME
+    match cli.choose("command", command, ("inspect", "fetch", "export", "convert")):
+        case "inspect":
+            inspect(cli.parse(Inspect, __doc__ or "", args))
+        case "fetch":
+            fetch(cli.parse(Fetch, __doc__ or "", args))
+        case "export":
+            export(cli.parse(Export, __doc__ or "", args))
+        case "convert":
+            export(cli.parse(Convert, __doc__ or "", args))
+    return cli.SAME
+
+
+if __name__ == "__main__":
+    cli.run(main)

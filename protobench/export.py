@@ -1,0 +1,142 @@
+"""A backbone written for other programs, with a model card beside it; every file is read back and compared."""
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from protobench import checkpoints, files, records
+from protobench.checkpoints import Encoder
+from protobench.errors import UserError
+from protobench.layouts import Reading
+
+Target = Literal["torchvision", "timm", "moco", "mmdet", "detectron2"]
+
+USE = {
+    "torchvision": 'model = torchvision.models.{arch}()\nmodel.load_state_dict({load}, strict=False)  # all but fc',
+    "timm": 'model = timm.create_model("{arch}", checkpoint_path="{file}", num_classes=0)',
+    "moco": "python main_lincls.py -a {arch} --pretrained {file} …   # of facebookresearch/moco",
+    "mmdet": "backbone=dict(type='ResNet', depth=…, style='pytorch',  # not 'caffe': it would load without a word\n"
+             "              init_cfg=dict(type='Pretrained', checkpoint='{file}'))",
+    "detectron2": 'MODEL:\n  WEIGHTS: "{file}"\n  PIXEL_MEAN: {mean255}\n  PIXEL_STD: {std255}\n'
+                  '  RESNETS:\n    STRIDE_IN_1X1: False\nINPUT:\n  FORMAT: "RGB"',
+}
+"""How each program reads its file; goes into the card."""
+
+
+def export(encoder: Encoder, path: Path, target: Target) -> None:
+    """Writes ``encoder`` for ``target``. UserError for a suffix that the target does not read, and where the file, read back,
+    is not the same network (a stem that the target's names cannot express)."""
+    if path.suffix == ".safetensors" and target in ("torchvision", "timm"):
+        a = encoder.account
+        source = {"file": a["file"], "sha256": a["sha256"], "origin": a["origin"], "copy": a["copy"]}
+        checkpoints.export(path, encoder.backbone, key=encoder.key, input_=encoder.input, trained=a["trained"] or source,
+                           origin=a["origin"])
+    elif path.suffix in (".pth", ".pt", ".tar"):
+        content = _content(encoder, target)
+        files.write_atomic(path, partial(torch.save, content))
+    else:
+        raise UserError(f"{target} does not read {path.suffix or 'files without a suffix'}", at=path,
+                        hint=".safetensors or .pth" if target in ("torchvision", "timm") else "give it the suffix .pth")
+    _verify(encoder, path)
+
+
+def _content(encoder: Encoder, target: Target) -> dict[str, Any]:
+    """What torch.save writes. Counters of BatchNorm included: MoCo's sanity check looks for them."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.backbone.state_dict().items()}
+    match target:
+        case "moco":
+            epochs = ((encoder.account["trained"] or {}).get("recipe") or {}).get("train", {}).get("epochs", 0)
+            return {"epoch": epochs, "arch": encoder.account["arch"],
+                    "state_dict": {f"module.encoder_q.{name}": tensor for name, tensor in state.items()}}
+        case "mmdet":
+            return {"state_dict": state}
+        case "detectron2":
+            return {"model": {_detectron(name): tensor for name, tensor in state.items()}, "__author__": "protobench",
+                    "matching_heuristics": True}
+    return state
+
+
+def _detectron(name: str) -> str:
+    """layer1.0.bn1.weight -> res2.0.conv1.norm.weight."""
+    words = name.split(".")
+    if words[0].startswith("layer"):
+        words[0] = f"res{int(words[0][-1]) + 1}"
+    else:
+        words.insert(0, "stem")
+    name = ".".join(words).replace(".downsample.0.", ".shortcut.").replace(".downsample.1.", ".shortcut.norm.")
+    for n in (1, 2, 3):
+        name = name.replace(f".bn{n}.", f".conv{n}.norm.")
+    return name
+
+
+def _verify(encoder: Encoder, path: Path) -> None:
+    numbers = ",".join(f"{value!r}" for value in (*encoder.input.mean, *encoder.input.std))
+    again = checkpoints.load(path, Reading(normalisation=numbers)).backbone
+    side = min(encoder.input.crop, 64)
+    x = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        difference = float((again(x) - encoder.backbone.cpu()(x)).abs().max())
+    if difference != 0:
+        path.unlink()
+        raise UserError(f"the file, read back, gives other features (by up to {difference:.3g}); it was deleted", at=path,
+                        hint=f"its names cannot express a {encoder.account['arch']}; export it as .safetensors")
+
+
+# The card -------------------------------------------------------------------------------------------------------------
+
+def card(encoder: Encoder, path: Path, target: Target, results: Path) -> str:
+    """Markdown: what the file is, how to load it, how its weights came to be, and which records score them."""
+    a, i = encoder.account, encoder.input
+    arch = a["arch"].partition(",")[0]
+    load = f'safetensors.torch.load_file("{path.name}")' if path.suffix == ".safetensors" else f'torch.load("{path.name}")'
+    use = USE[target].format(arch=arch, file=path.name, load=load, mean255=[round(255 * m, 3) for m in i.mean],
+                             std255=[round(255 * s, 3) for s in i.std])
+    facts = [
+        ("architecture", a["arch"]), ("tensors", f"{a['matched']} of {a['expected']} from the source, no head"),
+        ("input", f"RGB in 0 to 1, mean {list(i.mean)}, std {list(i.std)}; evaluated at {i.crop} x {i.crop} pixels, "
+                  f"the centre of the image resized to {i.resize}"),
+        ("source", f"{a['file']} ({a['origin']}, {a['copy']} copy), sha256 {a['sha256']}"),
+        ("published as", f"{a['released']['title']}; {a['released']['proof']}" if a["released"] else "not a known release"),
+        ("this file", f"{path.name}, layout {target}, sha256 {files.sha256_file(path)}"),
+    ]
+    lines = ["---", "tags: [self-supervised-learning, resnet]", "---", "", f"# {path.name}", "", "| | |", "|---|---|"]
+    lines += [f"| {what} | {_cell(value)} |" for what, value in facts]
+    lines += ["", "## Loading", "", "```", *use.splitlines(), "```", "", "## Training", ""]
+    lines += ["```json", json.dumps(a["trained"], indent=1, sort_keys=True), "```"] if a["trained"] else [
+        "Not known here; see the source."]
+    lines += ["", "## Scores", ""]
+    found = [f"| {record['record_id'][:12]} | {record['unit']['evaluation']} | {_cell(_data(record))} | {_cell(_score(record))} |"
+             for record in _records_of(encoder, results)]
+    lines += ["| record | evaluation | data | score |", "|---|---|---|---|", *found] if found else [
+        f"No record under {results}/ scores it."]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _records_of(encoder: Encoder, results: Path) -> Iterator[dict[str, Any]]:
+    for path in sorted(results.rglob("*.json")) if results.is_dir() else []:
+        try:
+            record = records.read(path)
+        except UserError:
+            continue  # something else, or damaged: tables say so, a card leaves it out
+        if record["unit"].get("encoder") == encoder.key:
+            yield record
+
+
+def _data(record: dict[str, Any]) -> str:
+    return record["unit"]["data_name"] + " (embedded data)" * bool(record["data"].get("embedded"))
+
+
+def _score(record: dict[str, Any]) -> str:
+    by_k: dict[Any, list[float]] = {}
+    for run in record["runs"]:
+        by_k.setdefault(run.get("k"), []).append(run["value"])
+    means = ", ".join((f"k={k}: " if k is not None else "") + f"{sum(values) / len(values):.1f}" for k, values in by_k.items())
+    return f"{record['metric']['name']} {record['metric']['unit']}, {means}"

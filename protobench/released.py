@@ -1,0 +1,128 @@
+"""Published checkpoints: which file is one of them, and how to get one when it is asked for by name."""
+
+import contextlib
+import hashlib
+import tomllib
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from protobench import files
+from protobench.cli import choose
+from protobench.errors import UserError
+from protobench.progress import progress
+
+
+@dataclass(frozen=True)
+class Released:
+    """A published file. ``md5`` and ``sha256`` are beginnings of its hash, empty where the authors publish none."""
+
+    name: str
+    title: str
+    file: str
+    url: str
+    arch: str
+    page: str
+    md5: str = ""
+    sha256: str = ""
+    rows: tuple[str, ...] = ()
+    """the papers' rows that are scores of this encoder, as "table1/moco" """
+    generic: bool = False
+    """whether other files go by the same name"""
+
+    @property
+    def proof(self) -> str:
+        """How surely a file of this name is the one."""
+        if self.sha256 or self.md5:
+            return f"{'sha256' if self.sha256 else 'md5'} {self.sha256 or self.md5} as published"
+        return "by its name; its authors publish no hash"
+
+
+@cache
+def catalogue() -> dict[str, Released]:
+    """All known files by their short name."""
+    content = tomllib.loads(Path(__file__).with_name("released.toml").read_text(encoding="utf-8"))
+    return {name: Released(name, **{**entry, "rows": tuple(entry.get("rows", ()))}) for name, entry in content.items()}
+
+
+def identify(path: Path, sha256: str) -> Released | None:
+    """The published file that this is: by its sha256, or by its name and, where there is one, its md5.
+
+    UserError where the name is a published one and the published hash is another.
+    """
+    for entry in catalogue().values():
+        if entry.sha256 and sha256.startswith(entry.sha256):
+            return entry
+        if path.name == entry.file and not entry.generic:
+            _check(path, entry, sha256)
+            return entry
+    return None
+
+
+def _check(path: Path, entry: Released, sha256: str | None = None) -> None:
+    if entry.sha256:
+        found, wanted = sha256 or files.sha256_file(path), entry.sha256
+    elif entry.md5:
+        with open(path, "rb") as file:
+            found, wanted = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest(), entry.md5
+    else:
+        return
+    if not found.startswith(wanted):
+        raise UserError(f"not the published {entry.title}: its hash begins with {found[:8]}, not {wanted}", at=path,
+                        hint=f"the file is damaged or another one by the same name; {entry.page}")
+
+
+# Downloading ----------------------------------------------------------------------------------------------------------
+
+def fetch(name: str, folder: Path) -> Path:
+    """Downloads a published file into ``folder`` and returns its path; goes on where an earlier download stopped.
+
+    UserError for an unknown name, without a network, and where the hash is not the published one (the file is deleted).
+    """
+    entry = catalogue()[choose("checkpoint", name, list(catalogue()))]
+    path = folder / (f"{entry.name}-{entry.file}" if entry.generic else entry.file)
+    if not path.exists():
+        part = path.with_name(path.name + ".part")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            _download(entry, part)
+        except (OSError, urllib.error.URLError) as failure:
+            kept = f"; {part.stat().st_size:,} bytes are kept, the same command goes on" if part.exists() else ""
+            raise UserError(f"cannot download {entry.title}: {getattr(failure, 'reason', failure)}{kept}", at=entry.url,
+                            hint=f"without a network, bring the file from another machine: {entry.page}") from failure
+        try:
+            _check(part, entry)
+        except UserError:
+            part.unlink()
+            raise
+        part.rename(path)
+    _check(path, entry)
+    return path
+
+
+def _download(entry: Released, part: Path) -> None:
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(entry.url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        answer = urllib.request.urlopen(request, timeout=60)
+    except urllib.error.HTTPError as refusal:
+        if refusal.code == 416 and refusal.headers.get("Content-Range") == f"bytes */{have}":
+            return  # it was whole already
+        raise
+    with contextlib.closing(answer):
+        if answer.headers.get_content_type() == "text/html":
+            raise OSError("the answer is a web page, not a file (a portal or a moved address?)")
+        goes_on = answer.status == 206 and str(answer.headers.get("Content-Range", "")).startswith(f"bytes {have}-")
+        length = answer.headers.get("Content-Length")
+        have = have if goes_on else 0
+        total = have + int(length) if length else 0
+        bar = progress(desc=entry.file, unit=" MB", total=total / 1e6)
+        bar.n = bar.initial = have / 1e6
+        with contextlib.closing(bar), open(part, "ab" if goes_on else "wb") as file:
+            while chunk := answer.read(1 << 20):
+                file.write(chunk)
+                bar.update(len(chunk) / 1e6)
+            if total and file.tell() != total:
+                raise OSError(f"the connection broke after {file.tell():,} of {total:,} bytes")

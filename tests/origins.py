@@ -1,0 +1,232 @@
+"""Checkpoints as each code base writes them, built from the facts of its layout: containers, names, heads, other copies.
+
+``mine`` are the weights that its authors evaluate, ``other`` those of a further copy, both under torchvision's names.
+"""
+
+from argparse import Namespace
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """``build(mine, other)`` gives the file's content; the rest is what loading it must find."""
+
+    layout: str
+    build: Callable[[State, State], Any]
+    copy: str = "query"
+    other: bool = False
+    """whether the other copy can be had with --weights"""
+    arch: str = "resnet18"
+    normalisation: str = "imagenet"
+    dropped: tuple[str, ...] = ()
+    legacy: bool = False
+
+
+def under(prefix: str, state: State) -> State:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def head(prefix: str, *sizes: int) -> State:
+    """An MLP as nn.Sequential names it: fc.0.weight, fc.2.weight, …"""
+    return {f"{prefix}{2 * i}.weight": torch.ones(b, a) for i, (a, b) in enumerate(pairwise(sizes))}
+
+
+def linear(prefix: str, classes: int = 1000, width: int = 512) -> State:
+    return {f"{prefix}weight": torch.zeros(classes, width), f"{prefix}bias": torch.zeros(classes)}
+
+
+def optimizer(state: State) -> dict[str, Any]:
+    return {"state": {i: {"momentum_buffer": torch.zeros_like(t)} for i, t in enumerate(state.values())},
+            "param_groups": [{"lr": 0.03, "params": list(range(len(state)))}]}
+
+
+def tensorflow(state: State) -> State:
+    """Convolutions in TensorFlow's memory order (height, width, in, out), seen through a permutation."""
+    return {name: t.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1) if t.ndim == 4 else t for name, t in state.items()}
+
+
+def renamed(state: State, *pairs: tuple[str, str]) -> State:
+    def new(name: str) -> str:
+        for old, to in pairs:
+            name = name.replace(old, to)
+        return name
+
+    return {new(name): tensor for name, tensor in state.items()}
+
+
+def without_counters(state: State) -> State:
+    return {name: tensor for name, tensor in state.items() if "num_batches" not in name}
+
+
+def training(state: State, **more: Any) -> dict[str, Any]:
+    return {"epoch": 200, "arch": "resnet18", "state_dict": state, "optimizer": optimizer(state), **more}
+
+
+def lightning(state: State, **more: Any) -> dict[str, Any]:
+    return {"epoch": 99, "global_step": 5, "pytorch-lightning_version": "2.1.0", "state_dict": state, "loops": {},
+            "callbacks": {}, "optimizer_states": [optimizer(state)], "lr_schedulers": [], **more}
+
+
+def mmengine(state: State) -> dict[str, Any]:
+    return {"meta": {"cfg": "model = dict()", "seed": 0, "epoch": 200}, "state_dict": state, "param_schedulers": []}
+
+
+def moco(mine: State, other: State) -> State:
+    queue = {"module.queue": torch.ones(128, 64), "module.queue_ptr": torch.zeros(1, dtype=torch.long)}
+    return (under("module.encoder_q.", mine) | head("module.encoder_q.fc.", 512, 512, 128) | under("module.encoder_k.", other)
+            | head("module.encoder_k.fc.", 512, 512, 128) | queue)
+
+
+def sequential(state: State) -> State:
+    """nn.Sequential(*list(resnet.children())[:-1])."""
+    places = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
+    return {f"{places[name.partition('.')[0]]}.{name.partition('.')[2]}": tensor for name, tensor in state.items()}
+
+
+def simclr_v2(state: State) -> State:
+    """net.0 the stem, net.1 … net.4 the stages; a block's convolutions and norms are net.0, net.1.0, net.2, net.3.0, …"""
+    new = {}
+    for name, tensor in state.items():
+        words = name.split(".")
+        if words[0] == "conv1":
+            key = "net.0.0.weight"
+        elif words[0] == "bn1":
+            key = f"net.0.1.0.{words[1]}"
+        else:
+            inner = {"conv1": "net.0", "bn1": "net.1.0", "conv2": "net.2", "bn2": "net.3.0", "conv3": "net.4", "bn3": "net.5.0",
+                     "downsample": "projection.bn.0" if words[3] == "1" else "projection.shortcut"}[words[2]]
+            key = f"net.{words[0][-1]}.blocks.{words[1]}.{inner}.{words[-1]}"
+        new[key] = tensor
+    return new
+
+
+def spcl(state: State) -> State:
+    """Its own stem, and a bn1 that its forward never uses: the trap of loading by name."""
+    spare = {f"bn1.{name}": torch.full_like(state[f"bn1.{name}"], 7)
+             for name in ("weight", "bias", "running_mean", "running_var")}
+    own = {name.replace("conv1.", "stem.conv0.", 1) if name.startswith("conv1.") else
+           name.replace("bn1.", "stem.BN1.", 1) if name.startswith("bn1.") else name: tensor for name, tensor in state.items()}
+    return own | spare
+
+
+def detectron2(state: State) -> State:
+    new = {}
+    for name, tensor in state.items():
+        key = name if "layer" in name else f"stem.{name}"
+        for n in (4, 3, 2, 1):
+            key = key.replace(f"layer{n}", f"res{n + 1}")
+        for n in (1, 2, 3):
+            key = key.replace(f"bn{n}", f"conv{n}.norm")
+        new[key.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")] = tensor
+    return new
+
+
+def vissl(mine: State, other: State | None = None) -> dict[str, Any]:
+    trunk = under("_feature_blocks.", mine)
+    model = {"trunk": trunk, "heads": head("0.clf.", 512, 128)}
+    loss = {"loss": under("moco_encoder.trunk._feature_blocks.", other) | {"queue": torch.ones(8, 8)}} if other else {}
+    return {"phase_idx": 199, "type": "consolidated", "classy_state_dict": {"base_model": {"model": model, "meta": {}}}, **loss}
+
+
+ORIGINS = {
+    "MoCo v2 or PCL v2": Origin("MoCo, PCL or MoPro", lambda m, o: training(moco(m, o)), other=True,
+                                dropped=("encoder_k", "encoder_q.fc", "optimizer", "queue", "queue_ptr")),
+    "MoCo v1, legacy format": Origin("MoCo, PCL or MoPro", lambda m, o: training(
+        under("module.encoder_q.", m) | linear("module.encoder_q.fc.", 128)), legacy=True,
+        dropped=("encoder_q.fc", "optimizer")),
+    "MoPro": Origin("MoCo, PCL or MoPro", lambda m, o: training(
+        moco(m, o) | linear("module.encoder_q.classifier.") | linear("module.encoder_q.fc1.") | linear("module.encoder_q.fc2.")
+        | {"module.prototypes": torch.ones(1000, 128)}), other=True),
+    "MoCo v3": Origin("MoCo v3", lambda m, o: training(
+        under("module.base_encoder.", m) | head("module.base_encoder.fc.", 512, 64) | under("module.momentum_encoder.", o)
+        | head("module.predictor.", 64, 64), scaler={"scale": 1.0}), other=True),
+    "SimSiam": Origin("SimSiam", lambda m, o: training(
+        under("module.encoder.", m) | head("module.encoder.fc.", 512, 64) | head("module.predictor.", 64, 64))),
+    "torchvision": Origin("torchvision's names", lambda m, o: OrderedDict(
+        {k: torch.nn.Parameter(t) if t.is_floating_point() else t for k, t in (m | linear("fc.")).items()}), dropped=("fc",)),
+    "torchvision, 2017": Origin("torchvision's names", lambda m, o: without_counters(m) | linear("fc."), legacy=True),
+    "timm, training": Origin("timm, with averaged weights", lambda m, o: training(
+        o | linear("fc."), state_dict_ema=m | linear("fc."), args=Namespace(model="resnet18"), version=2, metric=76.1),
+        copy="momentum", other=True),
+    "compiled, in DistributedDataParallel": Origin("torchvision's names", lambda m, o: {"model": under("module._orig_mod.", m)}),
+    "DistributedDataParallel, compiled": Origin("torchvision's names", lambda m, o: under("_orig_mod.module.", m)),
+    "MoCo, compiled inside": Origin("MoCo, PCL or MoPro", lambda m, o: training(under("module.encoder_q._orig_mod.", m))),
+    "mmselfsup 1.x MoCo": Origin("mmselfsup or mmpretrain, MoCo", lambda m, o: mmengine(
+        under("backbone.", m) | head("neck.mlp.", 512, 128) | under("encoder_k.module.0.", o)
+        | head("encoder_k.module.1.mlp.", 512, 128) | {"encoder_k.steps": torch.tensor(5), "queue": torch.ones(8, 8)}),
+        other=True),
+    "mmselfsup 0.x MoCo": Origin("mmselfsup or mmpretrain, MoCo", lambda m, o: mmengine(
+        under("encoder_q.0.", m) | head("encoder_q.1.mlp.", 512, 128) | under("encoder_k.0.", o) | under("backbone.", m)
+        | head("neck.mlp.", 512, 128)), other=True),
+    "mmselfsup BYOL": Origin("mmselfsup or mmpretrain, BYOL", lambda m, o: mmengine(
+        under("backbone.", m) | under("target_net.module.0.", o) | {"target_net.steps": torch.tensor(1)}), other=True),
+    "mmselfsup SimCLR": Origin("mmselfsup or mmpretrain", lambda m, o: mmengine(under("backbone.", m) | linear("neck.fc0."))),
+    "mmselfsup 0.x SimSiam": Origin("mmselfsup or mmpretrain", lambda m, o: mmengine(
+        under("backbone.", m) | under("encoder.0.", m))),
+    "mmselfsup, extracted": Origin("torchvision's names", lambda m, o: {"state_dict": m, "author": "MMSelfSup"}),
+    "solo-learn": Origin("solo-learn", lambda m, o: lightning(
+        under("backbone.", m) | under("momentum_backbone.", o) | head("projector.", 512, 128) | linear("classifier.", 100)),
+        other=True),
+    "solo-learn, 2021": Origin("solo-learn, before 2022", lambda m, o: lightning(
+        under("encoder.", m) | under("momentum_encoder.", o) | linear("classifier.", 100)), other=True),
+    "solo-learn, CIFAR": Origin("solo-learn", lambda m, o: lightning(
+        under("backbone.", m) | head("projector.", 512, 128)), arch="resnet18, cifar-padded stem",
+        normalisation="0.4914,0.4822,0.4465,0.247,0.243,0.261"),
+    "lightly MoCo": Origin("lightly, MoCo", lambda m, o: lightning(
+        under("backbone.", m) | under("key_backbone.", o) | head("projection_head.layers.", 512, 128), hyper_parameters={}),
+        other=True),
+    "lightly BYOL": Origin("lightly, BYOL", lambda m, o: lightning(
+        under("backbone.", m) | under("teacher_backbone.", o) | linear("online_classifier.classification_head.")), other=True),
+    "lightly DINO": Origin("lightly, DINO", lambda m, o: lightning(
+        under("backbone.", m) | under("student_backbone.", o)), copy="momentum", other=True),
+    "lightly SimCLR": Origin("lightly", lambda m, o: lightning(
+        under("backbone.", m) | head("projection_head.layers.", 512, 128))),
+    "lightly, sequential": Origin("lightly, sequential backbone", lambda m, o: lightning(under("backbone.", sequential(m)))),
+    "VISSL": Origin("VISSL", lambda m, o: vissl(m)),
+    "VISSL MoCo": Origin("VISSL", lambda m, o: vissl(m, o), other=True),
+    "SimCLR, converted": Origin("SimCLR, converted from TensorFlow", lambda m, o: {"state_dict": tensorflow(m | linear("fc."))},
+                                normalisation="0-1"),
+    "SimCLR 2x, converted": Origin("SimCLR, converted from TensorFlow", lambda m, o: {"state_dict": tensorflow(m)},
+                                   arch="resnet50x2", normalisation="0-1"),
+    "SimCLR v2, converted": Origin("SimCLR v2, converted from TensorFlow", lambda m, o: {
+        "resnet": simclr_v2(tensorflow(m)) | linear("fc.", 1000, 2048), "head": linear("layers.0.", 2048, 2048)},
+        arch="resnet50", normalisation="0-1"),
+    "sthalles/SimCLR": Origin("sthalles/SimCLR", lambda m, o: training(
+        under("backbone.", m) | linear("backbone.fc.0.", 512) | linear("backbone.fc.2.", 128)), normalisation="0-1"),
+    "SupContrast": Origin("SupContrast", lambda m, o: {
+        "opt": Namespace(dataset="cifar100", batch_size=512), "epoch": 1000, "optimizer": optimizer(m),
+        "model": under("encoder.module.", renamed(m, ("downsample.", "shortcut."))) | linear("head.0.", 512)},
+        arch="resnet18, cifar stem", normalisation="0.5071,0.4867,0.4408,0.2675,0.2565,0.2761"),
+    "SwAV": Origin("SwAV or DeepCluster v2", lambda m, o: under("module.", m) | head("module.projection_head.", 512, 128)
+                   | {"module.prototypes.weight": torch.ones(30, 128)}, dropped=("projection_head", "prototypes"),
+                   normalisation="0.485,0.456,0.406,0.228,0.224,0.225"),
+    "DeepCluster v2, training": Origin("SwAV or DeepCluster v2", lambda m, o: {
+        "epoch": 1, "optimizer": optimizer(m), "state_dict": under("module.", m) | {
+            "module.prototypes.prototypes0.weight": torch.ones(30, 128)}}, normalisation="0.485,0.456,0.406,0.228,0.224,0.225"),
+    "DINO": Origin("DINO", lambda m, o: {
+        "student": under("module.backbone.", o) | head("module.head.mlp.", 512, 64), "optimizer": optimizer(m), "epoch": 5,
+        "teacher": under("module.backbone.", m), "args": Namespace(arch="resnet18"), "dino_loss": {"center": torch.ones(1, 8)}},
+        copy="momentum", other=True),
+    "DINO, VICReg or Barlow Twins, backbone": Origin("torchvision's names", lambda m, o: m),
+    "Barlow Twins": Origin("Barlow Twins or VICReg", lambda m, o: {
+        "epoch": 1, "optimizer": optimizer(m), "model": under("module.backbone.", m) | head("module.projector.", 512, 64)}),
+    "SPCL": Origin("SPCL", lambda m, o: {"encoder": spcl(m), "mlp": linear("projection_head.W1."), "optimiser": optimizer(m),
+                                         "epoch": 5}, dropped=("mlp", "optimiser", "unused")),
+    "SPCL, several GPUs, CIFAR": Origin("SPCL", lambda m, o: {
+        "encoder": under("module.", spcl(m)), "mlp": {}, "optimiser": {}, "epoch": 5}, arch="resnet18, cifar stem",
+        normalisation="cifar10"),
+    "PyContrast": Origin("PyContrast or CMC", lambda m, o: {
+        "model": under("module.encoder.", m) | head("module.head.", 512, 128), "model_ema": under("encoder.", o),
+        "contrast": {"memory": torch.ones(8, 8)}, "optimizer": {}, "epoch": 1}, other=True),
+    "detectron2": Origin("detectron2", lambda m, o: {"model": detectron2(m), "__author__": "MOCO", "matching_heuristics": True},
+                         arch="resnet50"),
+}

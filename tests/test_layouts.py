@@ -1,0 +1,212 @@
+"""Every origin's files load whole and give the features of the weights themselves; what fits none or two is refused."""
+
+from functools import cache
+
+import pytest
+import torch
+from origins import ORIGINS, head, lightning, moco, optimizer, sequential, tensorflow, training, under
+
+from protobench import backbones, checkpoints, layouts
+from protobench.backbones import ARCHS, Arch
+from protobench.errors import UserError
+from protobench.layouts import Reading
+
+
+@cache
+def network(arch: str, seed: int) -> backbones.ResNet:
+    """A network with weights and BatchNorm statistics unlike any initialisation's."""
+    torch.manual_seed(seed)
+    name, _, stem = arch.partition(", ")
+    shape = ARCHS[name]
+    if stem:
+        shape = Arch(shape.block, shape.depths, shape.width, stem.removesuffix(" stem"))
+    made = backbones.ResNet(shape).eval()
+    for key, tensor in made.state_dict().items():
+        if "running" in key or "bn" in key:
+            tensor.copy_(torch.rand_like(tensor.float()) + 0.5)
+    return made
+
+
+def save(path, origin, content):
+    torch.save(content, path, _use_new_zipfile_serialization=not origin.legacy)
+    return path
+
+
+def same_features(encoder, expected):
+    x = torch.randn(1, 3, 48, 48, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        return float((encoder.backbone(x) - expected(x)).abs().max()) == 0
+
+
+@pytest.mark.parametrize("name", ORIGINS)
+def test_every_origin_gives_the_features_of_the_weights_themselves(tmp_path, name):
+    origin = ORIGINS[name]
+    mine, other = (network(origin.arch, seed) for seed in (0, 1))
+    path = save(tmp_path / "file", origin, origin.build(mine.state_dict(), other.state_dict()))
+    encoder = checkpoints.load(path)
+    assert same_features(encoder, mine)
+    account = encoder.account
+    assert (account["origin"], account["copy"], account["arch"]) == (origin.layout, origin.copy, origin.arch)
+    assert (encoder.input.mean, encoder.input.std) == layouts.normalisation(origin.normalisation)
+    counters = 20 if name == "torchvision, 2017" else 0
+    assert account["matched"] == account["expected"] - counters == len(mine.state_dict()) - counters
+    assert set(origin.dropped) <= set(account["dropped"])
+    assert not account["untouched"]
+    if origin.other:
+        which = "momentum" if origin.copy == "query" else "query"
+        second = checkpoints.load(path, Reading(weights=which))
+        assert same_features(second, other)
+        assert second.account["copy"] == which
+        assert second.key != encoder.key
+    elif "sequential" not in origin.layout:
+        with pytest.raises(UserError, match="holds no momentum copy"):
+            checkpoints.load(path, Reading(weights="momentum"))
+
+
+def test_safetensors_of_other_programs_load(tmp_path):
+    from safetensors.torch import save_file
+
+    net = network("resnet18", 0)
+    for name, prefix in (("timm", ""), ("hub", "module.encoder_q.")):
+        path = tmp_path / f"{name}.safetensors"
+        save_file(under(prefix, net.state_dict()) | {f"{prefix}fc.weight": torch.zeros(10, 512)}, path, metadata={"format": "pt"})
+        assert same_features(checkpoints.load(path), net)
+
+
+@pytest.mark.parametrize("arch", [name for name in ARCHS if name not in ("resnet10-mini", "resnet200x2", "resnet50x4")])
+def test_the_architecture_is_read_from_the_weights(arch):
+    with torch.device("meta"):
+        state = backbones.build(arch).state_dict()
+    assert backbones.arch_name(backbones.arch_of(state)) == arch
+
+
+def test_arch_only_confirms(tmp_path):
+    path = tmp_path / "x.pth"
+    torch.save(network("resnet18", 0).state_dict(), path)
+    assert checkpoints.load(path, Reading(arch="resnet18")).account["arch"] == "resnet18"
+    with pytest.raises(UserError, match="holds a resnet18, not a resnet50"):
+        checkpoints.load(path, Reading(arch="resnet50"))
+    with pytest.raises(UserError, match="did you mean 'resnet50'"):
+        checkpoints.load(path, Reading(arch="resnet500"))
+
+
+def _refused(tmp_path, content, reading=None):
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(UserError) as error:
+        checkpoints.load(tmp_path / "x.pth", reading)
+    return str(error.value)
+
+
+def test_a_wrong_prefix_names_the_nearest_layout_and_the_way_out(tmp_path):
+    net = network("resnet18", 0)
+    told = _refused(tmp_path, {"state_dict": under("module.encoder_qq.", net.state_dict())})
+    assert "ResNets lie under 'state_dict/encoder_qq.'" in told
+    assert "nearest: MoCo, PCL or MoPro, which has state_dict/encoder_q.conv1.weight" in told
+    assert "--prefix encoder_qq." in told
+    encoder = checkpoints.load(tmp_path / "x.pth", Reading(prefix="module.encoder_qq."))
+    assert same_features(encoder, net)
+    assert encoder.account["origin"] == "prefix given"
+    assert "1 of" not in told
+    with pytest.raises(UserError, match=r"no ResNets under --prefix 'backbone\.'"):
+        checkpoints.load(tmp_path / "x.pth", Reading(prefix="backbone."))
+
+
+def test_the_same_prefix_without_its_marks_is_not_enough(tmp_path):
+    told = _refused(tmp_path, {"state_dict": under("module.encoder.", network("resnet18", 0).state_dict())})
+    assert "nearest: SimSiam" in told
+    assert "predictor" in told
+    assert "--prefix encoder." in told
+
+
+def test_two_networks_that_no_layout_explains_are_refused(tmp_path):
+    a, b = (network("resnet18", seed).state_dict() for seed in (0, 1))
+    told = _refused(tmp_path, training(under("encoder_q.", a) | under("backbone.", b)))
+    assert "'state_dict/backbone.', 'state_dict/encoder_q.'" in told
+    encoder = checkpoints.load(tmp_path / "x.pth", Reading(prefix="backbone."))
+    assert same_features(encoder, network("resnet18", 1))
+    told = _refused(tmp_path, {"state_dict": a, "model": b})
+    assert "'model/', 'state_dict/'" in told
+
+
+def test_two_layouts_that_both_fit_are_refused(tmp_path):
+    a, b = (network("resnet18", seed).state_dict() for seed in (0, 1))
+    content = lightning(under("backbone.", a) | under("key_backbone.", b) | under("momentum_backbone.", b))
+    assert "no known layout" in _refused(tmp_path, content)
+    content = {"meta": {}, "pytorch-lightning_version": "2", "state_dict": under("backbone.", a)}
+    told = _refused(tmp_path, content)
+    assert "two layouts fit: mmselfsup or mmpretrain (state_dict/backbone.) and lightly" in told
+    assert "--prefix" in told
+
+
+def test_networks_that_are_no_resnets(tmp_path):
+    import torchvision
+
+    with torch.device("meta"):
+        names = torchvision.models.vit_b_16().state_dict()
+    told = _refused(tmp_path, {name: torch.zeros(1) for name in names})
+    assert "vision transformer" in told
+    assert "class_token" in told
+    assert "none of its 1 tensors belongs to a ResNet" in _refused(tmp_path, {"features.0.weight": torch.zeros(1)})
+    assert "holds no tensors" in _refused(tmp_path, {"epoch": 3})
+    assert "state of an optimiser" in _refused(tmp_path, {"optimizer": optimizer({"a": torch.zeros(2)})})
+    deep = {k: v for k, v in network("resnet18", 0).state_dict().items() if k != "conv1.weight"}
+    assert "a deep stem" in _refused(tmp_path, deep | {"conv1.0.weight": torch.zeros(32, 3, 3, 3)})
+    grouped = network("resnet50", 0).state_dict() | {"layer1.0.conv2.weight": torch.zeros(64, 2, 3, 3)}
+    assert "grouped convolutions" in _refused(tmp_path, grouped)
+
+
+def test_networks_whose_forward_no_file_tells(tmp_path):
+    state = network("resnet18", 0).state_dict()
+    assert "pad one side only" in _refused(tmp_path, tensorflow(state))
+    places = {"4": "2", "5": "3", "6": "4", "7": "5"}
+    generator = {f"backbone.{places.get(name[0], name[0])}{name[1:]}": t for name, t in sequential(state).items()}
+    assert "no ReLU" in _refused(tmp_path, lightning(generator))
+
+
+def test_normalisations_that_the_file_does_not_tell_must_be_given(tmp_path):
+    cifar = network("resnet18, cifar stem", 0).state_dict()
+    told = _refused(tmp_path, cifar)
+    assert "how the inputs of this CIFAR-stem network were normalised" in told
+    assert "--normalisation" in told
+    encoder = checkpoints.load(tmp_path / "x.pth", Reading(normalisation="cifar10"))
+    assert (encoder.input.resize, encoder.input.crop) == (32, 32)
+    assert encoder.input.mean == (0.4914, 0.4822, 0.4465)
+    assert "wide network" in _refused(tmp_path, network("resnet50x2", 0).state_dict())
+    encoder = checkpoints.load(tmp_path / "x.pth", Reading(normalisation="0.5,0.5,0.5,0.2,0.2,0.2", resize=300, crop=288))
+    assert (encoder.input.std, encoder.input.resize, encoder.input.crop) == ((0.2, 0.2, 0.2), 300, 288)
+    for wrong in ("imagnet", "1,2,3", "0.5,0.5,0.5,0.2,0.2,0", "nan,0,0,1,1,1"):
+        assert "is no normalisation" in _refused(tmp_path, cifar, Reading(normalisation=wrong))
+    assert "--resize is at least --crop" in _refused(tmp_path, cifar, Reading(normalisation="cifar10", crop=64))
+
+
+def test_an_input_asked_for_gives_another_key(tmp_path):
+    path = tmp_path / "x.pth"
+    torch.save(training(moco(*(network("resnet18", seed).state_dict() for seed in (0, 1)))), path)
+    readings = [None, Reading(weights="momentum"), Reading(normalisation="0-1"), Reading(resize=288), Reading(crop=192)]
+    assert len({checkpoints.load(path, reading).key for reading in readings}) == len(readings)
+    assert checkpoints.load(path, Reading(weights="query")).key == checkpoints.load(path).key
+
+
+def test_unknown_tensors_beside_the_stages_need_a_word(tmp_path):
+    state = network("resnet18", 0).state_dict() | head("my_head.", 512, 10)
+    told = _refused(tmp_path, {"state_dict": state})
+    assert "1 unexpected (my_head.0.weight)" in told
+    assert "--drop my_head" in told
+    assert same_features(checkpoints.load(tmp_path / "x.pth", Reading(drop=("my_head",))), network("resnet18", 0))
+    inside = network("resnet18", 0).state_dict() | {"layer1.0.se.weight": torch.zeros(3)}
+    assert "--drop" not in _refused(tmp_path, inside)
+    assert "1 unexpected (layer1.0.se.weight)" in _refused(tmp_path, inside, Reading(drop=("layer1",)))
+
+
+def test_spcl_s_unused_batchnorm_is_not_taken_for_the_real_one(tmp_path):
+    """Loading its file by name alone would put a spare bn1 where stem.BN1 belongs."""
+    net = network("resnet18", 0)
+    torch.save(ORIGINS["SPCL"].build(net.state_dict(), {}), tmp_path / "checkpoint.pt")
+    loaded = checkpoints.load(tmp_path / "checkpoint.pt").backbone
+    assert torch.equal(loaded.bn1.weight, net.bn1.weight)
+    assert not (loaded.bn1.weight == 7).any()
+
+
+def test_names_that_collide_without_wrappers_are_refused(tmp_path):
+    state = network("resnet18", 0).state_dict()
+    assert "two tensors of one name" in _refused(tmp_path, state | under("module.", state))
