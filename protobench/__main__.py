@@ -3,6 +3,7 @@
 Examples:
 
     python -m protobench inspect moco_v1_200ep_pretrain.pth.tar          # what an evaluation would load, or why it would not
+    python -m protobench layouts                                         # where each code base keeps its backbone
     python -m protobench fetch                                           # the published files that are known
     python -m protobench fetch pcl-v2                                    # downloads it into checkpoints/
     python -m protobench export encoder.safetensors out.pth --layout detectron2
@@ -64,6 +65,22 @@ class Convert(Export):
     """yes, run whatever code the file holds, with your rights"""
 
 
+def layouts() -> None:
+    """Prints the list of layouts."""
+    from tabulate import tabulate
+
+    from protobench.layouts import LAYOUTS
+
+    rows = []
+    for layout in LAYOUTS:
+        home = layout.containers[0]
+        rows.append([layout.origin, home + layout.query, layout.momentum and home + layout.momentum, layout.evaluated,
+                     "refused" if layout.refused else layout.normalisation,
+                     "known" if layout.cifar_normalisation else "asked"])
+    print(tabulate(rows, headers=["origin", "query copy under", "momentum copy under", "evaluated", "normalisation",
+                                  "that of a CIFAR stem"]))
+
+
 def inspect(config: Inspect) -> None:
     """Prints the account of a checkpoint."""
     from protobench import checkpoints
@@ -110,7 +127,9 @@ def main() -> int:
     if command in ("-h", "--help"):
         print(__doc__)
         return cli.SAME
-    match cli.choose("command", command, ("inspect", "fetch", "export", "convert")):
+    match cli.choose("command", command, ("inspect", "layouts", "fetch", "export", "convert")):
+        case "layouts":
+            layouts()
         case "inspect":
             inspect(cli.parse(Inspect, __doc__ or "", args))
         case "fetch":

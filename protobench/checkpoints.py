@@ -74,7 +74,8 @@ def load(path: Path, reading: Reading | None = None, *, trust: bool = False) -> 
         with torch.device("meta"):
             backbone = ResNet(arch)
         expected = backbone.state_dict()
-        state = _take(path, match, {ours: file.tensors[name] for ours, name in found.items()}, expected, reading.drop)
+        state = _take(path, match, {ours: file.tensors[name] for ours, name in found.items()}, expected, reading.drop,
+                      copy=file.mapped)
         assert hashing is not None  # a missing file was refused by read
         sha256 = hashing.result()
     verified = _verify(path, sha256, reading.sha256, file.header.get("content"), state)
@@ -128,8 +129,8 @@ def _arch(path: Path, match: Match, file: tensor_files.TensorFile, found: dict[s
     return arch
 
 
-def _take(path: Path, match: Match, found: State, expected: State, drop: tuple[str, ...]) -> State:
-    """The backbone's own float32 copy of its tensors. UserError unless they are exactly the ``expected`` ones."""
+def _take(path: Path, match: Match, found: State, expected: State, drop: tuple[str, ...], *, copy: bool) -> State:
+    """The backbone's tensors in float32, in memory. UserError unless they are exactly the ``expected`` ones."""
     heads = {*layouts.HEADS, *match.layout.heads, *drop}
     counters = {name for name in expected if name.endswith("num_batches_tracked")}
     unexpected = sorted(name for name in found.keys() - expected.keys()
@@ -142,7 +143,7 @@ def _take(path: Path, match: Match, found: State, expected: State, drop: tuple[s
         elif tensor.layout != torch.strided or (name not in counters and not tensor.is_floating_point()):
             spoilt.append(name)
         else:
-            state[name] = tensor.to(torch.long if name in counters else torch.float32, copy=True).contiguous()
+            state[name] = tensor.to(torch.long if name in counters else torch.float32, copy=copy).contiguous()
             if not (torch.isfinite(state[name].sum()) or torch.isfinite(state[name]).all()):  # the sum is the quick way
                 spoilt.append(name)
     faults = {"missing": sorted(expected.keys() - found.keys() - counters), "unexpected": unexpected,

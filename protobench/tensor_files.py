@@ -55,13 +55,14 @@ DEEPEST = 8
 class TensorFile:
     """What a file holds.
 
-    tensors: by ``container/…/name``, for example ``state_dict/module.encoder_q.conv1.weight``; they may still lie in the
-    file, mapped. entries: what else is at its top level. header: ours, from a safetensors file's metadata.
+    tensors: by ``container/…/name``, for example ``state_dict/module.encoder_q.conv1.weight``. entries: what else is at its
+    top level. header: ours, from a safetensors file's metadata. mapped: whether the tensors still lie in the file.
     """
 
     tensors: dict[str, Tensor]
     entries: dict[str, Any]
     header: dict[str, Any]
+    mapped: bool = True
 
 
 def read(path: Path, *, trust: bool = False) -> TensorFile:
@@ -78,11 +79,12 @@ def read(path: Path, *, trust: bool = False) -> TensorFile:
     if _is_safetensors(head):
         return _read_safetensors(path)
     _refuse_foreign(path, head)
-    content = _load(path, zipfile.is_zipfile(path), trust)
+    zipped = zipfile.is_zipfile(path)
+    content = _load(path, zipped, trust)
     tensors: dict[str, Tensor] = {}
     _flatten(content, "", tensors, 0)
     entries = {str(key): value for key, value in content.items()} if isinstance(content, Mapping) else {}
-    return TensorFile(tensors, {key: value for key, value in entries.items() if key not in tensors}, {})
+    return TensorFile(tensors, {key: value for key, value in entries.items() if key not in tensors}, {}, mapped=zipped)
 
 
 def _is_safetensors(head: bytes) -> bool:

@@ -133,6 +133,12 @@ def test_convert_runs_code_only_when_told_so(command, source, tmp_path):
     assert all(torch.equal(loaded[name], state[name]) for name in state)
 
 
+def test_the_list_of_layouts_is_printed(command):
+    code, out, _ = command(program.main, "layouts")
+    assert code == 0
+    assert "state_dict/encoder_q." in out
+
+
 def test_inspect_prints_what_an_evaluation_would_load(command, source, tmp_path):
     code, out, _ = command(program.main, "inspect", source)
     assert code == 0
