@@ -146,10 +146,10 @@ def data_lists(data: Path | None, dataset: str) -> tuple[ImageList, ImageList]:
     return train, test
 
 
-def unit(encoder_key: str, train: ImageList, test: ImageList, config: Config) -> dict[str, Any]:
+def unit(encoder_key: str, lists: tuple[ImageList, ...], config: Config) -> dict[str, Any]:
     """What a record is found by."""
     return {"evaluation": "lowshot", "data_name": config.dataset, "version": VERSION, "encoder": encoder_key,
-            "data": [train.fingerprint, test.fingerprint], "params": config.params()}
+            "data": [images.fingerprint for images in lists], "params": config.params()}
 
 
 def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
@@ -178,9 +178,8 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
     test_ND = features.extract(encoder, test, **how)
     runs = score(train_ND, test_ND, test.labels, draws, config.grid, drop_difficult=goyal,
                  positive_weight=2.0 if is_voc else 1.0, desc=f"SVMs {config.dataset}")
-    subject = subject or {"row": config.ckpt.name.split(".")[0], "seed": None, "source": config.ckpt.name, "recipe": None}
     return records.write(
-        config.results, unit(encoder.key, train, test, config), runs, subject=subject,
+        config.results, unit(encoder.key, (train, test), config), runs, subject=subject or records.subject_of(config.ckpt),
         metric={"name": "mAP" if is_voc else "top-1", "unit": "%", "higher_is_better": True, "test_images": len(test)},
         checkpoint=encoder.account, feature={"dim": int(test_ND.shape[1]), "pooling": how["pooling"]},
         data={"name": config.dataset, "embedded": config.data is None, "classes": len(train.classes),

@@ -1,12 +1,13 @@
 """The training loop of every method: steps, schedule, log, checkpoints. It knows no method.
 
 A method is a module with ``num_views``, ``backbone``, ``loss(views, index) -> Tensor`` and, where it needs one,
-``start_epoch(epoch, extract) -> dict`` run before each epoch.
+``start_epoch(epoch, extract) -> dict`` run before each epoch. Where it has them, its ``projection`` head and its
+``momentum_encoder`` (backbone, head) are exported too, for evaluations that use embeddings.
 
 A run folder holds ``log.jsonl`` (one line per epoch), ``checkpoint.pt`` (to resume from; removed when done) and, when
-the run is finished, ``encoder.safetensors``: the backbone under torchvision's names. Resuming is exact on the CPU: order,
-views and draws are functions of (seed, epoch, image), the rest is in the checkpoint. On a GPU the same holds up to the
-rounding of its kernels, whose order of summation is not fixed.
+the run is finished, ``encoder.safetensors`` (checkpoints.export). Resuming is exact on the CPU: order, views and draws are
+functions of (seed, epoch, image), the rest is in the checkpoint. On a GPU the same holds up to the rounding of its kernels,
+whose order of summation is not fixed.
 """
 
 import json
@@ -71,7 +72,8 @@ def pretrain(recipe: Recipe, images: ImageList | None, out: Path, *, seed: int, 
             state = {"key": key, "log": log, "method": method.state_dict(), "optimizer": optimizer.state_dict()}
             files.write_atomic(checkpoint_path, partial(torch.save, state))
             files.write_text(out / "log.jsonl", "".join(json.dumps(line) + "\n" for line in log))
-    checkpoints.export(encoder_path, method.backbone, key=key, input_=recipe.input, trained={
+    checkpoints.export(encoder_path, method.backbone, projection=getattr(method, "projection", None),
+                       momentum=getattr(method, "momentum_encoder", None), key=key, input_=recipe.input, trained={
         "method": recipe.method, "recipe": asdict(recipe), "seed": seed, "data": images and images.fingerprint,
         "seconds": round(sum(line["seconds"] for line in log), 1)})
     checkpoint_path.unlink(missing_ok=True)

@@ -87,6 +87,16 @@ class MoCo(nn.Module):
         """What is evaluated: the query encoder's."""
         return self.encoder_q.backbone
 
+    @property
+    def projection(self) -> nn.Module:
+        """The query encoder's head."""
+        return self.encoder_q.head
+
+    @property
+    def momentum_encoder(self) -> tuple[ResNet, nn.Module]:
+        """The key encoder's backbone and head, whose embeddings kNN and AMI use."""
+        return self.encoder_k.backbone, self.encoder_k.head
+
     def embed(self, views: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Queries [N, C] and, from the updated key encoder, keys [N, C] without gradient."""
         groups = self.recipe.bn_groups

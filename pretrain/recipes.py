@@ -16,7 +16,7 @@ from protobench import files
 from protobench.images import ImageList
 from protobench.transforms import EvalInput
 
-VERSION = 1
+VERSION = 2
 """Raise when a run's result changes for equal recipe, data and seed."""
 
 

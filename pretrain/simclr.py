@@ -41,11 +41,11 @@ class SimCLR(nn.Module):
         self.recipe = recipe
         self.backbone = build_backbone(recipe.arch)
         width = self.backbone.out_channels
-        self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, recipe.dim))
+        self.projection = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, recipe.dim))
 
     def loss(self, views: list[Tensor], index_N: Tensor) -> Tensor:
         """NT-Xent of the batch; both views pass together, so BatchNorm sees 2N images as in the original."""
-        z = F.normalize(self.head(self.backbone(torch.cat(views))), dim=1)
+        z = F.normalize(self.projection(self.backbone(torch.cat(views))), dim=1)
         a_NC, b_NC = z.chunk(2)
         return nt_xent(a_NC, b_NC, self.recipe.temperature)
 

@@ -112,11 +112,12 @@ def export(config: Export) -> None:
             raise UserError("convert unpickles the whole file, which runs whatever code it holds, with your rights",
                             at=config.ckpt, hint="if you trust where it comes from, add --trust; for tensors alone, use export")
         print(f"--trust: unpickling {config.ckpt}; any code in it runs now, with your rights", file=sys.stderr)
+    if config.out.exists() and config.ckpt.exists() and config.out.samefile(config.ckpt):
+        raise UserError("this would overwrite the checkpoint itself", at=config.out, hint="choose another name")
     encoder = checkpoints.load(config.ckpt, config.reading, trust=trust)
     print(encoder.summary())
     writing.export(encoder, config.out, config.layout)
-    name = config.out.name.removesuffix(".tar")
-    card = config.out.with_name(name.removesuffix(Path(name).suffix) + ".md")
+    card = config.out.with_name(config.out.name + ".md")
     files.write_text(card, writing.card(encoder, config.out, config.layout, config.results))
     print(f"{config.out}: layout {config.layout}, read back, features equal; {card}: its card")
 

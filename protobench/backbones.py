@@ -119,9 +119,10 @@ def arch_of(state: dict[str, Any], cifar_stem: str = "cifar") -> Arch:
         raise UserError("grouped convolutions (ResNeXt) are not supported")
     if (inner := first[0] // stem[0]) * stem[0] != first[0] or (inner != 1 and not bottleneck):
         raise UserError(f"no ResNet that can be built here: {first[0]} channels behind a stem of {stem[0]}")
-    # 3x3 stems of stride 1 and 2 have equal weights; only the embedded tier's narrow network uses stride 2
-    kind = "imagenet" if stem[2] == 7 else "mini" if stem[0] < 64 else cifar_stem
+    kind = "imagenet" if stem[2] == 7 else cifar_stem
     arch = Arch("bottleneck" if bottleneck else "basic", depths, stem[0], kind, inner)  # type: ignore[arg-type]
+    if replace(arch, stem="mini") == ARCHS["resnet10-mini"]:  # stride 2, which no weight shows; nothing else is so narrow
+        arch = ARCHS["resnet10-mini"]
     if (arch.block, depths) not in {(known.block, known.depths) for known in ARCHS.values()}:
         raise UserError(f"no usual ResNet has {'-'.join(map(str, depths))} {arch.block} blocks: some are missing, or too many")
     return arch

@@ -6,20 +6,23 @@ is an error.
 """
 
 import hashlib
+import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from protobench import files, layouts, released, tensor_files
 from protobench.backbones import Arch, ResNet, arch_name, arch_of, named
-from protobench.errors import UserError
-from protobench.layouts import Match, Reading
+from protobench.errors import UserError, printable
+from protobench.layouts import Copy, Match, Reading
+from protobench.tensor_files import TensorFile
 from protobench.transforms import EvalInput
 
 State = dict[str, Tensor]
@@ -37,6 +40,8 @@ class Encoder:
     input: EvalInput
     key: str
     account: dict[str, Any]
+    projection: nn.Module | None = None
+    """the projection head of this copy, where the file has one of known shape: pooled features [N, D] to [N, C]"""
 
     def summary(self) -> str:
         """A few lines for the terminal: what was loaded, what was left out, and the input it is given."""
@@ -51,49 +56,56 @@ class Encoder:
             lines.append(f"  a published checkpoint: {a['released']['title']} ({a['released']['proof']})")
         if a["untouched"]:
             lines.append("  warning: BatchNorm is still at its initial values; this looks like an untrained network")
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
 
-def load(path: Path, reading: Reading | None = None, *, trust: bool = False) -> Encoder:
+def load(path: Path, reading: Reading | None = None, *, prefer: Copy | None = None, trust: bool = False) -> Encoder:
     """Loads the backbone of a checkpoint in any layout of ``layouts.LAYOUTS``.
 
-    ``reading`` settles what the file leaves open; ``trust`` unpickles everything in it, which may run code. Raises UserError
-    where the file is missing, unreadable, unsafe or not the one recorded, fits no layout or several, or where a backbone
-    tensor is missing, unexpected, of another shape, sparse or not finite.
+    ``reading`` settles what the file leaves open; ``prefer`` is the copy to take where it does not and the file has it;
+    ``trust`` unpickles everything, which may run code. Raises UserError where the file is missing, unreadable, unsafe or not
+    the one recorded, fits no layout or several, or where a backbone tensor is missing, unexpected, of another shape, sparse
+    or not finite.
     """
     reading = reading or Reading()
+    tensor_files.check(path)
     with ThreadPoolExecutor(1) as aside:  # hashing takes as long as loading, and needs no lock
-        hashing = aside.submit(files.sha256_file, path) if path.is_file() else None
-        file = tensor_files.read(path, trust=trust)
-        names = _stripped(path, file.tensors)
-        match = layouts.recognise(path, names, [*file.entries, *_facts(file.tensors)], reading)
-        if match.layout.refused:
-            raise UserError(f"{match.layout.origin}: {match.layout.refused}", at=path)
-        found = {ours: names[theirs] for ours, theirs in layouts.backbone(match.layout, match.prefix, names).items()}
+        hashing = aside.submit(files.sha256_file, path)
+        try:
+            file = tensor_files.read(path, trust=trust)
+            names = _stripped(path, file.tensors)
+            match = layouts.recognise(path, names, [*file.entries, *_facts(file.tensors)], reading, prefer)
+            found = {ours: names[theirs] for ours, theirs in layouts.backbone(match.layout, match.prefix, names).items()}
+        except UserError as mistake:  # some do not know the path
+            raise mistake if mistake.at else UserError(mistake.what, at=path, hint=mistake.hint) from mistake
         arch = _arch(path, match, file, found, reading)
         with torch.device("meta"):
             backbone = ResNet(arch)
         expected = backbone.state_dict()
-        state = _take(path, match, {ours: file.tensors[name] for ours, name in found.items()}, expected, reading.drop,
-                      copy=file.mapped)
-        assert hashing is not None  # a missing file was refused by read
+        tensors = {ours: file.tensors[name] for ours, name in found.items()}
+        state = _take(path, match, tensors, expected, reading.drop, copy=file.mapped)
         sha256 = hashing.result()
-    verified = _verify(path, sha256, reading.sha256, file.header.get("content"), state)
+    head = _projection_state(match, tensors)
+    verified = _verify(path, sha256, reading.sha256, file, match, state | _named("projection.", head))
     input_ = _input(path, match, arch, file, reading)
     known = released.identify(path, sha256)
+    if known and (known.arch, "imagenet") != (arch_name(arch), arch.stem):
+        raise UserError(f"named like the published {known.title}, a {known.arch}, but holds a {arch_name(arch)}", at=path,
+                        hint=f"give it another name, or take the published file: {known.page}")
     matched = len(state)
     for name in expected.keys() - state.keys():  # checkpoints from before 2018 lack the counters; nothing reads them
         state[name] = torch.zeros((), dtype=torch.long)
     backbone.load_state_dict(state, assign=True)
     account = {
-        "file": path.name, "sha256": sha256, "hash_verified": verified, "origin": file.header.get("origin", match.layout.origin),
+        "file": printable(path.name), "sha256": sha256, "hash_verified": verified,
+        "origin": file.header.get("origin", match.layout.origin),
         "released": known and {"name": known.name, "title": known.title, "proof": known.proof},
         "copy": match.copy, "prefix": _shown(match, found),
         "arch": arch_name(arch), "matched": matched, "expected": len(expected),
-        "dropped": _dropped(match, names, file, set(found) - state.keys()), "trained": file.header.get("trained"),
-        "input": asdict(input_), "untouched": _untouched(state),
+        "dropped": _dropped(match, names, set(found) - state.keys()), "trained": file.header.get("trained"),
+        "input": asdict(input_), "untouched": _untouched(state), "projection": {name: list(t.shape) for name, t in head.items()},
     }
-    return Encoder(backbone.eval(), input_, _key(match, file, sha256, reading, input_), account)
+    return Encoder(backbone.eval(), input_, _key(path, match, arch, file, sha256, reading, input_), account, _projection(head))
 
 
 # What the file holds --------------------------------------------------------------------------------------------------
@@ -113,15 +125,17 @@ def _facts(tensors: State) -> list[str]:
     return [layouts.TENSORFLOW] if any(k.ndim == 4 and k.shape[0] > 1 and k.stride(0) == 1 < k.stride(1) for k in kernels) else []
 
 
-def _arch(path: Path, match: Match, file: tensor_files.TensorFile, found: dict[str, str], reading: Reading) -> Arch:
+def _arch(path: Path, match: Match, file: TensorFile, found: dict[str, str], reading: Reading) -> Arch:
     try:
-        if "arch" in file.header:
+        if file.header:
             arch = Arch(**{**file.header["arch"], "depths": tuple(file.header["arch"]["depths"])})
         else:
             arch = arch_of({ours: file.tensors[name] for ours, name in found.items()}, match.layout.cifar_stem)
+        with torch.device("meta"):
+            ResNet(arch)
     except UserError as mistake:
         raise UserError(f"{match.layout.origin} checkpoint: {mistake.what}", at=path, hint=mistake.hint) from mistake
-    except (TypeError, ValueError, KeyError) as failure:
+    except (TypeError, ValueError, LookupError, RuntimeError, OverflowError) as failure:
         raise UserError(f"the checkpoint's header describes no network: {failure}", at=path) from failure
     if reading.arch and named(reading.arch) not in (arch, replace(arch, stem="imagenet")):
         raise UserError(f"the checkpoint holds a {arch_name(arch)}, not a {reading.arch}", at=path,
@@ -131,7 +145,7 @@ def _arch(path: Path, match: Match, file: tensor_files.TensorFile, found: dict[s
 
 def _take(path: Path, match: Match, found: State, expected: State, drop: tuple[str, ...], *, copy: bool) -> State:
     """The backbone's tensors in float32, in memory. UserError unless they are exactly the ``expected`` ones."""
-    heads = {*layouts.HEADS, *match.layout.heads, *drop}
+    heads = {*layouts.HEADS, *match.layout.heads, *(() if match.layout.rename else drop)}  # renamed words may be the backbone's
     counters = {name for name in expected if name.endswith("num_batches_tracked")}
     unexpected = sorted(name for name in found.keys() - expected.keys()
                         if layouts.BACKBONE.match(name) or name.split(".")[0] not in heads)
@@ -140,7 +154,8 @@ def _take(path: Path, match: Match, found: State, expected: State, drop: tuple[s
         tensor = found[name]
         if tensor.shape != expected[name].shape:
             misshapen.append(f"{name} is {tuple(tensor.shape)}, not {tuple(expected[name].shape)}")
-        elif tensor.layout != torch.strided or (name not in counters and not tensor.is_floating_point()):
+        elif (tensor.layout != torch.strided or tensor.device.type != "cpu"
+              or not (name in counters or tensor.is_floating_point())):
             spoilt.append(name)
         else:
             state[name] = tensor.to(torch.long if name in counters else torch.float32, copy=copy).contiguous()
@@ -152,7 +167,7 @@ def _take(path: Path, match: Match, found: State, expected: State, drop: tuple[s
     if told := [f"{len(names)} {fault} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
                 for fault, names in faults.items() if names]:
         parts = sorted({name.split(".")[0] for name in unexpected if not layouts.BACKBONE.match(name)})
-        heads_alone = parts and len(told) == 1
+        heads_alone = parts and len(told) == 1 and not match.layout.rename
         raise UserError(f"{match.layout.origin} checkpoint does not fill the backbone's {len(expected)} tensors: "
                         + "; ".join(told), at=path,
                         hint=f"if {', '.join(parts)} only belongs to a head: --drop {' '.join(parts)}" if heads_alone
@@ -160,11 +175,36 @@ def _take(path: Path, match: Match, found: State, expected: State, drop: tuple[s
     return state
 
 
-def _input(path: Path, match: Match, arch: Arch, file: tensor_files.TensorFile, reading: Reading) -> EvalInput:
+def _projection_state(match: Match, found: State) -> State:
+    """The copy's projection head by its own names ("weight", "0.weight"), if it is one of known shape; else empty."""
+    prefix = match.layout.projection
+    head = {name.removeprefix(prefix): tensor for name, tensor in found.items() if prefix and name.startswith(prefix)}
+    if set(head) not in ({"weight", "bias"}, {"0.weight", "0.bias", "2.weight", "2.bias"}):
+        return {}
+    usable = all(t.layout == torch.strided and t.is_floating_point() and torch.isfinite(t).all() for t in head.values())
+    return {name: tensor.float().contiguous() for name, tensor in head.items()} if usable else {}
+
+
+def _projection(head: State) -> nn.Module | None:
+    """A linear head, or two layers with a ReLU between."""
+    if not head:
+        return None
+    with torch.device("meta"):
+        def layer(name: str) -> nn.Linear:
+            rows, columns = head[f"{name}weight"].shape
+            return nn.Linear(columns, rows)
+
+        module = layer("") if "weight" in head else nn.Sequential(layer("0."), nn.ReLU(), layer("2."))
+    module.load_state_dict(head, assign=True)
+    return module.eval()
+
+
+def _input(path: Path, match: Match, arch: Arch, file: TensorFile, reading: Reading) -> EvalInput:
     """Ours from the header, others' from the layout; ``reading`` overrides either."""
     try:
-        if given := file.header.get("input"):
-            fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+        if file.header:
+            given = file.header["input"]
+            fields: dict[str, Any] = {key: tuple(map(float, v)) if isinstance(v, list) else v for key, v in given.items()}
             input_ = EvalInput(**fields)
             if reading.normalisation:
                 mean, std = layouts.normalisation(reading.normalisation)
@@ -173,33 +213,45 @@ def _input(path: Path, match: Match, arch: Arch, file: tensor_files.TensorFile, 
             dataset = getattr(file.entries.get("opt"), "dataset", None)
             input_ = layouts.eval_input(path, match.layout, cifar=arch.stem != "imagenet", wide=arch.width > 64, dataset=dataset,
                                         given=reading.normalisation)
-        input_ = replace(input_, resize=reading.resize or input_.resize, crop=reading.crop or input_.crop)
-        if not 0 < input_.crop <= input_.resize or len(input_.mean) != 3 or len(input_.std) != 3:
-            raise ValueError(f"crop {input_.crop} of {input_.resize}, mean {input_.mean}, std {input_.std}")
-    except (TypeError, ValueError, AttributeError) as failure:
+        resize, crop = (own if asked is None else asked for asked, own in ((reading.resize, input_.resize),
+                                                                           (reading.crop, input_.crop)))
+        input_ = replace(input_, resize=resize, crop=crop)
+        if not 0 < crop <= resize or len(input_.mean) != 3 or len(input_.std) != 3 or min(input_.std) <= 0:
+            raise ValueError(f"crop {crop} of {resize}, mean {input_.mean}, std {input_.std}")
+    except (TypeError, ValueError, AttributeError, KeyError) as failure:
         raise UserError(f"no usable input: {failure}", at=path, hint="--resize is at least --crop; see --help") from failure
     return input_
 
 
-def _verify(path: Path, sha256: str, asked: str | None, content: str | None, state: State) -> bool:
+def _verify(path: Path, sha256: str, asked: str | None, file: TensorFile, match: Match, state: State) -> bool:
     """Whether a hash that came with the file was right; UserError where one is wrong."""
-    recorded = {"--sha256": asked}
+    recorded = {"--sha256": asked} if asked else {}
     if (beside := path.with_name(path.name + ".sha256")).is_file():
-        recorded[beside.name] = (beside.read_text(errors="replace").split() or [""])[0]
-    named = re.search(r"-([0-9a-f]{8,64})\.", path.name)  # torch.hub's habit: resnet50-0676ba61.pth
-    if named and re.search("[a-f]", named[1]) and not EMPTY.startswith(named[1]):  # no date
+        recorded[beside.name] = _hash_in(beside.read_text(errors="replace"), path.name)
+    if (named := HASH_IN_NAME.search(path.name)) and not asked and not EMPTY.startswith(named[1]):
         recorded["its name"] = named[1]
-    given = {where: digest.lower() for where, digest in recorded.items() if digest is not None}
-    for where, digest in given.items():
-        if not re.fullmatch("[0-9a-f]{6,64}", digest):
+    for where, digest in recorded.items():
+        if not re.fullmatch("[0-9a-f]{6,64}", digest.lower()):
             raise UserError(f"{where} gives no sha256: {digest[:70]!r}", at=path, hint="6 to 64 hexadecimal digits")
-        if not sha256.startswith(digest):
+        if not sha256.startswith(digest.lower()):
             raise UserError(f"the file's sha256 is {sha256[:12]}…, but {where} says {digest[:12]}", at=path,
-                            hint="it is damaged, or another file than you think; fetch it again")
-    if content is not None and content != digest_of(state):
+                            hint="it is damaged or another file than you think" + (
+                                "; if those digits are no hash, rename the file" if where == "its name" else ""))
+    if file.header and digest_of(state) != file.header.get("content", {}).get(match.copy):
         raise UserError("the weights are not those that were written: their hash differs from the header's", at=path,
                         hint="the file is damaged or was edited; make it again")
-    return bool(given) or content is not None
+    return bool(recorded or file.header)
+
+
+HASH_IN_NAME = re.compile(r"-(?=\d*[a-f])([0-9a-f]{8}|[0-9a-f]{64})\.")
+"""torch.hub's habit: resnet50-0676ba61.pth. Eight digits alone are a date."""
+
+
+def _hash_in(text: str, name: str) -> str:
+    """The hash that a .sha256 file gives for ``name``, in the form of sha256sum or of BSD's sha256."""
+    lines = [line for line in text.splitlines() if name in line] or text.splitlines()[:1]
+    found = re.search(r"\b[0-9a-fA-F]{64}\b", lines[0]) if lines else None
+    return found[0] if found else (lines or [""])[0].strip()
 
 
 EMPTY = hashlib.sha256().hexdigest()
@@ -221,16 +273,16 @@ def _shown(match: Match, found: dict[str, str]) -> str:
     return theirs.removesuffix(ours) if theirs.endswith(ours) else match.prefix
 
 
-def _dropped(match: Match, names: dict[str, str], file: tensor_files.TensorFile, beside: set[str]) -> list[str]:
-    """What was left out, by the first word of each name: "encoder_k", "encoder_q.fc", "optimizer"."""
-    container, _, prefix = match.prefix.rpartition("/")
+def _dropped(match: Match, names: dict[str, str], beside: set[str]) -> list[str]:
+    """What was left out, by the first word of each name that tells it apart: "encoder_k", "encoder_q.fc", "optimizer"."""
+    *container, prefix = match.prefix.split("/")
     told = {prefix + name.split(".")[0] for name in beside}
     for name in names:
         if not name.startswith(match.prefix) or "/" in name[len(match.prefix):]:
-            where, _, rest = name.rpartition("/")
-            told.add(rest.split(".")[0] if where == container else name.split("/")[0])
-    told |= {key for key, value in file.entries.items() if isinstance(value, dict | list) and key.startswith("optimi")}
-    return sorted(told - {container.split("/")[0]})
+            *where, last = name.split("/")
+            shared = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(where, container, strict=False))))
+            told.add(where[shared] if shared < len(where) else last.split(".")[0])
+    return sorted(told)
 
 
 def _untouched(state: State) -> bool:
@@ -241,26 +293,51 @@ def _untouched(state: State) -> bool:
                for name, tensor in norms.items())
 
 
-def _key(match: Match, file: tensor_files.TensorFile, sha256: str, reading: Reading, input_: EvalInput) -> str:
-    """Ours from the header or the file's hash; another one where ``reading`` asks for something else than that gives."""
+def _key(path: Path, match: Match, arch: Arch, file: TensorFile, sha256: str, reading: Reading, input_: EvalInput) -> str:
+    """Ours from the header or the file's hash; another one where ``reading`` gives something else than a bare load would."""
     usual = file.header.get("key", sha256)
-    asked = (reading.prefix, reading.normalisation, reading.resize, reading.crop)
-    if match.copy == match.layout.evaluated and asked == (None, None, None, None):
+    if not isinstance(usual, str) or not usual:
+        raise UserError("the checkpoint's header has no key", at=path, hint="export it again")
+    try:
+        same_input = _input(path, match, arch, file, Reading()) == input_
+    except UserError:  # it had to be given
+        same_input = False
+    if same_input and reading.weights in ("auto", match.layout.evaluated) and reading.prefix is None:
         return usual
-    return files.sha256([usual, match.prefix, asdict(input_)])
+    return files.sha256([usual, match.prefix, asdict(arch), asdict(input_)])
 
 
 # Writing --------------------------------------------------------------------------------------------------------------
 
 def export(path: Path, backbone: ResNet, *, key: str, input_: EvalInput, trained: dict[str, Any] | None,
-           origin: str = "protobench") -> None:
-    """Writes a backbone as safetensors under torchvision's names. The header says what it is: its shape, the input that it
-    expects, a hash of its weights, and ``trained``, how it came to be."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
-    header = {"origin": origin, "key": key, "arch": asdict(backbone.arch), "input": asdict(input_), "trained": trained,
-              "content": digest_of(tensors)}
-    data = save(tensors, metadata={"format": "pt", "protobench": files.canonical_json(header)})
+           origin: str = "protobench", projection: nn.Module | None = None,
+           momentum: tuple[ResNet, nn.Module] | None = None) -> None:
+    """Writes a backbone as safetensors under torchvision's names, and where there are any its projection head
+    (``projection.…``) and the momentum encoder's backbone and head (``momentum.…``). The header says what it is: its shape,
+    the input that it expects, hashes of its weights, and ``trained``, how it came to be."""
+    copies = {"query": _with_head(backbone, projection)} | ({"momentum": _with_head(*momentum)} if momentum else {})
+    tensors = {("momentum." if copy == "momentum" else "") + name: tensor.detach().cpu().contiguous()
+               for copy, state in copies.items() for name, tensor in state.items()}
+    sealed = header(backbone, key=key, input_=input_, trained=trained, origin=origin,
+                    content={copy: digest_of(state) for copy, state in copies.items()})
+    data = save(tensors, metadata={"format": "pt", "protobench": sealed})
     files.write_atomic(path, lambda file: file.write(data))
+
+
+def header(backbone: ResNet, *, key: str, input_: EvalInput, trained: dict[str, Any] | None, origin: str,
+           content: dict[str, str]) -> str:
+    """What an exported file says of itself, as JSON with a hash over all of it."""
+    told = json.loads(files.canonical_json({"origin": origin, "key": key, "arch": asdict(backbone.arch), "input": asdict(input_),
+                                            "trained": trained, "content": content}))
+    return files.canonical_json({**told, "sha256": files.sha256(told)})
+
+
+def _with_head(backbone: ResNet, projection: nn.Module | None) -> State:
+    return {**backbone.state_dict(), **_named("projection.", projection.state_dict() if projection else {})}
+
+
+def _named(prefix: str, state: State) -> State:
+    return {prefix + name: tensor for name, tensor in state.items()}
 
 
 def _numbers(values: tuple[float, ...]) -> str:

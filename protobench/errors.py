@@ -1,5 +1,6 @@
 """The one exception for mistakes that a user can mend."""
 
+import re
 from pathlib import Path
 
 
@@ -16,7 +17,7 @@ class UserError(Exception):
             lines.append(f"  at: {self.at}")
         if self.hint is not None:
             lines.append(f"  hint: {self.hint}")
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
     def __reduce__(self):  # keyword-only arguments do not survive the default pickling between processes
         return _rebuild, (self.what, self.at, self.hint)
@@ -24,3 +25,9 @@ class UserError(Exception):
 
 def _rebuild(what: str, at: Path | str | None, hint: str | None) -> UserError:
     return UserError(what, at=at, hint=hint)
+
+
+def printable(text: str) -> str:
+    """Control characters and undecodable bytes, which names in files may hold, written out."""
+    text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -1,6 +1,7 @@
 """A backbone written for other programs, with a model card beside it; every file is read back and compared."""
 
 import json
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -8,15 +9,17 @@ from typing import Any, Literal
 
 import torch
 
-from protobench import checkpoints, files, records
+from protobench import checkpoints, files, records, released
 from protobench.checkpoints import Encoder
 from protobench.errors import UserError
-from protobench.layouts import Reading
 
 Target = Literal["torchvision", "timm", "moco", "mmdet", "detectron2"]
 
+PLAIN = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2")
+"""Networks that other programs build under these names."""
+
 USE = {
-    "torchvision": 'model = torchvision.models.{arch}()\nmodel.load_state_dict({load}, strict=False)  # all but fc',
+    "torchvision": "model = torchvision.models.{arch}()\nmodel.fc = torch.nn.Identity()\nmodel.load_state_dict({load})",
     "timm": 'model = timm.create_model("{arch}", checkpoint_path="{file}", num_classes=0)',
     "moco": "python main_lincls.py -a {arch} --pretrained {file} …   # of facebookresearch/moco",
     "mmdet": "backbone=dict(type='ResNet', depth=…, style='pytorch',  # not 'caffe': it would load without a word\n"
@@ -28,35 +31,55 @@ USE = {
 
 
 def export(encoder: Encoder, path: Path, target: Target) -> None:
-    """Writes ``encoder`` for ``target``. UserError for a suffix that the target does not read, and where the file, read back,
-    is not the same network (a stem that the target's names cannot express)."""
-    if path.suffix == ".safetensors" and target in ("torchvision", "timm"):
-        a = encoder.account
-        source = {"file": a["file"], "sha256": a["sha256"], "origin": a["origin"], "copy": a["copy"]}
-        checkpoints.export(path, encoder.backbone, key=encoder.key, input_=encoder.input, trained=a["trained"] or source,
-                           origin=a["origin"])
-    elif path.suffix in (".pth", ".pt", ".tar"):
-        content = _content(encoder, target)
-        files.write_atomic(path, partial(torch.save, content))
-    else:
-        raise UserError(f"{target} does not read {path.suffix or 'files without a suffix'}", at=path,
-                        hint=".safetensors or .pth" if target in ("torchvision", "timm") else "give it the suffix .pth")
-    _verify(encoder, path)
+    """Writes ``encoder`` for ``target``, reads it back and puts it in place only if features and input are the same.
+
+    UserError for a suffix that the target does not read, for a network or an input that its names cannot express, and for
+    file names that promise a hash.
+    """
+    arch = encoder.account["arch"]
+    if target in ("moco", "mmdet", "detectron2") and arch not in PLAIN:
+        raise UserError(f"{target} would load a {arch} in part, with no more than a warning", at=path,
+                        hint="--layout torchvision with a .safetensors file keeps any network")
+    if checkpoints.HASH_IN_NAME.search(path.name) or path.name in {entry.file for entry in released.catalogue().values()}:
+        raise UserError("this name is a published file's, or promises a hash that the file will not have", at=path,
+                        hint="choose another")
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        if path.suffix == ".safetensors" and target in ("torchvision", "timm"):
+            checkpoints.export(temporary, encoder.backbone, key=encoder.key, input_=encoder.input, trained=_history(encoder),
+                               origin=encoder.account["origin"])
+        elif path.suffix in (".pth", ".pt", ".tar"):
+            content = _content(encoder, target)
+            files.write_atomic(temporary, partial(torch.save, content))
+        else:
+            raise UserError(f"{target} does not read {path.suffix or 'files without a suffix'}", at=path,
+                            hint=".safetensors or .pth" if target in ("torchvision", "timm") else "give it the suffix .pth")
+        _verify(encoder, temporary, path)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _history(encoder: Encoder) -> dict[str, Any]:
+    """How the weights came to be, or at least the file that they are from."""
+    return encoder.account["trained"] or {key: encoder.account[key] for key in ("file", "sha256", "origin", "copy")}
 
 
 def _content(encoder: Encoder, target: Target) -> dict[str, Any]:
     """What torch.save writes. Counters of BatchNorm included: MoCo's sanity check looks for them."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in encoder.backbone.state_dict().items()}
+    header = {"protobench": checkpoints.header(
+        encoder.backbone, key=encoder.key, input_=encoder.input, trained=_history(encoder), origin=encoder.account["origin"],
+        content={"query": checkpoints.digest_of(state)})}
     match target:
         case "moco":
-            epochs = ((encoder.account["trained"] or {}).get("recipe") or {}).get("train", {}).get("epochs", 0)
-            return {"epoch": epochs, "arch": encoder.account["arch"],
+            return {"epoch": 0, "arch": encoder.account["arch"], **header,
                     "state_dict": {f"module.encoder_q.{name}": tensor for name, tensor in state.items()}}
         case "mmdet":
-            return {"state_dict": state}
+            return {"state_dict": state, **header}
         case "detectron2":
             return {"model": {_detectron(name): tensor for name, tensor in state.items()}, "__author__": "protobench",
-                    "matching_heuristics": True}
+                    "matching_heuristics": True, **header}
     return state
 
 
@@ -73,17 +96,20 @@ def _detectron(name: str) -> str:
     return name
 
 
-def _verify(encoder: Encoder, path: Path) -> None:
-    numbers = ",".join(f"{value!r}" for value in (*encoder.input.mean, *encoder.input.std))
-    again = checkpoints.load(path, Reading(normalisation=numbers)).backbone
+def _verify(encoder: Encoder, written: Path, path: Path) -> None:
+    try:
+        again = checkpoints.load(written)
+    except UserError as refusal:
+        raise UserError(f"a file of that form cannot say all that is needed: {refusal.what}", at=path,
+                        hint="export it as .safetensors") from refusal
     side = min(encoder.input.crop, 64)
     x = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        difference = float((again(x) - encoder.backbone.cpu()(x)).abs().max())
-    if difference != 0:
-        path.unlink()
-        raise UserError(f"the file, read back, gives other features (by up to {difference:.3g}); it was deleted", at=path,
-                        hint=f"its names cannot express a {encoder.account['arch']}; export it as .safetensors")
+        difference = float((again.backbone(x) - encoder.backbone.cpu()(x)).abs().max())
+    if difference != 0 or again.input != encoder.input:
+        what = f"gives other features (by up to {difference:.3g})" if difference else f"asks for another input ({again.input})"
+        raise UserError(f"the file, read back, {what}; it was not kept", at=path,
+                        hint="bare names cannot express it; export it as .safetensors")
 
 
 # The card -------------------------------------------------------------------------------------------------------------
@@ -91,10 +117,11 @@ def _verify(encoder: Encoder, path: Path) -> None:
 def card(encoder: Encoder, path: Path, target: Target, results: Path) -> str:
     """Markdown: what the file is, how to load it, how its weights came to be, and which records score them."""
     a, i = encoder.account, encoder.input
-    arch = a["arch"].partition(",")[0]
     load = f'safetensors.torch.load_file("{path.name}")' if path.suffix == ".safetensors" else f'torch.load("{path.name}")'
-    use = USE[target].format(arch=arch, file=path.name, load=load, mean255=[round(255 * m, 3) for m in i.mean],
-                             std255=[round(255 * s, 3) for s in i.std])
+    use = f'encoder = protobench.checkpoints.load(Path("{path.name}")).backbone'
+    if a["arch"] in PLAIN:
+        use = USE[target].format(arch=a["arch"], file=path.name, load=load, mean255=[round(255 * m, 3) for m in i.mean],
+                                 std255=[round(255 * s, 3) for s in i.std])
     facts = [
         ("architecture", a["arch"]), ("tensors", f"{a['matched']} of {a['expected']} from the source, no head"),
         ("input", f"RGB in 0 to 1, mean {list(i.mean)}, std {list(i.std)}; evaluated at {i.crop} x {i.crop} pixels, "

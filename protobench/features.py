@@ -17,8 +17,9 @@ from protobench.images import ImageList
 from protobench.loading import CentreCrops, batches
 from protobench.progress import progress
 
-Pooling = Literal["average", "2x2"]
-"""average: global average pool (2048-D for a ResNet-50). 2x2: conv5 pooled to 2x2 (8192-D), as Goyal et al. use it."""
+Pooling = Literal["average", "2x2", "embedding"]
+"""average: global average pool (2048-D for a ResNet-50). 2x2: conv5 pooled to 2x2 (8192-D), as Goyal et al. use it.
+embedding: the projection head's output (128-D in MoCo and PCL)."""
 
 VERSION = 1
 """Raise when features change for equal inputs."""
@@ -31,7 +32,7 @@ def extract(encoder: Encoder, images: ImageList, *, pooling: Pooling = "average"
     Raises UserError for unreadable images and for features that are not finite or all alike (a collapsed encoder).
     """
     input_ = replace(encoder.input, warp=warp)
-    weights = [encoder.account["sha256"], encoder.account["prefix"]]
+    weights = [encoder.account[part] for part in ("sha256", "prefix", "arch")]
     identity = {"version": VERSION, "weights": weights, "data": images.fingerprint, "input": asdict(input_),
                 "pooling": pooling, "device": torch.device(device).type, "batch_size": batch_size,
                 "torch": torch.__version__, "pillow": PIL.__version__}
@@ -39,6 +40,10 @@ def extract(encoder: Encoder, images: ImageList, *, pooling: Pooling = "average"
     with contextlib.suppress(OSError, ValueError, EOFError):  # absent, or cut short by a full disk: extracted anew
         return np.load(path, mmap_mode="r")
     loader = batches(CentreCrops(images, input_), workers=workers, device=device, batch_size=batch_size)
+    projection = encoder.projection.to(device) if encoder.projection and pooling == "embedding" else None
+    if pooling == "embedding" and projection is None:
+        raise UserError(f"{encoder.account['file']} holds no projection head of a known shape, so there is no embedding",
+                        hint="evaluate the pooled feature instead: --feature pooled")
     backbone = encoder.backbone.to(device).to(memory_format=torch.channels_last)
     mean, std = (torch.tensor(value, device=device).view(3, 1, 1) * 255 for value in (input_.mean, input_.std))
     parts = []
@@ -47,14 +52,21 @@ def extract(encoder: Encoder, images: ImageList, *, pooling: Pooling = "average"
                                total=math.ceil(len(images) / batch_size)):
             x = (pixels.to(device, non_blocking=True).float() - mean) / std
             map_NCHW = backbone.features(x.contiguous(memory_format=torch.channels_last))
-            parts.append(_pool(map_NCHW, pooling).cpu())
+            parts.append(_pool(map_NCHW, pooling, projection).cpu())
     features = torch.cat(parts).numpy()
     _check(features, images)
     files.write_atomic(path, lambda file: np.save(file, features))
     return features
 
 
-def _pool(map_NCHW: torch.Tensor, pooling: Pooling) -> torch.Tensor:
+def unit_norm(x_ND: np.ndarray) -> np.ndarray:
+    """Each row divided by its norm; a zero row stays zero. float32 [N, D]."""
+    return x_ND / np.maximum(np.linalg.norm(x_ND, axis=1, keepdims=True), 1e-12)
+
+
+def _pool(map_NCHW: torch.Tensor, pooling: Pooling, projection: torch.nn.Module | None) -> torch.Tensor:
+    if projection is not None:
+        return projection(map_NCHW.mean((2, 3)))
     if pooling == "average":
         return map_NCHW.mean((2, 3))
     side = map_NCHW.shape[-1]

@@ -58,15 +58,23 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def safetensors_header(path: Path) -> dict[str, Any]:
-    """Our header in a safetensors file, read without a tensor; empty for any other file and for one cut short."""
+def safetensors_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file, read without a tensor; empty for any other file and for one cut short."""
     try:
         with open(path, "rb") as file:
             size = path.stat().st_size
             (length,) = struct.unpack("<Q", file.read(8))
             content = json.loads(file.read(length)) if length < size else {}
-        ours = json.loads(content.pop("__metadata__", {}).get("protobench", "{}"))
+        metadata = content.pop("__metadata__", {})
         end = max((entry["data_offsets"][1] for entry in content.values()), default=0)
-        return ours if isinstance(ours, dict) and size == 8 + length + end else {}
+        return metadata if isinstance(metadata, dict) and size == 8 + length + end else {}
     except (OSError, ValueError, LookupError, TypeError, struct.error, AttributeError):
         return {}
+
+
+def exported_key(path: Path) -> str | None:
+    """The key in the header of an encoder that this suite exported, read without a tensor; None for any other file."""
+    try:
+        return json.loads(safetensors_metadata(path)["protobench"])["key"]
+    except (ValueError, LookupError, TypeError):
+        return None

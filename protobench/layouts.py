@@ -26,7 +26,7 @@ class Reading:
     weights: Literal["auto", "query", "momentum"] = "auto"
     """query: the trained encoder. momentum: its moving average or teacher. auto: the one that its authors evaluate"""
     prefix: str | None = None
-    """what stands before conv1.weight, for files of no known layout"""
+    """what stands before conv1.weight, where a file fits no layout or several, or another copy is wanted"""
     drop: tuple[str, ...] = ()
     """names beside layer1 … layer4 that are heads and may be left out"""
     arch: str | None = None
@@ -60,8 +60,10 @@ class Layout:
     """patterns and what to put for them; the first that matches a name (behind the prefix) is used"""
     heads: tuple[str, ...] = ()
     """names behind the prefix that may be left out, beside HEADS"""
-    twins: tuple[str, ...] = ()
-    """further prefixes of the very same tensors"""
+    projection: str = ""
+    """what stands before the projection head behind the prefix, where its shape is known: linear, or two layers with a ReLU"""
+    others: tuple[str, ...] = ()
+    """prefixes of further ResNets that such files hold, duplicates and copies that nobody evaluates"""
     evaluated: Copy = "query"
     """the copy that the authors evaluate"""
     normalisation: str | None = "imagenet"
@@ -84,16 +86,18 @@ TENSORFLOW = "(convolutions lie in memory as TensorFlow writes them)"
 """A fact about the tensors that counts among the entries: no name tells a converted file, its strides do."""
 _TF = re.escape(TENSORFLOW)
 _LIGHTNING = r"^pytorch-lightning_version$"
-_SOLO = r"^state_dict/(projector|classifier|momentum_classifier)\."
+_SOLO = (_LIGHTNING, r"^state_dict/(momentum_)?projector\.", r"^state_dict/classifier\.")
+_DETECTOR = r"(^|/)(rpn_head|roi_head|bbox_head|mask_head|decode_head)\."
 _SWAV = r"^(\w+/)?(prototypes|projection_head)\."
 _SIMCLR2 = r"^net\.(\d)\.blocks\.(\d+)\."
 _SEQUENTIAL = ((r"^0\.", "conv1."), (r"^1\.", "bn1."), (r"^4\.", "layer1."), (r"^5\.", "layer2."), (r"^6\.", "layer3."),
                (r"^7\.", "layer4."))
 
 LAYOUTS: tuple[Layout, ...] = (
-    Layout("torchvision's names", without=(_TF, _SWAV, r"^state_dict_ema/"), wide_normalisation=None),
+    Layout("protobench", "", "momentum.", ("",), (r"^projection\.",), heads=("projection", "momentum"), projection="projection."),
+    Layout("torchvision's names", without=(_TF, _SWAV, r"^state_dict_ema/", r"^projection\."), wide_normalisation=None),
     Layout("timm, with averaged weights", "state_dict/", "state_dict_ema/", ("",), (r"^state_dict_ema/",), evaluated="momentum"),
-    Layout("MoCo, PCL or MoPro", "encoder_q.", "encoder_k."),
+    Layout("MoCo, PCL or MoPro", "encoder_q.", "encoder_k.", projection="fc."),
     Layout("MoCo v3", "base_encoder.", "momentum_encoder."),
     Layout("SimSiam", "encoder.", marks=(r"^\w+/predictor\.",), without=(_LIGHTNING,)),
     Layout("SwAV or DeepCluster v2", marks=(_SWAV,), normalisation="0.485,0.456,0.406,0.228,0.224,0.225",  # .228: as there
@@ -115,30 +119,30 @@ LAYOUTS: tuple[Layout, ...] = (
                    (_SIMCLR2 + r"projection\.bn\.0\.", r"layer\1.\2.downsample.1."),
                    *((_SIMCLR2 + rf"net\.{2 * n - 2}\.(?=weight)", rf"layer\1.\2.conv{n}.") for n in (1, 2, 3)),
                    *((_SIMCLR2 + rf"net\.{2 * n - 1}\.0\.", rf"layer\1.\2.bn{n}.") for n in (1, 2, 3)))),
-    Layout("BYOL, converted from JAX", containers=("",), marks=(_TF,),
+    Layout("BYOL, or another, converted from JAX or TensorFlow", containers=("",), marks=(_TF,),
            refused="its convolutions pad one side only, as TensorFlow's do; no network here does, and features would be shifted"),
     Layout("SPCL", containers=("encoder/",), marks=(r"^encoder/stem\.conv0\.",), heads=("unused",), cifar_normalisation="cifar10",
            rename=((r"^bn1\.", "unused.bn1."), (r"^stem\.conv0\.", "conv1."), (r"^stem\.BN1\.", "bn1."))),
     Layout("VISSL", "classy_state_dict/base_model/model/trunk/_feature_blocks.", "loss/moco_encoder.trunk._feature_blocks.",
-           ("",)),
+           ("",), others=("classy_state_dict/ema_model/model/trunk/_feature_blocks.",)),
     Layout("VISSL, trunk alone", "_feature_blocks."),
-    Layout("mmselfsup or mmpretrain", "backbone.", marks=(r"^meta$",), twins=("encoder.0.",),
-           without=(r"(^|/)(encoder_k|target_net)\.0\.",)),
+    Layout("mmselfsup or mmpretrain", "backbone.", marks=(r"^meta$",), others=("encoder.0.",),
+           without=(r"(^|/)(encoder_k|target_net)\.0\.", _DETECTOR)),
     Layout("mmselfsup or mmpretrain, MoCo", "backbone.", "encoder_k.0.", marks=(r"(^|/)encoder_k\.0\.",),
-           twins=("encoder_q.0.",)),
+           others=("encoder_q.0.",)),
     Layout("mmselfsup or mmpretrain, BYOL", "backbone.", "target_net.0.", marks=(r"(^|/)target_net\.0\.",),
-           twins=("online_net.0.",)),
-    Layout("solo-learn", "backbone.", "momentum_backbone.", ("state_dict/",), (_LIGHTNING, _SOLO), cifar_stem="cifar-padded",
+           others=("online_net.0.",)),
+    Layout("solo-learn", "backbone.", "momentum_backbone.", ("state_dict/",), _SOLO, cifar_stem="cifar-padded",
            cifar_normalisation="0.4914,0.4822,0.4465,0.247,0.243,0.261"),
-    Layout("solo-learn, before 2022", "encoder.", "momentum_encoder.", ("state_dict/",), (_LIGHTNING,),
+    Layout("solo-learn, before 2022", "encoder.", "momentum_encoder.", ("state_dict/",), _SOLO,
            cifar_stem="cifar-padded", cifar_normalisation="0.4914,0.4822,0.4465,0.247,0.243,0.261"),
-    Layout("lightly", "backbone.", None, ("state_dict/",), (_LIGHTNING,), (_SOLO,)),
+    Layout("lightly or another Lightning module", "backbone.", None, ("state_dict/",), (_LIGHTNING,), (_SOLO[1],)),
     Layout("lightly, MoCo", "backbone.", "key_backbone.", ("state_dict/",), (r"^state_dict/key_backbone\.",)),
     Layout("lightly, BYOL", "backbone.", "teacher_backbone.", ("state_dict/",), (r"^state_dict/teacher_backbone\.",)),
     Layout("lightly, DINO", "student_backbone.", "backbone.", ("state_dict/",), (r"^state_dict/student_backbone\.",),
            evaluated="momentum"),  # what is named "backbone" there is the teacher
     Layout("lightly, before 2021", "backbone.", "momentum_backbone.", ("state_dict/",), (r"^state_dict/momentum_backbone\.",),
-           (_SOLO,)),
+           (_SOLO[1],)),
     Layout("lightly, CIFAR benchmark", "backbone.", "backbone_momentum.", ("state_dict/",),
            (r"^state_dict/backbone_momentum\.",)),
     Layout("lightly, sequential backbone", "backbone.", "backbone_momentum.", marks=(r"(^|/)backbone\.7\.0\.conv1\.",),
@@ -177,35 +181,55 @@ def strip(name: str) -> str:
     return _WRAPPER.sub("", name)
 
 
-def recognise(path: Path, names: Collection[str], entries: Collection[str], reading: Reading) -> Match:
-    """The one layout that explains the file, and the copy that ``reading`` asks for.
+def recognise(path: Path, names: Collection[str], entries: Collection[str], reading: Reading,
+              prefer: Copy | None = None) -> Match:
+    """The one layout that explains the file, and the copy that ``reading`` asks for; where it leaves that open, the one to
+    ``prefer`` if the file holds it.
 
     ``names`` are stripped, ``entries`` those at the file's top level. Raises UserError where no layout fits or several do,
     and where the copy asked for is not in the file.
     """
     found = sorted({match[1] for name in names if (match := _BLOCK.match(name))})
-    if reading.prefix is not None:
-        return Match(Layout("prefix given", normalisation="imagenet"), "query", _given(path, reading.prefix, found))
     fitting = [(layout, container) for layout in LAYOUTS if _marked(layout, [*entries, *names])
                for container in layout.containers if _explains(layout, container, names, found)]
+    if reading.prefix is not None and (len(fitting) != 1 or reading.weights != "auto"):
+        return _given(path, reading, found, entries)
     if not fitting:
         raise _unknown(path, names, found)
     if len(fitting) > 1:
         raise UserError("two layouts fit: " + " and ".join(f"{layout.origin} ({container}{layout.query})" for layout, container in
-                                                          fitting), at=path, hint="--prefix says where the backbone lies")
+                                                          fitting), at=path, hint="--prefix says where the backbone lies, "
+                        "--normalisation how its inputs were normalised")
     (layout, container), = fitting
-    copy = layout.evaluated if reading.weights == "auto" else reading.weights
-    prefix = layout.query if copy == "query" else layout.momentum
-    if prefix is None or not backbone(layout, container + prefix, names):
+    if layout.refused:
+        raise UserError(f"{layout.origin}: {layout.refused}", at=path)
+    places: dict[Copy, str] = {}
+    for copy, prefix in (("query", layout.query), ("momentum", layout.momentum)):
+        if prefix is not None and _has_blocks(layout, container + prefix, names):
+            places[copy] = container + prefix  # type: ignore[index]
+    if reading.prefix is not None:
+        chosen = [copy for copy, place in places.items() if strip(reading.prefix) in (place, place.rpartition("/")[2])]
+        if not chosen:
+            return _given(path, reading, found, entries)
+        return Match(layout, chosen[0], places[chosen[0]])
+    copy = reading.weights if reading.weights != "auto" else prefer if prefer in places else layout.evaluated
+    if copy not in places:
         raise UserError(f"this {layout.origin} file holds no {copy} copy of the backbone", at=path,
                         hint=f"--weights {'query' if copy == 'momentum' else 'momentum'} takes the one it holds")
-    return Match(layout, copy, container + prefix)
+    return Match(layout, copy, places[copy])
 
 
 def backbone(layout: Layout, prefix: str, names: Iterable[str]) -> dict[str, str]:
-    """torchvision's name -> the file's, of everything behind the prefix; whether it belongs to the backbone or not."""
-    return {_renamed(layout, tail): name for name in names
-            if name.startswith(prefix) and "/" not in (tail := name[len(prefix):])}
+    """torchvision's name -> the file's, of everything behind the prefix; whether it belongs to the backbone or not.
+
+    UserError where two names become one.
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        behind = name.startswith(prefix) and "/" not in name[len(prefix):]
+        if behind and (other := found.setdefault(_renamed(layout, name[len(prefix):]), name)) != name:
+            raise UserError(f"two tensors of a {layout.origin} file are one in the backbone: {other} and {name}")
+    return found
 
 
 def _renamed(layout: Layout, name: str) -> str:
@@ -224,18 +248,34 @@ def _marked(layout: Layout, keys: list[str]) -> bool:
 
 def _explains(layout: Layout, container: str, names: Collection[str], found: list[str]) -> bool:
     """Whether there is a backbone where the layout has it, and no other ResNet in the file."""
-    prefixes = [container + prefix for prefix in (layout.query, layout.momentum, *layout.twins) if prefix is not None]
-    return set(found) <= set(prefixes) and any(
-        BACKBONE.match(name) and _BLOCK.match(name) for prefix in prefixes[:2] for name in backbone(layout, prefix, names))
+    prefixes = [container + prefix for prefix in (layout.query, layout.momentum, *layout.others) if prefix is not None]
+    if not set(found) <= set(prefixes) or not any(_has_blocks(layout, prefix, names) for prefix in prefixes[:2]):
+        return False
+    renamed = ((name[:end], name[end:], _renamed(layout, name[end:])) for name in names if layout.rename for end in _splits(name))
+    return {root for root, tail, new in renamed if new != tail and BACKBONE.match(new) and _BLOCK.match(new)} <= set(prefixes)
 
 
-def _given(path: Path, prefix: str, found: list[str]) -> str:
-    wanted = strip(prefix)
+def _splits(name: str) -> list[int]:
+    """Where a prefix may end: before the first letter, and behind every dot and slash."""
+    return [0, *(place.end() for place in re.finditer(r"[./]", name))]
+
+
+def _has_blocks(layout: Layout, prefix: str, names: Collection[str]) -> bool:
+    return any(BACKBONE.match(renamed) and _BLOCK.match(renamed) for name in names
+               if name.startswith(prefix) and "/" not in name[len(prefix):] and (renamed := _renamed(layout, name[len(prefix):])))
+
+
+def _given(path: Path, reading: Reading, found: list[str], entries: Collection[str]) -> Match:
+    """A backbone under torchvision's names where no layout says what it is: its normalisation must be given as well."""
+    wanted = strip(reading.prefix or "")
     chosen = [root for root in found if wanted in (root, root.rpartition("/")[2])]
     if len(chosen) != 1:
-        raise UserError(f"{len(chosen) or 'no'} ResNets under --prefix {prefix!r}", at=path,
+        raise UserError(f"{len(chosen) or 'no'} ResNets under --prefix {reading.prefix!r}", at=path,
                         hint=f"the file has: {', '.join(map(repr, chosen or found)) or 'none'}")
-    return chosen[0]
+    if TENSORFLOW in entries:
+        raise UserError("the file was converted from TensorFlow, whose networks may pad one side only; no layout says so here",
+                        at=path, hint="bring it in the layout of a converter that is known: python -m protobench layouts")
+    return Match(Layout("prefix given", normalisation=None, wide_normalisation=None), "query", chosen[0])
 
 
 def _unknown(path: Path, names: Collection[str], found: list[str]) -> UserError:
@@ -255,13 +295,11 @@ def _unknown(path: Path, names: Collection[str], found: list[str]) -> UserError:
                           for prefix in (layout.query, layout.momentum) if prefix is not None),
                          key=lambda place: max(SequenceMatcher(None, place[1], root).ratio() for root in found))
     nearest = f"nearest: {layout.origin}, which has {prefix}conv1.weight"
-    if prefix in found and len(found) == 1:
-        nearest += f" too, and also a name like {' and '.join(layout.marks) or 'it'}"
-    elif prefix in found:
-        nearest += ", but no further ResNet"
-    which = found[0].rpartition("/")[2] if len(found) == 1 else "PREFIX"
+    if prefix in found:
+        nearest += " too, but other things beside it"
+    which = (found[0].rpartition("/")[2] or "''") if len(found) == 1 else f"one of {', '.join(map(repr, found))}"
     return UserError(f"no known layout: ResNets lie under {', '.join(repr(root) for root in found)}", at=path,
-                     hint=f"{nearest}. If you know which one is to be evaluated: --prefix {which or repr('')}")
+                     hint=f"{nearest}. If you know better: --prefix {which} --normalisation imagenet (or how its inputs were)")
 
 
 def normalisation(text: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
@@ -278,10 +316,10 @@ def normalisation(text: str) -> tuple[tuple[float, float, float], tuple[float, f
     return (a, b, c), (d, e, f)
 
 
-def eval_input(path: Path, layout: Layout, *, cifar: bool, wide: bool, dataset: str | None, given: str | None) -> EvalInput:
+def eval_input(path: Path, layout: Layout, *, cifar: bool, wide: bool, dataset: object, given: str | None) -> EvalInput:
     """What the encoder expects. UserError where neither the file nor ``given`` tells the normalisation."""
     known = layout.cifar_normalisation if cifar else layout.wide_normalisation if wide else layout.normalisation
-    known = given or (known.get(dataset or "") if isinstance(known, dict) else known)
+    known = given or (known.get(str(dataset)) if isinstance(known, dict) else known)
     if known is None:
         kind = "CIFAR-stem network" if cifar else "wide network" if wide else "network"
         raise UserError(f"the file does not tell how the inputs of this {kind} were normalised", at=path,

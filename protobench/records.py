@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from protobench import files
-from protobench.errors import UserError
+from protobench.errors import UserError, printable
 
 SCHEMA = 1
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "faiss-gpu", "liblinear-official", "scikit-learn", "pillow")
@@ -35,6 +35,12 @@ def write(folder: Path, unit: dict[str, Any], runs: list[dict[str, Any]], *, sub
     path = folder / f"{name}-{record['record_id'][:12]}.json"
     files.write_text(path, _readable(record))
     return path
+
+
+def subject_of(ckpt: Path) -> dict[str, Any]:
+    """What a record says of a checkpoint that belongs to no table."""
+    name = printable(ckpt.name)
+    return {"row": name.split(".")[0], "seed": None, "source": name, "recipe": None}
 
 
 def _readable(record: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import http.client
 import tomllib
 import urllib.error
 import urllib.request
@@ -33,6 +34,11 @@ class Released:
     """whether other files go by the same name"""
 
     @property
+    def kept_as(self) -> str:
+        """The name that fetch gives it, under which it is known."""
+        return f"{self.name}-{self.file}" if self.generic else self.file
+
+    @property
     def proof(self) -> str:
         """How surely a file of this name is the one."""
         if self.sha256 or self.md5:
@@ -55,7 +61,7 @@ def identify(path: Path, sha256: str) -> Released | None:
     for entry in catalogue().values():
         if entry.sha256 and sha256.startswith(entry.sha256):
             return entry
-        if path.name == entry.file and not entry.generic:
+        if path.name == entry.kept_as:
             _check(path, entry, sha256)
             return entry
     return None
@@ -82,41 +88,60 @@ def fetch(name: str, folder: Path) -> Path:
     UserError for an unknown name, without a network, and where the hash is not the published one (the file is deleted).
     """
     entry = catalogue()[choose("checkpoint", name, list(catalogue()))]
-    path = folder / (f"{entry.name}-{entry.file}" if entry.generic else entry.file)
+    path = folder / entry.kept_as
+    if path.is_dir():
+        raise UserError("a folder is in the way of the download", at=path, hint="--to another folder")
     if not path.exists():
         part = path.with_name(path.name + ".part")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             _download(entry, part)
-        except (OSError, urllib.error.URLError) as failure:
-            kept = f"; {part.stat().st_size:,} bytes are kept, the same command goes on" if part.exists() else ""
-            raise UserError(f"cannot download {entry.title}: {getattr(failure, 'reason', failure)}{kept}", at=entry.url,
+        except (OSError, urllib.error.URLError, http.client.HTTPException) as failure:
+            kept = f"; {part.stat().st_size:,} bytes are kept, the same command goes on" if part.is_file() else ""
+            told = getattr(failure, "reason", None) or str(failure) or type(failure).__name__
+            raise UserError(f"cannot download {entry.title}: {told}{kept}", at=entry.url,
                             hint=f"without a network, bring the file from another machine: {entry.page}") from failure
         try:
             _check(part, entry)
         except UserError:
             part.unlink()
             raise
+        finally:
+            _version_of(part).unlink(missing_ok=True)
         part.rename(path)
     _check(path, entry)
     return path
 
 
+def _version_of(part: Path) -> Path:
+    """Where the server's ETag is kept: the rest is only asked for if the file is still the same."""
+    return part.with_name(part.name + ".etag")
+
+
 def _download(entry: Released, part: Path) -> None:
-    have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(entry.url, headers={"Range": f"bytes={have}-"} if have else {})
+    version = _version_of(part)
+    have = part.stat().st_size if part.is_file() and version.is_file() else 0
+    resume = {"Range": f"bytes={have}-", "If-Range": version.read_text()} if have else {}
+    request = urllib.request.Request(entry.url, headers=resume)
     try:
         answer = urllib.request.urlopen(request, timeout=60)
     except urllib.error.HTTPError as refusal:
-        if refusal.code == 416 and refusal.headers.get("Content-Range") == f"bytes */{have}":
+        if refusal.code != 416:
+            raise
+        if refusal.headers.get("Content-Range") == f"bytes */{have}":
             return  # it was whole already
-        raise
+        part.unlink()  # longer than the file: not a part of it
+        answer = urllib.request.urlopen(entry.url, timeout=60)
     with contextlib.closing(answer):
         if answer.headers.get_content_type() == "text/html":
             raise OSError("the answer is a web page, not a file (a portal or a moved address?)")
         goes_on = answer.status == 206 and str(answer.headers.get("Content-Range", "")).startswith(f"bytes {have}-")
         length = answer.headers.get("Content-Length")
         have = have if goes_on else 0
+        if not have:
+            version.unlink(missing_ok=True)
+            if answer.headers.get("ETag"):
+                version.write_text(answer.headers["ETag"])
         total = have + int(length) if length else 0
         bar = progress(desc=entry.file, unit=" MB", total=total / 1e6)
         bar.n = bar.initial = have / 1e6

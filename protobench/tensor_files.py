@@ -6,10 +6,14 @@ or an archive of another program, is recognised by its first bytes, and its erro
 """
 
 import argparse
+import json
 import pathlib
 import re
+import shlex
+import stat
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +28,17 @@ from torch import Tensor, nn
 from protobench import files
 from protobench.errors import UserError
 
+
+class _Leftover:
+    """Stands for a logger's object; keeps what it is given and does nothing."""
+
+
 INERT: list[Any] = [
     argparse.Namespace,  # SupContrast's and DINO's options
+    (_Leftover, "mmengine.logging.history_buffer.HistoryBuffer"),  # in every training file of mmengine
+    *((OrderedDict, f"{module}.AttributeDict") for module in (
+        "lightning.fabric.utilities.data", "lightning_fabric.utilities.data", "pytorch_lightning.utilities.parsing")),
+    np.ndarray, *((np.zeros(0).__reduce__()[0], f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
     np.dtype, *{type(np.dtype(kind)) for kind in "?bhilqBHILQefd"},
     *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),  # best_acc1
     *((getattr(pathlib, name), f"{module}.{name}") for module in ("pathlib", "pathlib._local")
@@ -47,8 +60,8 @@ FOREIGN = {
 """First bytes, in lower case: what the file is, and what to do."""
 
 TENSORFLOW = re.compile(r"\.(index|meta|pb|data-\d+-of-\d+)$")
-DEEPEST = 8
-"""Levels of dictionaries that are looked into."""
+DEEPEST = 12
+"""Levels of dictionaries and lists that are looked into."""
 
 
 @dataclass(frozen=True)
@@ -71,11 +84,7 @@ def read(path: Path, *, trust: bool = False) -> TensorFile:
     ``trust`` unpickles everything, which runs whatever code the file holds. Raises UserError where the file is missing,
     empty, damaged, no checkpoint, or (unless trusted) holds more than tensors and plain values.
     """
-    if not path.is_file():
-        what = "this is a folder, not a checkpoint file" if path.is_dir() else "no such checkpoint"
-        raise UserError(what, at=path, hint="name the file itself; nothing is evaluated in its place")
-    with open(path, "rb") as file:
-        head = file.read(512)
+    head = check(path)
     if _is_safetensors(head):
         return _read_safetensors(path)
     _refuse_foreign(path, head)
@@ -84,7 +93,40 @@ def read(path: Path, *, trust: bool = False) -> TensorFile:
     tensors: dict[str, Tensor] = {}
     _flatten(content, "", tensors, 0)
     entries = {str(key): value for key, value in content.items()} if isinstance(content, Mapping) else {}
-    return TensorFile(tensors, {key: value for key, value in entries.items() if key not in tensors}, {}, mapped=zipped)
+    entries = {key: value for key, value in entries.items() if key not in tensors}
+    return TensorFile(tensors, entries, _header(path, entries.get("protobench")), mapped=zipped)
+
+
+def check(path: Path) -> bytes:
+    """The first bytes of a file that can be read. UserError for anything else by that name."""
+    try:
+        kind = path.stat().st_mode
+        if stat.S_ISREG(kind):
+            with open(path, "rb") as file:
+                return file.read(512)
+        what = "this is a folder, not a checkpoint file" if stat.S_ISDIR(kind) else "this is no regular file"
+    except FileNotFoundError:
+        what = "no such checkpoint"
+    except OSError as failure:
+        what = f"cannot read the checkpoint: {failure.strerror}"
+    raise UserError(what, at=path, hint="name a file that can be read; nothing is evaluated in its place")
+
+
+def _header(path: Path, text: Any) -> dict[str, Any]:
+    """Ours, from its JSON; empty where there is none. UserError where it is not as it was written."""
+    if text is None:
+        return {}
+    try:
+        header = json.loads(text)
+        sealed = header.pop("sha256")
+        if files.sha256(header) != sealed:
+            raise ValueError("its hash differs")
+    except (ValueError, TypeError, KeyError, AttributeError) as failure:
+        raise UserError(f"the checkpoint's header is not as it was written: {failure}", at=path, hint=DAMAGED) from failure
+    return header
+
+
+DAMAGED = "it is truncated or damaged; compare its size and hash with the source"
 
 
 def _is_safetensors(head: bytes) -> bool:
@@ -102,7 +144,7 @@ def _read_safetensors(path: Path) -> TensorFile:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError, KeyError) as failure:
         _damaged(path, failure)
-    return TensorFile(tensors, {}, files.safetensors_header(path))
+    return TensorFile(tensors, {}, _header(path, files.safetensors_metadata(path).get("protobench")))
 
 
 def _refuse_foreign(path: Path, head: bytes) -> None:
@@ -121,9 +163,6 @@ def _refuse_foreign(path: Path, head: bytes) -> None:
                         hint="convert it to PyTorch first: tonylins/simclr-converter (SimCLR), Separius/SimCLRv2-Pytorch (v2)")
 
 
-DAMAGED = "it is truncated or damaged; compare its size and hash with the source"
-
-
 def _damaged(path: Path, failure: Exception) -> NoReturn:
     told = (str(failure).strip() or type(failure).__name__).splitlines()[0][:200]
     raise UserError(f"cannot read the checkpoint: {told}", at=path, hint=DAMAGED) from failure
@@ -134,6 +173,11 @@ def _load(path: Path, zipped: bool, trust: bool) -> Any:
         _check_archive(path)
     try:
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(INERT):
+            try:
+                str(path).encode()
+            except UnicodeEncodeError:  # such a name cannot be mapped
+                with open(path, "rb") as file:
+                    return torch.load(file, map_location="cpu", weights_only=not trust)
             return torch.load(path, map_location="cpu", weights_only=not trust, mmap=zipped)
     except ModuleNotFoundError as failure:  # only when trusted
         raise UserError(f"unpickling needs the package {failure.name!r}", at=path,
@@ -143,9 +187,10 @@ def _load(path: Path, zipped: bool, trust: bool) -> Any:
     except Exception as failure:  # pickle.UnpicklingError and whatever a hostile file provokes
         if not (objects := _objects(path, failure)):
             raise UserError("cannot read the checkpoint: not written by torch.save", at=path, hint=DAMAGED) from failure
+        out = path.with_name(path.name.split(".")[0] + ".safetensors")
         raise UserError(f"the checkpoint holds more than tensors and plain values: {', '.join(objects)}", at=path,
                         hint="unpickling those could run any code; if you trust where the file comes from: python -m "
-                             f"protobench convert --trust {path.name} {path.name.split('.')[0]}.safetensors") from failure
+                             f"protobench convert --trust {shlex.quote(str(path))} {shlex.quote(str(out))}") from failure
 
 
 def _objects(path: Path, failure: Exception) -> list[str]:
@@ -185,7 +230,9 @@ def _flatten(value: Any, name: str, found: dict[str, Tensor], depth: int) -> Non
     if isinstance(value, nn.Module):  # only when trusted: a whole model was saved
         value = value.state_dict()
     if isinstance(value, Tensor):
+        if name in found:
+            raise UserError(f"two tensors of the name {name}")
         found[name] = value.detach()
-    elif isinstance(value, Mapping) and depth < DEEPEST:
-        for key, item in value.items():
+    elif isinstance(value, Mapping | list | tuple) and depth < DEEPEST:
+        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
             _flatten(item, f"{name}/{key}" if name else str(key), found, depth + 1)

@@ -125,32 +125,36 @@ def collect(table: Table, results: Path, tier: Tier, asked: Collection[str] | No
     rows the newest per (row, seed, data set), all of one version, data and parameters, and one recipe per row."""
     names = {row.name for row in table.rows}
     found = {key: record for key, record in records.read_all(results / tier / "records").items()
-             if record["unit"]["evaluation"] == table.evaluation and record["subject"]["row"] in names}
+             if _score_of(record) in table.scores and record["subject"]["row"] in names}
     exact = {key: record for key, record in found.items() if key in (asked or ())}
     settled = {record["subject"]["row"] for record in exact.values()}
     others = [record for record in found.values() if record["subject"]["row"] not in settled]
-    kept: dict[tuple[str, int, str], dict[str, Any]] = {}
-    protocol: dict[str, str] = {}
+    kept: dict[tuple[str, int, tuple[str, str]], dict[str, Any]] = {}
+    protocol: dict[tuple, str] = {}
     recipe: dict[str, str] = {}
     stale = 0
     for record in [*exact.values(), *sorted(others, key=lambda record: record["finished"], reverse=True)]:
         unit, subject = record["unit"], record["subject"]
         same = files.sha256([unit["version"], unit["data"], unit["params"]])  # set by what was asked, else by the newest
-        if (protocol.setdefault(unit["data_name"], same) != same
+        if (protocol.setdefault((_score_of(record), table.row(subject["row"]).settings), same) != same
                 or recipe.setdefault(subject["row"], subject["recipe"]) != subject["recipe"]):
             stale += 1
             continue
-        kept.setdefault((subject["row"], subject["seed"], unit["data_name"]), record)
+        kept.setdefault((subject["row"], subject["seed"], _score_of(record)), record)
     rows: Found = {}
-    for row, seed, data_name in sorted(kept):
-        rows.setdefault(row, []).append(kept[row, seed, data_name])
+    for row, seed, score in sorted(kept):
+        rows.setdefault(row, []).append(kept[row, seed, score])
     return Collected(rows, stale)
+
+
+def _score_of(record: dict[str, Any]) -> tuple[str, str]:
+    return record["unit"]["evaluation"], record["unit"]["data_name"]
 
 
 def runs_of(found: list[dict[str, Any]], column: Column) -> Runs:
     """A cell's runs out of its row's records."""
     return {(record["subject"]["seed"], run["draw"]): run["value"] for record in found
-            if record["unit"]["data_name"] == column.dataset for run in record["runs"] if run["k"] == column.k}
+            if _score_of(record) == column.score for run in record["runs"] if column.k in (None, run.get("k"))}
 
 
 def per_unit(runs: Runs) -> list[float]:
@@ -216,6 +220,8 @@ def _cell(table: Table, tier: Tier, row: Row, column: Column, runs: Runs, source
         return Cell(row, column, paper, {}, "not-run")
     if tier != "paper" or column.dataset in departures:
         return Cell(row, column, paper, runs, "off-protocol")
+    if not paper:
+        return Cell(row, column, paper, runs, "unprinted")
     result = verdicts.compare(paper, table.paper_runs, grid(runs), row.margin(column), same_encoder=source.startswith("released"))
     return Cell(row, column, paper, runs, result.verdict, result.delta, result.interval, result.p_short)
 
@@ -242,7 +248,7 @@ def _controls(table: Table, tier: Tier, runs: dict[tuple[str, str], Runs]) -> st
     for column in table.columns:
         low, high = runs[lower.name, column.title], runs[upper.name, column.title]
         missing = missing or not low or not high
-        if tier != "paper":
+        if tier != "paper" or not table.numbers[lower.name, column.title]:
             if low and high and max(per_unit(low)) >= min(per_unit(high)):
                 wrong.append(f"{lower.title} is not below {upper.title} at {column.title}")
             continue
@@ -260,14 +266,14 @@ def _looks_untrained(table: Table, tier: Tier, row: Row, runs: dict[tuple[str, s
     if any(record["checkpoint"].get("untouched") for record in found):
         return "has BatchNorm as it is initialised"
     random = table.control("lower")
-    for dataset in {column.dataset for column in table.columns}:
+    for score in table.scores:
         inside = []
-        for column in (column for column in table.columns if column.dataset == dataset):
+        for column in (column for column in table.columns if column.score == score):
             own, lowest = runs[row.name, column.title], runs[random.name, column.title]
-            if not own or (tier != "paper" and not lowest):
+            printed = table.numbers[random.name, column.title] if tier == "paper" else ""
+            if not own or not (printed or lowest):
                 return ""
-            top = (float(table.numbers[random.name, column.title]) + column.random_margin if tier == "paper"
-                   else max(per_unit(lowest)))
+            top = float(printed) + column.random_margin if printed else max(per_unit(lowest))
             inside.append(float(np.mean(per_unit(own))) <= top)
         if all(inside):
             return "scores like the Random row"

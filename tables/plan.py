@@ -1,10 +1,11 @@
 """What a table needs: which encoders and scores exist, which are to be made, which cannot be, and what that costs."""
 
+import dataclasses
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from evaluate import lowshot
 from pretrain.recipes import Recipe, run_key
 from protobench import cli, files, images, mini, records, released
 from protobench.errors import UserError
@@ -13,19 +14,26 @@ from tables.schema import Row, Table, Tier
 
 State = Literal["done", "to run", "impossible"]
 RESNET50_BYTES = 0.1e9
-PAPER_SCORE_MINUTES = {"voc07": 2, "places205": 12}
-"""Rough, one recent GPU and local disk: features of 10 000 and 52 000 images, then the SVMs on the CPU."""
+PAPER_SCORE_MINUTES = {("lowshot", "voc07"): 2, ("lowshot", "places205"): 12, ("knn", "imagenet"): 25, ("ami", "imagenet"): 60}
+"""Rough, one recent GPU and local disk: features of 10 000, 52 000 and (shared, where cached) 1.3 million images, then SVMs
+on the CPU, neighbours, or five starts of k-means with K = 25 000."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """One record to have: an encoder on a data set."""
+    """One record to have: an encoder, an evaluation and a data set."""
 
+    evaluation: str
     dataset: str
     state: State
     why: str = ""
     key: str = ""
     """of the record (records.key)"""
+
+    @property
+    def name(self) -> str:
+        """For plans and messages."""
+        return f"{self.evaluation} {self.dataset}"
 
 
 @dataclass(frozen=True)
@@ -92,7 +100,7 @@ def make_plan(table: Table, tier: Tier, *, data: Path | None, given: dict[str, P
             raise UserError("no such checkpoint", at=path)
     root = data if tier == "paper" else mini.ensure()
     pretraining, why_not = _try(lambda: images.image_folder(_need(root) / "imagenet" / "train", "imagenet-train"))
-    sources = {name: _try(lambda name=name: lowshot.data_lists(_need(root), name)) for name in ("voc07", "places205")}
+    sources = {score: _try(lambda score=score: evaluation(score[0]).data_lists(_need(root), score[1])) for score in table.scores}
     have = records.read_all(results / tier / "records")
     jobs = []
     for row in chosen:
@@ -100,14 +108,26 @@ def make_plan(table: Table, tier: Tier, *, data: Path | None, given: dict[str, P
             recipe = row.recipe(tier)
             assert recipe is not None
             recipe = quick(recipe) if tier == "quick" else recipe
-            jobs.append(_job(table, row, seed, recipe, given.get(row.name), pretraining, why_not, sources, have, runs / tier))
+            jobs.append(_job(table, row, seed, recipe, given.get(row.name), pretraining, why_not, sources, have, runs / tier,
+                             data if tier == "paper" else None))
     return jobs
 
 
-def score_config(job: Job, dataset: str, *, data: Path | None, results: Path, device: str, workers: int) -> lowshot.Config:
-    """How a cell's scores are computed: the evaluation's defaults, which are the paper's protocol."""
-    return lowshot.Config(job.checkpoint, data, dataset, device=device, workers=workers,  # type: ignore[arg-type]
-                          results=results)
+def evaluation(name: str) -> Any:
+    """The module of an evaluation: Config, data_lists, unit, evaluate."""
+    return import_module(f"evaluate.{name}")
+
+
+def score_config(job: Job, score: Score, *, data: Path | None, **where: Any) -> Any:
+    """How a cell's scores are computed: the evaluation's defaults, which are the paper's protocol, and the row's settings."""
+    return _config(job.row, job.checkpoint, score.evaluation, score.dataset, data, **where)
+
+
+def _config(row: Row, checkpoint: Path, name: str, dataset: str, data: Path | None, **where: Any) -> Any:
+    module = evaluation(name)
+    fields = {field.name for field in dataclasses.fields(module.Config)}
+    chosen = {"dataset": dataset} | dict(row.settings)
+    return module.Config(checkpoint, data, **{key: value for key, value in chosen.items() if key in fields}, **where)
 
 
 def _need(root: Path | None) -> Path:
@@ -124,11 +144,11 @@ def _try(read: Any) -> tuple[Any, str]:
 
 
 def _job(table: Table, row: Row, seed: int, recipe: Recipe, given: Path | None, pretraining: ImageList | None, why_not: str,
-         sources: dict[str, tuple[Any, str]], have: dict[str, Any], runs: Path) -> Job:
+         sources: dict[tuple[str, str], tuple[Any, str]], have: dict[str, Any], runs: Path, data: Path | None) -> Job:
     if given is not None:
         sha256 = files.sha256_file(given)
         identity, source = sha256[:16], _provenance(table, row, given, sha256)
-        key, state, why, checkpoint = files.safetensors_header(given).get("key") or sha256, "done", source, given
+        key, state, why, checkpoint = files.exported_key(given) or sha256, "done", source, given
     else:
         identity, source = recipe_id(recipe), "retrained"
         checkpoint = runs / f"{row.name}-seed{seed}-{identity[:8]}" / "encoder.safetensors"
@@ -136,18 +156,17 @@ def _job(table: Table, row: Row, seed: int, recipe: Recipe, given: Path | None, 
             key, state, why = None, "impossible", why_not
         else:
             key = run_key(recipe, pretraining, seed)
-            state, why = ("done", "") if files.safetensors_header(checkpoint).get("key") == key else ("to run", "")
+            state, why = ("done", "") if files.exported_key(checkpoint) == key else ("to run", "")
     scores = []
-    for dataset, (lists, missing) in sources.items():  # lists: training and test images
+    for (name, dataset), (lists, missing) in sources.items():
         if lists is None:
-            scores.append(Score(dataset, "impossible", missing))
+            scores.append(Score(name, dataset, "impossible", missing))
         elif key is None:
-            scores.append(Score(dataset, "impossible", "no encoder"))
+            scores.append(Score(name, dataset, "impossible", "no encoder"))
         else:
-            config = lowshot.Config(checkpoint, None, dataset)  # type: ignore[arg-type]
-            unit = lowshot.unit(key, lists[0], lists[1], config)
+            unit = evaluation(name).unit(key, lists, _config(row, checkpoint, name, dataset, data))
             record = records.key(unit, {"row": row.name, "seed": seed})
-            scores.append(Score(dataset, "done" if record in have else "to run", key=record))
+            scores.append(Score(name, dataset, "done" if record in have else "to run", key=record))
     return Job(row, seed, recipe, checkpoint, given is not None, source, identity, state, why,  # type: ignore[arg-type]
                tuple(scores))
 
@@ -171,7 +190,7 @@ def describe(table: Table, tier: Tier, jobs: list[Job], workers: int) -> str:
         if row.cited:
             lines.append(f"  {row.name:<12} cited: {row.cited}")
         for job in (job for job in jobs if job.row is row):
-            scores = ", ".join(f"{score.dataset} {score.state}{f' ({score.why})' if score.why else ''}" for score in job.scores)
+            scores = ", ".join(f"{score.name} {score.state}{f' ({score.why})' if score.why else ''}" for score in job.scores)
             needed = job.to_run or job.encoder == "impossible"
             encoder = job.encoder if needed else "done" if job.encoder == "done" else "not needed"
             lines.append(f"  {job.name:<22} encoder {encoder}{f' ({job.why})' if job.why else ''}; {scores}")
@@ -192,7 +211,8 @@ def _cost(tier: Tier, jobs: list[Job], workers: int) -> str:
                 "about 120 MB of disk (3 seeds)")
     training = [job for job in running if job.trains]
     hours = sum(job.row.gpu_hours for job in training)
-    minutes = sum(PAPER_SCORE_MINUTES[score.dataset] for job in running for score in job.scores if score.state == "to run")
+    minutes = sum(PAPER_SCORE_MINUTES[score.evaluation, score.dataset] for job in running for score in job.scores
+                  if score.state == "to run")
     lines = [f"pretraining: {hours:,.0f} V100-hours in all" if hours else "pretraining: none"]
     lines += [f"  {job.row.title}: {job.row.gpu_hours:,.0f} V100-hours, {job.row.gpu_hours_source}" for job in training
               if job.row.gpu_hours]

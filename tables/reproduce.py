@@ -28,7 +28,6 @@ from typing import Annotated, Literal
 import tyro
 from filelock import FileLock, Timeout
 
-from evaluate import lowshot
 from protobench import cli, images, mini
 from protobench.errors import UserError
 from protobench.progress import progress
@@ -93,7 +92,7 @@ def reproduce(config: Reproduce, table: Table) -> int:
         with _alone(config.results), _alone(config.runs / config.tier):
             failures = _run(running, config)
     impossible = [f"{job.name}: {job.why}" for job in jobs if job.encoder == "impossible"]
-    impossible += [f"{job.name} on {score.dataset}: {score.why}" for job in jobs for score in job.scores
+    impossible += [f"{job.name}, {score.name}: {score.why}" for job in jobs for score in job.scores
                    if score.state == "impossible" and job.encoder != "impossible"]
     asked = {score.key for job in jobs for score in job.scores if score.key}
     code = show.publish(table, config.tier, config.results, strict=config.strict, asked=asked)
@@ -190,8 +189,9 @@ def run_job(job: Job, config: Reproduce, workers: int) -> None:
             loop.pretrain(job.recipe, source, job.checkpoint.parent, seed=job.seed, device=device, workers=workers)
         for score in job.scores:
             if score.state == "to run":
-                lowshot.evaluate(plan.score_config(job, score.dataset, data=data, device=device, workers=workers,
-                                                   results=config.results / config.tier / "records"), job.subject())
+                plan.evaluation(score.evaluation).evaluate(
+                    plan.score_config(job, score, data=data, device=device, workers=workers,
+                                      results=config.results / config.tier / "records"), job.subject())
 
 
 def _start_worker(threads: int) -> None:

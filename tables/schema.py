@@ -4,7 +4,7 @@ import csv
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pretrain.recipes import Recipe
 
@@ -14,24 +14,28 @@ Tier = Literal["mini", "quick", "paper"]
 
 @dataclass(frozen=True)
 class Column:
-    """One column."""
+    """One column: which runs of which evaluation, and how far they may lie from the paper's numbers."""
 
-    dataset: Literal["voc07", "places205"]
-    k: int
+    title: str
+    """the CSV header's name"""
+    group: str
+    """the part of the table it stands in"""
+    heading: str
+    """its name within the group"""
+    evaluation: str
+    """the file under evaluate/ that fills it"""
+    dataset: str
     margin: float
     """how far, in the metric's unit, a mean may lie from the paper's and still agree with it"""
-    random_margin: float
+    random_margin: float = 0.0
     """the same for the lower control, whose numbers all lie next to chance"""
+    k: int | None = None
+    """which runs of a record: those of this k; None: all"""
 
     @property
-    def group(self) -> str:
-        """The half of the table it stands in."""
-        return {"voc07": "VOC07", "places205": "Places205"}[self.dataset]
-
-    @property
-    def title(self) -> str:
-        """The CSV header's name."""
-        return f"{self.group} k={self.k}"
+    def score(self) -> tuple[str, str]:
+        """The record that fills it: evaluation and data set."""
+        return self.evaluation, self.dataset
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class Row:
     mini: Recipe | None = None
     paper: Recipe | None = None
     cited: str = ""
+    settings: tuple[tuple[str, Any], ...] = ()
+    """fields of the evaluations' Config that differ for this row, with the reason in the table's notes"""
     control: Literal["", "lower", "upper"] = ""
     """controls check the pipeline: if they do not come out, no other row means anything"""
     mini_seconds: float = 0.0
@@ -85,28 +91,39 @@ class Table:
     """version and place that the numbers were typed from"""
     source_note: str
     numbers_file: str
-    evaluation: str
-    """the file under evaluate/ that fills its cells"""
     rows: tuple[Row, ...]
     columns: tuple[Column, ...]
     claims: tuple[Claim, ...]
     paper_runs: int
     """draws behind each number; each is of one pretraining"""
     unit: dict[str, str]
-    """dataset -> metric and unit, for headings"""
+    """group of columns -> metric and unit, for headings"""
     margin_reason: str
     expected_data: dict[str, dict[str, int]]
     """dataset -> its classes and test images in the paper; other data is off protocol"""
+    decimals: int = 1
+    """that the paper prints"""
     notes: tuple[str, ...] = ()
     """where paper and protocol leave a choice, and which was made"""
 
     @cached_property
     def numbers(self) -> dict[tuple[str, str], str]:
-        """(row name, column title) -> the paper's number as printed, so that its decimals are known."""
+        """(row name, column title) -> the paper's number as printed; empty for control rows that it does not have."""
         names = {row.title: row.name for row in self.rows}
         with open(self.path, newline="", encoding="utf-8") as file:
-            return {(names[line["row"]], column.title): line[column.title]
-                    for line in csv.DictReader(file) for column in self.columns}
+            printed = {(names[line["row"]], column.title): line[column.title]
+                       for line in csv.DictReader(file) for column in self.columns}
+        return {(row.name, column.title): "" for row in self.rows for column in self.columns} | printed
+
+    @property
+    def printed_rows(self) -> tuple[Row, ...]:
+        """The rows that the paper has."""
+        return tuple(row for row in self.rows if row.title in self.architectures)
+
+    @property
+    def scores(self) -> tuple[tuple[str, str], ...]:
+        """All (evaluation, data set) of its columns."""
+        return tuple(dict.fromkeys(column.score for column in self.columns))
 
     @cached_property
     def architectures(self) -> dict[str, str]:

@@ -17,7 +17,7 @@ from tables.compare import Cell, ClaimResult, Outcome
 from tables.schema import Column, Table, Tier
 
 SYMBOLS = {"reproduced": "✓", "within": "≈", "short": "▼", "above": "▲", "invalid": "✗", "unchecked": "?", "off-protocol": "",
-           "not-run": "·", "cited": "–"}
+           "unprinted": "", "not-run": "·", "cited": "–"}
 LEGEND = ("✓ reproduced (90 % interval inside the margin)   ≈ within the margin   ▼ short   ▲ above   ✗ invalid   "
           "? controls not run   · not run   – cited by the paper")
 STAMPS = {
@@ -59,37 +59,38 @@ def _relative(path: Path) -> Path:
 
 # Numbers as text ------------------------------------------------------------------------------------------------------
 
-def number(cell: Cell) -> str:
+def number(cell: Cell, decimals: int) -> str:
     """Our mean with the paper's decimals, or nothing."""
-    decimals = len(cell.paper.partition(".")[2])
     return "" if cell.mean is None else f"{cell.mean:.{decimals}f}"
 
 
-def spread(cell: Cell) -> str:
+def spread(cell: Cell, decimals: int) -> str:
     """Our standard deviation, never "0.0" for a single run."""
-    return "" if cell.sd is None else f"{cell.sd:.1f}"
+    return "" if cell.sd is None else f"{cell.sd:.{decimals}f}"
 
 
-def _ours(cell: Cell) -> str:
+def _ours(cell: Cell, decimals: int) -> str:
     if cell.verdict in ("cited", "not-run"):
         return SYMBOLS[cell.verdict]
-    return number(cell) + (f" ±{spread(cell)}" if spread(cell) else "") + (" ✗" if cell.verdict == "invalid" else "")
+    told = spread(cell, decimals)
+    return number(cell, decimals) + (f" ±{told}" if told else "") + (" ✗" if cell.verdict == "invalid" else "")
 
 
-def _versus(cell: Cell) -> str:
-    """ours | paper, and in the paper's tier delta and verdict."""
-    both = f"{_ours(cell)} | {cell.paper}"
-    return both if cell.delta is None else f"{both} | {cell.delta:+.1f} {SYMBOLS[cell.verdict]}"
+def _versus(cell: Cell, decimals: int) -> str:
+    """ours | paper (where it has the row), and in the paper's tier delta and verdict."""
+    both = f"{_ours(cell, decimals)} | {cell.paper}" if cell.paper else _ours(cell, decimals)
+    return both if cell.delta is None else f"{both} | {cell.delta:+.{decimals}f} {SYMBOLS[cell.verdict]}"
 
 
 def _groups(outcome: Outcome) -> list[tuple[str, list[Column]]]:
     titles = dict.fromkeys(column.group for column in outcome.table.columns)
-    return [(f"{group}, {outcome.table.unit[columns[0].dataset]}", columns)
+    return [(f"{group}, {outcome.table.unit[group]}", columns)
             for group in titles if (columns := [c for c in outcome.table.columns if c.group == group])]
 
 
 def _rows(outcome: Outcome, columns: list[Column]) -> list[list[str]]:
-    return [[row.title, *(_versus(outcome.cells[row.name, column.title]) for column in columns)] for row in outcome.table.rows]
+    return [[row.title, *(_versus(outcome.cells[row.name, column.title], outcome.table.decimals) for column in columns)]
+            for row in outcome.table.rows]
 
 
 def _what_spread_means(outcome: Outcome) -> str:
@@ -102,14 +103,14 @@ def _what_spread_means(outcome: Outcome) -> str:
     return f"{over_seeds}, in rows with several ({', '.join(map(str, counts[1:]))}); over draws in rows with one"
 
 
-def _claim_line(result: ClaimResult) -> str:
+def _claim_line(result: ClaimResult, decimals: int) -> str:
     if not result.leads:
         return "not run"
     leads = list(result.leads.items())
     (left, right, column), least = min(leads, key=lambda item: item[1].mean)
-    detail = f"smallest lead {least.mean:+.1f}"
+    detail = f"smallest lead {least.mean:+.{decimals}f}"
     if least.interval:
-        detail += f" [{least.interval[0]:+.1f}, {least.interval[1]:+.1f}]"
+        detail += f" [{least.interval[0]:+.{decimals}f}, {least.interval[1]:+.{decimals}f}]"
     detail += f" ({column}" + (f", {left} - {right}" if len(result.claim.left) * len(result.claim.right) > 1 else "") + ")"
     if result.one_pretraining:
         return f"{detail}; over draws of one pretraining, which cannot speak for others: more --seeds decide"
@@ -136,11 +137,11 @@ def text(outcome: Outcome, strict: bool = False) -> str:
              f"ours | paper; {_what_spread_means(outcome)}", f"controls (Random, Supervised): {outcome.controls}",
              *outcome.remarks, ""]
     for heading, columns in _groups(outcome):
-        lines += [tabulate(_rows(outcome, columns), headers=[heading, *(f"k={c.k}" for c in columns)], tablefmt="simple",
+        lines += [tabulate(_rows(outcome, columns), headers=[heading, *(c.heading for c in columns)], tablefmt="simple",
                            disable_numparse=True), ""]
     if outcome.tier == "paper":
         lines += [LEGEND, ""]
-    rows = [[result.verdict, result.claim.text, _claim_line(result)] for result in outcome.claims]
+    rows = [[result.verdict, result.claim.text, _claim_line(result, table.decimals)] for result in outcome.claims]
     lines += [tabulate(rows, headers=["claim of the paper", "", "95 % interval of paired differences"], tablefmt="simple",
                        maxcolwidths=[None, 44, 62]), "", summary(outcome, strict)]
     return "\n".join(line.rstrip() for line in "\n".join(lines).split("\n")) + "\n"
@@ -150,9 +151,9 @@ def grid_csv(outcome: Outcome) -> str:
     """Same columns and order as the paper's numbers, so that plain diff works; cited rows only in the paper's tier."""
     table = outcome.table
     rows = []
-    for row in table.rows:
+    for row in table.printed_rows:
         cells = [outcome.cells[row.name, column.title] for column in table.columns]
-        values = [cell.paper if row.cited and outcome.tier == "paper" else number(cell) for cell in cells]
+        values = [cell.paper if row.cited and outcome.tier == "paper" else number(cell, table.decimals) for cell in cells]
         rows.append([row.title, table.architectures[row.title], *values])
     return _csv(["row", "architecture", *(column.title for column in table.columns)], rows)
 
@@ -188,11 +189,12 @@ def markdown(outcome: Outcome, strict: bool = False) -> str:
     lines += [f"- {remark}" for remark in outcome.remarks] + [""] * bool(outcome.remarks)
     for heading, columns in _groups(outcome):
         rows = [[word.replace("|", "\\|") for word in row] for row in _rows(outcome, columns)]
-        lines += [tabulate(rows, headers=[heading, *(f"k={c.k}" for c in columns)], tablefmt="pipe", disable_numparse=True), ""]
+        lines += [tabulate(rows, headers=[heading, *(c.heading for c in columns)], tablefmt="pipe", disable_numparse=True), ""]
     if outcome.tier == "paper":
         lines += [LEGEND, ""]
     lines += ["| Claim of the paper | Where | Verdict | 95 % interval of paired differences |", "|---|---|---|---|"]
-    lines += [f"| {r.claim.text} | {r.claim.source} | **{r.verdict}** | {_claim_line(r)} |" for r in outcome.claims]
+    lines += [f"| {r.claim.text} | {r.claim.source} | **{r.verdict}** | {_claim_line(r, table.decimals)} |"
+              for r in outcome.claims]
     lines += ["", summary(outcome, strict), "", "Notes", ""]
     lines += [f"- {note}" for note in table.notes] + [f"- Margins: {table.margin_reason}."]
     lines += [f"- {row.title}: cited, {row.cited}." for row in table.rows if row.cited]
@@ -205,10 +207,10 @@ def latex(outcome: Outcome) -> str:
     """For papers: booktabs, ours with its spread; the tier is part of the caption."""
     table = outcome.table
     frame = pd.DataFrame(
-        [[_ours(outcome.cells[row.name, column.title]).replace("±", "$\\pm$").replace("–", "--").replace("·", "")
+        [[_ours(outcome.cells[row.name, column.title], table.decimals).replace("±", "$\\pm$").replace("–", "--").replace("·", "")
           .replace("✗", "(invalid)") for column in table.columns] for row in table.rows],
         index=[row.title for row in table.rows],
-        columns=pd.MultiIndex.from_tuples([(column.group, f"$k={column.k}$") for column in table.columns]))
+        columns=pd.MultiIndex.from_tuples([(column.group, column.heading.replace("k=", "$k$ = ")) for column in table.columns]))
     stamp = STAMPS[outcome.tier].replace("%", "\\%")
     return frame.style.to_latex(hrules=True, multicol_align="c", column_format="l" + "r" * len(table.columns),
                                 caption=f"{table.title}. {stamp}", label=f"tab:{table.name}-{outcome.tier}",
@@ -226,5 +228,6 @@ def against_reference(outcome: Outcome, reference: Path) -> str:
     if not pairs:
         return ""
     differences = np.abs(np.subtract(*np.transpose(pairs)))
-    return (f"against the committed run: {int((differences < 0.05).sum())} of {len(pairs)} cells equal to 0.05, "
-            f"largest difference {differences.max():.2f}")
+    half = 0.5 * 10.0**-outcome.table.decimals
+    return (f"against the committed run: {int((differences < half).sum())} of {len(pairs)} cells equal to {half:g}, "
+            f"largest difference {differences.max():.{outcome.table.decimals + 1}f}")

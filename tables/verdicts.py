@@ -13,7 +13,8 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-CellVerdict = Literal["reproduced", "within", "short", "above", "invalid", "unchecked", "off-protocol", "not-run", "cited"]
+CellVerdict = Literal["reproduced", "within", "short", "above", "invalid", "unchecked", "off-protocol", "unprinted", "not-run",
+                      "cited"]
 ClaimVerdict = Literal["holds", "weaker", "reversed", "undecided", "invalid", "not-run"]
 MIN_RUNS = 3
 """Fewer seeds (or, for the paper's own encoder, draws) than this give no interval and cannot reproduce anything."""

@@ -27,7 +27,6 @@ class Origin:
     """whether the other copy can be had with --weights"""
     arch: str = "resnet18"
     normalisation: str = "imagenet"
-    dropped: tuple[str, ...] = ()
     legacy: bool = False
 
 
@@ -138,11 +137,9 @@ def vissl(mine: State, other: State | None = None) -> dict[str, Any]:
 
 
 ORIGINS = {
-    "MoCo v2 or PCL v2": Origin("MoCo, PCL or MoPro", lambda m, o: training(moco(m, o)), other=True,
-                                dropped=("encoder_k", "encoder_q.fc", "optimizer", "queue", "queue_ptr")),
+    "MoCo v2 or PCL v2": Origin("MoCo, PCL or MoPro", lambda m, o: training(moco(m, o)), other=True),
     "MoCo v1, legacy format": Origin("MoCo, PCL or MoPro", lambda m, o: training(
-        under("module.encoder_q.", m) | linear("module.encoder_q.fc.", 128)), legacy=True,
-        dropped=("encoder_q.fc", "optimizer")),
+        under("module.encoder_q.", m) | linear("module.encoder_q.fc.", 128)), legacy=True),
     "MoPro": Origin("MoCo, PCL or MoPro", lambda m, o: training(
         moco(m, o) | linear("module.encoder_q.classifier.") | linear("module.encoder_q.fc1.") | linear("module.encoder_q.fc2.")
         | {"module.prototypes": torch.ones(1000, 128)}), other=True),
@@ -152,7 +149,7 @@ ORIGINS = {
     "SimSiam": Origin("SimSiam", lambda m, o: training(
         under("module.encoder.", m) | head("module.encoder.fc.", 512, 64) | head("module.predictor.", 64, 64))),
     "torchvision": Origin("torchvision's names", lambda m, o: OrderedDict(
-        {k: torch.nn.Parameter(t) if t.is_floating_point() else t for k, t in (m | linear("fc.")).items()}), dropped=("fc",)),
+        {k: torch.nn.Parameter(t) if t.is_floating_point() else t for k, t in (m | linear("fc.")).items()})),
     "torchvision, 2017": Origin("torchvision's names", lambda m, o: without_counters(m) | linear("fc."), legacy=True),
     "timm, training": Origin("timm, with averaged weights", lambda m, o: training(
         o | linear("fc."), state_dict_ema=m | linear("fc."), args=Namespace(model="resnet18"), version=2, metric=76.1),
@@ -177,9 +174,10 @@ ORIGINS = {
         under("backbone.", m) | under("momentum_backbone.", o) | head("projector.", 512, 128) | linear("classifier.", 100)),
         other=True),
     "solo-learn, 2021": Origin("solo-learn, before 2022", lambda m, o: lightning(
-        under("encoder.", m) | under("momentum_encoder.", o) | linear("classifier.", 100)), other=True),
+        under("encoder.", m) | under("momentum_encoder.", o) | head("projector.", 512, 128)
+        | linear("classifier.", 100)), other=True),
     "solo-learn, CIFAR": Origin("solo-learn", lambda m, o: lightning(
-        under("backbone.", m) | head("projector.", 512, 128)), arch="resnet18, cifar-padded stem",
+        under("backbone.", m) | head("projector.", 512, 128) | linear("classifier.", 10)), arch="resnet18, cifar-padded stem",
         normalisation="0.4914,0.4822,0.4465,0.247,0.243,0.261"),
     "lightly MoCo": Origin("lightly, MoCo", lambda m, o: lightning(
         under("backbone.", m) | under("key_backbone.", o) | head("projection_head.layers.", 512, 128), hyper_parameters={}),
@@ -188,7 +186,7 @@ ORIGINS = {
         under("backbone.", m) | under("teacher_backbone.", o) | linear("online_classifier.classification_head.")), other=True),
     "lightly DINO": Origin("lightly, DINO", lambda m, o: lightning(
         under("backbone.", m) | under("student_backbone.", o)), copy="momentum", other=True),
-    "lightly SimCLR": Origin("lightly", lambda m, o: lightning(
+    "lightly SimCLR": Origin("lightly or another Lightning module", lambda m, o: lightning(
         under("backbone.", m) | head("projection_head.layers.", 512, 128))),
     "lightly, sequential": Origin("lightly, sequential backbone", lambda m, o: lightning(under("backbone.", sequential(m)))),
     "VISSL": Origin("VISSL", lambda m, o: vissl(m)),
@@ -207,7 +205,7 @@ ORIGINS = {
         "model": under("encoder.module.", renamed(m, ("downsample.", "shortcut."))) | linear("head.0.", 512)},
         arch="resnet18, cifar stem", normalisation="0.5071,0.4867,0.4408,0.2675,0.2565,0.2761"),
     "SwAV": Origin("SwAV or DeepCluster v2", lambda m, o: under("module.", m) | head("module.projection_head.", 512, 128)
-                   | {"module.prototypes.weight": torch.ones(30, 128)}, dropped=("projection_head", "prototypes"),
+                   | {"module.prototypes.weight": torch.ones(30, 128)},
                    normalisation="0.485,0.456,0.406,0.228,0.224,0.225"),
     "DeepCluster v2, training": Origin("SwAV or DeepCluster v2", lambda m, o: {
         "epoch": 1, "optimizer": optimizer(m), "state_dict": under("module.", m) | {
@@ -220,7 +218,7 @@ ORIGINS = {
     "Barlow Twins": Origin("Barlow Twins or VICReg", lambda m, o: {
         "epoch": 1, "optimizer": optimizer(m), "model": under("module.backbone.", m) | head("module.projector.", 512, 64)}),
     "SPCL": Origin("SPCL", lambda m, o: {"encoder": spcl(m), "mlp": linear("projection_head.W1."), "optimiser": optimizer(m),
-                                         "epoch": 5}, dropped=("mlp", "optimiser", "unused")),
+                                         "epoch": 5}),
     "SPCL, several GPUs, CIFAR": Origin("SPCL", lambda m, o: {
         "encoder": under("module.", spcl(m)), "mlp": {}, "optimiser": {}, "epoch": 5}, arch="resnet18, cifar stem",
         normalisation="cifar10"),
@@ -230,3 +228,48 @@ ORIGINS = {
     "detectron2": Origin("detectron2", lambda m, o: {"model": detectron2(m), "__author__": "MOCO", "matching_heuristics": True},
                          arch="resnet50"),
 }
+
+DROPPED = {
+    "MoCo v2 or PCL v2": "encoder_k encoder_q.fc optimizer queue queue_ptr",
+    "MoCo v1, legacy format": "encoder_q.fc optimizer",
+    "MoPro": "encoder_k encoder_q.classifier encoder_q.fc encoder_q.fc1 encoder_q.fc2 optimizer prototypes queue queue_ptr",
+    "MoCo v3": "base_encoder.fc momentum_encoder optimizer predictor",
+    "SimSiam": "encoder.fc optimizer predictor",
+    "torchvision": "fc",
+    "torchvision, 2017": "fc",
+    "timm, training": "fc optimizer state_dict",
+    "compiled, in DistributedDataParallel": "",
+    "DistributedDataParallel, compiled": "",
+    "MoCo, compiled inside": "optimizer",
+    "mmselfsup 1.x MoCo": "encoder_k neck queue",
+    "mmselfsup 0.x MoCo": "encoder_k encoder_q neck",
+    "mmselfsup BYOL": "target_net",
+    "mmselfsup SimCLR": "neck",
+    "mmselfsup 0.x SimSiam": "encoder",
+    "mmselfsup, extracted": "",
+    "solo-learn": "classifier momentum_backbone optimizer_states projector",
+    "solo-learn, 2021": "classifier momentum_encoder optimizer_states projector",
+    "solo-learn, CIFAR": "classifier optimizer_states projector",
+    "lightly MoCo": "key_backbone optimizer_states projection_head",
+    "lightly BYOL": "online_classifier optimizer_states teacher_backbone",
+    "lightly DINO": "optimizer_states student_backbone",
+    "lightly SimCLR": "optimizer_states projection_head",
+    "lightly, sequential": "optimizer_states",
+    "VISSL": "heads",
+    "VISSL MoCo": "heads loss",
+    "SimCLR, converted": "fc",
+    "SimCLR 2x, converted": "",
+    "SimCLR v2, converted": "fc head",
+    "sthalles/SimCLR": "backbone.fc optimizer",
+    "SupContrast": "head optimizer",
+    "SwAV": "projection_head prototypes",
+    "DeepCluster v2, training": "optimizer prototypes",
+    "DINO": "dino_loss optimizer student",
+    "DINO, VICReg or Barlow Twins, backbone": "",
+    "Barlow Twins": "optimizer projector",
+    "SPCL": "mlp optimiser unused",
+    "SPCL, several GPUs, CIFAR": "unused",
+    "PyContrast": "contrast head model_ema",
+    "detectron2": "",
+}
+"""What loading leaves out of each, and says so."""

@@ -1,6 +1,7 @@
 """The account of a loaded file, its hashes, and that no mutation of a valid file gives a half-loaded network."""
 
 import math
+import os
 import re
 import shutil
 
@@ -112,14 +113,29 @@ def test_swapped_tensors_and_flipped_bits_are_found_by_the_recorded_hash(tmp_pat
             checkpoints.load(tmp_path / f"{name}.safetensors")
 
 
-@pytest.mark.parametrize("header", ['{"arch": {"width": 3}}', '{"arch": {"depths": 5}}', '{"input": {"crop": 300}}',
-                                    '{"input": {"colour": 1}}', '{"input": 7}', '{"input": {"mean": [1]}}'])
-def test_headers_that_describe_nothing_are_refused(tmp_path, backbone, header):
+GOOD = {"origin": "protobench", "key": "k", "trained": {}, "input": {"resize": 32, "crop": 32},
+        "arch": {"block": "basic", "depths": [2, 2, 2, 2], "width": 64, "stem": "imagenet", "inner": 1}}
+WRONG = {"stem": {"arch": {**GOOD["arch"], "stem": "foo"}}, "list": {"arch": {**GOOD["arch"], "stem": ["imagenet"]}},
+         "block": {"arch": {**GOOD["arch"], "block": "foo"}}, "depths": {"arch": {**GOOD["arch"], "depths": "abcd"}},
+         "three": {"arch": {**GOOD["arch"], "depths": [2, 2, 2]}}, "width": {"arch": {**GOOD["arch"], "width": 1.5}},
+         "huge": {"arch": {**GOOD["arch"], "width": 10**9}}, "no arch": {"arch": 7}, "no key": {"key": None},
+         "colour": {"input": {"colour": 1}}, "crop": {"input": {"crop": 300}}, "input": {"input": 7},
+         "mean": {"input": {"mean": [0, 0, "a"]}}, "std": {"input": {"std": [0, 0, 0]}}, "content": {"content": {}},
+         "unsealed": {"sha256": "0"}}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_headers_that_describe_nothing_are_refused(tmp_path, backbone, name):
     from safetensors.torch import save_file
 
-    save_file(backbone.state_dict(), tmp_path / "x.safetensors", metadata={"protobench": header})
+    told = {**GOOD, "content": {"query": checkpoints.digest_of(backbone.state_dict())}}
+    for wrong, path in (({}, tmp_path / "good.safetensors"), (WRONG[name], tmp_path / "bad.safetensors")):
+        header = {**told, **wrong}
+        sealed = files.canonical_json({"sha256": files.sha256(header), **header})
+        save_file(backbone.state_dict(), path, metadata={"protobench": sealed})
+    assert checkpoints.load(tmp_path / "good.safetensors").key == "k"
     with pytest.raises(UserError):
-        checkpoints.load(tmp_path / "x.safetensors")
+        checkpoints.load(tmp_path / "bad.safetensors")
 
 
 # Hashes ---------------------------------------------------------------------------------------------------------------
@@ -136,6 +152,13 @@ def test_a_hash_that_is_given_is_checked(tmp_path, backbone):
     beside = tmp_path / "x.pth.sha256"
     beside.write_text(f"{sha256}  x.pth\n")
     assert checkpoints.load(path).account["hash_verified"]
+    beside.write_text(f"{'0' * 64}  other.pth\n{sha256}  x.pth\n")
+    assert checkpoints.load(path).account["hash_verified"]
+    beside.write_text(f"SHA256 (x.pth) = {sha256}\n")
+    assert checkpoints.load(path).account["hash_verified"]
+    beside.write_text("nonsense")
+    with pytest.raises(UserError, match=r"x\.pth\.sha256 gives no sha256"):
+        checkpoints.load(path)
     beside.write_text("0" * 64)
     with pytest.raises(UserError, match=r"but x\.pth\.sha256 says"):
         checkpoints.load(path)
@@ -145,12 +168,14 @@ def test_a_hash_in_the_name_is_checked(tmp_path, backbone):
     path = _save(tmp_path / "x.pth", backbone.state_dict())
     sha256 = files.sha256_file(path)
     for name, good in ((f"net-{sha256[:8]}.pth", True), ("net-0123abcd.pth", False), ("net-20261121.pth", None),
-                       ("moco_r50_v2-e3b0c442.pth", None)):  # a date; the hash of nothing, as one publisher has it
+                       ("moco_r50_v2-e3b0c442.pth", None), ("run-446655440000ab.pth", None)):
+        # a date; the hash of nothing, as one publisher has it; the end of a UUID
         copy = tmp_path / name
         shutil.copy(path, copy)
         if good is False:
             with pytest.raises(UserError, match="but its name says 0123abcd"):
                 checkpoints.load(copy)
+            assert checkpoints.load(copy, Reading(sha256=sha256[:16])).account["hash_verified"], "what is given counts more"
         else:
             assert checkpoints.load(copy).account["hash_verified"] == bool(good)
 
@@ -259,9 +284,31 @@ def test_any_mutation_gives_the_whole_network_or_a_user_error(tiny, mutation, pl
 
 def _export(path, new, state):
     """Our own format with ``new`` tensors under the header of ``state``."""
+    from safetensors import safe_open
     from safetensors.torch import save_file
 
-    header = {"origin": "protobench", "key": "k", "input": {"resize": 32, "crop": 32}, "trained": {},
-              "content": checkpoints.digest_of(state)}
-    save_file({name: tensor.contiguous() for name, tensor in new.items()}, path,
-              metadata={"protobench": files.canonical_json(header)})
+    net = backbones.build("resnet10-mini")
+    net.load_state_dict(state)
+    checkpoints.export(path, net, key="k", input_=EvalInput(32, 32), trained={})
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    save_file({name: tensor.contiguous() for name, tensor in new.items()}, path, metadata=metadata)
+
+
+def test_files_that_cannot_be_read(tmp_path, backbone):
+    path = _save(tmp_path / "x.pth", backbone.state_dict() | {WEIGHT: torch.zeros(128, 64, 3, 3, device="meta")})
+    with pytest.raises(UserError):
+        checkpoints.load(path)
+    with pytest.raises(UserError, match="cannot read"):
+        checkpoints.load(tmp_path / ("n" * 300))
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(UserError, match="no regular file"):
+        checkpoints.load(tmp_path / "fifo")
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    with pytest.raises(UserError):
+        checkpoints.load(tmp_path / "a")
+    hostile = _save(tmp_path / "y.pth", {"\x1b[31mred\nline": torch.ones(1)})
+    with pytest.raises(UserError) as error:
+        checkpoints.load(hostile)
+    assert "\x1b" not in str(error.value)

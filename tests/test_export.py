@@ -11,6 +11,7 @@ from evaluate import lowshot
 from protobench import __main__ as program
 from protobench import backbones, checkpoints, export, files
 from protobench.backbones import Arch
+from protobench.layouts import Reading
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,7 @@ def test_what_moco_s_linear_probe_reads(command, source, tmp_path):
 def test_what_mmdet_reads(command, source, tmp_path):
     content = _export(command, source, tmp_path / "d.pth", "--layout", "mmdet")
     assert {"conv1.weight", "layer4.2.bn3.running_var"} <= set(content["state_dict"])
-    assert "style='pytorch'" in (tmp_path / "d.md").read_text()
+    assert "style='pytorch'" in (tmp_path / "d.pth.md").read_text()
 
 
 def test_what_detectron2_reads(command, source, tmp_path):
@@ -70,7 +71,7 @@ def test_what_detectron2_reads(command, source, tmp_path):
     assert {"stem.conv1.weight", "stem.conv1.norm.running_mean", "res2.0.shortcut.weight", "res2.0.shortcut.norm.bias",
             "res5.2.conv3.norm.weight"} <= set(content["model"])
     assert not [name for name in content["model"] if "layer" in name or "bn" in name or "downsample" in name]
-    card = (tmp_path / "d2.md").read_text()
+    card = (tmp_path / "d2.pth.md").read_text()
     assert "PIXEL_MEAN: [123.675, 116.28, 103.53]" in card
     assert "STRIDE_IN_1X1: False" in card
 
@@ -82,13 +83,13 @@ def test_the_card_names_recipe_data_and_records(command, encoder_file, world, tm
     assert code == 0, err
     (record,) = [json.loads(path.read_text()) for path in results.rglob("*.json")]
     _export(command, encoder_file, tmp_path / "x.safetensors", "--results", results)
-    card = (tmp_path / "x.md").read_text()
+    card = (tmp_path / "x.safetensors.md").read_text()
     assert record["record_id"][:12] in card
     assert "lowshot | voc07 | mAP %, k=1: " in card
     assert '"method": "untrained"' in card
     assert files.sha256_file(tmp_path / "x.safetensors") in card
     _export(command, encoder_file, tmp_path / "y.safetensors", "--results", tmp_path / "none")
-    assert "No record" in (tmp_path / "y.md").read_text()
+    assert "No record" in (tmp_path / "y.safetensors.md").read_text()
 
 
 def test_what_a_target_cannot_express_is_refused(command, source, tmp_path):
@@ -103,10 +104,35 @@ def test_what_a_target_cannot_express_is_refused(command, source, tmp_path):
                        input_=export.checkpoints.EvalInput(32, 32), trained=None)
     code, _, err = command(program.main, "export", padded, tmp_path / "plain.pth")
     assert code == 2
-    assert "gives other features" in err
+    assert "cannot say all that is needed" in err
     assert not (tmp_path / "plain.pth").exists()
+    for target in ("moco", "mmdet", "detectron2"):
+        code, _, err = command(program.main, "export", padded, tmp_path / "plain.pth", "--layout", target)
+        assert code == 2
+        assert f"{target} would load a resnet18, cifar-padded stem in part" in err
     code, _, err = command(program.main, "export", padded, tmp_path / "again.safetensors")
     assert code == 0, err
+    for name in ("x-deadbeef.pth", "PCL_v1_epoch200.pth.tar"):
+        code, _, err = command(program.main, "export", source, tmp_path / name)
+        assert code == 2
+        assert "published file's, or promises a hash" in err
+    code, _, err = command(program.main, "export", source, source)
+    assert code == 2
+    assert "overwrite the checkpoint itself" in err
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_the_input_travels_with_the_weights_or_the_export_is_refused(command, source, tmp_path):
+    """A converted SimCLR wants inputs in 0 to 1."""
+    for target, name in (("moco", "m.pth"), ("mmdet", "d.pth"), ("detectron2", "d2.pth"), ("timm", "t.safetensors")):
+        code, _, err = command(program.main, "export", source, tmp_path / name, "--layout", target, "--normalisation", "0-1")
+        assert code == 0, err
+        again = checkpoints.load(tmp_path / name)
+        assert again.input.std == (1.0, 1.0, 1.0)
+        assert again.key == checkpoints.load(source, Reading(normalisation="0-1")).key
+    code, _, err = command(program.main, "export", source, tmp_path / "flat.pth", "--normalisation", "0-1")
+    assert code == 2
+    assert "asks for another input" in err
 
 
 class Logger:

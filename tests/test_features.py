@@ -62,7 +62,7 @@ def test_pooling_follows_the_papers(encoder, world, tmp_path):
     np.testing.assert_allclose(wide.mean(2), average, atol=1e-5)  # the embedded map is 2x2: nothing overlaps
     map_NCHW = torch.arange(49.0).view(1, 1, 7, 7)
     expected = [map_NCHW[0, 0, i : i + 6, j : j + 6].mean().item() for i in (0, 1) for j in (0, 1)]
-    np.testing.assert_allclose(features._pool(map_NCHW, "2x2")[0].tolist(), expected)
+    np.testing.assert_allclose(features._pool(map_NCHW, "2x2", None)[0].tolist(), expected)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

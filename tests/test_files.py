@@ -33,11 +33,11 @@ def test_canonical_json_has_one_spelling():
 
 
 def test_an_encoders_header_is_read_without_loading_it(encoder_file, tmp_path):
-    key = files.safetensors_header(encoder_file)["key"]
+    key = files.exported_key(encoder_file)
     assert key == checkpoints.load(encoder_file).key == recipes.run_key(recipes.UNTRAINED_MINI, None, 0)
-    assert files.safetensors_header(tmp_path / "absent") == {}
+    assert files.exported_key(tmp_path / "absent") is None
     whole = encoder_file.read_bytes()
     damaged = {"cut": whole[:50], "short": whole[:-8], "zeros": b"\0" * 64, "empty": b"", "ones": b"\xff" * 64}
     for name, content in damaged.items():
         (tmp_path / f"{name}.safetensors").write_bytes(content)
-        assert files.safetensors_header(tmp_path / f"{name}.safetensors") == {}
+        assert files.exported_key(tmp_path / f"{name}.safetensors") is None

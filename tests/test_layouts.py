@@ -4,7 +4,7 @@ from functools import cache
 
 import pytest
 import torch
-from origins import ORIGINS, head, lightning, moco, optimizer, sequential, tensorflow, training, under
+from origins import DROPPED, ORIGINS, head, lightning, linear, moco, optimizer, sequential, tensorflow, training, under
 
 from protobench import backbones, checkpoints, layouts
 from protobench.backbones import ARCHS, Arch
@@ -50,7 +50,7 @@ def test_every_origin_gives_the_features_of_the_weights_themselves(tmp_path, nam
     assert (encoder.input.mean, encoder.input.std) == layouts.normalisation(origin.normalisation)
     counters = 20 if name == "torchvision, 2017" else 0
     assert account["matched"] == account["expected"] - counters == len(mine.state_dict()) - counters
-    assert set(origin.dropped) <= set(account["dropped"])
+    assert account["dropped"] == DROPPED[name].split()
     assert not account["untouched"]
     if origin.other:
         which = "momentum" if origin.copy == "query" else "query"
@@ -102,27 +102,81 @@ def test_a_wrong_prefix_names_the_nearest_layout_and_the_way_out(tmp_path):
     told = _refused(tmp_path, {"state_dict": under("module.encoder_qq.", net.state_dict())})
     assert "ResNets lie under 'state_dict/encoder_qq.'" in told
     assert "nearest: MoCo, PCL or MoPro, which has state_dict/encoder_q.conv1.weight" in told
-    assert "--prefix encoder_qq." in told
-    encoder = checkpoints.load(tmp_path / "x.pth", Reading(prefix="module.encoder_qq."))
+    assert "--prefix encoder_qq. --normalisation imagenet" in told
+    encoder = checkpoints.load(tmp_path / "x.pth", Reading(prefix="module.encoder_qq.", normalisation="imagenet"))
     assert same_features(encoder, net)
     assert encoder.account["origin"] == "prefix given"
-    assert "1 of" not in told
+    assert "how the inputs of this network" in _refused(tmp_path, torch.load(tmp_path / "x.pth"), Reading(prefix="encoder_qq."))
     with pytest.raises(UserError, match=r"no ResNets under --prefix 'backbone\.'"):
         checkpoints.load(tmp_path / "x.pth", Reading(prefix="backbone."))
 
 
 def test_the_same_prefix_without_its_marks_is_not_enough(tmp_path):
     told = _refused(tmp_path, {"state_dict": under("module.encoder.", network("resnet18", 0).state_dict())})
-    assert "nearest: SimSiam" in told
-    assert "predictor" in told
+    assert "nearest: SimSiam, which has state_dict/encoder.conv1.weight too, but other things beside it" in told
     assert "--prefix encoder." in told
+
+
+def test_a_prefix_keeps_what_the_layout_knows(tmp_path):
+    """It chooses a copy; stem, normalisation and refusals stay."""
+    for name, prefix in (("SimCLR, converted", ""), ("sthalles/SimCLR", "backbone."), ("solo-learn, CIFAR", "backbone.")):
+        origin = ORIGINS[name]
+        torch.save(origin.build(network(origin.arch, 0).state_dict(), {}), tmp_path / "x.pth")
+        plain, named = (checkpoints.load(tmp_path / "x.pth", reading) for reading in (None, Reading(prefix=prefix)))
+        assert plain.input == named.input
+        assert plain.backbone.arch == named.backbone.arch
+        assert plain.account["origin"] == named.account["origin"]
+    state = network("resnet18", 0).state_dict()
+    assert "pad one side only" in _refused(tmp_path, tensorflow(state), Reading(prefix=""))
+    assert "converted from TensorFlow" in _refused(tmp_path, {"a": under("b.", tensorflow(state))},
+                                                   Reading(prefix="b.", normalisation="0-1"))
+    second = ORIGINS["MoCo v3"].build(state, network("resnet18", 1).state_dict())
+    torch.save(second, tmp_path / "x.pth")
+    assert checkpoints.load(tmp_path / "x.pth", Reading(prefix="module.momentum_encoder.")).account["copy"] == "momentum"
+
+
+def test_other_lightning_modules_are_not_taken_for_solo_learn(tmp_path):
+    """solo-learn alone pads its CIFAR stem by 2; what is not surely its own is asked about."""
+    cifar = network("resnet18, cifar stem", 0).state_dict()
+    assert "no known layout" in _refused(tmp_path, lightning(under("encoder.", cifar) | head("projection.model.", 512, 128)))
+    told = _refused(tmp_path, lightning(under("backbone.", cifar) | linear("classifier.", 10)))
+    assert "how the inputs of this CIFAR-stem network" in told
+    assert checkpoints.load(tmp_path / "x.pth", Reading(normalisation="cifar10")).backbone.arch.stem == "cifar"
+
+
+def test_detectors_are_not_taken_for_self_supervised_backbones(tmp_path):
+    state = under("backbone.", network("resnet18", 0).state_dict()) | {"rpn_head.rpn_conv.weight": torch.zeros(1)}
+    assert "no known layout" in _refused(tmp_path, {"meta": {}, "state_dict": state})
+
+
+def test_two_tensors_for_one_place_are_refused(tmp_path):
+    state = network("resnet18", 0).state_dict()
+    clash = sequential(state) | {"conv1.weight": torch.zeros(64, 3, 7, 7)}
+    assert "are one in the backbone" in _refused(tmp_path, clash)
+    detectron = ORIGINS["detectron2"].build(network("resnet50", 0).state_dict(), {})
+    assert "no known layout" in _refused(tmp_path, detectron | {"ema": detectron["model"]})
+    assert "two tensors of the name" in _refused(tmp_path, {"state_dict/conv1.weight": torch.zeros(1), "state_dict": state})
+
+
+def test_a_part_of_a_renamed_layout_is_never_dropped(tmp_path):
+    content = ORIGINS["SimCLR v2, converted"].build(network("resnet50", 0).state_dict(), {})
+    content["resnet"]["net.0.2.weight"] = torch.zeros(64, 64, 3, 3)
+    told = _refused(tmp_path, content, Reading(drop=("net",)))
+    assert "1 unexpected (net.0.2.weight)" in told
+    assert "--drop" not in told
+
+
+def test_a_narrow_network_with_a_cifar_stem_keeps_its_stride(tmp_path):
+    net = backbones.ResNet(Arch("basic", (2, 2, 2, 2), 32, "cifar"))
+    torch.save(net.state_dict(), tmp_path / "x.pth")
+    assert checkpoints.load(tmp_path / "x.pth", Reading(normalisation="cifar10")).backbone.arch == net.arch
 
 
 def test_two_networks_that_no_layout_explains_are_refused(tmp_path):
     a, b = (network("resnet18", seed).state_dict() for seed in (0, 1))
     told = _refused(tmp_path, training(under("encoder_q.", a) | under("backbone.", b)))
     assert "'state_dict/backbone.', 'state_dict/encoder_q.'" in told
-    encoder = checkpoints.load(tmp_path / "x.pth", Reading(prefix="backbone."))
+    encoder = checkpoints.load(tmp_path / "x.pth", Reading(prefix="backbone.", normalisation="imagenet"))
     assert same_features(encoder, network("resnet18", 1))
     told = _refused(tmp_path, {"state_dict": a, "model": b})
     assert "'model/', 'state_dict/'" in told
@@ -184,7 +238,10 @@ def test_an_input_asked_for_gives_another_key(tmp_path):
     torch.save(training(moco(*(network("resnet18", seed).state_dict() for seed in (0, 1)))), path)
     readings = [None, Reading(weights="momentum"), Reading(normalisation="0-1"), Reading(resize=288), Reading(crop=192)]
     assert len({checkpoints.load(path, reading).key for reading in readings}) == len(readings)
-    assert checkpoints.load(path, Reading(weights="query")).key == checkpoints.load(path).key
+    for same in (Reading(weights="query"), Reading(normalisation="imagenet"), Reading(resize=256, crop=224)):
+        assert checkpoints.load(path, same).key == checkpoints.load(path).key, "what is the default anyway changes nothing"
+    with pytest.raises(UserError, match="--resize is at least --crop"):
+        checkpoints.load(path, Reading(crop=0))
 
 
 def test_unknown_tensors_beside_the_stages_need_a_word(tmp_path):

@@ -281,7 +281,7 @@ def test_a_single_run_has_no_spread(tmp_path):
     outcome = compare.outcome(TABLE, "paper", compare.collect(TABLE, tmp_path, "paper").rows)
     cell = replace(outcome.cells["pcl", "VOC07 k=1"], runs={(0, 0): 46.0})
     assert cell.sd is None
-    assert "±" not in show._ours(cell)
+    assert "±" not in show._ours(cell, 1)
 
 
 def test_distance_from_the_committed_run(command, tmp_path):

@@ -3,8 +3,11 @@
 import os
 import pathlib
 import pickle
+import sys
 import zipfile
 from argparse import Namespace
+from itertools import accumulate
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -80,7 +83,7 @@ def test_payloads_are_named_and_not_run(tmp_path, monkeypatch, legacy):
     how = {"_use_new_zipfile_serialization": not legacy}
     told = _refused(_save(tmp_path / "x.pth", {"state_dict": {"w": torch.ones(1)}, "hook": Payload()}, **how))
     assert "holds more than tensors and plain values: posix.system" in told
-    assert "convert --trust x.pth x.safetensors" in told
+    assert f"convert --trust {tmp_path / 'x.pth'} {tmp_path / 'x.safetensors'}" in told
     assert "Unknown" in _refused(_save(tmp_path / "y.pth", {"state_dict": {}, "logger": Unknown()}, **how))
     assert "eval" in _refused(_save(tmp_path / "e.pth", {"hook": Evaluated()}, **how))
     assert "Linear" in _refused(_save(tmp_path / "z.pth", nn.Linear(2, 2), **how))
@@ -96,6 +99,28 @@ def test_inert_leftovers_of_training_scripts_are_read(tmp_path, legacy):
     assert list(file.tensors) == ["state_dict/w"]
     assert file.entries["best_acc1"] == 67.6
     assert file.entries["args"].lr == 0.1
+
+
+def test_loggers_of_mmengine_and_lightning_are_read_as_inert(tmp_path, monkeypatch):
+    """Every published mmselfsup 1.x file holds the former, lightly's the latter; neither package is needed."""
+    history = ModuleType("mmengine.logging.history_buffer")
+    attributes = ModuleType("pytorch_lightning.utilities.parsing")
+    history.HistoryBuffer = type("HistoryBuffer", (), {"__module__": history.__name__})
+    attributes.AttributeDict = type("AttributeDict", (dict,), {"__module__": attributes.__name__})
+    buffer = history.HistoryBuffer()
+    buffer._log_history, buffer._max_length = np.arange(5.0), 1_000_000
+    content = {"state_dict": {"w": torch.ones(1)}, "message_hub": {"log_scalars": {"loss": buffer}},
+               "hyper_parameters": attributes.AttributeDict(knn_k=200)}
+    with monkeypatch.context() as patch:
+        for module in (history, attributes):
+            *parents, _ = accumulate(module.__name__.split("."), "{}.{}".format)
+            for parent in parents:
+                patch.setitem(sys.modules, parent, ModuleType(parent))
+            patch.setitem(sys.modules, module.__name__, module)
+        path = _save(tmp_path / "x.pth", content)
+    file = tensor_files.read(path)
+    assert file.entries["hyper_parameters"]["knn_k"] == 200
+    assert "mmengine" not in type(file.entries["message_hub"]["log_scalars"]["loss"]).__module__
 
 
 def test_a_flipped_byte_is_found_by_the_file_s_own_checksums(tmp_path):

@@ -1,0 +1,36 @@
+"""ImageNet (ILSVRC 2012) as folders, one per class: where it lies, and what is wrong where it does not."""
+
+from pathlib import Path
+
+from protobench.errors import UserError
+from protobench.images import ImageList, image_folder
+
+ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz")
+
+
+def folder(data: Path) -> Path:
+    """The folder with train/ and val/: ``data`` itself or ``data/imagenet``. UserError names what was looked for."""
+    tried = [data, data / "imagenet"]
+    for place in tried:
+        if (place / "train").is_dir():
+            return place
+    if archives := [name for place in tried for name in ARCHIVES if (place / name).is_file()]:
+        raise UserError(f"ImageNet lies here as archives ({', '.join(archives)}), not unpacked", at=data,
+                        hint="torchvision.datasets.ImageNet(folder, 'train') and (…, 'val') unpack them into train/ and val/")
+    raise UserError("no ImageNet here" if data.is_dir() else "no such folder", at=data,
+                    hint="looked for train/<class>/ in " + ", ".join(map(str, tried)))
+
+
+def read(data: Path, split: str) -> ImageList:
+    """The images of train or val, classes in sorted order (that of the wnids). UserError for a flat or missing folder."""
+    return image_folder(folder(data) / split, f"imagenet-{split}")
+
+
+def read_both(data: Path) -> tuple[ImageList, ImageList]:
+    """train and val, which must have the same classes."""
+    train, val = read(data, "train"), read(data, "val")
+    if train.classes != val.classes:
+        odd = sorted(set(train.classes) ^ set(val.classes))
+        raise UserError(f"train and val have different classes: {', '.join(odd[:5])}", at=folder(data),
+                        hint="sort both into one folder per class, by wnid")
+    return train, val

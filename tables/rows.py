@@ -1,0 +1,17 @@
+"""The encoders that several tables score, each with its recipes and what training it costs."""
+
+from pretrain import recipes
+from tables.schema import Row
+
+RANDOM = Row("random", "Random", recipes.UNTRAINED_MINI, recipes.UNTRAINED, control="lower", mini_seconds=1)
+SUPERVISED = Row(
+    "supervised", "Supervised", recipes.SUPERVISED_MINI, recipes.SUPERVISED, control="upper", mini_seconds=14, gpu_hours=100,
+    gpu_hours_source="estimate: 90 epochs at 367 images/s per V100, fp32 (NVIDIA DeepLearningExamples)")
+MOCO = Row("moco", "MoCo", recipes.MOCO_MINI, recipes.MOCO_V1, mini_seconds=65, gpu_hours=424,
+           gpu_hours_source="53 h on 8 V100 (MoCo's README)")
+PCL = Row("pcl", "PCL", recipes.PCL_MINI, recipes.PCL_V1, mini_seconds=87, gpu_hours=672,
+          gpu_hours_source="about a week on 4 V100 (PCL's author, issue 2 of its repository)")
+SIMCLR = Row("simclr", "SimCLR", recipes.SIMCLR_MINI, recipes.SIMCLR, mini_seconds=92, gpu_hours=424,
+             gpu_hours_source="estimate: as MoCo")
+PCL_V2 = Row("pcl-v2", "PCL v2", recipes.PCL_V2_MINI, recipes.PCL_V2, mini_seconds=87, gpu_hours=672,
+             gpu_hours_source="as PCL")
