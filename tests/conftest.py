@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,13 @@ def train_images(world) -> ImageList:
 def encoder_file(tmp_path_factory, train_images) -> Path:
     """An untrained embedded-tier encoder in our own format."""
     return loop.pretrain(recipes.UNTRAINED_MINI, None, tmp_path_factory.mktemp("encoder"), seed=0)
+
+
+@pytest.fixture(scope="session")
+def moco_file(tmp_path_factory, train_images) -> Path:
+    """An embedded-tier MoCo after one epoch: it has a head and a momentum encoder."""
+    recipe = replace(recipes.MOCO_MINI, train=replace(recipes.MOCO_MINI.train, epochs=1, batch_size=64), queue=64)
+    return loop.pretrain(recipe, train_images, tmp_path_factory.mktemp("moco"), seed=0)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Tables from synthetic records: comparing, rendering, exit codes."""
 
 import csv
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -300,3 +301,43 @@ def test_unknown_words_get_a_suggestion(command):
     assert command(tables_main.main, "list")[0] == 0
     with pytest.raises(UserError):
         tables_main.load("table2")
+
+
+# Tables of other evaluations ------------------------------------------------------------------------------------------
+
+def _ami(results, tier, row, seed, value, *, pooled=False):
+    settings = {"feature": "pooled" if pooled else "embedding"}
+    unit = {"evaluation": "ami", "data_name": "imagenet", "version": 1, "encoder": f"{row}{seed}", "data": ["a"],
+            "params": settings}
+    records.write(results / tier / "records", unit, [{"k": 25_000, "draw": 0, "value": value}],
+                  subject={"row": row, "seed": seed, "source": "retrained", "recipe": row}, metric={"test_images": 1_281_167},
+                  data={"classes": 1000}, checkpoint={"arch": "resnet50", "untouched": False})
+
+
+def _fill_ami(results, tier, random=0.05):
+    for seed in (1, 2, 3):
+        wobble = 0.001 * seed
+        _ami(results, tier, "random", seed, random + wobble, pooled=True)
+        _ami(results, tier, "supervised", seed, 0.7 + wobble, pooled=True)
+        _ami(results, tier, "moco", seed, 0.283 + wobble)
+        _ami(results, tier, "pcl", seed, 0.408 + wobble)
+
+
+def test_rows_that_the_paper_lacks_are_shown_and_not_compared(command, tmp_path):
+    _fill_ami(tmp_path, "paper")
+    code, out, err = command(tables_main.main, "diff", "table7", "--results", tmp_path, "--tier", "paper")
+    assert code == 0, err
+    assert "2 unprinted, 1 cited, 2 reproduced; claims: 1 holds" in out
+    assert re.search(r"^Random +0\.052 ±0\.001$", out, re.MULTILINE)
+    assert "0.285 ±0.001 | 0.285 | +0.000 ✓" in out
+    assert "smallest lead +0.125 [+0.125, +0.125]" in out
+    grid = (tmp_path / "paper" / "table7.csv").read_text().splitlines()
+    paper = tables_main.load("table7").path.read_text().splitlines()
+    assert grid == paper, "plain diff finds nothing"
+
+
+def test_controls_without_printed_numbers_must_be_in_order(command, tmp_path):
+    _fill_ami(tmp_path, "paper", random=0.75)
+    code, out, _ = command(tables_main.main, "diff", "table7", "--results", tmp_path, "--tier", "paper")
+    assert code == 2
+    assert "Random is not below Supervised at AMI" in out

@@ -1,0 +1,112 @@
+"""On features whose answer is known, against scikit-learn, and through the command line."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.neighbors import KNeighborsClassifier
+
+from evaluate import knn
+from protobench import checkpoints, features, images, records
+
+
+def _unit(rng, n, d=16):
+    return features.unit_norm(rng.normal(size=(n, d)).astype(np.float32))
+
+
+def test_the_nearest_is_the_image_itself():
+    x = _unit(np.random.default_rng(0), 200)
+    labels = np.arange(200) % 7
+    (run,) = knn.score(x, labels, x, labels, (1,), 0.07)
+    assert run["value"] == run["top5"] == 100.0
+
+
+def test_shuffled_labels_score_at_chance():
+    rng = np.random.default_rng(0)
+    x, labels = _unit(rng, 4000), rng.integers(0, 10, 4000)
+    (run,) = knn.score(x[:3000], labels[:3000], x[3000:], labels[3000:], (20,), 0.1)
+    assert run["value"] == pytest.approx(10, abs=3)
+    assert run["top5"] == pytest.approx(50, abs=6)
+
+
+@pytest.mark.parametrize("temperature", [0.02, 0.1, 1.0])
+def test_equals_scikit_learn_s_weighted_vote(temperature):
+    rng = np.random.default_rng(1)
+    bank, query = _unit(rng, 700), _unit(rng, 150)
+    labels, truth = rng.integers(0, 9, 700), rng.integers(0, 9, 150)
+    for run in knn.score(bank, labels, query, truth, (1, 5, 20, 200), temperature):
+        def weights(distance):
+            return np.exp(-(distance.astype(np.float64) ** 2) / 2 / temperature)  # exp(v.v' / T) but for a constant factor
+        theirs = KNeighborsClassifier(run["k"], weights=weights, algorithm="brute").fit(bank, labels)
+        assert run["value"] == pytest.approx(100 * (theirs.predict(query) == truth).mean(), abs=100 / 150 + 1e-6)
+        probability = theirs.predict_proba(query)
+        top5 = np.argsort(-probability, axis=1, kind="stable")[:, :5]
+        hit = (theirs.classes_[top5] == truth[:, None]).any(1).mean()
+        if run["k"] >= 20:  # with fewer neighbours most classes have no vote, and their order is arbitrary
+            assert run["top5"] == pytest.approx(100 * hit, abs=100 / 150 + 1e-6)
+
+
+def test_a_vote_by_hand():
+    """One near neighbour of class 0 against two farther ones of class 1: the temperature decides."""
+    bank = np.array([[1, 0], [0.9, np.sqrt(1 - 0.81)], [0.9, -np.sqrt(1 - 0.81)]], dtype=np.float32)
+    query, labels = np.array([[1, 0]], dtype=np.float32), np.array([0, 1, 1])
+    sharp, soft = (knn.score(bank, labels, query, np.array([0]), (3,), t)[0]["value"] for t in (0.1, 1.0))
+    assert (sharp, soft) == (100.0, 0.0)  # e^10 against 2 e^9; e^1 against 2 e^0.9
+
+
+def test_blocks_change_nothing(monkeypatch):
+    rng = np.random.default_rng(2)
+    bank, query, labels, truth = _unit(rng, 500), _unit(rng, 101), rng.integers(0, 5, 500), rng.integers(0, 5, 101)
+    whole = knn.score(bank, labels, query, truth, (3, 50), 0.1)
+    monkeypatch.setattr(knn, "QUERIES", 7)
+    monkeypatch.setattr(knn, "BANK", 33)
+    assert knn.score(bank, labels, query, truth, (3, 50), 0.1) == whole
+
+
+def _args(file, world, out, *more):
+    return ("--ckpt", file, "--data", world, "--workers", 0, "--results", out, *more)
+
+
+def test_queries_are_compared_with_momentum_embeddings(command, moco_file, world, tmp_path):
+    code, out, err = command(knn.main, *_args(moco_file, world, tmp_path, "--k", 5, 20))
+    assert code == 0, err
+    assert "(query encoder) among 200 training images (momentum encoder), 64-D embedding feature, temperature 0.1" in out
+    (record,) = records.read_all(tmp_path).values()
+    bank = features.extract(checkpoints.load(moco_file, prefer="momentum"), images.image_folder(
+        world / "imagenet" / "train", "imagenet-train"), pooling="embedding")
+    val = images.image_folder(world / "imagenet" / "val", "imagenet-val")
+    query = features.extract(checkpoints.load(moco_file), val, pooling="embedding")
+    expected = knn.score(features.unit_norm(bank), np.repeat(np.arange(20), 10), features.unit_norm(query), val.labels, (5, 20),
+                         0.1)
+    assert record["runs"] == expected
+    assert record["feature"] == {"dim": 64, "pooling": "embedding", "copy": "query", "bank": "momentum"}
+
+
+def test_the_embedding_is_the_training_one(moco_file, world):
+    """Backbone, pool, head: as the method computed it while it trained."""
+    encoder = checkpoints.load(moco_file)
+    val = images.image_folder(world / "imagenet" / "val", "imagenet-val")
+    got = features.extract(encoder, val, pooling="embedding")
+    pooled = torch.from_numpy(np.array(features.extract(encoder, val)))
+    assert encoder.projection is not None
+    np.testing.assert_allclose(got, encoder.projection(pooled).detach().numpy(), atol=1e-5)
+
+
+def test_without_a_head_the_pooled_feature_must_be_asked_for(command, encoder_file, world, tmp_path):
+    code, _, err = command(knn.main, *_args(encoder_file, world, tmp_path, "--k", 5))
+    assert code == 2
+    assert "holds no projection head" in err
+    assert "--feature pooled" in err
+    code, out, err = command(knn.main, *_args(encoder_file, world, tmp_path, "--k", 5, "--feature", "pooled"))
+    assert code == 0, err
+    assert "(query encoder), 128-D pooled feature, temperature 0.07" in out
+
+
+@pytest.mark.parametrize(("flags", "complaint"), [
+    (("--k", 500), "500 neighbours asked of 200 images"), (("--k", 0), "at least 1"), (("--k", 5, 5), "different numbers"),
+    (("--temperature", -1), "must be positive"), (("--data", "/nowhere"), "no such folder"),
+])
+def test_senseless_parameters_are_refused(command, moco_file, world, tmp_path, flags, complaint):
+    code, _, err = command(knn.main, *_args(moco_file, world, tmp_path), *flags)
+    assert code == 2
+    assert complaint in err
+    assert not list(tmp_path.glob("*.json"))

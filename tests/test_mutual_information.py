@@ -1,0 +1,55 @@
+"""Against scikit-learn, by hand, and on partitions whose agreement is known."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics
+
+from evaluate.mutual_information import agreement, expected_mutual_information
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(st.integers(2, 400), st.integers(1, 40), st.integers(1, 40), st.floats(0, 1), st.integers(0, 10**6))
+def test_equals_scikit_learn(n, clusters, classes, coupling, seed):
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, classes, n)
+    x = np.where(rng.random(n) < coupling, y % clusters, rng.integers(0, clusters, n))
+    ours = agreement(x, y)
+    if len(set(x.tolist())) > 1 or len(set(y.tolist())) > 1:  # where both are trivial, conventions differ
+        assert ours["ami"] == pytest.approx(metrics.adjusted_mutual_info_score(y, x), abs=1e-8)
+        assert ours["ami_max"] == pytest.approx(metrics.adjusted_mutual_info_score(y, x, average_method="max"), abs=1e-8)
+        assert ours["nmi"] == pytest.approx(metrics.normalized_mutual_info_score(y, x), abs=1e-8)
+        assert ours["ari"] == pytest.approx(metrics.adjusted_rand_score(y, x), abs=1e-8)
+    purity = sum(np.bincount(y[x == c]).max() for c in set(x.tolist())) / n
+    assert ours["purity"] == pytest.approx(purity)
+
+
+def test_identical_partitions_agree_fully_whatever_their_labels():
+    y = np.repeat(np.arange(30), np.arange(1, 31))
+    for scores in (agreement(y, y), agreement((y * 7 + 3) % 101, y)):
+        assert all(value == pytest.approx(1.0) for value in scores.values())
+    assert agreement(np.zeros(5, int), np.ones(5, int))["ami"] == 1.0
+
+
+def test_independent_partitions_agree_by_chance_only():
+    rng = np.random.default_rng(0)
+    found = [agreement(rng.integers(0, 500, 20_000), rng.integers(0, 20, 20_000)) for _ in range(5)]
+    assert np.mean([scores["ami"] for scores in found]) == pytest.approx(0.0, abs=2e-3)
+    assert np.mean([scores["nmi"] for scores in found]) > 0.05, "unlike NMI, which many clusters raise by chance"
+
+
+def test_expected_information_of_two_by_two_by_hand():
+    """Sizes (1, 1) and (1, 1): both of the two tables have one image a cell twice, so the information is always ln 2."""
+    assert expected_mutual_information(np.array([1, 1]), np.array([1, 1])) == pytest.approx(np.log(2))
+    # sizes (2, 1), (2, 1): overlap of the large ones is 2 with p = 1/3, else 1
+    apart = 2 / 3 * (1 / 3 * np.log(3 / 4) + 2 / 3 * np.log(3 / 2))
+    together = 1 / 3 * (2 / 3 * np.log(3 / 2) + 1 / 3 * np.log(3))
+    assert expected_mutual_information(np.array([2, 1]), np.array([2, 1])) == pytest.approx(apart + together)
+
+
+def test_many_clusters_of_many_images_equal_scikit_learn():
+    rng = np.random.default_rng(1)
+    y = rng.integers(0, 100, 30_000)
+    x = np.where(rng.random(30_000) < 0.3, y * 10, rng.integers(0, 1500, 30_000))
+    assert agreement(x, y)["ami"] == pytest.approx(metrics.adjusted_mutual_info_score(y, x), abs=1e-8)
