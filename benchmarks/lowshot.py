@@ -13,7 +13,7 @@ import numpy as np
 from alternate import alternate, heading, report
 from sklearn.svm import LinearSVC
 
-from evaluate import lowshot
+from evaluate import lowshot, svm
 from evaluate.average_precision import average_precision
 from evaluate.draws import all_draws
 from evaluate.svm import Problem
@@ -57,7 +57,7 @@ def main() -> None:
 
     images = ImageList("synthetic", None, tuple(map(str, range(5011))), labels, tuple(map(str, range(20))))  # type: ignore[arg-type]
     draws = all_draws(images, "pcl", (1, 2, 4, 8, 16), 5, 0, "keyed")
-    x = lowshot.normalise(train)
+    x = svm.normalise(train)
     for draw in (d for d in draws if d.number == 0 and d.k in (1, 4, 16)):
         rows = x[draw.rows[0]]
 

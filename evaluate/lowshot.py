@@ -28,8 +28,8 @@ import numpy as np
 import tyro
 
 from evaluate.average_precision import average_precision
-from evaluate.draws import Draw, all_draws, presence
-from evaluate.svm import Problem, decision
+from evaluate.draws import Draw, all_draws
+from evaluate.svm import GOYAL_COSTS, Problem, decision, normalise
 from protobench import cli, mini, places, records, voc
 from protobench.errors import UserError
 from protobench.images import ImageList
@@ -38,8 +38,6 @@ from protobench.progress import progress
 
 VERSION = 1
 """Raise when a score changes for equal features and parameters."""
-
-GOYAL_COSTS = tuple(sorted([10.0**e for e in range(-7, 3)] + [0.5**e for e in range(4, 20)]))
 
 
 @dataclass(frozen=True)
@@ -82,12 +80,6 @@ class Config:
 
 
 # Scores ---------------------------------------------------------------------------------------------------------------
-
-def normalise(x_ND: np.ndarray) -> np.ndarray:
-    """Each row divided by its norm + 1e-5, in double precision."""
-    x_ND = np.asarray(x_ND, dtype=np.float64)
-    return x_ND / (np.linalg.norm(x_ND, axis=1, keepdims=True) + 1e-5)
-
 
 def score(train_ND: np.ndarray, test_ND: np.ndarray, test_labels: np.ndarray, draws: list[Draw], costs: tuple[float, ...],
           *, drop_difficult: bool = False, positive_weight: float = 2.0, desc: str = "SVMs") -> list[dict[str, Any]]:
@@ -134,16 +126,7 @@ def best_cost(runs: list[dict[str, Any]]) -> dict[int, float]:
 def data_lists(data: Path | None, dataset: str) -> tuple[ImageList, ImageList]:
     """Training and test images of a data set; the embedded one where ``data`` is None."""
     root = data or mini.ensure()
-    reader, names = (places.read, ("train", "val")) if dataset == "places205" else (voc.read, ("trainval", "test"))
-    train, test = (reader(root, name) for name in names)
-    if train.classes != test.classes:
-        odd = sorted(set(train.classes) ^ set(test.classes)) or ["their order"]
-        raise UserError(f"{train.name} and {test.name} have different classes: {', '.join(odd[:5])}", at=train.root,
-                        hint="unpack the data set again; classes are matched by name")
-    if empty := [title for title, count in zip(test.classes, presence(test.labels).sum(0), strict=True) if not count]:
-        raise UserError(f"{test.name} has no image of {', '.join(empty[:5])}", at=test.root,
-                        hint="a score needs positives of every class; unpack the data set again")
-    return train, test
+    return places.read_both(root) if dataset == "places205" else voc.read_both(root)
 
 
 def unit(encoder_key: str, lists: tuple[ImageList, ...], config: Config) -> dict[str, Any]:

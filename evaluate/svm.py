@@ -13,6 +13,9 @@ from liblinear.liblinear import problem as Nodes
 
 from protobench.errors import UserError
 
+GOYAL_COSTS = tuple(sorted([10.0**e for e in range(-7, 3)] + [0.5**e for e in range(4, 20)]))
+"""The 26 values of C that Goyal et al. (ICCV 2019) try."""
+
 _LIBC = ctypes.CDLL(None) if os.name == "posix" else ctypes.cdll.msvcrt  # type: ignore[attr-defined,unused-ignore]
 
 
@@ -58,3 +61,9 @@ class Problem:
 def decision(x_ND: np.ndarray, w_CD: np.ndarray) -> np.ndarray:
     """Decision values [N, C] of weights [C, D + 1]."""
     return x_ND @ w_CD[:, :-1].T + w_CD[:, -1]
+
+
+def normalise(x_ND: np.ndarray) -> np.ndarray:
+    """Each row divided by its norm + 1e-5, in double precision, as the papers' SVM scripts do."""
+    x_ND = np.asarray(x_ND, dtype=np.float64)
+    return x_ND / (np.linalg.norm(x_ND, axis=1, keepdims=True) + 1e-5)

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,7 @@ from protobench.errors import UserError
 from protobench.images import ImageList
 from protobench.loading import CentreCrops, batches
 from protobench.progress import progress
+from protobench.transforms import EvalInput
 
 Pooling = Literal["average", "2x2", "embedding"]
 """average: global average pool (2048-D for a ResNet-50). 2x2: conv5 pooled to 2x2 (8192-D), as Goyal et al. use it.
@@ -39,24 +41,34 @@ def extract(encoder: Encoder, images: ImageList, *, pooling: Pooling = "average"
     path = (cache or files.cache_dir() / "features") / f"{files.sha256(identity)}.npy"
     with contextlib.suppress(OSError, ValueError, EOFError):  # absent, or cut short by a full disk: extracted anew
         return np.load(path, mmap_mode="r")
+    compute = forward(encoder, input_, pooling, device)
     loader = batches(CentreCrops(images, input_), workers=workers, device=device, batch_size=batch_size)
+    parts = [compute(pixels).cpu() for pixels in progress(loader, desc=f"features {images.name}", unit=" batches",
+                                                          total=math.ceil(len(images) / batch_size))]
+    features = torch.cat(parts).numpy()
+    _check(features, images)
+    files.write_atomic(path, lambda file: np.save(file, features))
+    return features
+
+
+def forward(encoder: Encoder, input_: EvalInput, pooling: Pooling, device: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Pixels uint8 [N, 3, H, W] to features [N, D] on ``device``: normalised, through the frozen backbone, pooled.
+
+    UserError where an embedding is asked of a checkpoint without a projection head.
+    """
     projection = encoder.projection.to(device) if encoder.projection and pooling == "embedding" else None
     if pooling == "embedding" and projection is None:
         raise UserError(f"{encoder.account['file']} holds no projection head of a known shape, so there is no embedding",
                         hint="evaluate the pooled feature instead: --feature pooled")
     backbone = encoder.backbone.to(device).to(memory_format=torch.channels_last)
     mean, std = (torch.tensor(value, device=device).view(3, 1, 1) * 255 for value in (input_.mean, input_.std))
-    parts = []
-    with torch.inference_mode():
-        for pixels in progress(loader, desc=f"features {images.name}", unit=" batches",
-                               total=math.ceil(len(images) / batch_size)):
-            x = (pixels.to(device, non_blocking=True).float() - mean) / std
-            map_NCHW = backbone.features(x.contiguous(memory_format=torch.channels_last))
-            parts.append(_pool(map_NCHW, pooling, projection).cpu())
-    features = torch.cat(parts).numpy()
-    _check(features, images)
-    files.write_atomic(path, lambda file: np.save(file, features))
-    return features
+
+    @torch.inference_mode()
+    def compute(pixels: torch.Tensor) -> torch.Tensor:
+        x = (pixels.to(device, non_blocking=True).float() - mean) / std
+        return _pool(backbone.features(x.contiguous(memory_format=torch.channels_last)), pooling, projection)
+
+    return compute
 
 
 def unit_norm(x_ND: np.ndarray) -> np.ndarray:

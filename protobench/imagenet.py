@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from protobench.errors import UserError
-from protobench.images import ImageList, image_folder
+from protobench.images import ImageList, image_folder, pair
 
 ARCHIVES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz")
 
@@ -27,10 +27,5 @@ def read(data: Path, split: str) -> ImageList:
 
 
 def read_both(data: Path) -> tuple[ImageList, ImageList]:
-    """train and val, which must have the same classes."""
-    train, val = read(data, "train"), read(data, "val")
-    if train.classes != val.classes:
-        odd = sorted(set(train.classes) ^ set(val.classes))
-        raise UserError(f"train and val have different classes: {', '.join(odd[:5])}", at=folder(data),
-                        hint="sort both into one folder per class, by wnid")
-    return train, val
+    """train and val."""
+    return pair(read(data, "train"), read(data, "val"))

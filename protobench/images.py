@@ -68,6 +68,19 @@ class ImageList:
                             hint="replace the file; a half-read image is never evaluated") from failure
 
 
+def pair(train: ImageList, test: ImageList) -> tuple[ImageList, ImageList]:
+    """Both, once it is sure that they have the same classes and that every class has a test image."""
+    if train.classes != test.classes:
+        odd = sorted(set(train.classes) ^ set(test.classes)) or ["their order"]
+        raise UserError(f"{train.name} and {test.name} have different classes: {', '.join(odd[:5])}", at=train.root,
+                        hint="unpack the data set again; classes are matched by name")
+    present = (test.labels == 1).any(0) if test.labels.ndim == 2 else np.isin(np.arange(len(test.classes)), test.labels)
+    if empty := [title for title, there in zip(test.classes, present, strict=True) if not there]:
+        raise UserError(f"{test.name} has no image of {', '.join(empty[:5])}", at=test.root,
+                        hint="a score needs positives of every class; unpack the data set again")
+    return train, test
+
+
 def text_of(path: Path) -> str:
     """A list file's text; UserError where it is not UTF-8."""
     try:

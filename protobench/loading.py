@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from protobench import keyed
 from protobench.errors import UserError
 from protobench.images import ImageList
 from protobench.transforms import EvalInput
@@ -26,6 +27,24 @@ class CentreCrops(Dataset):
         try:
             return torch.from_numpy(self.input.pixels(self.images.read(index)).copy()).permute(2, 0, 1)
         except UserError as mistake:  # handed over, not raised: a DataLoader would bury it in a worker's traceback
+            return mistake
+
+
+class RandomCrops(Dataset):
+    """A random crop of every image, uint8 [3, H, W]; a function of (seed, epoch, image) alone. Indexed by (epoch, image)."""
+
+    def __init__(self, images: ImageList, input_: EvalInput, seed: int):
+        self.images, self.input, self.seed = images, input_, seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, where: tuple[int, int]) -> Tensor | UserError:
+        epoch, index = where
+        try:
+            rng = keyed.generator(self.seed, "crop", epoch, index)
+            return torch.from_numpy(self.input.random_pixels(self.images.read(index), rng).copy()).permute(2, 0, 1)
+        except UserError as mistake:
             return mistake
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from protobench.errors import UserError
-from protobench.images import ImageList, text_of
+from protobench.images import ImageList, pair, text_of
 
 IMAGES = Path("data/vision/torralba/deeplearning/images256")
 
@@ -39,3 +39,8 @@ def read(data: Path, split: str) -> ImageList:
     for path, scene in zip(paths, labels, strict=True):
         scenes[scene] = scenes[scene] or Path(path).parent.as_posix()
     return ImageList(f"places205-{split}", root / IMAGES, tuple(paths), np.array(labels), tuple(scenes))
+
+
+def read_both(data: Path) -> tuple[ImageList, ImageList]:
+    """train and val."""
+    return pair(read(data, "train"), read(data, "val"))

@@ -1,5 +1,6 @@
 """How an image becomes an encoder's input at evaluation: resize, centre crop, normalise."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,23 @@ class EvalInput:
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     warp: bool = False
+
+    def random_pixels(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+        """uint8 [crop, crop, 3]: a random part of 8 to 100 % of the area and aspect 3/4 to 4/3, resized and flipped half of
+        the time: what linear probes and fine-tuning train on (torchvision's RandomResizedCrop and flip, at their defaults)."""
+        width, height = image.size
+        for _ in range(10):
+            area, aspect = width * height * rng.uniform(0.08, 1), math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+            w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < w <= width and 0 < h <= height:
+                left, top = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
+                break
+        else:  # as there: the largest centred part of an allowed aspect
+            w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+            left, top = (width - w) // 2, (height - h) // 2
+        part = image.crop((left, top, left + w, top + h))
+        pixels = np.asarray(part.resize((self.crop, self.crop), Image.Resampling.BILINEAR))
+        return pixels[:, ::-1] if rng.random() < 0.5 else pixels
 
     def pixels(self, image: Image.Image) -> np.ndarray:
         """uint8 [crop, crop, 3]: shorter side to ``resize`` (PIL bilinear, antialiased), then the centre."""

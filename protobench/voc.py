@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from protobench.errors import UserError
-from protobench.images import ImageList, text_of
+from protobench.images import ImageList, pair, text_of
 
 CLASSES = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
            "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor")
@@ -43,6 +43,11 @@ def read(data: Path, split: str) -> ImageList:
         raise UserError(f"VOC2007 {split} has no label files <class>_{split}.txt", at=main, hint="unpack VOC 2007 again")
     labels = np.stack([_labels(main / f"{title}_{split}.txt", names) for title in classes], axis=1)
     return ImageList(f"voc07-{split}", voc, tuple(f"JPEGImages/{name}.jpg" for name in names), labels, tuple(classes))
+
+
+def read_both(data: Path) -> tuple[ImageList, ImageList]:
+    """trainval and test."""
+    return pair(read(data, "trainval"), read(data, "test"))
 
 
 def _labels(path: Path, names: list[str]) -> np.ndarray:

@@ -29,7 +29,7 @@ def test_a_flat_val_folder_and_other_classes_are_told(world, tmp_path):
     shutil.copytree(world / "imagenet", tmp_path / "imagenet")
     first, *_ = sorted((tmp_path / "imagenet" / "val").iterdir())
     first.rename(first.with_name("n99999999"))
-    _says("train and val have different classes: .*n99999999", imagenet.read_both, tmp_path)
+    _says("imagenet-train and imagenet-val have different classes: .*n99999999", imagenet.read_both, tmp_path)
     for path in sorted((tmp_path / "imagenet" / "val").rglob("*.*")):
         path.rename(tmp_path / "imagenet" / "val" / f"{path.parent.name}_{path.name}")
     for folder in [path for path in (tmp_path / "imagenet" / "val").iterdir() if path.is_dir()]:

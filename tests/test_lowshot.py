@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.svm import LinearSVC
 
-from evaluate import draws, lowshot
+from evaluate import draws, lowshot, svm
 from evaluate.average_precision import average_precision
 from protobench import backbones, records, voc
 from protobench.errors import UserError
@@ -160,9 +160,9 @@ def test_several_costs_report_the_best_on_the_test_set_per_k():
 
 
 def test_goyal_s_grid_has_its_26_costs():
-    assert len(lowshot.GOYAL_COSTS) == 26
-    assert lowshot.GOYAL_COSTS[-1] == 100
-    assert 0.5**4 in lowshot.GOYAL_COSTS
+    assert len(svm.GOYAL_COSTS) == 26
+    assert svm.GOYAL_COSTS[-1] == 100
+    assert 0.5**4 in svm.GOYAL_COSTS
 
 
 # The command line -----------------------------------------------------------------------------------------------------

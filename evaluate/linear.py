@@ -1,0 +1,305 @@
+"""Linear probes: a logistic regression on frozen features, ImageNet and Places205 (PCL's Table 3).
+
+Examples:
+
+    python evaluate/linear.py --ckpt pcl_v2.pth.tar --data /data/imagenet
+    python evaluate/linear.py --ckpt pcl_v2.pth.tar --data /data/imagenet --lr 1 5 10 30   # one pass trains all four
+    python evaluate/linear.py --ckpt pcl_v2.pth.tar --data /data/places205 --dataset places205
+    python evaluate/linear.py --ckpt encoder.safetensors                 # no data at hand: the embedded images
+
+  imagenet   pooled feature (2048-D), 100 epochs, learning rate 10 (appendix E; the released code has 5, MoCo's 30).
+  places205  conv5 pooled to 2x2 (8192-D; "~9000-D" in the paper), 40 epochs, learning rate 0.3, behind a BatchNorm without
+             affine part, as Goyal et al. have it; the paper does not say whether it has one: --no-batch-norm is the other.
+
+Both: SGD, momentum 0.9, no weight decay, batches of 256, the rate x 0.1 at 60 and 80 % of the epochs, random crops and flips,
+one centre crop in the test; the score is that of the *last* epoch. Several rates train side by side on the features of one
+forward pass; a tenth of the training images is then held out and chooses among them, never the test set.
+"""
+
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import tyro
+
+from protobench import cli, files, imagenet, keyed, mini, places, records
+from protobench.errors import UserError
+from protobench.images import ImageList
+from protobench.layouts import Reading
+from protobench.progress import progress
+
+VERSION = 1
+"""Raise when a score changes for equal weights, images and parameters."""
+
+HELD_OUT = 10
+"""One image in so many chooses among several learning rates."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Linear probes on frozen features."""
+
+    ckpt: Annotated[Path, tyro.conf.arg(aliases=["--pretrained"])]
+    """checkpoint to score, in any layout that protobench/layouts.py lists"""
+    data: Path | None = None
+    """ImageNet's folder (train/ and val/), or that of Places205's lists and images; without it the embedded images"""
+    dataset: Literal["imagenet", "places205"] = "imagenet"
+    lr: tuple[float, ...] = ()
+    """learning rate; several: chosen on held-out training images. Default 10 for imagenet, 0.3 for places205"""
+    epochs: int | None = None
+    """default 100 for imagenet, 40 for places205, 10 on embedded data"""
+    batch_size: int = 256
+    sgd_momentum: float = 0.9
+    weight_decay: float = 0.0
+    batch_norm: bool | None = None
+    """of the features, without affine part; default on for places205 only"""
+    seed: int = 0
+    """of initialisation, order and crops"""
+    device: str = "auto"
+    workers: int = 4
+    """processes that read images"""
+    results: Path = Path("results/scores")
+    """where the record is written; a stopped run leaves its state there and goes on from its last epoch"""
+    reading: Reading = field(default_factory=Reading)
+
+    def params(self) -> dict[str, Any]:
+        """What determines the score of a checkpoint on given images."""
+        is_imagenet = self.dataset == "imagenet"
+        epochs = self.epochs if self.epochs is not None else 10 if self.data is None else 100 if is_imagenet else 40
+        return {"lr": self.lr or ((10.0,) if is_imagenet else (0.3,)), "epochs": epochs, "batch_size": self.batch_size,
+                "sgd_momentum": self.sgd_momentum, "weight_decay": self.weight_decay, "seed": self.seed,
+                "batch_norm": not is_imagenet if self.batch_norm is None else self.batch_norm,
+                "pooling": "average" if is_imagenet else "2x2"}
+
+
+class Heads:
+    """L linear classifiers that share their inputs and differ in the learning rate. Shapes: N batch, D feature, C classes.
+
+    A head whose gradient is not finite is stopped before the step that would spoil it, and counts as diverged.
+    """
+
+    def __init__(self, rates: tuple[float, ...], dim: int, classes: int, params: dict[str, Any], device: str):
+        import torch
+
+        rng = torch.Generator().manual_seed(keyed.seed(params["seed"], "head"))
+        weight_CD = 0.01 * torch.randn(classes, dim, generator=rng)
+        self.weight_LCD = weight_CD.to(device).repeat(len(rates), 1, 1)
+        self.bias_LC = torch.zeros(len(rates), classes, device=device)
+        self.rate_L = torch.tensor(rates, device=device)
+        self.alive_L = torch.ones(len(rates), dtype=torch.bool, device=device)
+        self.velocity = [torch.zeros_like(self.weight_LCD), torch.zeros_like(self.bias_LC)]
+        self.norm = torch.nn.BatchNorm1d(dim, affine=False).to(device) if params["batch_norm"] else None
+        self.momentum, self.decay = params["sgd_momentum"], params["weight_decay"]
+
+    def logits(self, x_ND: Any) -> Any:
+        """[L, N, C], BatchNorm with its running statistics."""
+        x_ND = x_ND if self.norm is None else self.norm.eval()(x_ND)
+        return x_ND @ self.weight_LCD.transpose(1, 2) + self.bias_LC[:, None]
+
+    def step(self, x_ND: Any, y_N: Any, factor: float) -> Any:
+        """One step of SGD on the mean cross-entropy, each head at its rate x ``factor``; returns the losses [L]."""
+        import torch
+
+        x_ND = x_ND if self.norm is None else self.norm.train()(x_ND)
+        log_p_LNC = (x_ND @ self.weight_LCD.transpose(1, 2) + self.bias_LC[:, None]).log_softmax(2)
+        rows_N = torch.arange(len(y_N), device=y_N.device)
+        loss_L = -log_p_LNC[:, rows_N, y_N].mean(1)
+        error_LNC = log_p_LNC.exp()
+        error_LNC[:, rows_N, y_N] -= 1
+        error_LNC /= len(y_N)
+        gradients = [error_LNC.transpose(1, 2) @ x_ND, error_LNC.sum(1)]
+        self.alive_L &= torch.isfinite(loss_L) & torch.isfinite(gradients[0]).all(2).all(1)
+        for weight, gradient, velocity in zip((self.weight_LCD, self.bias_LC), gradients, self.velocity, strict=True):
+            shape = (-1, *[1] * (weight.ndim - 1))
+            velocity.mul_(self.momentum).add_(gradient + self.decay * weight)
+            weight.copy_(torch.where(self.alive_L.view(shape), weight - factor * self.rate_L.view(shape) * velocity, weight))
+        return loss_L
+
+    def state(self) -> dict[str, Any]:
+        """Everything that training goes on from."""
+        return {"weight": self.weight_LCD, "bias": self.bias_LC, "alive": self.alive_L, "velocity": self.velocity,
+                "norm": self.norm.state_dict() if self.norm else {}}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Puts a ``state`` back."""
+        self.weight_LCD.copy_(state["weight"])
+        self.bias_LC.copy_(state["bias"])
+        self.alive_L.copy_(state["alive"])
+        for velocity, saved in zip(self.velocity, state["velocity"], strict=True):
+            velocity.copy_(saved)
+        if self.norm is not None:
+            self.norm.load_state_dict(state["norm"])
+
+
+def factor(epoch: int, epochs: int) -> float:
+    """Of the learning rate: x 0.1 at 60 and at 80 % of the epochs."""
+    return 0.1 ** sum(epoch >= round(share * epochs) for share in (0.6, 0.8))
+
+
+def order(images: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """The images of an epoch, shuffled."""
+    return images[keyed.generator(seed, "order", epoch).permutation(len(images))]
+
+
+def train(heads: Heads, compute: Any, images: ImageList, chosen: np.ndarray, input_: Any, params: dict[str, Any], *,
+          device: str, workers: int, state_path: Path, key: str) -> None:
+    """Trains ``heads`` on random crops of the ``chosen`` images; goes on from the state left in ``state_path`` under ``key``."""
+    import torch
+
+    from protobench.loading import RandomCrops, batches
+
+    done = _resume(heads, state_path, key)
+    labels = torch.from_numpy(images.labels).to(device)
+    size, crops = params["batch_size"], RandomCrops(images, input_, params["seed"])
+    steps = len(chosen) // size
+    bar = progress(desc="linear probe", unit=" steps", total=(params["epochs"] - done) * steps)
+    for epoch in range(done, params["epochs"]):
+        ordered = order(chosen, params["seed"], epoch)[: steps * size]
+        where = [[(epoch, int(i)) for i in part] for part in np.split(ordered, steps)]
+        for part, pixels in zip(where, batches(crops, workers=workers, device=device, batch_sampler=where), strict=True):
+            heads.step(compute(pixels), labels[[i for _, i in part]], factor(epoch, params["epochs"]))
+            bar.update()
+        if not heads.alive_L.any():
+            raise UserError(f"the probe diverged at every learning rate by epoch {epoch}", hint="lower --lr")
+        state = {"key": key, "epochs": epoch + 1, "heads": heads.state()}
+        files.write_atomic(state_path, partial(torch.save, state))
+    bar.close()
+
+
+def _resume(heads: Heads, path: Path, key: str) -> int:
+    """How many epochs are done."""
+    import torch
+
+    if not path.exists():
+        return 0
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["key"] != key:
+            return 0
+        heads.restore(state["heads"])
+        return int(state["epochs"])
+    except Exception as failure:  # torch.load raises half a dozen kinds for a damaged file
+        raise UserError("the probe's saved state is damaged", at=path, hint="delete it to start anew") from failure
+
+
+def accuracies(heads: Heads, x_ND: np.ndarray, labels: np.ndarray, device: str) -> tuple[list[float], list[float]]:
+    """Top-1 and top-5 in percent, per head."""
+    import torch
+
+    right = np.zeros((2, len(heads.rate_L)))
+    for start in range(0, len(x_ND), 4096):
+        x = torch.from_numpy(np.ascontiguousarray(x_ND[start : start + 4096])).to(device)
+        logits_LNC = heads.logits(x)
+        hit = logits_LNC.topk(min(5, logits_LNC.shape[2])).indices.cpu().numpy() == labels[start : start + 4096, None]
+        right += hit[:, :, 0].sum(1), hit.any(2).sum(1)
+    top1, top5 = 100 * right / len(x_ND)
+    return top1.round(6).tolist(), top5.round(6).tolist()
+
+
+# From checkpoint to record --------------------------------------------------------------------------------------------
+
+def data_lists(data: Path | None, dataset: str = "imagenet") -> tuple[ImageList, ImageList]:
+    """Training and test images of a data set; the embedded one where ``data`` is None."""
+    root = data or mini.ensure()
+    return places.read_both(root) if dataset == "places205" else imagenet.read_both(root)
+
+
+def unit(encoder_key: str, lists: tuple[ImageList, ...], config: Config) -> dict[str, Any]:
+    """What a record is found by."""
+    return {"evaluation": "linear", "data_name": config.dataset, "version": VERSION, "encoder": encoder_key,
+            "data": [images.fingerprint for images in lists], "params": config.params()}
+
+
+def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
+    """Scores the checkpoint and returns the path of the record written; ``subject`` as in evaluate/lowshot.py."""
+    from protobench import checkpoints, features
+    from protobench.devices import device_of
+
+    params = config.params()
+    rates = params["lr"]
+    _check(params)
+    started = time.perf_counter()
+    encoder = checkpoints.load(config.ckpt, config.reading)
+    print(encoder.summary())
+    lists = data_lists(config.data, config.dataset)
+    training, test = lists
+    if len(training) < params["batch_size"]:
+        raise UserError(f"{len(training)} training images are less than a batch of {params['batch_size']}",
+                        hint="lower --batch-size")
+    device = device_of(config.device)
+    before = checkpoints.digest_of(encoder.backbone.state_dict())
+    everything = np.arange(len(training))
+    held = everything % HELD_OUT == 0 if len(rates) > 1 else np.zeros(len(training), dtype=bool)
+    identity = unit(encoder.key, lists, config)
+    key = files.sha256([identity, subject])
+    compute = features.forward(encoder, encoder.input, params["pooling"], device)
+    how: dict[str, Any] = {"pooling": params["pooling"], "device": device, "workers": config.workers}
+    test_ND = features.extract(encoder, test, **how)
+    heads = Heads(rates, test_ND.shape[1], len(training.classes), params, device)
+    state_path = config.results / f".linear-{key[:12]}.pt"
+    train(heads, compute, training, everything[~held], encoder.input, params, device=device, workers=config.workers,
+          state_path=state_path, key=key)
+    if checkpoints.digest_of(encoder.backbone.state_dict()) != before:
+        raise RuntimeError("the frozen backbone moved while the probe was trained")
+    top1, top5 = accuracies(heads, test_ND, test.labels, device)
+    alive = heads.alive_L.tolist()
+    sweep = [{"lr": rate, "top1": a, "top5": b, "diverged": not ok}
+             for rate, a, b, ok in zip(rates, top1, top5, alive, strict=True)]
+    best = 0
+    if len(rates) > 1:
+        held_ND = features.extract(encoder, training.subset(everything[held]), **how)
+        chosen_by, _ = accuracies(heads, held_ND, training.labels[held], device)
+        sweep = [{**line, "held_out": value} for line, value in zip(sweep, chosen_by, strict=True)]
+        best = max((i for i, ok in enumerate(alive) if ok), key=lambda i: chosen_by[i])
+    path = records.write(
+        config.results, identity, [{"draw": 0, "value": top1[best], "top5": top5[best], "lr": rates[best]}],
+        subject=subject or records.subject_of(config.ckpt), sweep=sweep,
+        metric={"name": "top-1", "unit": "%", "higher_is_better": True, "test_images": len(test)}, checkpoint=encoder.account,
+        feature={"dim": int(test_ND.shape[1]), "pooling": params["pooling"]},
+        data={"name": config.dataset, "embedded": config.data is None, "classes": len(training.classes),
+              "train_images": len(training), "held_out": int(held.sum())},
+        cost={"seconds": round(time.perf_counter() - started, 2)})
+    state_path.unlink(missing_ok=True)
+    return path
+
+
+def _check(params: dict[str, Any]) -> None:
+    rates = params["lr"]
+    if not all(0 < rate < float("inf") for rate in rates) or len(set(rates)) < len(rates):
+        raise UserError(f"--lr must be different positive numbers, not {rates}")
+    if params["epochs"] < 1 or params["batch_size"] < 2:
+        raise UserError("--epochs is at least 1, --batch-size at least 2")
+    if not 0 <= params["sgd_momentum"] < 1 or not 0 <= params["weight_decay"] < float("inf"):
+        raise UserError("--sgd-momentum lies in [0, 1), --weight-decay is not negative")
+
+
+def report(record: dict[str, Any]) -> str:
+    """The record as a few lines for the terminal."""
+    (run,), params, data = record["runs"], record["unit"]["params"], record["data"]
+    lines = [f"linear probe on {data['name']}, {record['feature']['dim']}-D, {params['epochs']} epochs of "
+             f"{data['train_images'] - data['held_out']} images, {record['metric']['test_images']} test images, accuracy in %"]
+    if data["embedded"]:
+        lines.append("EMBEDDED DATA: these numbers are not comparable with any paper's (give --data for the real ones)")
+    lines.append("lr        top-1   top-5" + ("   held out" if data["held_out"] else ""))
+    for line in record["sweep"]:
+        lines.append(f"{line['lr']:<8g}{line['top1']:7.1f} {line['top5']:7.1f}"
+                     + (f"{line['held_out']:11.1f}" if data["held_out"] else "")
+                     + ("   diverged; stopped before" if line["diverged"] else "   <- chosen on the held-out images"
+                        if data["held_out"] and line["lr"] == run["lr"] else ""))
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """The command line."""
+    config = cli.parse(Config, __doc__ or "")
+    path = evaluate(config)
+    print(report(records.read(path)))
+    print(f"record: {path}")
+    return cli.SAME
+
+
+if __name__ == "__main__":
+    cli.run(main)
