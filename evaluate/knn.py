@@ -7,11 +7,11 @@ Examples:
     python evaluate/knn.py --ckpt encoder.safetensors                    # no data at hand: the embedded images
 
 Every training image within the k nearest votes for its class with weight exp(v.v' / temperature), both features of unit norm
-(section 4.2; Wu et al., CVPR 2018). The neighbours are momentum features, as in the paper, where the checkpoint has a
-momentum encoder; otherwise of the encoder itself, and the report says so.
+(section 4.2; Wu et al., CVPR 2018).
 
   --feature embedding  the projection head's output, v and v' of the paper (128-D); temperature 0.1, its training's. The default.
-  --feature pooled     the backbone's pooled feature (2048-D), as in later papers; temperature 0.07, theirs.
+                       The neighbours are momentum features, as in the paper, where the checkpoint has a momentum encoder.
+  --feature pooled     the backbone's pooled feature (2048-D) on both sides, as in later papers; temperature 0.07, theirs.
 
 The paper states neither the feature nor the temperature, and its code has no kNN. Exact: no index, no approximation; the
 features are gone through in blocks, so memory does not grow with the data.
@@ -34,8 +34,8 @@ from protobench.progress import progress
 VERSION = 1
 """Raise when a score changes for equal features and parameters."""
 
-QUERIES, BANK = 96, 131_072
-"""Rows of a block of similarities: 50 MB. More queries at a time are slower on a CPU, whose caches hold no more."""
+QUERIES, BANK = 384, 65_536
+"""Rows and columns of a block of similarities: 100 MB."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Config:
     @property
     def sharpness(self) -> float:
         """The temperature used."""
-        return self.temperature or (0.1 if self.feature == "embedding" else 0.07)
+        return (0.1 if self.feature == "embedding" else 0.07) if self.temperature is None else self.temperature
 
     def params(self) -> dict[str, Any]:
         """What determines the scores of a checkpoint on given images."""
@@ -81,12 +81,13 @@ def score(bank_ND: np.ndarray, bank_labels: np.ndarray, query_MD: np.ndarray, la
     for start in progress(starts, desc="neighbours", unit=f" x {QUERIES} queries", total=len(starts)):
         query_QD = torch.from_numpy(np.ascontiguousarray(query_MD[start : start + QUERIES])).to(device)
         similarity_QK, index_QK = _nearest(query_QD, bank_ND, max(ks), device)
-        weight_QK = ((similarity_QK - 1) / temperature).exp()  # a common factor keeps the largest below overflow
+        weight_QK = ((similarity_QK - similarity_QK[:, :1]) / temperature).exp()  # of the nearest: 1, so none overflows
         neighbour_QK = bank_label_N[index_QK]
         truth_Q1 = torch.from_numpy(labels[start : start + QUERIES]).to(device)[:, None]
         for k in ks:
             vote_QC = weight_QK.new_zeros(len(query_QD), classes).scatter_add_(1, neighbour_QK[:, :k], weight_QK[:, :k])
-            right_QR = vote_QC.topk(min(5, classes)).indices == truth_Q1
+            best_QR = vote_QC.topk(min(5, classes))
+            right_QR = (best_QR.indices == truth_Q1) & (best_QR.values > 0)  # a class without a vote is no answer
             hits[k].append((int(right_QR[:, 0].sum()), int(right_QR.sum())))
     share = 100 / len(query_MD)
     return [{"k": k, "draw": 0, "value": round(share * sum(top1 for top1, _ in hits[k]), 6),
@@ -131,7 +132,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
     started = time.perf_counter()
     encoder = checkpoints.load(config.ckpt, config.reading)
     print(encoder.summary())
-    keys = checkpoints.load(config.ckpt, config.reading, prefer="momentum")
+    keys = checkpoints.load(config.ckpt, config.reading, prefer="momentum" if config.feature == "embedding" else None)
     train, val = data_lists(config.data)
     if max(config.k) > len(train):
         raise UserError(f"k = {max(config.k)} neighbours asked of {len(train)} images", hint="lower --k")
@@ -142,7 +143,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
     bank_ND = features.unit_norm(features.extract(keys, train, **how))
     runs = score(bank_ND, train.labels, query_MD, val.labels, config.k, config.sharpness, device=device)
     return records.write(
-        config.results, unit(encoder.key, (train, val), config), runs,
+        config.results, unit(keys.key, (train, val), config), runs,
         subject=subject or records.subject_of(config.ckpt),
         metric={"name": "top-1", "unit": "%", "higher_is_better": True, "test_images": len(val)}, checkpoint=encoder.account,
         feature={"dim": int(query_MD.shape[1]), "pooling": config.feature, "copy": encoder.account["copy"],

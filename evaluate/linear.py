@@ -191,7 +191,7 @@ def accuracies(heads: Heads, x_ND: np.ndarray, labels: np.ndarray, device: str) 
 
     right = np.zeros((2, len(heads.rate_L)))
     for start in range(0, len(x_ND), 4096):
-        x = torch.from_numpy(np.ascontiguousarray(x_ND[start : start + 4096])).to(device)
+        x = torch.from_numpy(np.array(x_ND[start : start + 4096])).to(device)  # a copy: cached features cannot be written to
         logits_LNC = heads.logits(x)
         hit = logits_LNC.topk(min(5, logits_LNC.shape[2])).indices.cpu().numpy() == labels[start : start + 4096, None]
         right += hit[:, :, 0].sum(1), hit.any(2).sum(1)

@@ -14,6 +14,8 @@ def agreement(clusters: np.ndarray, classes: np.ndarray) -> dict[str, float]:
     Both int [N], any labels. AMI and ARI are 1 for equal partitions and 0 on average for independent ones.
     """
     cells, a_R, b_C = contingency(clusters, classes)
+    if len(cells[2]) == len(a_R) == len(b_C):  # the same partition; where all clusters are single images, AMI would be 0 / 0
+        return dict.fromkeys(("ami", "ami_max", "nmi", "ari", "purity"), 1.0)
     n = len(clusters)
     information = mutual_information(cells, a_R, b_C)
     h_a, h_b = entropy(a_R), entropy(b_C)

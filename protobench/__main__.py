@@ -50,8 +50,9 @@ class Export:
 
     ckpt: tyro.conf.Positional[Path]
     out: tyro.conf.Positional[Path]
-    layout: Literal["torchvision", "timm", "moco", "mmdet", "detectron2"] = "torchvision"
-    """whose names; torchvision and timm as .safetensors or .pth, the others as .pth"""
+    layout: Literal["protobench", "torchvision", "timm", "moco", "mmdet", "detectron2"] = "torchvision"
+    """whose names; torchvision and timm as .safetensors or .pth, protobench (with the projection head) as .safetensors, the
+    others as .pth"""
     results: Path = Path("results")
     """where records are looked for that score this checkpoint"""
     reading: Reading = field(default_factory=Reading)

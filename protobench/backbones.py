@@ -121,7 +121,8 @@ def arch_of(state: dict[str, Any], cifar_stem: str = "cifar") -> Arch:
         raise UserError(f"no ResNet that can be built here: {first[0]} channels behind a stem of {stem[0]}")
     kind = "imagenet" if stem[2] == 7 else cifar_stem
     arch = Arch("bottleneck" if bottleneck else "basic", depths, stem[0], kind, inner)  # type: ignore[arg-type]
-    if replace(arch, stem="mini") == ARCHS["resnet10-mini"]:  # stride 2, which no weight shows; nothing else is so narrow
+    # the embedded tier's network has stride 2, which no weight shows; nothing else is so narrow
+    if kind != "imagenet" and replace(arch, stem="mini") == ARCHS["resnet10-mini"]:
         arch = ARCHS["resnet10-mini"]
     if (arch.block, depths) not in {(known.block, known.depths) for known in ARCHS.values()}:
         raise UserError(f"no usual ResNet has {'-'.join(map(str, depths))} {arch.block} blocks: some are missing, or too many")

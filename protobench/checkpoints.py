@@ -85,7 +85,7 @@ def load(path: Path, reading: Reading | None = None, *, prefer: Copy | None = No
         tensors = {ours: file.tensors[name] for ours, name in found.items()}
         state = _take(path, match, tensors, expected, reading.drop, copy=file.mapped)
         sha256 = hashing.result()
-    head = _projection_state(match, tensors)
+    head = _projection_state(match, tensors, arch)
     verified = _verify(path, sha256, reading.sha256, file, match, state | _named("projection.", head))
     input_ = _input(path, match, arch, file, reading)
     known = released.identify(path, sha256)
@@ -98,14 +98,15 @@ def load(path: Path, reading: Reading | None = None, *, prefer: Copy | None = No
     backbone.load_state_dict(state, assign=True)
     account = {
         "file": printable(path.name), "sha256": sha256, "hash_verified": verified,
-        "origin": file.header.get("origin", match.layout.origin),
+        "origin": str(file.header.get("origin", match.layout.origin)),
         "released": known and {"name": known.name, "title": known.title, "proof": known.proof},
         "copy": match.copy, "prefix": _shown(match, found),
         "arch": arch_name(arch), "matched": matched, "expected": len(expected),
         "dropped": _dropped(match, names, set(found) - state.keys()), "trained": file.header.get("trained"),
         "input": asdict(input_), "untouched": _untouched(state), "projection": {name: list(t.shape) for name, t in head.items()},
     }
-    return Encoder(backbone.eval(), input_, _key(path, match, arch, file, sha256, reading, input_), account, _projection(head))
+    key = _key(path, match, arch, file, sha256, reading, input_, prefer)
+    return Encoder(backbone.eval(), input_, key, account, _projection(head))
 
 
 # What the file holds --------------------------------------------------------------------------------------------------
@@ -175,14 +176,21 @@ def _take(path: Path, match: Match, found: State, expected: State, drop: tuple[s
     return state
 
 
-def _projection_state(match: Match, found: State) -> State:
-    """The copy's projection head by its own names ("weight", "0.weight"), if it is one of known shape; else empty."""
+def _projection_state(match: Match, found: State, arch: Arch) -> State:
+    """The copy's projection head by its own names ("weight", "0.weight"), if it is one of known shape that fits; else empty."""
     prefix = match.layout.projection
     head = {name.removeprefix(prefix): tensor for name, tensor in found.items() if prefix and name.startswith(prefix)}
-    if set(head) not in ({"weight", "bias"}, {"0.weight", "0.bias", "2.weight", "2.bias"}):
-        return {}
-    usable = all(t.layout == torch.strided and t.is_floating_point() and torch.isfinite(t).all() for t in head.values())
-    return {name: tensor.float().contiguous() for name, tensor in head.items()} if usable else {}
+    layers = {frozenset({"weight", "bias"}): [""], frozenset({"0.weight", "0.bias", "2.weight", "2.bias"}): ["0.", "2."]}.get(
+        frozenset(head), [])
+    width = arch.width * 8 * (4 if arch.block == "bottleneck" else 1)
+    for layer in layers:
+        weight, bias = head[f"{layer}weight"], head[f"{layer}bias"]
+        fits = weight.ndim == 2 and weight.shape[1] == width and weight.shape[0] > 0 and bias.shape == weight.shape[:1]
+        if not fits or not all(t.layout == torch.strided and t.device.type == "cpu" and t.is_floating_point()
+                               and torch.isfinite(t).all() for t in (weight, bias)):
+            return {}
+        width = weight.shape[0]
+    return {name: tensor.float().contiguous() for name, tensor in head.items()} if layers else {}
 
 
 def _projection(head: State) -> nn.Module | None:
@@ -206,6 +214,8 @@ def _input(path: Path, match: Match, arch: Arch, file: TensorFile, reading: Read
             given = file.header["input"]
             fields: dict[str, Any] = {key: tuple(map(float, v)) if isinstance(v, list) else v for key, v in given.items()}
             input_ = EvalInput(**fields)
+            if not all(type(size) is int and size < 10_000 for size in (input_.resize, input_.crop)):
+                raise ValueError(f"{input_.resize} and {input_.crop} are no sizes in pixels")
             if reading.normalisation:
                 mean, std = layouts.normalisation(reading.normalisation)
                 input_ = replace(input_, mean=mean, std=std)
@@ -216,7 +226,8 @@ def _input(path: Path, match: Match, arch: Arch, file: TensorFile, reading: Read
         resize, crop = (own if asked is None else asked for asked, own in ((reading.resize, input_.resize),
                                                                            (reading.crop, input_.crop)))
         input_ = replace(input_, resize=resize, crop=crop)
-        if not 0 < crop <= resize or len(input_.mean) != 3 or len(input_.std) != 3 or min(input_.std) <= 0:
+        numbers = (input_.mean, input_.std)
+        if not 0 < crop <= resize or not all(isinstance(n, tuple) and len(n) == 3 for n in numbers) or min(input_.std) <= 0:
             raise ValueError(f"crop {crop} of {resize}, mean {input_.mean}, std {input_.std}")
     except (TypeError, ValueError, AttributeError, KeyError) as failure:
         raise UserError(f"no usable input: {failure}", at=path, hint="--resize is at least --crop; see --help") from failure
@@ -237,7 +248,8 @@ def _verify(path: Path, sha256: str, asked: str | None, file: TensorFile, match:
             raise UserError(f"the file's sha256 is {sha256[:12]}…, but {where} says {digest[:12]}", at=path,
                             hint="it is damaged or another file than you think" + (
                                 "; if those digits are no hash, rename the file" if where == "its name" else ""))
-    if file.header and digest_of(state) != file.header.get("content", {}).get(match.copy):
+    content = file.header.get("content")
+    if file.header and (not isinstance(content, dict) or digest_of(state) != content.get(match.copy)):
         raise UserError("the weights are not those that were written: their hash differs from the header's", at=path,
                         hint="the file is damaged or was edited; make it again")
     return bool(recorded or file.header)
@@ -293,7 +305,8 @@ def _untouched(state: State) -> bool:
                for name, tensor in norms.items())
 
 
-def _key(path: Path, match: Match, arch: Arch, file: TensorFile, sha256: str, reading: Reading, input_: EvalInput) -> str:
+def _key(path: Path, match: Match, arch: Arch, file: TensorFile, sha256: str, reading: Reading, input_: EvalInput,
+         prefer: Copy | None) -> str:
     """Ours from the header or the file's hash; another one where ``reading`` gives something else than a bare load would."""
     usual = file.header.get("key", sha256)
     if not isinstance(usual, str) or not usual:
@@ -302,7 +315,8 @@ def _key(path: Path, match: Match, arch: Arch, file: TensorFile, sha256: str, re
         same_input = _input(path, match, arch, file, Reading()) == input_
     except UserError:  # it had to be given
         same_input = False
-    if same_input and reading.weights in ("auto", match.layout.evaluated) and reading.prefix is None:
+    usual_copy = reading.weights == "auto" or (prefer is None and reading.weights == match.layout.evaluated)
+    if same_input and usual_copy and reading.prefix is None:
         return usual
     return files.sha256([usual, match.prefix, asdict(arch), asdict(input_)])
 

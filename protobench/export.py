@@ -13,7 +13,8 @@ from protobench import checkpoints, files, records, released
 from protobench.checkpoints import Encoder
 from protobench.errors import UserError
 
-Target = Literal["torchvision", "timm", "moco", "mmdet", "detectron2"]
+Target = Literal["protobench", "torchvision", "timm", "moco", "mmdet", "detectron2"]
+"""protobench: ours, with the projection head; the others hold the backbone alone, as their programs want it."""
 
 PLAIN = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2")
 """Networks that other programs build under these names."""
@@ -45,15 +46,18 @@ def export(encoder: Encoder, path: Path, target: Target) -> None:
                         hint="choose another")
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
-        if path.suffix == ".safetensors" and target in ("torchvision", "timm"):
-            checkpoints.export(temporary, encoder.backbone, key=encoder.key, input_=encoder.input, trained=_history(encoder),
+        if path.suffix == ".safetensors" and target in ("protobench", "torchvision", "timm"):
+            key = files.sha256([encoder.key, "one copy"])  # scores that use several copies may differ from the source's
+            checkpoints.export(temporary, encoder.backbone, key=key, input_=encoder.input, trained=_history(encoder),
+                               projection=encoder.projection if target == "protobench" else None,
                                origin=encoder.account["origin"])
-        elif path.suffix in (".pth", ".pt", ".tar"):
+        elif path.suffix in (".pth", ".pt", ".tar") and target != "protobench":
             content = _content(encoder, target)
             files.write_atomic(temporary, partial(torch.save, content))
         else:
             raise UserError(f"{target} does not read {path.suffix or 'files without a suffix'}", at=path,
-                            hint=".safetensors or .pth" if target in ("torchvision", "timm") else "give it the suffix .pth")
+                            hint={"protobench": "give it the suffix .safetensors", "torchvision": ".safetensors or .pth",
+                                  "timm": ".safetensors or .pth"}.get(target, "give it the suffix .pth"))
         _verify(encoder, temporary, path)
         os.replace(temporary, path)
     finally:
@@ -119,7 +123,7 @@ def card(encoder: Encoder, path: Path, target: Target, results: Path) -> str:
     a, i = encoder.account, encoder.input
     load = f'safetensors.torch.load_file("{path.name}")' if path.suffix == ".safetensors" else f'torch.load("{path.name}")'
     use = f'encoder = protobench.checkpoints.load(Path("{path.name}")).backbone'
-    if a["arch"] in PLAIN:
+    if a["arch"] in PLAIN and target != "protobench":
         use = USE[target].format(arch=a["arch"], file=path.name, load=load, mean255=[round(255 * m, 3) for m in i.mean],
                                  std255=[round(255 * s, 3) for s in i.std])
     facts = [
@@ -165,5 +169,5 @@ def _score(record: dict[str, Any]) -> str:
     by_k: dict[Any, list[float]] = {}
     for run in record["runs"]:
         by_k.setdefault(run.get("k"), []).append(run["value"])
-    means = ", ".join((f"k={k}: " if k is not None else "") + f"{sum(values) / len(values):.1f}" for k, values in by_k.items())
-    return f"{record['metric']['name']} {record['metric']['unit']}, {means}"
+    means = ", ".join((f"k={k}: " if k is not None else "") + f"{sum(values) / len(values):.3g}" for k, values in by_k.items())
+    return f"{record['metric']['name']} {record['metric']['unit']}".strip() + f", {means}"

@@ -94,7 +94,9 @@ def read(path: Path, *, trust: bool = False) -> TensorFile:
     _flatten(content, "", tensors, 0)
     entries = {str(key): value for key, value in content.items()} if isinstance(content, Mapping) else {}
     entries = {key: value for key, value in entries.items() if key not in tensors}
-    return TensorFile(tensors, entries, _header(path, entries.get("protobench")), mapped=zipped)
+    header = _header(path, entries.get("protobench"))
+    header.pop("key", None)  # plans read keys without torch, and so of safetensors files alone; here the file's hash is the key
+    return TensorFile(tensors, entries, header, mapped=zipped)
 
 
 def check(path: Path) -> bytes:

@@ -125,7 +125,7 @@ def collect(table: Table, results: Path, tier: Tier, asked: Collection[str] | No
     rows the newest per (row, seed, data set), all of one version, data and parameters, and one recipe per row."""
     names = {row.name for row in table.rows}
     found = {key: record for key, record in records.read_all(results / tier / "records").items()
-             if _score_of(record) in table.scores and record["subject"]["row"] in names}
+             if _score_of(record) in table.scores and record["subject"]["row"] in names and record["subject"]["seed"] is not None}
     exact = {key: record for key, record in found.items() if key in (asked or ())}
     settled = {record["subject"]["row"] for record in exact.values()}
     others = [record for record in found.values() if record["subject"]["row"] not in settled]
@@ -135,8 +135,9 @@ def collect(table: Table, results: Path, tier: Tier, asked: Collection[str] | No
     stale = 0
     for record in [*exact.values(), *sorted(others, key=lambda record: record["finished"], reverse=True)]:
         unit, subject = record["unit"], record["subject"]
-        same = files.sha256([unit["version"], unit["data"], unit["params"]])  # set by what was asked, else by the newest
-        if (protocol.setdefault((_score_of(record), table.row(subject["row"]).settings), same) != same
+        kind, settings = _score_of(record), table.row(subject["row"]).settings  # both set by what was asked, else by the newest
+        data, params = files.sha256([unit["version"], unit["data"]]), files.sha256(unit["params"])
+        if (protocol.setdefault((kind,), data) != data or protocol.setdefault((kind, settings), params) != params
                 or recipe.setdefault(subject["row"], subject["recipe"]) != subject["recipe"]):
             stale += 1
             continue
@@ -254,8 +255,8 @@ def _controls(table: Table, tier: Tier, runs: dict[tuple[str, str], Runs]) -> st
             continue
         for row, found in ((lower, low), (upper, high)):
             paper = table.numbers[row.name, column.title]
-            if found and abs(np.mean(per_unit(found)) - float(paper)) > row.margin(column):
-                wrong.append(f"{row.title} has {np.mean(per_unit(found)):.1f} for {paper} at {column.title}")
+            if paper and found and abs(np.mean(per_unit(found)) - float(paper)) > row.margin(column):
+                wrong.append(f"{row.title} has {np.mean(per_unit(found)):.{table.decimals}f} for {paper} at {column.title}")
     if wrong:
         return "; ".join(wrong[:2]) + (f"; and {len(wrong) - 2} more" if len(wrong) > 2 else "")
     return "not run" if missing else "ok"
@@ -266,6 +267,8 @@ def _looks_untrained(table: Table, tier: Tier, row: Row, runs: dict[tuple[str, s
     if any(record["checkpoint"].get("untouched") for record in found):
         return "has BatchNorm as it is initialised"
     random = table.control("lower")
+    if row.settings != random.settings:  # another feature: its scores say nothing about this row's
+        return ""
     for score in table.scores:
         inside = []
         for column in (column for column in table.columns if column.score == score):

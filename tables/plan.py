@@ -211,10 +211,10 @@ def _cost(tier: Tier, jobs: list[Job], workers: int) -> str:
     if tier != "paper":
         seconds = sum(estimate(job) for job in running) / workers + 15
         return (f"about {max(seconds / 60, 0.5):.1f} minutes with {workers} processes of one thread; "
-                "about 120 MB of disk (3 seeds)")
+                "about 120 MB of disk for Table 1's 18 encoders")
     training = [job for job in running if job.trains]
     hours = sum(job.row.gpu_hours for job in training)
-    minutes = sum(PAPER_SCORE_MINUTES[score.evaluation, score.dataset] for job in running for score in job.scores
+    minutes = sum(PAPER_SCORE_MINUTES.get((score.evaluation, score.dataset), 30) for job in running for score in job.scores
                   if score.state == "to run")
     lines = [f"pretraining: {hours:,.0f} V100-hours in all" if hours else "pretraining: none"]
     lines += [f"  {job.row.title}: {job.row.gpu_hours:,.0f} V100-hours, {job.row.gpu_hours_source}" for job in training

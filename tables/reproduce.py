@@ -47,7 +47,7 @@ class Reproduce:
     """paper tier: folder with imagenet/, VOCdevkit/ and places205/"""
     ckpt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """paper tier: row=FILE, scores this checkpoint instead of training the row; may be repeated. A file that needs flags to
-    be read (--normalisation, --weights, …) is exported first: python -m protobench export"""
+    be read (--normalisation, --weights, …) is exported first: python -m protobench export --layout protobench"""
     rows: tuple[str, ...] = ()
     """only these rows (short names); default all that are not cited"""
     seeds: int | None = None

@@ -95,6 +95,8 @@ def _rows(outcome: Outcome, columns: list[Column]) -> list[list[str]]:
 
 def _what_spread_means(outcome: Outcome) -> str:
     counts = sorted({cell.seeds for cell in outcome.cells.values() if cell.runs})
+    if all(cell.sd is None for cell in outcome.cells.values()):
+        return "one value per row"
     if counts == [1]:
         return "± standard deviation over the draws of training images; one encoder per row"
     over_seeds = "± standard deviation over pretraining seeds, each the mean of its draws"
@@ -113,7 +115,7 @@ def _claim_line(result: ClaimResult, decimals: int) -> str:
         detail += f" [{least.interval[0]:+.{decimals}f}, {least.interval[1]:+.{decimals}f}]"
     detail += f" ({column}" + (f", {left} - {right}" if len(result.claim.left) * len(result.claim.right) > 1 else "") + ")"
     if result.one_pretraining:
-        return f"{detail}; over draws of one pretraining, which cannot speak for others: more --seeds decide"
+        return f"{detail}; of one pretraining, which cannot speak for others: more --seeds decide"
     over = sum(lead.interval is not None and lead.interval[0] > result.claim.by for _, lead in leads)
     return f"{detail}; interval above {result.claim.by:g} in {over} of {len(leads)} comparisons"
 
@@ -167,7 +169,7 @@ def cells_csv(outcome: Outcome) -> str:
     for (row, column), cell in outcome.cells.items():
         low, high = cell.interval or (None, None)
         rows.append([outcome.tier, row, column, cell.paper, shown(cell.mean), shown(cell.sd), str(len(cell.values)),
-                     "seeds" if cell.seeds > 1 else "draws", shown(cell.delta), shown(low), shown(high),
+                     "seeds" if cell.seeds > 1 or len(cell.values) == 1 else "draws", shown(cell.delta), shown(low), shown(high),
                      f"{cell.row.margin(cell.column):g}", cell.verdict, outcome.sources.get(row, "")])
     return _csv(["tier", "row", "column", "paper", "mean", "sd", "n", "n_of", "delta", "delta_low90", "delta_high90", "margin",
                  "verdict", "source"], rows)

@@ -72,6 +72,28 @@ def test_an_untrained_network_is_told(tmp_path, encoder_file, backbone):
     assert not checkpoints.load(_save(tmp_path / "trained.pth", backbone.state_dict())).account["untouched"]
 
 
+@pytest.mark.parametrize("head", [
+    {"weight": torch.ones(5), "bias": torch.ones(5)}, {"weight": torch.ones(5, 512), "bias": torch.ones(4)},
+    {"weight": torch.ones(5, 100), "bias": torch.ones(5)}, {"weight": torch.ones(0, 512), "bias": torch.ones(0)},
+    {"weight": torch.full((5, 512), float("nan")), "bias": torch.ones(5)},
+    {"weight": torch.ones(5, 512, device="meta"), "bias": torch.ones(5, device="meta")},
+    {"0.weight": torch.ones(8, 512), "0.bias": torch.ones(8), "2.weight": torch.ones(5, 9), "2.bias": torch.ones(5)},
+    {"0.weight": torch.ones(8, 512), "3.weight": torch.ones(5, 8)},
+], ids=str)
+def test_a_head_of_no_use_leaves_the_backbone_usable(tmp_path, backbone, head):
+    state = under("module.encoder_q.", backbone.state_dict()) | under("module.encoder_q.fc.", head)
+    encoder = checkpoints.load(_save(tmp_path / "x.pth", {"state_dict": state}))
+    assert encoder.projection is None
+    assert encoder.account["projection"] == {}
+
+
+def test_a_head_of_known_shape_is_kept(tmp_path, backbone):
+    state = under("encoder_q.", backbone.state_dict()) | linear("encoder_q.fc.", 128)
+    encoder = checkpoints.load(_save(tmp_path / "x.pth", {"state_dict": state}))
+    assert encoder.account["projection"] == {"weight": [128, 512], "bias": [128]}
+    assert encoder.projection(torch.ones(2, 512)).shape == (2, 128)
+
+
 # Our own files --------------------------------------------------------------------------------------------------------
 
 def test_our_own_export_round_trips(tmp_path):
@@ -121,6 +143,8 @@ WRONG = {"stem": {"arch": {**GOOD["arch"], "stem": "foo"}}, "list": {"arch": {**
          "huge": {"arch": {**GOOD["arch"], "width": 10**9}}, "no arch": {"arch": 7}, "no key": {"key": None},
          "colour": {"input": {"colour": 1}}, "crop": {"input": {"crop": 300}}, "input": {"input": 7},
          "mean": {"input": {"mean": [0, 0, "a"]}}, "std": {"input": {"std": [0, 0, 0]}}, "content": {"content": {}},
+         "null": {"content": None}, "part": {"input": {"crop": 1.5}}, "true": {"input": {"crop": True}},
+         "abc": {"input": {"mean": "abc"}},
          "unsealed": {"sha256": "0"}}
 
 

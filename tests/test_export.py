@@ -5,13 +5,12 @@ import pickle
 
 import pytest
 import torch
-from origins import moco, training
+from origins import linear, training, under
 
 from evaluate import lowshot
 from protobench import __main__ as program
 from protobench import backbones, checkpoints, export, files
 from protobench.backbones import Arch
-from protobench.layouts import Reading
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +21,9 @@ def source(tmp_path_factory):
         if "bn" in name:
             tensor.copy_(torch.rand_like(tensor.float()) + 0.5)
     path = tmp_path_factory.mktemp("source") / "moco.pth.tar"
-    torch.save(training(moco(net.state_dict(), net.state_dict())), path)
+    state = net.state_dict()
+    torch.save(training(under("module.encoder_q.", state) | linear("module.encoder_q.fc.", 128, 2048)
+                        | under("module.encoder_k.", state)), path)
     return path
 
 
@@ -42,9 +43,13 @@ def test_what_torchvision_and_timm_read(command, source, tmp_path):
     expected = {name for name in torchvision.models.resnet50().state_dict() if not name.startswith("fc.")}
     assert set(plain) == set(load_file(tmp_path / "b.safetensors")) == expected
     again = checkpoints.load(tmp_path / "b.safetensors")
-    assert again.key == checkpoints.load(source).key, "its records are those of the source"
+    assert again.key != checkpoints.load(source).key, "scores that use the momentum copy, which it has not, are others"
     assert again.account["origin"] == "MoCo, PCL or MoPro"
     assert again.account["trained"]["file"] == "moco.pth.tar"
+    assert again.projection is None
+    _export(command, source, tmp_path / "c.safetensors", "--layout", "protobench")
+    with_head = checkpoints.load(tmp_path / "c.safetensors")
+    assert with_head.account["projection"] == checkpoints.load(source).account["projection"] != {}
 
 
 def test_what_moco_s_linear_probe_reads(command, source, tmp_path):
@@ -129,7 +134,7 @@ def test_the_input_travels_with_the_weights_or_the_export_is_refused(command, so
         assert code == 0, err
         again = checkpoints.load(tmp_path / name)
         assert again.input.std == (1.0, 1.0, 1.0)
-        assert again.key == checkpoints.load(source, Reading(normalisation="0-1")).key
+        assert again.key != checkpoints.load(source).key
     code, _, err = command(program.main, "export", source, tmp_path / "flat.pth", "--normalisation", "0-1")
     assert code == 2
     assert "asks for another input" in err

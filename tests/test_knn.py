@@ -28,20 +28,23 @@ def test_shuffled_labels_score_at_chance():
     assert run["top5"] == pytest.approx(50, abs=6)
 
 
-@pytest.mark.parametrize("temperature", [0.02, 0.1, 1.0])
+@pytest.mark.parametrize("temperature", [0.001, 0.02, 0.1, 1.0])
 def test_equals_scikit_learn_s_weighted_vote(temperature):
     rng = np.random.default_rng(1)
     bank, query = _unit(rng, 700), _unit(rng, 150)
     labels, truth = rng.integers(0, 9, 700), rng.integers(0, 9, 150)
     for run in knn.score(bank, labels, query, truth, (1, 5, 20, 200), temperature):
-        def weights(distance):
-            return np.exp(-(distance.astype(np.float64) ** 2) / 2 / temperature)  # exp(v.v' / T) but for a constant factor
+        def weights(distance):  # exp(v.v' / T) but for a factor per query, which keeps it from vanishing
+            square = distance.astype(np.float64) ** 2
+            return np.exp(-(square - square.min(1, keepdims=True)) / 2 / temperature)
         theirs = KNeighborsClassifier(run["k"], weights=weights, algorithm="brute").fit(bank, labels)
         assert run["value"] == pytest.approx(100 * (theirs.predict(query) == truth).mean(), abs=100 / 150 + 1e-6)
         probability = theirs.predict_proba(query)
         top5 = np.argsort(-probability, axis=1, kind="stable")[:, :5]
         hit = (theirs.classes_[top5] == truth[:, None]).any(1).mean()
-        if run["k"] >= 20:  # with fewer neighbours most classes have no vote, and their order is arbitrary
+        if run["k"] == 1:
+            assert run["top5"] == run["value"], "one vote, one answer"
+        if run["k"] >= 20 and temperature > 0.01:  # else classes without a vote take part in scikit-learn's ranking
             assert run["top5"] == pytest.approx(100 * hit, abs=100 / 150 + 1e-6)
 
 
@@ -81,14 +84,26 @@ def test_queries_are_compared_with_momentum_embeddings(command, moco_file, world
     assert record["feature"] == {"dim": 64, "pooling": "embedding", "copy": "query", "bank": "momentum"}
 
 
-def test_the_embedding_is_the_training_one(moco_file, world):
-    """Backbone, pool, head: as the method computed it while it trained."""
-    encoder = checkpoints.load(moco_file)
+def test_the_embedding_is_the_training_one(world, tmp_path):
+    """What the file gives is what the method's own encoders compute."""
+    from pretrain import recipes
+    from pretrain.moco import MoCo
+
+    method = MoCo(recipes.PCL_V2_MINI, seed=3).eval()
+    for parameter in method.encoder_k.parameters():
+        parameter.data.mul_(1.1)
+    input_ = recipes.MOCO_MINI.input
+    checkpoints.export(tmp_path / "e.safetensors", method.backbone, projection=method.projection,
+                       momentum=method.momentum_encoder, key="k", input_=input_, trained={})
     val = images.image_folder(world / "imagenet" / "val", "imagenet-val")
-    got = features.extract(encoder, val, pooling="embedding")
-    pooled = torch.from_numpy(np.array(features.extract(encoder, val)))
-    assert encoder.projection is not None
-    np.testing.assert_allclose(got, encoder.projection(pooled).detach().numpy(), atol=1e-5)
+    pixels = torch.stack([torch.from_numpy(input_.pixels(val.read(i)).copy()).permute(2, 0, 1) for i in range(8)])
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (input_.mean, input_.std))
+    for copy, encoder in (("query", method.encoder_q), ("momentum", method.encoder_k)):
+        loaded = checkpoints.load(tmp_path / "e.safetensors", prefer=copy)
+        got = features.unit_norm(features.extract(loaded, val.subset(np.arange(8)), pooling="embedding"))
+        with torch.inference_mode():
+            expected = encoder((pixels / 255 - mean) / std)
+        np.testing.assert_allclose(got, expected.numpy(), atol=1e-5)
 
 
 def test_without_a_head_the_pooled_feature_must_be_asked_for(command, encoder_file, world, tmp_path):
@@ -101,9 +116,21 @@ def test_without_a_head_the_pooled_feature_must_be_asked_for(command, encoder_fi
     assert "(query encoder), 128-D pooled feature, temperature 0.07" in out
 
 
+def test_other_copies_are_other_records(command, moco_file, world, tmp_path):
+    """The bank is the momentum encoder's by default and the query encoder's where that is asked for."""
+    for flags in ((), ("--weights", "query"), ("--weights", "momentum")):
+        code, _, err = command(knn.main, *_args(moco_file, world, tmp_path, "--k", 5, *flags))
+        assert code == 0, err
+    found = list(records.read_all(tmp_path).values())
+    assert len({record["unit"]["encoder"] for record in found}) == 3
+    assert {(r["feature"]["copy"], r["feature"]["bank"]) for r in found} == {
+        ("query", "momentum"), ("query", "query"), ("momentum", "momentum")}
+
+
 @pytest.mark.parametrize(("flags", "complaint"), [
     (("--k", 500), "500 neighbours asked of 200 images"), (("--k", 0), "at least 1"), (("--k", 5, 5), "different numbers"),
-    (("--temperature", -1), "must be positive"), (("--data", "/nowhere"), "no such folder"),
+    (("--temperature", -1), "must be positive"), (("--temperature", 0), "must be positive"),
+    (("--data", "/nowhere"), "no such folder"),
 ])
 def test_senseless_parameters_are_refused(command, moco_file, world, tmp_path, flags, complaint):
     code, _, err = command(knn.main, *_args(moco_file, world, tmp_path), *flags)

@@ -30,6 +30,8 @@ def test_identical_partitions_agree_fully_whatever_their_labels():
     for scores in (agreement(y, y), agreement((y * 7 + 3) % 101, y)):
         assert all(value == pytest.approx(1.0) for value in scores.values())
     assert agreement(np.zeros(5, int), np.ones(5, int))["ami"] == 1.0
+    for n in (2, 10, 100, 1000):
+        assert agreement(np.arange(n), np.arange(n)[::-1])["ami"] == 1.0, "all clusters are single images"
 
 
 def test_independent_partitions_agree_by_chance_only():

@@ -100,10 +100,10 @@ def test_the_paper_tier_s_plan_names_what_is_missing_and_what_it_costs(command, 
 NARROW = Arch("basic", (1, 1, 1, 1), 16)
 
 
-def _encoder_q(path):
-    """A small network in MoCo's layout that has seen data, as far as its BatchNorm tells."""
+def _encoder_q(path, arch=None):
+    """A network, small unless named, in MoCo's layout that has seen data, as far as its BatchNorm tells."""
     torch.manual_seed(0)
-    net = backbones.ResNet(NARROW)
+    net = backbones.build(arch) if arch else backbones.ResNet(NARROW)
     net.bn1.running_mean += 0.1
     torch.save({"state_dict": {f"module.encoder_q.{k}": v for k, v in net.state_dict().items()}}, path)
     return path
@@ -146,7 +146,7 @@ def test_a_job_that_fails_says_why_and_loses_nothing(command, tmp_path, world):
 
 
 def test_released_checkpoints_are_known_and_belong_to_their_row(command, tmp_path):
-    path = _encoder_q(tmp_path / "PCL_v1_epoch200.pth.tar")
+    path = _encoder_q(tmp_path / "PCL_v1_epoch200.pth.tar", "resnet50")
     args = ("--plan", "--tier", "paper", "--data", tmp_path, "--rows", "pcl", "moco")
     code, out, err = _reproduce(command, tmp_path, *args, "--ckpt", f"pcl={path}")
     assert code == 0, err

@@ -155,7 +155,7 @@ def test_a_file_that_is_not_the_papers_own_encoder_has_no_interval(command, tmp_
     _write(tmp_path, "paper", "pcl", 0, _paper("pcl"), source="checkpoint mine.pth, sha256 0123")
     code, out, _ = _diff(command, tmp_path, "--tier", "paper")
     assert "50 reproduced, 10 cited, 10 within" in out
-    assert "over draws of one pretraining" in out
+    assert "of one pretraining, which cannot speak for others" in out
     assert code == 0
 
 
@@ -305,13 +305,38 @@ def test_unknown_words_get_a_suggestion(command):
 
 # Tables of other evaluations ------------------------------------------------------------------------------------------
 
-def _ami(results, tier, row, seed, value, *, pooled=False):
+def _ami(results, tier, row, seed, value, *, pooled=False, version=1):
     settings = {"feature": "pooled" if pooled else "embedding"}
-    unit = {"evaluation": "ami", "data_name": "imagenet", "version": 1, "encoder": f"{row}{seed}", "data": ["a"],
+    unit = {"evaluation": "ami", "data_name": "imagenet", "version": version, "encoder": f"{row}{seed}", "data": ["a"],
             "params": settings}
     records.write(results / tier / "records", unit, [{"k": 25_000, "draw": 0, "value": value}],
                   subject={"row": row, "seed": seed, "source": "retrained", "recipe": row}, metric={"test_images": 1_281_167},
                   data={"classes": 1000}, checkpoint={"arch": "resnet50", "untouched": False})
+
+
+def test_records_of_another_version_or_data_are_not_mixed_in_whatever_the_settings(tmp_path):
+    _fill_ami(tmp_path, "paper")
+    for path in (tmp_path / "paper" / "records").glob("pcl-*"):
+        path.unlink()
+    for seed in (1, 2, 3):
+        _ami(tmp_path, "paper", "pcl", seed, 0.4, version=2)
+    collected = compare.collect(tables_main.load("table7"), tmp_path, "paper")
+    assert collected.rows.keys() in ({"pcl"}, {"random", "supervised", "moco"})
+    assert collected.stale in (9, 3)
+
+
+def test_scores_of_a_control_with_another_feature_call_no_row_untrained(command, tmp_path):
+    _fill_ami(tmp_path, "mini", random=0.5)
+    code, out, _ = command(tables_main.main, "diff", "table7", "--results", tmp_path)
+    assert code == 0
+    assert "untrained" not in out
+
+
+def test_scores_without_a_seed_are_no_part_of_a_table(tmp_path):
+    _fill_ami(tmp_path, "mini")
+    _ami(tmp_path, "mini", "moco", None, 0.9)
+    collected = compare.collect(tables_main.load("table7"), tmp_path, "mini")
+    assert len(collected.rows["moco"]) == 3
 
 
 def _fill_ami(results, tier, random=0.05):
