@@ -18,6 +18,7 @@ features are gone through in blocks, so memory does not grow with the data.
 """
 
 import time
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -71,45 +72,53 @@ class Config:
 
 def score(bank_ND: np.ndarray, bank_labels: np.ndarray, query_MD: np.ndarray, labels: np.ndarray, ks: tuple[int, ...],
           temperature: float, *, device: str = "cpu") -> list[dict[str, Any]]:
-    """One run per k: ``{"k", "draw", "value", "top5"}``, in percent. Rows are unit vectors, labels int [N] and [M]."""
+    """One run per k: ``{"k", "draw", "value", "top5"}``, in percent. Rows of any norm, compared by their cosine; labels int
+    [N] and [M]."""
     import torch
 
     classes = int(max(bank_labels.max(), labels.max())) + 1
-    bank_label_N = torch.from_numpy(bank_labels).to(device)
-    hits: dict[int, list[tuple[int, int]]] = {k: [] for k in ks}
-    starts = range(0, len(query_MD), QUERIES)
-    for start in progress(starts, desc="neighbours", unit=f" x {QUERIES} queries", total=len(starts)):
-        query_QD = torch.from_numpy(np.ascontiguousarray(query_MD[start : start + QUERIES])).to(device)
-        similarity_QK, index_QK = _nearest(query_QD, bank_ND, max(ks), device)
-        weight_QK = ((similarity_QK - similarity_QK[:, :1]) / temperature).exp()  # of the nearest: 1, so none overflows
-        neighbour_QK = bank_label_N[index_QK]
-        truth_Q1 = torch.from_numpy(labels[start : start + QUERIES]).to(device)[:, None]
-        for k in ks:
-            vote_QC = weight_QK.new_zeros(len(query_QD), classes).scatter_add_(1, neighbour_QK[:, :k], weight_QK[:, :k])
+    similarity_MK, index_MK = nearest(bank_ND, query_MD, max(ks), device)
+    neighbour_MK = torch.from_numpy(bank_labels)[index_MK]
+    weight_MK = ((similarity_MK - similarity_MK[:, :1]) / temperature).exp()  # of the nearest: 1, so none overflows
+    truth_M1 = torch.from_numpy(labels)[:, None]
+    runs = []
+    for k in ks:
+        right = np.zeros(2)
+        for part in torch.arange(len(labels)).split(4096):
+            vote_QC = weight_MK.new_zeros(len(part), classes).scatter_add_(1, neighbour_MK[part, :k], weight_MK[part, :k])
             best_QR = vote_QC.topk(min(5, classes))
-            right_QR = (best_QR.indices == truth_Q1) & (best_QR.values > 0)  # a class without a vote is no answer
-            hits[k].append((int(right_QR[:, 0].sum()), int(right_QR.sum())))
-    share = 100 / len(query_MD)
-    return [{"k": k, "draw": 0, "value": round(share * sum(top1 for top1, _ in hits[k]), 6),
-             "top5": round(share * sum(top5 for _, top5 in hits[k]), 6)} for k in ks]
+            right_QR = (best_QR.indices == truth_M1[part]) & (best_QR.values > 0)  # a class without a vote is no answer
+            right += int(right_QR[:, 0].sum()), int(right_QR.sum())
+        top1, top5 = 100 * right / len(labels)
+        runs.append({"k": k, "draw": 0, "value": round(float(top1), 6), "top5": round(float(top5), 6)})
+    return runs
 
 
-def _nearest(query_QD: Any, bank_ND: np.ndarray, k: int, device: str) -> tuple[Any, Any]:
-    """The k largest similarities of each query with the bank, in falling order, and where they are: [Q, k] each."""
+def nearest(bank_ND: np.ndarray, query_MD: np.ndarray, k: int, device: str) -> tuple[Any, Any]:
+    """The k largest cosines of each query with the bank, falling, and where they are: [M, k] each. The bank is read and
+    taken to the device once, a block at a time; the k best so far of every query wait for the next block."""
     import torch
 
-    best = None
-    for start in range(0, len(bank_ND), BANK):
-        block_BD = torch.from_numpy(np.ascontiguousarray(bank_ND[start : start + BANK])).to(device)
-        value, index = (query_QD @ block_BD.T).topk(min(k, len(block_BD)))
-        index += start
-        if best is not None:
-            value, index = torch.cat([best[0], value], 1), torch.cat([best[1], index], 1)
+    from protobench.features import unit_norm
+
+    query = torch.from_numpy(unit_norm(query_MD)).to(device)
+    blocks, parts = range(0, len(bank_ND), BANK), query.split(QUERIES)
+    best: list[tuple[Any, Any]] = [(query.new_empty(len(part), 0), torch.empty(len(part), 0, dtype=torch.long, device=device))
+                                   for part in parts]
+    bar = progress(desc="neighbours", unit=" blocks", total=len(blocks) * len(parts))
+    for start in blocks:
+        with warnings.catch_warnings(action="ignore"):  # cached features are mapped for reading alone, and only read here
+            block_BD = torch.from_numpy(np.ascontiguousarray(bank_ND[start : start + BANK])).to(device)
+        scale_B = 1 / block_BD.norm(dim=1).clamp_min(1e-12)  # cheaper than dividing the rows
+        for i, part_QD in enumerate(parts):
+            value, index = (part_QD @ block_BD.T).mul_(scale_B).topk(min(k, len(block_BD)))
+            value, index = torch.cat([best[i][0], value], 1), torch.cat([best[i][1], index + start], 1)
             value, chosen = value.topk(min(k, value.shape[1]))
-            index = index.gather(1, chosen)
-        best = value, index
-    assert best is not None
-    return best
+            best[i] = value, index.gather(1, chosen)
+            bar.update()
+    bar.close()
+    similarity, indices = zip(*best, strict=True)
+    return torch.cat(similarity).cpu(), torch.cat(indices).cpu()
 
 
 def data_lists(data: Path | None, dataset: str = "imagenet") -> tuple[ImageList, ImageList]:
@@ -139,8 +148,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
     device = device_of(config.device)
     how: dict[str, Any] = {"pooling": "embedding" if config.feature == "embedding" else "average", "device": device,
                            "workers": config.workers}
-    query_MD = features.unit_norm(features.extract(encoder, val, **how))
-    bank_ND = features.unit_norm(features.extract(keys, train, **how))
+    query_MD, bank_ND = features.extract(encoder, val, **how), features.extract(keys, train, **how)
     runs = score(bank_ND, train.labels, query_MD, val.labels, config.k, config.sharpness, device=device)
     return records.write(
         config.results, unit(keys.key, (train, val), config), runs,
