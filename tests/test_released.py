@@ -57,6 +57,7 @@ def server(monkeypatch):
         entry = released.Released("net", "A net", "net.pth", f"http://127.0.0.1:{running.server_port}/net.pth", "resnet50",
                                   "https://example.org", md5=hashlib.md5(DATA).hexdigest()[:8])
         monkeypatch.setattr(released, "catalogue", lambda: {"net": entry})
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
         yield handler, entry
         running.shutdown()
 
