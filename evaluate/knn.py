@@ -141,7 +141,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
     started = time.perf_counter()
     encoder = checkpoints.load(config.ckpt, config.reading)
     print(encoder.summary())
-    keys = checkpoints.load(config.ckpt, config.reading, prefer="momentum" if config.feature == "embedding" else None)
+    keys = checkpoints.load(config.ckpt, config.reading, prefer="momentum") if config.feature == "embedding" else encoder
     train, val = data_lists(config.data)
     if max(config.k) > len(train):
         raise UserError(f"k = {max(config.k)} neighbours asked of {len(train)} images", hint="lower --k")

@@ -78,10 +78,8 @@ def load(path: Path, reading: Reading | None = None, *, prefer: Copy | None = No
             found = {ours: names[theirs] for ours, theirs in layouts.backbone(match.layout, match.prefix, names).items()}
         except UserError as mistake:  # some do not know the path
             raise mistake if mistake.at else UserError(mistake.what, at=path, hint=mistake.hint) from mistake
-        arch = _arch(path, match, file, found, reading)
-        with torch.device("meta"):
-            backbone = ResNet(arch)
-        expected = backbone.state_dict()
+        backbone = _network(path, match, file, found, reading)
+        arch, expected = backbone.arch, backbone.state_dict()
         tensors = {ours: file.tensors[name] for ours, name in found.items()}
         state = _take(path, match, tensors, expected, reading.drop, copy=file.mapped)
         sha256 = hashing.result()
@@ -126,14 +124,15 @@ def _facts(tensors: State) -> list[str]:
     return [layouts.TENSORFLOW] if any(k.ndim == 4 and k.shape[0] > 1 and k.stride(0) == 1 < k.stride(1) for k in kernels) else []
 
 
-def _arch(path: Path, match: Match, file: TensorFile, found: dict[str, str], reading: Reading) -> Arch:
+def _network(path: Path, match: Match, file: TensorFile, found: dict[str, str], reading: Reading) -> ResNet:
+    """The network that the tensors are of, still without any of its own. UserError where there is none, or another than asked."""
     try:
         if file.header:
             arch = Arch(**{**file.header["arch"], "depths": tuple(file.header["arch"]["depths"])})
         else:
             arch = arch_of({ours: file.tensors[name] for ours, name in found.items()}, match.layout.cifar_stem)
         with torch.device("meta"):
-            ResNet(arch)
+            backbone = ResNet(arch)
     except UserError as mistake:
         raise UserError(f"{match.layout.origin} checkpoint: {mistake.what}", at=path, hint=mistake.hint) from mistake
     except (TypeError, ValueError, LookupError, RuntimeError, OverflowError) as failure:
@@ -141,7 +140,7 @@ def _arch(path: Path, match: Match, file: TensorFile, found: dict[str, str], rea
     if reading.arch and named(reading.arch) not in (arch, replace(arch, stem="imagenet")):
         raise UserError(f"the checkpoint holds a {arch_name(arch)}, not a {reading.arch}", at=path,
                         hint="--arch only confirms; leave it out, or give the file that you mean")
-    return arch
+    return backbone
 
 
 def _take(path: Path, match: Match, found: State, expected: State, drop: tuple[str, ...], *, copy: bool) -> State:

@@ -55,7 +55,6 @@ FOREIGN = {
     b"{": ("JSON text", "the download failed, or this is a configuration file; open it to see"),
     b"\x1f\x8b": ("a gzip archive", "unpack it first"),
     b"\x89hdf": ("a Keras or HDF5 file", "convert it to PyTorch first, for SimCLR with tonylins/simclr-converter"),
-    b"\x08\x00\x00\x00\x00": ("a TensorFlow file", "convert it to PyTorch first, for SimCLR with tonylins/simclr-converter"),
 }
 """First bytes, in lower case: what the file is, and what to do."""
 
@@ -69,7 +68,7 @@ class TensorFile:
     """What a file holds.
 
     tensors: by ``container/…/name``, for example ``state_dict/module.encoder_q.conv1.weight``. entries: what else is at its
-    top level. header: ours, from a safetensors file's metadata. mapped: whether the tensors still lie in the file.
+    top level. header: ours, where an export of this suite has one. mapped: whether the tensors still lie in the file.
     """
 
     tensors: dict[str, Tensor]
@@ -132,7 +131,7 @@ DAMAGED = "it is truncated or damaged; compare its size and hash with the source
 
 
 def _is_safetensors(head: bytes) -> bool:
-    return head[8:10] == b'{"' or (head[8:9] == b"{" and len(head) >= 10 and head[4:8] == bytes(4))
+    return head[4:9] == b"\0\0\0\0{"  # behind the header's length, 8 bytes of which the upper half is never used
 
 
 def _read_safetensors(path: Path) -> TensorFile:

@@ -44,6 +44,11 @@ def _fill(results, tier="paper", seeds=(0,), **shifts):
             _write(results, tier, row, seed, _paper(row, shifts.get(row.replace("-", "_"), 0.0)))
 
 
+def _remove(results, row):
+    for path in (results / "paper" / "records").glob(f"{row}-0-*"):
+        path.unlink()
+
+
 def _diff(command, results, *flags):
     return command(tables_main.main, "diff", "table1", "--results", results, *flags)
 
@@ -127,8 +132,7 @@ def test_embedded_controls_in_the_wrong_order_are_invalid(command, tmp_path):
 
 def test_a_network_that_scores_like_random_is_called_untrained(command, tmp_path):
     _fill(tmp_path)
-    for path in (tmp_path / "paper" / "records").glob("pcl-0-*"):
-        path.unlink()
+    _remove(tmp_path, "pcl")
     _write(tmp_path, "paper", "pcl", 0, _paper("random", 0.1))
     code, out, _ = _diff(command, tmp_path, "--tier", "paper")
     assert "PCL scores like the Random row: this looks like an untrained network" in out
@@ -138,8 +142,7 @@ def test_a_network_that_scores_like_random_is_called_untrained(command, tmp_path
 
 def test_freshly_initialised_weights_are_called_untrained_whatever_they_score(command, tmp_path):
     _fill(tmp_path)
-    for path in (tmp_path / "paper" / "records").glob("pcl-0-*"):
-        path.unlink()
+    _remove(tmp_path, "pcl")
     _write(tmp_path, "paper", "pcl", 0, _paper("pcl"), untouched=True)
     code, out, _ = _diff(command, tmp_path, "--tier", "paper")
     assert "PCL has BatchNorm as it is initialised: this looks like an untrained network" in out
@@ -150,8 +153,7 @@ def test_freshly_initialised_weights_are_called_untrained_whatever_they_score(co
 def test_a_file_that_is_not_the_papers_own_encoder_has_no_interval(command, tmp_path):
     """Draws of one pretraining of somebody's say nothing about another pretraining."""
     _fill(tmp_path)
-    for path in (tmp_path / "paper" / "records").glob("pcl-0-*"):
-        path.unlink()
+    _remove(tmp_path, "pcl")
     _write(tmp_path, "paper", "pcl", 0, _paper("pcl"), source="checkpoint mine.pth, sha256 0123")
     code, out, _ = _diff(command, tmp_path, "--tier", "paper")
     assert "50 reproduced, 10 cited, 10 within" in out
@@ -161,8 +163,7 @@ def test_a_file_that_is_not_the_papers_own_encoder_has_no_interval(command, tmp_
 
 def test_other_data_or_architecture_is_off_protocol_in_the_papers_tier(command, tmp_path):
     _fill(tmp_path)
-    for path in (tmp_path / "paper" / "records").glob("moco-0-*"):
-        path.unlink()
+    _remove(tmp_path, "moco")
     _write(tmp_path, "paper", "moco", 0, _paper("moco"), arch="resnet18")
     _, out, _ = _diff(command, tmp_path, "--tier", "paper")
     assert "10 off-protocol" in out
