@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from protobench import files, layouts, released, tensor_files
+from protobench import files, hashes, layouts, released, tensor_files
 from protobench.backbones import Arch, ResNet, arch_name, arch_of, named
 from protobench.errors import UserError, printable
 from protobench.layouts import Copy, Match, Reading
@@ -84,7 +84,8 @@ def load(path: Path, reading: Reading | None = None, *, prefer: Copy | None = No
         state = _take(path, match, tensors, expected, reading.drop, copy=file.mapped)
         sha256 = hashing.result()
     head = _projection_state(match, tensors, arch)
-    verified = _verify(path, sha256, reading.sha256, file, match, state | _named("projection.", head))
+    recorded = hashes.check(path, sha256, reading.sha256)
+    _verify(file, match, path, state | _named("projection.", head))
     input_ = _input(path, match, arch, file, reading)
     known = released.identify(path, sha256)
     if known and (known.arch, "imagenet") != (arch_name(arch), arch.stem):
@@ -95,7 +96,7 @@ def load(path: Path, reading: Reading | None = None, *, prefer: Copy | None = No
         state[name] = torch.zeros((), dtype=torch.long)
     backbone.load_state_dict(state, assign=True)
     account = {
-        "file": printable(path.name), "sha256": sha256, "hash_verified": verified,
+        "file": printable(path.name), "sha256": sha256, "hash_verified": recorded or bool(file.header),
         "origin": str(file.header.get("origin", match.layout.origin)),
         "released": known and {"name": known.name, "title": known.title, "proof": known.proof},
         "copy": match.copy, "prefix": _shown(match, found),
@@ -233,40 +234,12 @@ def _input(path: Path, match: Match, arch: Arch, file: TensorFile, reading: Read
     return input_
 
 
-def _verify(path: Path, sha256: str, asked: str | None, file: TensorFile, match: Match, state: State) -> bool:
-    """Whether a hash that came with the file was right; UserError where one is wrong."""
-    recorded = {"--sha256": asked} if asked else {}
-    if (beside := path.with_name(path.name + ".sha256")).is_file():
-        recorded[beside.name] = _hash_in(beside.read_text(errors="replace"), path.name)
-    if (named := HASH_IN_NAME.search(path.name)) and not asked and not EMPTY.startswith(named[1]):
-        recorded["its name"] = named[1]
-    for where, digest in recorded.items():
-        if not re.fullmatch("[0-9a-f]{6,64}", digest.lower()):
-            raise UserError(f"{where} gives no sha256: {digest[:70]!r}", at=path, hint="6 to 64 hexadecimal digits")
-        if not sha256.startswith(digest.lower()):
-            raise UserError(f"the file's sha256 is {sha256[:12]}…, but {where} says {digest[:12]}", at=path,
-                            hint="it is damaged or another file than you think" + (
-                                "; if those digits are no hash, rename the file" if where == "its name" else ""))
+def _verify(file: TensorFile, match: Match, path: Path, state: State) -> None:
+    """UserError unless the weights are those that our header was written for."""
     content = file.header.get("content")
     if file.header and (not isinstance(content, dict) or digest_of(state) != content.get(match.copy)):
         raise UserError("the weights are not those that were written: their hash differs from the header's", at=path,
                         hint="the file is damaged or was edited; make it again")
-    return bool(recorded or file.header)
-
-
-HASH_IN_NAME = re.compile(r"-(?=\d*[a-f])([0-9a-f]{8}|[0-9a-f]{64})\.")
-"""torch.hub's habit: resnet50-0676ba61.pth. Eight digits alone are a date."""
-
-
-def _hash_in(text: str, name: str) -> str:
-    """The hash that a .sha256 file gives for ``name``, in the form of sha256sum or of BSD's sha256."""
-    lines = [line for line in text.splitlines() if name in line] or text.splitlines()[:1]
-    found = re.search(r"\b[0-9a-fA-F]{64}\b", lines[0]) if lines else None
-    return found[0] if found else (lines or [""])[0].strip()
-
-
-EMPTY = hashlib.sha256().hexdigest()
-"""One publisher named files by this, the hash of nothing."""
 
 
 def digest_of(state: State) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from protobench import checkpoints, files, records, released
+from protobench import checkpoints, files, hashes, records, released
 from protobench.checkpoints import Encoder
 from protobench.errors import UserError
 
@@ -41,7 +41,7 @@ def export(encoder: Encoder, path: Path, target: Target) -> None:
     if target in ("moco", "mmdet", "detectron2") and arch not in PLAIN:
         raise UserError(f"{target} would load a {arch} in part, with no more than a warning", at=path,
                         hint="--layout torchvision with a .safetensors file keeps any network")
-    if checkpoints.HASH_IN_NAME.search(path.name) or path.name in {entry.file for entry in released.catalogue().values()}:
+    if hashes.HASH_IN_NAME.search(path.name) or path.name in {entry.file for entry in released.catalogue().values()}:
         raise UserError("this name is a published file's, or promises a hash that the file will not have", at=path,
                         hint="choose another")
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
