@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save
@@ -42,6 +42,8 @@ class Encoder:
     account: dict[str, Any]
     projection: nn.Module | None = None
     """the projection head of this copy, where the file has one of known shape: pooled features [N, D] to [N, C]"""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """of the network's arithmetic"""
 
     def summary(self) -> str:
         """A few lines for the terminal: what was loaded, what was left out, and the input it is given."""
@@ -105,7 +107,7 @@ def load(path: Path, reading: Reading | None = None, *, prefer: Copy | None = No
         "input": asdict(input_), "untouched": _untouched(state), "projection": {name: list(t.shape) for name, t in head.items()},
     }
     key = _key(path, match, arch, file, sha256, reading, input_, prefer)
-    return Encoder(backbone.eval(), input_, key, account, _projection(head))
+    return Encoder(backbone.eval(), input_, key, account, _projection(head), reading.precision)
 
 
 # What the file holds --------------------------------------------------------------------------------------------------
@@ -288,9 +290,10 @@ def _key(path: Path, match: Match, arch: Arch, file: TensorFile, sha256: str, re
     except UserError:  # it had to be given
         same_input = False
     usual_copy = reading.weights == "auto" or (prefer is None and reading.weights == match.layout.evaluated)
-    if same_input and usual_copy and reading.prefix is None:
+    exact = reading.precision == "fp32"
+    if same_input and usual_copy and reading.prefix is None and exact:
         return usual
-    return files.sha256([usual, match.prefix, asdict(arch), asdict(input_)])
+    return files.sha256([usual, match.prefix, asdict(arch), asdict(input_), *(() if exact else [reading.precision])])
 
 
 # Writing --------------------------------------------------------------------------------------------------------------

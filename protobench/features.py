@@ -1,21 +1,26 @@
 """Features of a data set, extracted once per (weights, data, input, pooling) and kept as memory-mapped arrays."""
 
 import contextlib
+import io
 import math
+import os
+import shutil
+import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import PIL
 import torch
+from filelock import FileLock
 
 from protobench import files
 from protobench.checkpoints import Encoder
 from protobench.errors import UserError
 from protobench.images import ImageList
-from protobench.loading import CentreCrops, batches
+from protobench.loading import CentreCrops, batches, normaliser
 from protobench.progress import progress
 from protobench.transforms import EvalInput
 
@@ -26,29 +31,87 @@ embedding: the projection head's output (128-D in MoCo and PCL)."""
 VERSION = 1
 """Raise when features change for equal inputs."""
 
+SYNC_SECONDS = 60.0
+"""How much of an extraction a kill can lose."""
+
 
 def extract(encoder: Encoder, images: ImageList, *, pooling: Pooling = "average", warp: bool = False,
             device: str = "cpu", workers: int = 0, batch_size: int = 256, cache: Path | None = None) -> np.ndarray:
-    """float32 [N, D] in the order of ``images``; read from the cache where the same extraction was done before.
+    """float32 [N, D] in the order of ``images``, mapped from the cache; computed first where it has not been.
 
-    Raises UserError for unreadable images and for features that are not finite or all alike (a collapsed encoder).
+    They are written there batch by batch, so the data's size does not matter to memory, and a stopped extraction goes on where
+    it was. In bf16 the difference from fp32 goes into ``encoder.account``. Raises UserError for unreadable images, for features
+    that are not finite or all alike (a collapsed encoder), and where the disk has no room.
     """
     input_ = replace(encoder.input, warp=warp)
     weights = [encoder.account[part] for part in ("sha256", "prefix", "arch")]
     identity = {"version": VERSION, "weights": weights, "data": images.fingerprint, "input": asdict(input_),
                 "pooling": pooling, "device": torch.device(device).type, "batch_size": batch_size,
                 "torch": torch.__version__, "pillow": PIL.__version__}
+    if encoder.precision == "bf16":
+        identity["precision"] = "bf16"
+        if "bf16" not in encoder.account:
+            encoder.account["bf16"] = agreement(encoder, images, input_, pooling, device)
     path = (cache or files.cache_dir() / "features") / f"{files.sha256(identity)}.npy"
-    with contextlib.suppress(OSError, ValueError, EOFError):  # absent, or cut short by a full disk: extracted anew
-        return np.load(path, mmap_mode="r")
-    compute = forward(encoder, input_, pooling, device)
-    loader = batches(CentreCrops(images, input_), workers=workers, device=device, batch_size=batch_size)
-    parts = [compute(pixels).cpu() for pixels in progress(loader, desc=f"features {images.name}", unit=" batches",
-                                                          total=math.ceil(len(images) / batch_size))]
-    features = torch.cat(parts).numpy()
-    _check(features, images)
-    files.write_atomic(path, lambda file: np.save(file, features))
+    with files.writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):  # two evaluations at once: the second waits for the first one's features
+        with contextlib.suppress(OSError, ValueError, EOFError):  # absent, or cut short by a full disk: extracted anew
+            found = np.load(path, mmap_mode="r")
+            print(f"features of {images.name}: {found.shape[0]} x {found.shape[1]}, taken from the cache")
+            return found
+        started = time.perf_counter()
+        _write(path, images, input_, forward(encoder, input_, pooling, device), device, workers, batch_size)
+        features = np.load(path.with_suffix(".partial"), mmap_mode="r")
+        try:
+            _check(features, images)
+        except UserError:
+            path.with_suffix(".partial").unlink()
+            raise
+        os.replace(path.with_suffix(".partial"), path)
+    print(f"features of {images.name}: {features.shape[0]} x {features.shape[1]}, {time.perf_counter() - started:.1f} s")
     return features
+
+
+def _write(path: Path, images: ImageList, input_: EvalInput, compute: Callable[[torch.Tensor], torch.Tensor], device: str,
+           workers: int, batch_size: int) -> None:
+    """Fills ``path``'s .partial, an .npy file; goes on behind the rows that its .rows counts as on the disk."""
+    partial, counter = path.with_suffix(".partial"), path.with_suffix(".rows")
+    done = int(counter.read_text()) if counter.exists() and partial.exists() else 0
+    loader = batches(CentreCrops(images, input_), workers=workers, device=device,
+                     batch_sampler=[range(i, min(i + batch_size, len(images))) for i in range(done, len(images), batch_size)])
+    steps = math.ceil((len(images) - done) / batch_size)
+    synced = time.monotonic()
+    with files.writing(path), open(partial, "r+b" if done else "wb") as file:
+        for step, pixels in enumerate(progress(loader, desc=f"features {images.name}", unit=" batches", total=steps)):
+            rows = compute(pixels).float().cpu().numpy()
+            if step == 0:
+                header = _header(len(images), rows.shape[1])
+                _need(path.parent, len(header) + rows.shape[1] * 4 * (len(images) - done))
+                file.write(header)
+                file.seek(len(header) + done * rows.shape[1] * 4)
+                file.truncate()
+            file.write(rows.tobytes())
+            if time.monotonic() - synced > SYNC_SECONDS:
+                files.sync(file)
+                files.write_text(counter, str(done + (step + 1) * batch_size))
+                synced = time.monotonic()
+        files.sync(file)
+    counter.unlink(missing_ok=True)
+
+
+def _header(rows: int, columns: int) -> bytes:
+    """Of an .npy file of float32 [rows, columns]."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": (rows, columns)})
+    return buffer.getvalue()
+
+
+def _need(folder: Path, size: int) -> None:
+    """UserError where the disk has not ``size`` bytes left."""
+    if (free := shutil.disk_usage(folder).free) < size:
+        raise UserError(f"the features need {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free", at=folder,
+                        hint="make room, or set PROTOBENCH_CACHE to a folder on another disk")
 
 
 def forward(encoder: Encoder, input_: EvalInput, pooling: Pooling, device: str) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -61,14 +124,27 @@ def forward(encoder: Encoder, input_: EvalInput, pooling: Pooling, device: str) 
         raise UserError(f"{encoder.account['file']} holds no projection head of a known shape, so there is no embedding",
                         hint="evaluate the pooled feature instead: --feature pooled")
     backbone = encoder.backbone.to(device).to(memory_format=torch.channels_last)
-    mean, std = (torch.tensor(value, device=device).view(3, 1, 1) * 255 for value in (input_.mean, input_.std))
+    normalise = normaliser(input_, device)
+    bf16 = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=encoder.precision == "bf16")
 
     @torch.inference_mode()
     def compute(pixels: torch.Tensor) -> torch.Tensor:
-        x = (pixels.to(device, non_blocking=True).float() - mean) / std
-        return _pool(backbone.features(x.contiguous(memory_format=torch.channels_last)), pooling, projection)
+        with bf16:
+            return _pool(backbone.features(normalise(pixels)), pooling, projection).float()
 
     return compute
+
+
+def agreement(encoder: Encoder, images: ImageList, input_: EvalInput, pooling: Pooling, device: str) -> dict[str, Any]:
+    """How far bf16 features differ from fp32 ones: least and mean cosine over the first images of a list."""
+    sample = images.subset(np.arange(min(len(images), 64)))
+    (pixels,) = batches(CentreCrops(sample, input_), workers=0, device=device, batch_size=len(sample))
+    fast, exact = (forward(replace(encoder, precision=precision), input_, pooling, device)(pixels)
+                   for precision in ("bf16", "fp32"))
+    cosines = torch.nn.functional.cosine_similarity(fast, exact, dim=1)
+    found = {"images": len(sample), "min_cosine": round(float(cosines.min()), 6), "mean_cosine": round(float(cosines.mean()), 6)}
+    print(f"bf16: cosine with fp32 features over {len(sample)} images: least {found['min_cosine']}, mean {found['mean_cosine']}")
+    return found
 
 
 def unit_norm(x_ND: np.ndarray) -> np.ndarray:
@@ -86,9 +162,13 @@ def _pool(map_NCHW: torch.Tensor, pooling: Pooling, projection: torch.nn.Module 
 
 
 def _check(features: np.ndarray, images: ImageList) -> None:
-    if not np.isfinite(features).all():
-        raise UserError(f"the encoder gives NaN or infinite features on {images.name}",
-                        hint="training diverged, or the weights are damaged; nothing is scored")
-    if len(features) > 1 and np.ptp(features, axis=0).max() < 1e-6 * max(np.abs(features).max(), 1e-12):
+    low, high = np.full(features.shape[1], np.inf), np.full(features.shape[1], -np.inf)
+    for start in range(0, len(features), 65_536):  # 0.5 GB of 2048-D features at a time
+        part = features[start : start + 65_536]
+        if not np.isfinite(part).all():
+            raise UserError(f"the encoder gives NaN or infinite features on {images.name}",
+                            hint="training diverged, or the weights are damaged; nothing is scored")
+        low, high = np.minimum(low, part.min(0)), np.maximum(high, part.max(0))
+    if len(features) > 1 and (high - low).max() < 1e-6 * max(np.abs(low).max(), np.abs(high).max(), 1e-12):
         raise UserError(f"the encoder gives the same feature for every image of {images.name}: it has collapsed",
                         hint="train again with a lower learning rate or another temperature; nothing is scored")

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,18 +23,31 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     """Writes through a temporary file, fsync and rename: a reader, or a kill, never sees half a file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as failure:
-        raise UserError(f"cannot write: {failure.strerror or failure}", at=path,
-                        hint="check free space and permissions; what was there before is untouched") from failure
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as file:
+                write(file)
+                sync(file)
+            os.replace(temporary, path)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns what the system says against writing ``path`` (a full disk, no permission) into a UserError."""
+    try:
+        yield
+    except OSError as failure:
+        raise UserError(f"cannot write: {failure.strerror or failure}", at=path,
+                        hint="check free space and permissions; what was there before is untouched") from failure
+
+
+def sync(file: BinaryIO) -> None:
+    """Returns when what was written is on the disk."""
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def write_text(path: Path, text: str) -> None:

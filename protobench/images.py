@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -20,7 +20,8 @@ SAMPLED_FILES = 256
 class ImageList:
     """Images in a fixed order.
 
-    labels: int64 [N] (one class each) or int64 [N, C] with 1 present, -1 absent, 0 difficult (VOC).
+    labels: int64 [N] (one class each) or int64 [N, C] with 1 present, -1 absent, 0 difficult (VOC). UserError where they do
+    not fit the classes.
     """
 
     name: str
@@ -28,13 +29,22 @@ class ImageList:
     paths: tuple[str, ...]
     labels: np.ndarray
     classes: tuple[str, ...]
+    unreadable: tuple[str, ...] = ()
+    """paths that were left out because they cannot be decoded (readable.py)"""
+
+    def __post_init__(self) -> None:
+        shape = (len(self.paths),) if self.labels.ndim == 1 else (len(self.paths), len(self.classes))
+        low, high = (0, len(self.classes) - 1) if self.labels.ndim == 1 else (-1, 1)
+        if self.labels.shape != shape or (self.labels.size and not low <= self.labels.min() <= self.labels.max() <= high):
+            raise UserError(f"{self.name}: labels of shape {self.labels.shape} for {len(self.paths)} images and "
+                            f"{len(self.classes)} classes, or outside {low} to {high}", at=self.root)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def subset(self, indices: np.ndarray) -> "ImageList":
         """The images at ``indices``, in that order."""
-        return ImageList(self.name, self.root, tuple(self.paths[i] for i in indices), self.labels[indices], self.classes)
+        return replace(self, paths=tuple(self.paths[i] for i in indices), labels=self.labels[indices])
 
     @cached_property
     def fingerprint(self) -> str:

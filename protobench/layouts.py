@@ -39,6 +39,8 @@ class Reading:
     """pixels of the centre crop; default 224, or 32 for a CIFAR stem"""
     sha256: str | None = None
     """refuse the file unless its hash begins so"""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """of the frozen network's arithmetic. bf16 is faster; how far its features differ is measured, printed and recorded"""
 
 
 @dataclass(frozen=True)

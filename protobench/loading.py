@@ -1,7 +1,7 @@
 """Batches of images read by worker processes; a broken file comes back as an error that names it."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -46,6 +46,17 @@ class RandomCrops(Dataset):
             return torch.from_numpy(self.input.random_pixels(self.images.read(index), rng).copy()).permute(2, 0, 1)
         except UserError as mistake:
             return mistake
+
+
+def normaliser(input_: EvalInput, device: str) -> Callable[[Tensor], Tensor]:
+    """What takes pixels uint8 [N, 3, H, W] to a network's input on ``device``: less the mean, by the deviation, channels last."""
+    mean, std = (torch.tensor(value, device=device).view(3, 1, 1) * 255 for value in (input_.mean, input_.std))
+
+    def normalise(pixels: Tensor) -> Tensor:
+        x = (pixels.to(device, non_blocking=True).float() - mean) / std
+        return x.contiguous(memory_format=torch.channels_last)
+
+    return normalise
 
 
 def batches(dataset: Dataset, *, workers: int, device: str, **how: Any) -> Iterator[Tensor]:

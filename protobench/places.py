@@ -1,11 +1,13 @@
-"""Places205 from its released lists: ``trainvalsplit_places205/{train,val}_places205.csv`` and the image tree."""
+"""Places205 from its released lists (``trainvalsplit_places205/{train,val}_places205.csv`` and the image tree), or as folders,
+one per scene, below train/ and val/."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 
 from protobench.errors import UserError
-from protobench.images import ImageList, pair, text_of
+from protobench.images import ImageList, image_folder, pair, text_of
 
 IMAGES = Path("data/vision/torralba/deeplearning/images256")
 
@@ -17,9 +19,16 @@ def read(data: Path, split: str) -> ImageList:
     """
     root = data / "places205" if (data / "places205").is_dir() else data
     listing = root / "trainvalsplit_places205" / f"{split}_places205.csv"
+    if not listing.parent.is_dir() and (root / "train").is_dir():
+        images = image_folder(root / split, f"places205-{split}")
+        _refuse_365(len(images.classes), root)
+        if all(re.fullmatch(r"n\d{8}", title) for title in images.classes):
+            raise UserError("these classes are ImageNet's, not Places205's", at=root, hint="give Places205's folder as --data")
+        return images
     if not listing.is_file():
         raise UserError("no Places205 list here" if root.is_dir() else "no such folder", at=listing,
-                        hint="expected trainvalsplit_places205/ and " + IMAGES.as_posix() + "/ below the folder given")
+                        hint=f"expected trainvalsplit_places205/ and {IMAGES.as_posix()}/, or train/ and val/ with a folder per "
+                             "scene, below the folder given")
     if not (root / IMAGES).is_dir():
         raise UserError("Places205 lists without images", at=root / IMAGES, hint="unpack imagesPlaces205_resize.tar.gz here")
     paths, labels = [], []
@@ -30,8 +39,7 @@ def read(data: Path, split: str) -> ImageList:
         paths.append(path)
         labels.append(int(label))
     count = len(set(labels))
-    if count == 365:
-        raise UserError("this list has 365 classes: it is Places365, the table is about Places205", at=listing)
+    _refuse_365(count, listing)
     if not labels or max(labels) != count - 1:
         raise UserError(f"labels must be 0 to {count - 1} without gaps, found {max(labels)}" if labels else "the list is empty",
                         at=listing, hint="take the released list")
@@ -44,3 +52,8 @@ def read(data: Path, split: str) -> ImageList:
 def read_both(data: Path) -> tuple[ImageList, ImageList]:
     """train and val."""
     return pair(read(data, "train"), read(data, "val"))
+
+
+def _refuse_365(classes: int, where: Path) -> None:
+    if classes == 365:
+        raise UserError("this has 365 classes: it is Places365, the table is about Places205", at=where)

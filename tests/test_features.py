@@ -7,6 +7,7 @@ from PIL import Image
 
 from protobench import backbones, checkpoints, features, images, voc
 from protobench.errors import UserError
+from protobench.layouts import Reading
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +100,57 @@ def test_gpu_features_agree_with_the_cpu(encoder_file, world, tmp_path):
     cpu = features.extract(checkpoints.load(encoder_file), test, cache=tmp_path)
     gpu = features.extract(checkpoints.load(encoder_file), test, device="cuda", cache=tmp_path)
     np.testing.assert_allclose(gpu, cpu, rtol=1e-3, atol=1e-3)
+
+
+def test_a_stopped_extraction_goes_on_behind_what_is_on_the_disk(encoder, world, tmp_path, monkeypatch):
+    test = voc.read(world, "test")
+    whole = np.array(features.extract(encoder, test, batch_size=16, cache=tmp_path / "whole"))
+    monkeypatch.setattr(features, "SYNC_SECONDS", -1.0)
+    real, seen = images.ImageList.read, []
+
+    def stop_at_70(self, index):
+        seen.append(index)
+        if index == 70 and seen.count(70) == 1:
+            raise KeyboardInterrupt
+        return real(self, index)
+
+    monkeypatch.setattr(images.ImageList, "read", stop_at_70)
+    with pytest.raises(KeyboardInterrupt):
+        features.extract(encoder, test, batch_size=16, cache=tmp_path / "cut")
+    (partial,) = (tmp_path / "cut").glob("*.partial")
+    with open(partial, "ab") as file:
+        file.write(b"half a row")  # what was being written when it was killed
+    again = features.extract(encoder, test, batch_size=16, cache=tmp_path / "cut")
+    assert seen == [*range(71), *range(64, 120)]
+    np.testing.assert_array_equal(again, whole)
+    assert not [*(tmp_path / "cut").glob("*.partial"), *(tmp_path / "cut").glob("*.rows")]
+
+
+def test_a_full_disk_is_told_before_anything_is_computed_in_vain(encoder, world, tmp_path, monkeypatch):
+    from collections import namedtuple
+
+    monkeypatch.setattr(features.shutil, "disk_usage", lambda _: namedtuple("usage", "free")(1000))
+    with pytest.raises(UserError, match="PROTOBENCH_CACHE"):
+        features.extract(encoder, voc.read(world, "test"), cache=tmp_path)
+
+
+def test_evaluations_share_one_extraction(encoder_file, world, tmp_path, monkeypatch, capsys):
+    from evaluate import fullsvm, lowshot
+
+    monkeypatch.setenv("PROTOBENCH_CACHE", str(tmp_path))
+    fullsvm.evaluate(fullsvm.Config(encoder_file, world, workers=0, results=tmp_path))
+    lowshot.evaluate(lowshot.Config(encoder_file, world, shots=(1,), workers=0, results=tmp_path))
+    assert capsys.readouterr().out.count("taken from the cache") == 2
+    assert len(list((tmp_path / "features").glob("*.npy"))) == 2
+
+
+def test_bf16_is_another_encoder_and_its_distance_from_fp32_is_recorded(encoder_file, world, tmp_path):
+    test = voc.read(world, "test")
+    exact, fast = checkpoints.load(encoder_file), checkpoints.load(encoder_file, Reading(precision="bf16"))
+    assert exact.key != fast.key
+    a, b = (np.array(features.extract(encoder, test, cache=tmp_path)) for encoder in (exact, fast))
+    assert not np.array_equal(a, b)
+    cosines = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    assert cosines.min() > 0.999
+    assert fast.account["bf16"]["min_cosine"] == pytest.approx(cosines[:64].min(), abs=1e-5)
+    assert fast.account["bf16"]["images"] == 64

@@ -132,3 +132,24 @@ def test_places_errors_say_what_is_wrong(tmp_path):
     listing.write_bytes(b"a/abb\xe9/x.jpg 0\n")
     with pytest.raises(UserError, match="not UTF-8"):
         places.read(tmp_path, "val")
+
+
+def test_places_may_be_folders_but_not_imagenet_s(tmp_path):
+    for scene in ("abbey", "alley"):
+        for split in ("train", "val"):
+            (tmp_path / "places205" / split / scene).mkdir(parents=True)
+            Image.new("RGB", (4, 4)).save(tmp_path / "places205" / split / scene / "x.jpg")
+    train, val = places.read_both(tmp_path)
+    assert train.classes == val.classes == ("abbey", "alley")
+    assert (train.name, val.name) == ("places205-train", "places205-val")
+    for split in ("train", "val"):
+        for scene, wnid in (("abbey", "n01440764"), ("alley", "n01443537")):
+            (tmp_path / "places205" / split / scene).rename(tmp_path / "places205" / split / wnid)
+    with pytest.raises(UserError, match="ImageNet's, not Places205's"):
+        places.read_both(tmp_path)
+
+
+@pytest.mark.parametrize("labels", [[0, 2], [-1, 0], [0], [[1, 1], [0, 2]], [[1], [0]]])
+def test_labels_that_do_not_fit_the_classes_are_refused(tmp_path, labels):
+    with pytest.raises(UserError, match="2 images and 2 classes"):
+        ImageList("x", tmp_path, ("a", "b"), np.array(labels), ("one", "two"))
