@@ -19,7 +19,7 @@ import tyro
 from protobench import cli
 from tables.schema import Table, Tier
 
-TABLES = ("table1", "table3", "table4", "table7")
+TABLES = ("table1", "table2", "table3", "table4", "table7")
 
 
 @dataclass(frozen=True)

@@ -233,7 +233,7 @@ def _departures(table: Table, found: list[dict[str, Any]]) -> dict[str, str]:
     for record in found:
         name = record["unit"]["data_name"]
         seen = {"classes": record["data"]["classes"], "test images": record["metric"]["test_images"],
-                "architecture": record["checkpoint"]["arch"]}
+                "training images": record["data"].get("train_images"), "architecture": record["checkpoint"]["arch"]}
         expected = table.expected_data[name] | {"architecture": "resnet50"}
         if odd := [f"{seen[what]} {what} instead of {value}" for what, value in expected.items() if seen[what] != value]:
             told[name] = f"{name} is off protocol: " + ", ".join(odd).replace("architecture", "as architecture")

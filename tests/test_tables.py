@@ -301,7 +301,7 @@ def test_unknown_words_get_a_suggestion(command):
         assert hint in err
     assert command(tables_main.main, "list")[0] == 0
     with pytest.raises(UserError):
-        tables_main.load("table2")
+        tables_main.load("table8")
 
 
 # Tables of other evaluations ------------------------------------------------------------------------------------------

@@ -1,0 +1,347 @@
+"""Semi-supervised classification: fine-tuning on 1 or 10 % of ImageNet's labels (PCL's Table 2).
+
+Examples:
+
+    python evaluate/semisup.py --ckpt pcl_v1.pth.tar --data /data/imagenet
+    python evaluate/semisup.py --ckpt pcl_v1.pth.tar --data /data/imagenet --dataset imagenet-10pct --draws 3
+    python evaluate/semisup.py --ckpt pcl_v1.pth.tar --data /data/imagenet --subset-list imagenet_subsets/1percent.txt
+    python evaluate/semisup.py --ckpt encoder.safetensors                # no data at hand: the embedded images
+
+Appendix E's recipe: the whole network, SGD with momentum 0.9 and weight decay 5e-4, batches of 256, 20 epochs, rates x 0.2 at 12
+and 16; 0.01 for the backbone, 1 (1 %) or 0.1 (10 %) for the classifier. Top-5 and top-1 of the last epoch, centre crops.
+
+  subset  "we randomly select" (section 4.1): a seeded draw among all training images, classes not balanced. SimCLR's published
+          lists, which later papers share, are taken where --subset-list gives one or DATA/imagenet_subsets/ holds them.
+  silent  The paper does not tell the augmentation: random crops and flips, as everywhere in its appendix E's sources. Nor whether
+          BatchNorm trains: it does; --batch-norm frozen keeps the checkpoint's statistics. Its code has no fine-tuning.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import tyro
+
+from protobench import cli, files, imagenet, keyed, mini, records
+from protobench.errors import UserError
+from protobench.images import ImageList, text_of
+from protobench.layouts import Reading
+from protobench.progress import progress
+
+VERSION = 1
+"""Raise when a score changes for equal weights, images and parameters."""
+
+SAVE_SECONDS = 30.0
+"""How much of a fine-tuning a kill can lose, beside the epoch under way."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Fine-tuning on a part of the labels."""
+
+    ckpt: Annotated[Path, tyro.conf.arg(aliases=["--pretrained"])]
+    """checkpoint to score, in any layout that protobench/layouts.py lists"""
+    data: Path | None = None
+    """ImageNet's folder (train/ and val/), or the folder that holds it as imagenet/; without it the embedded images"""
+    dataset: Literal["imagenet-1pct", "imagenet-10pct"] = "imagenet-1pct"
+    """how much of the labelled training images"""
+    subset_list: Path | None = None
+    """file with a training image's name in each line, instead of a random draw"""
+    draws: int | None = None
+    """random subsets, one fine-tuning each; default 1 as in the paper, 3 on embedded data"""
+    backbone_lr: float = 0.01
+    head_lr: float | None = None
+    """of the classifier; default 1 for 1 %, 0.1 for 10 %"""
+    epochs: int | None = None
+    """default 20; on embedded data 50"""
+    batch_size: int | None = None
+    """default 256; on embedded data 20. The last images that fill no batch wait for another epoch"""
+    sgd_momentum: float = 0.9
+    weight_decay: float = 5e-4
+    batch_norm: Literal["train", "frozen"] = "train"
+    """whether its statistics follow the batches"""
+    seed: int = 0
+    """of subsets, initialisation, order and crops"""
+    device: str = "auto"
+    workers: int = 4
+    """processes that read images"""
+    results: Path = Path("results/scores")
+    """where the record is written; a stopped run leaves its state there and goes on from it"""
+    reading: Reading = field(default_factory=Reading)
+
+    @property
+    def percent(self) -> int:
+        """Of the training images."""
+        return 1 if self.dataset == "imagenet-1pct" else 10
+
+    @property
+    def listing(self) -> Path | None:
+        """The subset's list: the one given, or SimCLR's beside the data."""
+        if self.subset_list or self.data is None:
+            return self.subset_list
+        found = [place / "imagenet_subsets" / f"{self.percent}percent.txt" for place in (self.data, self.data.parent)]
+        return next((path for path in found if path.is_file()), None)
+
+    def params(self) -> dict[str, Any]:
+        """What determines the score of a checkpoint on given images."""
+        embedded, listing = self.data is None, self.listing
+        head_lr = 1.0 if self.percent == 1 else 0.1
+        if listing and not listing.is_file():
+            raise UserError("no such list", at=listing, hint="one image name a line, as in SimCLR's imagenet_subsets/")
+        return {"percent": self.percent, "subset": files.sha256_file(listing) if listing else "random",
+                "draws": (3 if embedded and not listing else 1) if self.draws is None else self.draws,
+                "backbone_lr": self.backbone_lr, "head_lr": head_lr if self.head_lr is None else self.head_lr,
+                "epochs": (50 if embedded else 20) if self.epochs is None else self.epochs,
+                "batch_size": (20 if embedded else 256) if self.batch_size is None else self.batch_size,
+                "sgd_momentum": self.sgd_momentum, "weight_decay": self.weight_decay, "batch_norm": self.batch_norm,
+                "seed": self.seed}
+
+
+def drawn(images: int, percent: int, seed: int, draw: int) -> np.ndarray:
+    """A random subset's indices, rising: int(N * percent / 100) of N, without regard to their classes."""
+    return np.sort(keyed.generator(seed, "subset", percent, draw).permutation(images)[: images * percent // 100])
+
+
+def listed(images: ImageList, listing: Path) -> np.ndarray:
+    """The indices of the images that a file names, by path below train/ or by file name alone. UserError for names that are
+    unknown or given twice."""
+    words = [line.strip() for line in text_of(listing).splitlines() if line.strip()]
+    place: dict[str, int] = {}
+    for i, path in enumerate(images.paths):
+        name = path.rpartition("/")[2]
+        place[name] = -1 if name in place else i  # one name in two folders says nothing
+    place |= {path: i for i, path in enumerate(images.paths)}
+    if not words:
+        raise UserError("this list is empty", at=listing)
+    if unknown := [word for word in words if place.get(word, -1) < 0]:
+        foreign = sorted({word.split("/")[0].split("_")[0] for word in unknown} - {*images.classes})
+        what = f"of unknown classes ({', '.join(foreign[:3])})" if foreign else "unknown or in several classes"
+        raise UserError(f"{len(unknown)} of {len(words)} images of this list are {what}, the first {unknown[0]!r}", at=listing,
+                        hint=f"the names must be those below {images.root}")
+    rows = np.array([place[word] for word in words])
+    if len(np.unique(rows)) < len(rows):
+        raise UserError(f"this list names {len(rows) - len(np.unique(rows))} images twice", at=listing)
+    return np.sort(rows)
+
+
+def factor(epoch: int, epochs: int) -> float:
+    """Of the learning rates: x 0.2 at 60 and at 80 % of the epochs."""
+    return 0.2 ** sum(epoch >= round(share * epochs) for share in (0.6, 0.8))
+
+
+def order(rows: np.ndarray, params: dict[str, Any], draw: int, first_epoch: int) -> Iterator[list[tuple[int, int]]]:
+    """The batches from ``first_epoch`` on, each a list of (epoch, image); every epoch in another order."""
+    size = params["batch_size"]
+    for epoch in range(first_epoch, params["epochs"]):
+        shuffled = keyed.generator(params["seed"], "order", draw, epoch).permutation(rows)
+        for start in range(0, len(rows) - size + 1, size):
+            yield [(epoch, int(image)) for image in shuffled[start : start + size]]
+
+
+class FineTuning:
+    """The network of one draw: the checkpoint's backbone, a linear classifier on it, and their optimiser."""
+
+    def __init__(self, backbone: Any, classes: int, params: dict[str, Any], draw: int, device: str):
+        import torch
+        from torch import nn
+
+        head = nn.Linear(backbone.out_channels, classes)
+        rng = torch.Generator().manual_seed(keyed.seed(params["seed"], "head", draw))
+        nn.init.normal_(head.weight, std=0.01, generator=rng)
+        nn.init.zeros_(head.bias)
+        self.network = nn.Sequential(deepcopy(backbone), head).to(device).to(memory_format=torch.channels_last).train()
+        if params["batch_norm"] == "frozen":
+            for module in self.network.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        self.rates = (params["backbone_lr"], params["head_lr"])
+        self.optimizer = torch.optim.SGD([{"params": part.parameters()} for part in self.network], lr=0.0, foreach=True,
+                                         momentum=params["sgd_momentum"], weight_decay=params["weight_decay"])
+
+    def step(self, x_N3HW: Any, y_N: Any, factor: float) -> Any:
+        """One step on the mean cross-entropy, at both rates x ``factor``; returns the loss, still on the device."""
+        import torch
+
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = factor * rate
+        loss = torch.nn.functional.cross_entropy(self.network(x_N3HW), y_N)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def state(self) -> dict[str, Any]:
+        """Everything that training goes on from."""
+        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Puts a ``state`` back."""
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def train(tuning: FineTuning, images: ImageList, input_: Any, rows: np.ndarray, params: dict[str, Any], draw: int, *,
+          first_epoch: int, after_epoch: Callable[[int], None], device: str, workers: int) -> float:
+    """Fine-tunes on random crops of the images at ``rows``, from ``first_epoch`` on, and calls ``after_epoch`` with the number
+    of epochs done after each. Returns the last one's mean loss. UserError where a loss is not finite."""
+    import torch
+
+    from protobench.loading import RandomCrops, batches, normaliser
+
+    normalise, labels = normaliser(input_, device), torch.from_numpy(images.labels).to(device)
+    crops = RandomCrops(images, input_, keyed.seed(params["seed"], "draw", draw))
+    loader = batches(crops, workers=workers, device=device, batch_sampler=order(rows, params, draw, first_epoch))
+    steps, epochs, losses, mean = len(rows) // params["batch_size"], params["epochs"], [], 0.0
+    bar = progress(zip(order(rows, params, draw, first_epoch), loader, strict=True), unit=" steps",
+                   desc=f"fine-tuning {params['percent']} %, subset {draw}", total=steps * (epochs - first_epoch))
+    for where, pixels in bar:
+        epoch = where[0][0]
+        losses.append(tuning.step(normalise(pixels), labels[[image for _, image in where]], factor(epoch, epochs)))
+        if len(losses) == steps:
+            mean = float(torch.stack(losses).mean())  # read once an epoch: a step never waits for the device
+            if not np.isfinite(mean):
+                raise UserError(f"fine-tuning diverged in epoch {epoch}: the loss is not finite",
+                                hint="lower --backbone-lr or --head-lr; nothing is recorded")
+            losses.clear()
+            after_epoch(epoch + 1)
+    return mean
+
+
+def accuracies(network: Any, batches: Iterable[Any], labels: np.ndarray) -> tuple[float, float]:
+    """Top-1 and top-5 in percent over all ``batches`` of inputs, in the order of ``labels`` [N]."""
+    import torch
+
+    network.eval()
+    with torch.inference_mode():
+        best_NR = torch.cat([(logits := network(x)).topk(min(5, logits.shape[1])).indices.cpu() for x in batches]).numpy()
+    hit_NR = best_NR == labels[:, None]
+    return round(100 * float(hit_NR[:, 0].mean()), 6), round(100 * float(hit_NR.any(1).mean()), 6)
+
+
+# From checkpoint to record --------------------------------------------------------------------------------------------
+
+def data_lists(data: Path | None, dataset: str = "imagenet-1pct") -> tuple[ImageList, ImageList]:
+    """All training and validation images; the embedded ones where ``data`` is None."""
+    return imagenet.read_both(data or mini.ensure())
+
+
+def unit(encoder_key: str, lists: tuple[ImageList, ...], config: Config) -> dict[str, Any]:
+    """What a record is found by."""
+    return {"evaluation": "semisup", "data_name": config.dataset, "version": VERSION, "encoder": encoder_key,
+            "data": [images.fingerprint for images in lists], "params": config.params()}
+
+
+def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
+    """Scores the checkpoint and returns the path of the record written; ``subject`` as in evaluate/lowshot.py."""
+    import torch
+
+    from protobench import checkpoints
+    from protobench.devices import device_of
+    from protobench.loading import CentreCrops, batches, normaliser
+
+    params = config.params()
+    _check(config, params)
+    started = time.perf_counter()
+    encoder = checkpoints.load(config.ckpt, config.reading)
+    print(encoder.summary())
+    lists, listing = data_lists(config.data, config.dataset), config.listing
+    training, val = lists
+    subsets = [listed(training, listing)] if listing else [drawn(len(training), params["percent"], params["seed"], draw)
+                                                           for draw in range(params["draws"])]
+    if len(subsets[0]) < params["batch_size"]:
+        raise UserError(f"a subset of {len(subsets[0])} images is less than a batch of {params['batch_size']}",
+                        hint="lower --batch-size")
+    print(f"subset: {len(subsets[0])} images, {f'listed in {listing}' if listing else f'drawn at random, {len(subsets)} times'}")
+    where: dict[str, Any] = {"device": device_of(config.device), "workers": config.workers}
+    identity = unit(encoder.key, lists, config)
+    key = files.sha256([identity, subject])
+    state_path = config.results / f".semisup-{key[:12]}.pt"
+    state = _saved(state_path, key)
+    runs, saved_at = state["runs"], time.monotonic()
+    for draw in range(len(runs), len(subsets)):
+        tuning = FineTuning(encoder.backbone, len(training.classes), params, draw, where["device"])
+        if state["tuning"]:
+            tuning.restore(state["tuning"])
+
+        def save(epochs: int, tuning: FineTuning = tuning) -> None:
+            nonlocal saved_at
+            if epochs < params["epochs"] and time.monotonic() - saved_at > SAVE_SECONDS:
+                files.write_atomic(state_path, partial(torch.save, {"key": key, "runs": runs, "epochs": epochs,
+                                                                    "tuning": tuning.state()}))
+                saved_at = time.monotonic()
+
+        loss = train(tuning, training, encoder.input, subsets[draw], params, draw, first_epoch=state["epochs"],
+                     after_epoch=save, **where)
+        crops = batches(CentreCrops(val, encoder.input), batch_size=256, **where)
+        top1, top5 = accuracies(tuning.network, map(normaliser(encoder.input, where["device"]), crops), val.labels)
+        runs.append({"draw": draw, "value": top5, "top1": top1, "train_loss": round(loss, 4),
+                     "classes": len(np.unique(training.labels[subsets[draw]])),
+                     "subset": files.sha256(subsets[draw].tolist())[:16]})
+        state = {"epochs": 0, "tuning": None}
+    path = records.write(
+        config.results, identity, runs, subject=subject or records.subject_of(config.ckpt),
+        metric={"name": "top-5", "unit": "%", "higher_is_better": True, "test_images": len(val)}, checkpoint=encoder.account,
+        data={"name": config.dataset, "embedded": config.data is None, "classes": len(training.classes),
+              "train_images": len(subsets[0]), "subset": listing.name if listing else "random"},
+        cost={"seconds": round(time.perf_counter() - started, 2)})
+    state_path.unlink(missing_ok=True)
+    return path
+
+
+def _saved(path: Path, key: str) -> dict[str, Any]:
+    """What a stopped run left: the draws that are done, and epochs, network and optimiser of the one under way."""
+    import torch
+
+    nothing: dict[str, Any] = {"runs": [], "epochs": 0, "tuning": None}
+    if not path.exists():
+        return nothing
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return state if state["key"] == key else nothing
+    except Exception as failure:  # torch.load raises half a dozen kinds for a damaged file
+        raise UserError("the fine-tuning's saved state is damaged", at=path, hint="delete it to start anew") from failure
+
+
+def _check(config: Config, params: dict[str, Any]) -> None:
+    if config.listing and params["draws"] != 1:
+        raise UserError("a list is one subset; --draws is for random ones", hint="leave out --draws or the list")
+    if params["draws"] < 1 or params["epochs"] < 1 or params["batch_size"] < 2:
+        raise UserError("--draws and --epochs are at least 1, --batch-size at least 2")
+    if not all(0 < rate < float("inf") for rate in (params["backbone_lr"], params["head_lr"])):
+        raise UserError("--backbone-lr and --head-lr are positive")
+    if not 0 <= params["sgd_momentum"] < 1 or not 0 <= params["weight_decay"] < float("inf"):
+        raise UserError("--sgd-momentum lies in [0, 1), --weight-decay is not negative")
+    if config.reading.precision != "fp32":
+        raise UserError("--precision bf16 is for frozen networks; this one is trained", hint="leave it out")
+
+
+def report(record: dict[str, Any]) -> str:
+    """The record as a few lines for the terminal."""
+    runs, params, data = record["runs"], record["unit"]["params"], record["data"]
+    lines = [f"fine-tuned on {params['percent']} % of the labels: {data['train_images']} images "
+             f"({'drawn at random' if data['subset'] == 'random' else data['subset']}), {params['epochs']} epochs; "
+             f"{record['metric']['test_images']} test images, accuracy in %"]
+    if data["embedded"]:
+        lines.append("EMBEDDED DATA: these numbers are not comparable with any paper's (give --data for the real ones)")
+    lines.append("draw    top-1   top-5   classes with a label   last epoch's loss")
+    lines += [f"{run['draw']:<6}{run['top1']:7.1f} {run['value']:7.1f}{run['classes']:>14} of {data['classes']:<8}"
+              f"{run['train_loss']:14.3f}" for run in runs]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """The command line."""
+    config = cli.parse(Config, __doc__ or "")
+    path = evaluate(config)
+    print(report(records.read(path)))
+    print(f"record: {path}")
+    return cli.SAME
+
+
+if __name__ == "__main__":
+    cli.run(main)
