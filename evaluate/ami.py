@@ -25,7 +25,7 @@ import numpy as np
 import tyro
 
 from evaluate.mutual_information import agreement
-from protobench import cli, imagenet, mini, records
+from protobench import cli, imagenet, mini, readable, records
 from protobench.errors import UserError
 from protobench.images import ImageList
 from protobench.layouts import Reading
@@ -56,6 +56,8 @@ class Config:
     device: str = "auto"
     workers: int = 4
     """processes that read images"""
+    skip_bad_images: int = 0
+    """leave out up to so many images that cannot be decoded; they are counted in the record, whose cell is off protocol"""
     results: Path = Path("results/scores")
     """where the record is written"""
     reading: Reading = field(default_factory=Reading)
@@ -86,9 +88,9 @@ def score(x_ND: np.ndarray, labels: np.ndarray, config: Config, *, gpu: bool = F
     return runs
 
 
-def data_lists(data: Path | None, dataset: str = "imagenet") -> tuple[ImageList]:
-    """The training images; the embedded ones where ``data`` is None."""
-    return (imagenet.read(data or mini.ensure(), "train"),)
+def data_lists(data: Path | None, dataset: str = "imagenet", skip_bad_images: int = 0) -> tuple[ImageList]:
+    """The training images; the embedded ones where ``data`` is None. See Config for ``skip_bad_images``."""
+    return readable.leave_out((imagenet.read(data or mini.ensure(), "train"),), skip_bad_images)
 
 
 def unit(encoder_key: str, lists: tuple[ImageList, ...], config: Config) -> dict[str, Any]:
@@ -107,7 +109,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
     embedding = config.feature == "embedding"
     encoder = checkpoints.load(config.ckpt, config.reading, prefer="momentum" if embedding else None)
     print(encoder.summary())
-    (train,) = data_lists(config.data)
+    (train,) = data_lists(config.data, skip_bad_images=config.skip_bad_images)
     device = device_of(config.device)
     if max(config.clusters) > len(train):
         raise UserError(f"{max(config.clusters)} clusters asked of {len(train)} images", hint="lower --num-clusters")
@@ -120,7 +122,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
         metric={"name": "AMI", "unit": "", "higher_is_better": True, "test_images": len(train)},
         checkpoint=encoder.account,
         feature={"dim": int(x_ND.shape[1]), "pooling": config.feature, "copy": encoder.account["copy"]},
-        data={"name": "imagenet", "embedded": config.data is None, "classes": len(train.classes), "train_images": len(train)},
+        data=records.data_of("imagenet", (train,), embedded=config.data is None),
         cost={"seconds": round(time.perf_counter() - started, 2)})
 
 

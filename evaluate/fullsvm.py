@@ -27,7 +27,7 @@ import tyro
 
 from evaluate.average_precision import average_precision
 from evaluate.svm import GOYAL_COSTS, Problem, decision, normalise
-from protobench import cli, mini, records, voc
+from protobench import cli, mini, readable, records, voc
 from protobench.errors import UserError
 from protobench.images import ImageList
 from protobench.layouts import Reading
@@ -53,6 +53,8 @@ class Config:
     device: str = "auto"
     workers: int = 4
     """processes that read images"""
+    skip_bad_images: int = 0
+    """leave out up to so many images that cannot be decoded; they are counted in the record, whose cell is off protocol"""
     results: Path = Path("results/scores")
     """where the record is written"""
     reading: Reading = field(default_factory=Reading)
@@ -101,9 +103,9 @@ def _cross_validated(x_ND: np.ndarray, positive_N: np.ndarray, costs: tuple[floa
     return max(sorted(costs), key=lambda cost: total[cost])
 
 
-def data_lists(data: Path | None, dataset: str = "voc07") -> tuple[ImageList, ImageList]:
-    """Training and test images; the embedded ones where ``data`` is None."""
-    return voc.read_both(data or mini.ensure())
+def data_lists(data: Path | None, dataset: str = "voc07", skip_bad_images: int = 0) -> tuple[ImageList, ImageList]:
+    """Training and test images; the embedded ones where ``data`` is None. See Config for ``skip_bad_images``."""
+    return readable.leave_out(voc.read_both(data or mini.ensure()), skip_bad_images)
 
 
 def unit(encoder_key: str, lists: tuple[ImageList, ...], config: Config) -> dict[str, Any]:
@@ -122,7 +124,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
     started = time.perf_counter()
     encoder = checkpoints.load(config.ckpt, config.reading)
     print(encoder.summary())
-    train, test = data_lists(config.data)
+    train, test = data_lists(config.data, skip_bad_images=config.skip_bad_images)
     goyal = config.protocol == "goyal"
     how: dict[str, Any] = {"pooling": "2x2" if goyal else "average", "warp": goyal, "device": device_of(config.device),
                            "workers": config.workers}
@@ -133,8 +135,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
         subject=subject or records.subject_of(config.ckpt),
         metric={"name": "mAP", "unit": "%", "higher_is_better": True, "test_images": len(test)},
         checkpoint=encoder.account, feature={"dim": int(test_ND.shape[1]), "pooling": how["pooling"]},
-        data={"name": "voc07", "embedded": config.data is None, "classes": len(train.classes), "train_images": len(train),
-              "class_names": train.classes},
+        data=records.data_of("voc07", (train, test), embedded=config.data is None, class_names=train.classes),
         cost={"seconds": round(time.perf_counter() - started, 2)})
 
 

@@ -26,7 +26,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
-from protobench import cli, imagenet, mini, records
+from protobench import cli, imagenet, mini, readable, records
 from protobench.errors import UserError
 from protobench.images import ImageList
 from protobench.layouts import Reading
@@ -56,6 +56,8 @@ class Config:
     device: str = "auto"
     workers: int = 4
     """processes that read images"""
+    skip_bad_images: int = 0
+    """leave out up to so many images that cannot be decoded; they are counted in the record, whose cell is off protocol"""
     results: Path = Path("results/scores")
     """where the record is written"""
     reading: Reading = field(default_factory=Reading)
@@ -121,9 +123,9 @@ def nearest(bank_ND: np.ndarray, query_MD: np.ndarray, k: int, device: str) -> t
     return torch.cat(similarity).cpu(), torch.cat(indices).cpu()
 
 
-def data_lists(data: Path | None, dataset: str = "imagenet") -> tuple[ImageList, ImageList]:
-    """Training and validation images; the embedded ones where ``data`` is None."""
-    return imagenet.read_both(data or mini.ensure())
+def data_lists(data: Path | None, dataset: str = "imagenet", skip_bad_images: int = 0) -> tuple[ImageList, ImageList]:
+    """Training and validation images; the embedded ones where ``data`` is None. See Config for ``skip_bad_images``."""
+    return readable.leave_out(imagenet.read_both(data or mini.ensure()), skip_bad_images)
 
 
 def unit(encoder_key: str, lists: tuple[ImageList, ...], config: Config) -> dict[str, Any]:
@@ -142,7 +144,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
     encoder = checkpoints.load(config.ckpt, config.reading)
     print(encoder.summary())
     keys = checkpoints.load(config.ckpt, config.reading, prefer="momentum") if config.feature == "embedding" else encoder
-    train, val = data_lists(config.data)
+    train, val = data_lists(config.data, skip_bad_images=config.skip_bad_images)
     if max(config.k) > len(train):
         raise UserError(f"k = {max(config.k)} neighbours asked of {len(train)} images", hint="lower --k")
     device = device_of(config.device)
@@ -156,7 +158,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
         metric={"name": "top-1", "unit": "%", "higher_is_better": True, "test_images": len(val)}, checkpoint=encoder.account,
         feature={"dim": int(query_MD.shape[1]), "pooling": config.feature, "copy": encoder.account["copy"],
                  "bank": keys.account["copy"]},
-        data={"name": "imagenet", "embedded": config.data is None, "classes": len(train.classes), "train_images": len(train)},
+        data=records.data_of("imagenet", (train, val), embedded=config.data is None),
         cost={"seconds": round(time.perf_counter() - started, 2)})
 
 

@@ -25,7 +25,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
-from protobench import cli, files, imagenet, keyed, mini, places, records
+from protobench import cli, files, imagenet, keyed, mini, places, readable, records
 from protobench.errors import UserError
 from protobench.images import ImageList
 from protobench.layouts import Reading
@@ -61,6 +61,8 @@ class Config:
     device: str = "auto"
     workers: int = 4
     """processes that read images"""
+    skip_bad_images: int = 0
+    """leave out up to so many images that cannot be decoded; they are counted in the record, whose cell is off protocol"""
     results: Path = Path("results/scores")
     """where the record is written; a stopped run leaves its state there and goes on from its last epoch"""
     reading: Reading = field(default_factory=Reading)
@@ -201,10 +203,10 @@ def accuracies(heads: Heads, x_ND: np.ndarray, labels: np.ndarray, device: str) 
 
 # From checkpoint to record --------------------------------------------------------------------------------------------
 
-def data_lists(data: Path | None, dataset: str = "imagenet") -> tuple[ImageList, ImageList]:
-    """Training and test images of a data set; the embedded one where ``data`` is None."""
+def data_lists(data: Path | None, dataset: str = "imagenet", skip_bad_images: int = 0) -> tuple[ImageList, ImageList]:
+    """Training and test images of a data set; the embedded one where ``data`` is None. See Config for ``skip_bad_images``."""
     root = data or mini.ensure()
-    return places.read_both(root) if dataset == "places205" else imagenet.read_both(root)
+    return readable.leave_out(places.read_both(root) if dataset == "places205" else imagenet.read_both(root), skip_bad_images)
 
 
 def unit(encoder_key: str, lists: tuple[ImageList, ...], config: Config) -> dict[str, Any]:
@@ -224,7 +226,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
     started = time.perf_counter()
     encoder = checkpoints.load(config.ckpt, config.reading)
     print(encoder.summary())
-    lists = data_lists(config.data, config.dataset)
+    lists = data_lists(config.data, config.dataset, config.skip_bad_images)
     training, test = lists
     if len(training) < params["batch_size"]:
         raise UserError(f"{len(training)} training images are less than a batch of {params['batch_size']}",
@@ -259,8 +261,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
         subject=subject or records.subject_of(config.ckpt), sweep=sweep,
         metric={"name": "top-1", "unit": "%", "higher_is_better": True, "test_images": len(test)}, checkpoint=encoder.account,
         feature={"dim": int(test_ND.shape[1]), "pooling": params["pooling"]},
-        data={"name": config.dataset, "embedded": config.data is None, "classes": len(training.classes),
-              "train_images": len(training), "held_out": int(held.sum())},
+        data=records.data_of(config.dataset, lists, embedded=config.data is None, held_out=int(held.sum())),
         cost={"seconds": round(time.perf_counter() - started, 2)})
     state_path.unlink(missing_ok=True)
     return path

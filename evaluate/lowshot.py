@@ -30,7 +30,7 @@ import tyro
 from evaluate.average_precision import average_precision
 from evaluate.draws import Draw, all_draws
 from evaluate.svm import GOYAL_COSTS, Problem, decision, normalise
-from protobench import cli, mini, places, records, voc
+from protobench import cli, mini, places, readable, records, voc
 from protobench.errors import UserError
 from protobench.images import ImageList
 from protobench.layouts import Reading
@@ -64,6 +64,8 @@ class Config:
     device: str = "auto"
     workers: int = 4
     """processes that read images"""
+    skip_bad_images: int = 0
+    """leave out up to so many images that cannot be decoded; they are counted in the record, whose cell is off protocol"""
     results: Path = Path("results/scores")
     """where the record is written"""
     reading: Reading = field(default_factory=Reading)
@@ -123,10 +125,10 @@ def best_cost(runs: list[dict[str, Any]]) -> dict[int, float]:
 
 # From checkpoint to record --------------------------------------------------------------------------------------------
 
-def data_lists(data: Path | None, dataset: str) -> tuple[ImageList, ImageList]:
-    """Training and test images of a data set; the embedded one where ``data`` is None."""
+def data_lists(data: Path | None, dataset: str, skip_bad_images: int = 0) -> tuple[ImageList, ImageList]:
+    """Training and test images of a data set; the embedded one where ``data`` is None. See Config for ``skip_bad_images``."""
     root = data or mini.ensure()
-    return places.read_both(root) if dataset == "places205" else voc.read_both(root)
+    return readable.leave_out(places.read_both(root) if dataset == "places205" else voc.read_both(root), skip_bad_images)
 
 
 def unit(encoder_key: str, lists: tuple[ImageList, ...], config: Config) -> dict[str, Any]:
@@ -147,7 +149,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
     started = time.perf_counter()
     encoder = checkpoints.load(config.ckpt, config.reading)
     print(encoder.summary())
-    train, test = data_lists(config.data, config.dataset)
+    train, test = data_lists(config.data, config.dataset, config.skip_bad_images)
     draws = all_draws(train, config.protocol, config.shots, config.draws, config.seed, config.draw_order)
     goyal, is_voc = config.protocol == "goyal", config.dataset == "voc07"
     used = np.arange(len(train)) if is_voc else np.unique(np.concatenate([draw.rows[0] for draw in draws]))
@@ -165,8 +167,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
         config.results, unit(encoder.key, (train, test), config), runs, subject=subject or records.subject_of(config.ckpt),
         metric={"name": "mAP" if is_voc else "top-1", "unit": "%", "higher_is_better": True, "test_images": len(test)},
         checkpoint=encoder.account, feature={"dim": int(test_ND.shape[1]), "pooling": how["pooling"]},
-        data={"name": config.dataset, "embedded": config.data is None, "classes": len(train.classes),
-              "train_images": len(train)},
+        data=records.data_of(config.dataset, (train, test), embedded=config.data is None),
         cost={"seconds": round(time.perf_counter() - started, 2)})
 
 

@@ -27,7 +27,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
-from protobench import cli, files, imagenet, keyed, mini, records
+from protobench import cli, files, imagenet, keyed, mini, readable, records
 from protobench.errors import UserError
 from protobench.images import ImageList, text_of
 from protobench.layouts import Reading
@@ -70,6 +70,8 @@ class Config:
     device: str = "auto"
     workers: int = 4
     """processes that read images"""
+    skip_bad_images: int = 0
+    """leave out up to so many images that cannot be decoded; they are counted in the record, whose cell is off protocol"""
     results: Path = Path("results/scores")
     """where the record is written; a stopped run leaves its state there and goes on from it"""
     reading: Reading = field(default_factory=Reading)
@@ -110,7 +112,8 @@ def drawn(images: int, percent: int, seed: int, draw: int) -> np.ndarray:
 def listed(images: ImageList, listing: Path) -> np.ndarray:
     """The indices of the images that a file names, by path below train/ or by file name alone. UserError for names that are
     unknown or given twice."""
-    words = [line.strip() for line in text_of(listing).splitlines() if line.strip()]
+    left_out = {*images.unreadable, *(path.rpartition("/")[2] for path in images.unreadable)}
+    words = [word for line in text_of(listing).splitlines() if (word := line.strip()) and word not in left_out]
     place: dict[str, int] = {}
     for i, path in enumerate(images.paths):
         name = path.rpartition("/")[2]
@@ -225,9 +228,9 @@ def accuracies(network: Any, batches: Iterable[Any], labels: np.ndarray) -> tupl
 
 # From checkpoint to record --------------------------------------------------------------------------------------------
 
-def data_lists(data: Path | None, dataset: str = "imagenet-1pct") -> tuple[ImageList, ImageList]:
-    """All training and validation images; the embedded ones where ``data`` is None."""
-    return imagenet.read_both(data or mini.ensure())
+def data_lists(data: Path | None, dataset: str = "imagenet-1pct", skip_bad_images: int = 0) -> tuple[ImageList, ImageList]:
+    """All training and validation images; the embedded ones where ``data`` is None. See Config for ``skip_bad_images``."""
+    return readable.leave_out(imagenet.read_both(data or mini.ensure()), skip_bad_images)
 
 
 def unit(encoder_key: str, lists: tuple[ImageList, ...], config: Config) -> dict[str, Any]:
@@ -249,7 +252,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
     started = time.perf_counter()
     encoder = checkpoints.load(config.ckpt, config.reading)
     print(encoder.summary())
-    lists, listing = data_lists(config.data, config.dataset), config.listing
+    lists, listing = data_lists(config.data, config.dataset, config.skip_bad_images), config.listing
     training, val = lists
     subsets = [listed(training, listing)] if listing else [drawn(len(training), params["percent"], params["seed"], draw)
                                                            for draw in range(params["draws"])]
@@ -286,8 +289,8 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
     path = records.write(
         config.results, identity, runs, subject=subject or records.subject_of(config.ckpt),
         metric={"name": "top-5", "unit": "%", "higher_is_better": True, "test_images": len(val)}, checkpoint=encoder.account,
-        data={"name": config.dataset, "embedded": config.data is None, "classes": len(training.classes),
-              "train_images": len(subsets[0]), "subset": listing.name if listing else "random"},
+        data=records.data_of(config.dataset, lists, embedded=config.data is None,
+                          train_images=len(subsets[0]), subset=listing.name if listing else "random"),
         cost={"seconds": round(time.perf_counter() - started, 2)})
     state_path.unlink(missing_ok=True)
     return path

@@ -26,6 +26,8 @@ class Run:
     """DataLoader processes; unused for images small enough to be held in memory"""
     threads: int = 1
     """torch threads on the CPU; one is fastest where several runs share a machine"""
+    skip_bad_images: int = 0
+    """leave out up to so many images that cannot be decoded; the encoder says how many"""
     resume: bool = True
     """continue from the run folder's checkpoint"""
 
@@ -54,7 +56,7 @@ def train(recipe: Recipe, run: Run) -> Path:
     import torch
 
     from pretrain import loop
-    from protobench import images, mini
+    from protobench import imagenet, mini, readable
     from protobench.devices import device_of
 
     if run.threads < 1:
@@ -63,5 +65,6 @@ def train(recipe: Recipe, run: Run) -> Path:
     torch.set_num_threads(run.threads)
     root = run.data or mini.ensure()
     out = run.out or Path("runs") / f"{recipe.method}-{run.seed}"
-    return loop.pretrain(recipe, images.image_folder(root / "imagenet" / "train", "imagenet-train"), out,
+    (images,) = readable.leave_out((imagenet.read(root, "train"),), run.skip_bad_images)
+    return loop.pretrain(recipe, images, out,
                          seed=run.seed, device=device, workers=run.workers, resume=run.resume)

@@ -75,6 +75,7 @@ def pretrain(recipe: Recipe, images: ImageList | None, out: Path, *, seed: int, 
     checkpoints.export(encoder_path, method.backbone, projection=getattr(method, "projection", None),
                        momentum=getattr(method, "momentum_encoder", None), key=key, input_=recipe.input, trained={
         "method": recipe.method, "recipe": asdict(recipe), "seed": seed, "data": images and images.fingerprint,
+        "unreadable": len(images.unreadable) if images else 0,
         "seconds": round(sum(line["seconds"] for line in log), 1)})
     checkpoint_path.unlink(missing_ok=True)
     return encoder_path

@@ -1,4 +1,4 @@
-"""Checkpoints: what is in one, getting a published one, writing one for other programs.
+"""Checkpoints: what is in one, getting a published one, writing one for other programs. Data: whether it is whole.
 
 Examples:
 
@@ -8,11 +8,13 @@ Examples:
     python -m protobench fetch pcl-v2                                    # downloads it into checkpoints/
     python -m protobench export encoder.safetensors out.pth --layout detectron2
     python -m protobench convert --trust old.pth.tar out.safetensors     # runs whatever code the file holds
+    python -m protobench check-data /data                                # counts, classes, every image decoded; resumable
 
 export and convert take the flags of an evaluation too: --weights, --prefix, --normalisation, …
 """
 
 import json
+import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,6 +66,18 @@ class Convert(Export):
 
     trust: bool = False
     """yes, run whatever code the file holds, with your rights"""
+
+
+@dataclass(frozen=True)
+class CheckData:
+    """Reads whole data sets and says whether they are what was published. A stopped check goes on where it was."""
+
+    data: tyro.conf.Positional[Path | None] = None
+    """folder with imagenet/, VOCdevkit/ and places205/, or one of these; without it the embedded data"""
+    dataset: tuple[Literal["imagenet", "voc07", "places205"], ...] = ()
+    """only these; default all that are there"""
+    workers: int = os.cpu_count() or 1
+    """threads that decode"""
 
 
 def layouts() -> None:
@@ -129,7 +143,7 @@ def main() -> int:
     if command in ("-h", "--help"):
         print(__doc__)
         return cli.SAME
-    match cli.choose("command", command, ("inspect", "layouts", "fetch", "export", "convert")):
+    match cli.choose("command", command, ("inspect", "layouts", "fetch", "export", "convert", "check-data")):
         case "layouts":
             layouts()
         case "inspect":
@@ -140,6 +154,11 @@ def main() -> int:
             export(cli.parse(Export, __doc__ or "", args))
         case "convert":
             export(cli.parse(Convert, __doc__ or "", args))
+        case "check-data":
+            from protobench import check_data
+
+            config = cli.parse(CheckData, __doc__ or "", args)
+            return check_data.check(config.data, config.dataset, config.workers)
     return cli.SAME
 
 

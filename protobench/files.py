@@ -62,7 +62,12 @@ def canonical_json(value: Any) -> str:
 
 def sha256(value: Any) -> str:
     """Hash of a JSON-like value's canonical spelling."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+    return sha256_text(canonical_json(value))
+
+
+def sha256_text(text: str) -> str:
+    """Hash of a text in UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def sha256_file(path: Path) -> str:

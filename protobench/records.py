@@ -15,6 +15,7 @@ from typing import Any
 
 from protobench import files
 from protobench.errors import UserError, printable
+from protobench.images import ImageList
 
 SCHEMA = 1
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "faiss-gpu", "liblinear-official", "scikit-learn", "pillow")
@@ -41,6 +42,13 @@ def subject_of(ckpt: Path) -> dict[str, Any]:
     """What a record says of a checkpoint that belongs to no table."""
     name = printable(ckpt.name)
     return {"row": name.split(".")[0], "seed": None, "source": name, "recipe": None}
+
+
+def data_of(name: str, lists: tuple[ImageList, ...], *, embedded: bool, **more: Any) -> dict[str, Any]:
+    """What a record says of its data; the training images come first in ``lists``."""
+    left_out = [f"{images.name}/{path}" for images in lists for path in images.unreadable]
+    told = {"unreadable": {"count": len(left_out), "sha256": files.sha256(left_out)}} if left_out else {}
+    return {"name": name, "embedded": embedded, "classes": len(lists[0].classes), "train_images": len(lists[0]), **told, **more}
 
 
 def _readable(record: dict[str, Any]) -> str:

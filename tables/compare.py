@@ -235,7 +235,12 @@ def _departures(table: Table, found: list[dict[str, Any]]) -> dict[str, str]:
         seen = {"classes": record["data"]["classes"], "test images": record["metric"]["test_images"],
                 "training images": record["data"].get("train_images"), "architecture": record["checkpoint"]["arch"]}
         expected = table.expected_data[name] | {"architecture": "resnet50"}
-        if odd := [f"{seen[what]} {what} instead of {value}" for what, value in expected.items() if seen[what] != value]:
+        odd = [f"{seen[what]} {what} instead of {value}" for what, value in expected.items() if seen[what] != value]
+        if left_out := record["data"].get("unreadable", {}).get("count", 0):
+            odd.append(f"{left_out} unreadable images left out")
+        if left_out := (record["checkpoint"].get("trained") or {}).get("unreadable", 0):
+            odd.append(f"{left_out} unreadable images left out of pretraining")
+        if odd:
             told[name] = f"{name} is off protocol: " + ", ".join(odd).replace("architecture", "as architecture")
     return told
 

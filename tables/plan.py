@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pretrain.recipes import Recipe, run_key
-from protobench import cli, files, images, mini, records, released
+from protobench import cli, files, imagenet, mini, readable, records, released
 from protobench.errors import UserError
 from protobench.images import ImageList
 from tables.schema import Row, Table, Tier
@@ -90,7 +90,7 @@ def quick(recipe: Recipe) -> Recipe:
 
 
 def make_plan(table: Table, tier: Tier, *, data: Path | None, given: dict[str, Path], rows: tuple[str, ...], seeds: int,
-              results: Path, runs: Path) -> list[Job]:
+              results: Path, runs: Path, skip_bad_images: int = 0) -> list[Job]:
     """All jobs of a table, in its row order. Reads data lists and records, computes nothing, writes nothing but the
     embedded data. Raises UserError for unknown or cited rows and for given checkpoints that do not exist."""
     chosen = [table.row(cli.choose("row", name, [row.name for row in table.rows])) for name in rows] or \
@@ -104,8 +104,9 @@ def make_plan(table: Table, tier: Tier, *, data: Path | None, given: dict[str, P
         if not path.is_file():
             raise UserError("no such checkpoint", at=path)
     root = data if tier == "paper" else mini.ensure()
-    pretraining, why_not = _try(lambda: images.image_folder(_need(root) / "imagenet" / "train", "imagenet-train"))
-    sources = {score: _try(lambda score=score: evaluation(score[0]).data_lists(_need(root), score[1])) for score in table.scores}
+    pretraining, why_not = _try(lambda: pretraining_images(_need(root), skip_bad_images))
+    sources = {score: _try(lambda score=score: evaluation(score[0]).data_lists(_need(root), score[1], skip_bad_images))
+               for score in table.scores}
     have = records.read_all(results / tier / "records")
     jobs = []
     for row in chosen:
@@ -116,6 +117,12 @@ def make_plan(table: Table, tier: Tier, *, data: Path | None, given: dict[str, P
             jobs.append(_job(table, row, seed, recipe, given.get(row.name), pretraining, why_not, sources, have, runs / tier,
                              data if tier == "paper" else None))
     return jobs
+
+
+def pretraining_images(root: Path, skip_bad_images: int) -> ImageList:
+    """ImageNet's training images, or the embedded ones."""
+    (train,) = readable.leave_out((imagenet.read(root, "train"),), skip_bad_images)
+    return train
 
 
 def evaluation(name: str) -> Any:

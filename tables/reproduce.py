@@ -28,7 +28,7 @@ from typing import Annotated, Literal
 import tyro
 from filelock import FileLock, Timeout
 
-from protobench import cli, images, mini
+from protobench import cli, mini
 from protobench.errors import UserError
 from protobench.progress import progress
 from tables import plan, show
@@ -61,6 +61,8 @@ class Reproduce:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     workers: int | None = None
     """image-reading processes per job; default none on embedded data, else one per core"""
+    skip_bad_images: int = 0
+    """paper tier: leave out up to so many images of a data set that cannot be decoded; such cells are off protocol"""
     results: Path = Path("results")
     runs: Path = Path("runs")
     """checkpoints and logs"""
@@ -77,7 +79,7 @@ def reproduce(config: Reproduce, table: Table) -> int:
     if seeds < 1 or (config.jobs is not None and config.jobs < 1):
         raise UserError("--seeds and --jobs are at least 1")
     jobs = plan.make_plan(table, config.tier, data=config.data, given=given, rows=config.rows, seeds=seeds,
-                          results=config.results, runs=config.runs)
+                          results=config.results, runs=config.runs, skip_bad_images=config.skip_bad_images)
     for job in jobs:
         if job.given and any(score.state != "done" for score in job.scores):
             from protobench import checkpoints
@@ -185,13 +187,14 @@ def run_job(job: Job, config: Reproduce, workers: int) -> None:
         if job.trains:
             source = None
             if job.recipe.train.epochs:
-                source = images.image_folder((data or mini.ensure()) / "imagenet" / "train", "imagenet-train")
+                source = plan.pretraining_images(data or mini.ensure(), config.skip_bad_images)
             loop.pretrain(job.recipe, source, job.checkpoint.parent, seed=job.seed, device=device, workers=workers)
         for score in job.scores:
             if score.state == "to run":
                 plan.evaluation(score.evaluation).evaluate(
                     plan.score_config(job, score, data=data, device=device, workers=workers,
-                                      results=config.results / config.tier / "records"), job.subject())
+                                      skip_bad_images=config.skip_bad_images, results=config.results / config.tier / "records"),
+                    job.subject())
 
 
 def _start_worker(threads: int) -> None:

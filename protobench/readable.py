@@ -1,0 +1,130 @@
+"""Which images of a list can be decoded: all of them, fully, side by side, with results kept from one run to the next.
+
+Only a full decode tells: a truncated JPEG passes every shorter test, and half a picture is as good as none.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numpy as np
+
+from protobench import files
+from protobench.errors import UserError
+from protobench.images import ImageList, pair
+from protobench.progress import progress
+
+Lists = TypeVar("Lists", bound=tuple[ImageList, ...])
+
+CHUNK = 256
+"""Images that are read, and noted as done, together."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What reading a whole list showed."""
+
+    bad: dict[int, str]
+    """index -> why it cannot be decoded"""
+    digests: np.ndarray
+    """uint64 [N], the beginning of each file's SHA-256; 0 where it cannot be decoded"""
+
+
+def check(images: ImageList, workers: int) -> Found:
+    """Decodes and hashes every image on ``workers`` threads. What an earlier or stopped run found is taken from the cache for
+    files whose size and time are as they were."""
+    path = files.cache_dir() / "readable" / f"{files.sha256([images.name, str(images.root.absolute()), images.paths])[:32]}.jsonl"
+    chunks = [range(i, min(i + CHUNK, len(images))) for i in range(0, len(images), CHUNK)]
+    known = _known(path)
+    bad: dict[int, str] = {}
+    digests = np.zeros(len(images), dtype=np.uint64)
+    with files.writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8") as file, ThreadPoolExecutor(max(workers, 1)) as pool:
+            work = _as_they_come(pool, images, chunks, known, max(workers, 1))
+            for line in progress(work, desc=f"decoding {images.name}", unit=f" x {CHUNK} images", total=len(chunks)):
+                start, values = line["start"], line["digests"]
+                digests[start : start + len(values) // 16] = [int(values[i : i + 16], 16) for i in range(0, len(values), 16)]
+                bad |= {int(i): why for i, why in line["bad"].items()}
+                if line is not known.get(start):
+                    file.write("\n" + json.dumps(line))  # in front: a kill may have cut the line before
+                    file.flush()
+    return Found(dict(sorted(bad.items())), digests)
+
+
+def leave_out(lists: Lists, limit: int) -> Lists:
+    """The lists without their unreadable images, which must not exceed ``limit`` in all; 0 reads nothing and changes nothing.
+
+    Raises UserError for more of them, the first ten named, and where a class loses its last test image.
+    """
+    if limit < 0:
+        raise UserError(f"--skip-bad-images {limit}: at least 0")
+    if limit == 0:
+        return lists
+    found = [check(images, os.cpu_count() or 1).bad for images in lists]
+    bad = [f"{images.root / images.paths[i]}: {why}" for images, of in zip(lists, found, strict=True) for i, why in of.items()]
+    if len(bad) > limit:
+        raise UserError(f"{len(bad)} images cannot be decoded, more than --skip-bad-images {limit}:\n  " + "\n  ".join(bad[:10]),
+                        hint="python -m protobench check-data names them all")
+    for line in bad:
+        print(f"left out: {line}")
+    kept = tuple(replace(images.subset(np.setdiff1d(np.arange(len(images)), list(of))),
+                         unreadable=tuple(images.paths[i] for i in of)) if of else images
+                 for images, of in zip(lists, found, strict=True))
+    return cast(Lists, pair(*kept) if len(kept) == 2 else kept)
+
+
+def _known(path: Path) -> dict[int, dict[str, Any]]:
+    """Chunks done before, by their first index; a line cut short by a kill is none."""
+    known = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            chunk = json.loads(line)
+            known[chunk["start"]] = chunk
+        except (ValueError, KeyError, TypeError):
+            continue
+    return known
+
+
+def _as_they_come(pool: ThreadPoolExecutor, images: ImageList, chunks: list[range], known: dict[int, dict[str, Any]],
+                  workers: int) -> Iterator[dict[str, Any]]:
+    """The chunks' results, a few of them in flight."""
+    todo = iter(chunks)
+    pending = {pool.submit(_read, images, chunk, known.get(chunk.start)) for chunk in islice(todo, 2 * workers)}
+    try:
+        while pending:
+            done, pending = wait(pending, return_when=FIRST_COMPLETED)
+            pending |= {pool.submit(_read, images, chunk, known.get(chunk.start)) for chunk in islice(todo, len(done))}
+            for future in sorted(done, key=lambda future: future.exception() is not None):  # what is done is kept first
+                yield future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _read(images: ImageList, chunk: range, known: dict[str, Any] | None) -> dict[str, Any]:
+    """``{"start", "state", "digests", "bad"}`` of a chunk; ``known`` itself where its files are as they were."""
+    state = files.sha256([_state(images.root / images.paths[i]) for i in chunk])
+    if known is not None and known.get("state") == state:
+        return known
+    digests, bad = [], {}
+    for i in chunk:
+        try:
+            images.read(i)
+            digests.append(files.sha256_file(images.root / images.paths[i])[:16])
+        except UserError as mistake:
+            bad[str(i)] = mistake.what.partition(f"image {i}: ")[2] or mistake.what.removeprefix(f"{images.name}: ")
+            digests.append("0" * 16)
+    return {"start": chunk.start, "state": state, "digests": "".join(digests), "bad": bad}
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns

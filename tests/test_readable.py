@@ -1,0 +1,177 @@
+"""Every unreadable image is found, once, whatever was found before; and it is left out only where that is asked for."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from evaluate import fullsvm
+from protobench import __main__ as main
+from protobench import check_data, imagenet, images, readable, records
+from protobench.errors import UserError
+
+
+@pytest.fixture
+def root(world, tmp_path):
+    """A copy of the tiny world that may be spoilt."""
+    shutil.copytree(world, tmp_path / "data")
+    return tmp_path / "data"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("PROTOBENCH_CACHE", str(tmp_path / "cache"))
+
+
+def _truncate(path):
+    path.write_bytes(path.read_bytes()[:400])
+
+
+def _voc(root):
+    return root / "VOCdevkit" / "VOC2007"
+
+
+def test_truncated_empty_foreign_and_missing_files_are_found(root):
+    train = imagenet.read(root, "train")
+    spoilt = {3: _truncate, 50: lambda path: path.write_bytes(b""), 120: lambda path: path.write_text("<html>"),
+              199: lambda path: path.unlink()}
+    for i, spoil in spoilt.items():
+        spoil(train.root / train.paths[i])
+    found = readable.check(train, workers=3)
+    assert list(found.bad) == list(spoilt)
+    assert "truncated" in found.bad[3].lower()
+    assert "not found" in found.bad[199]
+    assert np.flatnonzero(found.digests == 0).tolist() == list(spoilt)
+    assert len(np.unique(found.digests)) == 197
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_stopped_check_goes_on_and_changed_files_are_read_again(root, monkeypatch, workers):
+    monkeypatch.setattr(readable, "CHUNK", 16)
+    train = imagenet.read(root, "train")
+    real, seen, alive = images.ImageList.read, [], [True]
+
+    def stop_late(self, index):
+        seen.append(index)
+        if len(seen) >= 100 and alive:
+            raise Killed
+        return real(self, index)
+
+    monkeypatch.setattr(images.ImageList, "read", stop_late)
+    with pytest.raises(Killed):
+        readable.check(train, workers)
+    (kept,) = (root.parent / "cache" / "readable").glob("*.jsonl")
+    lines = kept.read_text()
+    assert lines.count("\n") >= 2
+    kept.write_text(lines + "\n" + lines[1:40])  # a line cut short by the kill
+    seen.clear()
+    alive.clear()
+    whole = readable.check(train, workers)
+    assert len(seen) == 200 - 16 * lines.count("\n")
+    seen.clear()
+    np.testing.assert_array_equal(readable.check(train, workers).digests, whole.digests)
+    assert not seen
+    _truncate(train.root / train.paths[40])
+    assert list(readable.check(train, workers).bad) == [40]
+    assert sorted(seen) == [*range(32, 48)]
+
+
+def test_nothing_is_left_out_unless_asked_and_never_more_than_asked(root):
+    lists = imagenet.read_both(root)
+    for images_, i in ((lists[0], 7), (lists[0], 8), (lists[1], 1)):
+        _truncate(images_.root / images_.paths[i])
+    assert readable.leave_out(lists, 0) is lists
+    with pytest.raises(UserError, match="3 images cannot be decoded, more than --skip-bad-images 2") as error:
+        readable.leave_out(lists, 2)
+    assert lists[1].paths[1] in str(error.value)
+    train, val = readable.leave_out(lists, 3)
+    assert (len(train), len(val)) == (198, 39)
+    assert train.unreadable == lists[0].paths[7:9]
+    assert train.paths == lists[0].paths[:7] + lists[0].paths[9:]
+    assert train.labels.tolist() == np.delete(lists[0].labels, [7, 8]).tolist()
+    assert train.fingerprint != lists[0].fingerprint
+    with pytest.raises(UserError, match="at least 0"):
+        readable.leave_out(lists, -1)
+    for path in val.paths[:2]:
+        _truncate(val.root / path)
+    with pytest.raises(UserError, match="has no image of"):
+        readable.leave_out((lists[0], lists[1]), 9)
+
+
+def test_an_evaluation_fails_by_default_and_records_what_it_left_out(command, encoder_file, root, tmp_path):
+    victim = sorted((_voc(root) / "JPEGImages").iterdir())[0]
+    _truncate(victim)
+    args = ("--ckpt", encoder_file, "--data", root, "--workers", 0, "--results", tmp_path / "results")
+    code, _, err = command(fullsvm.main, *args)
+    assert code == 2
+    assert str(victim) in err
+    code, out, err = command(fullsvm.main, *args, "--skip-bad-images", 1)
+    assert code == 0, err
+    assert f"left out: {victim}" in out
+    (record,) = records.read_all(tmp_path / "results").values()
+    assert record["data"]["unreadable"]["count"] == 1
+
+
+# check-data -----------------------------------------------------------------------------------------------------------
+
+def test_the_embedded_data_is_whole_and_claims_to_be_nothing_else(command, root, monkeypatch):
+    monkeypatch.setattr(check_data.mini, "ensure", lambda: root)
+    code, out, _ = command(main.main, "check-data")
+    assert code == 0
+    assert "200 images, 20 classes" in out
+    assert out.count(" 0 unreadable") == 3
+    assert "as published" not in out
+
+
+def test_data_given_is_held_against_what_was_published(command, root, monkeypatch):
+    code, out, _ = command(main.main, "check-data", root, "--dataset", "voc07")
+    assert code == 1
+    assert "not as published: voc07-test has 120 images, not 4952" in out
+    known = check_data.Known(check_data.DATASETS["imagenet"].read_both, (200, 40), 20, "0" * 64)
+    monkeypatch.setitem(check_data.DATASETS, "imagenet", known)
+    code, out, _ = command(main.main, "check-data", root, "--dataset", "imagenet")
+    assert code == 1
+    assert "labels mean something else" in out
+    monkeypatch.setitem(check_data.DATASETS, "imagenet", check_data.Known(known.read_both, (200, 40), 20))
+    code, out, _ = command(main.main, "check-data", root, "--dataset", "imagenet")
+    assert code == 0
+    assert "as published" in out
+    assert "fingerprints" in out
+
+
+def test_bad_files_duplicates_and_absent_data_are_told(command, root, monkeypatch, tmp_path):
+    monkeypatch.setattr(check_data, "SHOWN", 1)
+    train, val = imagenet.read_both(root)
+    for i in (0, 1):
+        _truncate(train.root / train.paths[i])
+    shutil.copy(train.root / train.paths[9], val.root / val.paths[0])
+    shutil.copy(train.root / train.paths[9], train.root / train.paths[10])
+    shutil.rmtree(root / "places205")
+    (_voc(root) / "ImageSets" / "Main" / "test.txt").unlink()
+    code, out, _ = command(main.main, "check-data", root)
+    assert code == 2
+    assert "2 unreadable" in out
+    assert out.count("    unreadable: ") == 1
+    listing = tmp_path / "cache" / "readable" / "imagenet-unreadable.txt"
+    assert len(listing.read_text().splitlines()) == 2
+    assert "1 files stand in both" in out
+    assert "1 files of imagenet-train repeat another" in out
+    assert "places205: not here" in out
+    code, out, _ = command(main.main, "check-data", root, "--dataset", "places205")
+    assert code == 2
+    assert "no Places205 list here" in out
+    code, _, err = command(main.main, "check-data", root / "absent")
+    assert code == 2
+    assert "no such folder" in err
+
+
+def test_the_order_of_imagenet_s_classes_is_that_of_the_sorted_wnids():
+    """The hash of the list that timm 1.0 and others ship (first n01440764, last n15075141)."""
+    order = check_data.DATASETS["imagenet"].order
+    assert len(order) == 64
+    assert json.dumps(order).startswith('"385e0240')
