@@ -42,6 +42,8 @@ def test_the_schedule_is_appendix_e_s():
 def test_defaults_are_appendix_e_s():
     one, ten = semisup.Config("x", Path("data")).params(), semisup.Config("x", Path("data"), "imagenet-10pct").params()
     assert (one["backbone_lr"], one["head_lr"], ten["backbone_lr"], ten["head_lr"]) == (0.01, 1.0, 0.01, 0.1)
+    assert semisup.Config("x").params()["head_lr"] == 20 / 256
+    assert semisup.Config("x", dataset="imagenet-10pct").params()["head_lr"] == 0.1
     for params in (one, ten):
         assert (params["epochs"], params["batch_size"], params["sgd_momentum"], params["weight_decay"]) == (20, 256, 0.9, 5e-4)
         assert (params["draws"], params["subset"], params["batch_norm"]) == (1, "random", "train")
