@@ -5,6 +5,7 @@ Examples:
     python evaluate/knn.py --ckpt pcl_v1.pth.tar --data /data/imagenet
     python evaluate/knn.py --ckpt dino.pth --data /data/imagenet --feature pooled --k 10 20 100 200
     python evaluate/knn.py --ckpt encoder.safetensors                    # no data at hand: the embedded images
+    torchrun --nproc_per_node 8 evaluate/knn.py --ckpt FILE --data DIR   # the bank in eight parts, one a GPU
 
 Every training image within the k nearest votes for its class with weight exp(v.v' / temperature), both features of unit norm
 (section 4.2; Wu et al., CVPR 2018).
@@ -98,19 +99,22 @@ def score(bank_ND: np.ndarray, bank_labels: np.ndarray, query_MD: np.ndarray, la
 
 def nearest(bank_ND: np.ndarray, query_MD: np.ndarray, k: int, device: str) -> tuple[Any, Any]:
     """The k largest cosines of each query with the bank, falling, and where they are: [M, k] each. The bank is read and
-    taken to the device once, a block at a time; the k best so far of every query wait for the next block."""
+    taken to the device once, a block at a time; the k best so far of every query wait for the next block. Under torchrun each
+    process goes through its own part of the bank, and the best of all parts are merged."""
     import torch
 
+    from protobench import ranks
     from protobench.features import unit_norm
 
     query = torch.from_numpy(unit_norm(query_MD)).to(device)
-    blocks, parts = range(0, len(bank_ND), BANK), query.split(QUERIES)
+    mine = ranks.share(len(bank_ND))
+    blocks, parts = range(mine.start, mine.stop, BANK), query.split(QUERIES)
     best: list[tuple[Any, Any]] = [(query.new_empty(len(part), 0), torch.empty(len(part), 0, dtype=torch.long, device=device))
                                    for part in parts]
     bar = progress(desc="neighbours", unit=" blocks", total=len(blocks) * len(parts))
     for start in blocks:
         with warnings.catch_warnings(action="ignore"):  # cached features are mapped for reading alone, and only read here
-            block_BD = torch.from_numpy(np.ascontiguousarray(bank_ND[start : start + BANK])).to(device)
+            block_BD = torch.from_numpy(np.ascontiguousarray(bank_ND[start : min(start + BANK, mine.stop)])).to(device)
         scale_B = 1 / block_BD.norm(dim=1).clamp_min(1e-12)  # cheaper than dividing the rows
         for i, part_QD in enumerate(parts):
             value, index = (part_QD @ block_BD.T).mul_(scale_B).topk(min(k, len(block_BD)))
@@ -119,8 +123,12 @@ def nearest(bank_ND: np.ndarray, query_MD: np.ndarray, k: int, device: str) -> t
             best[i] = value, index.gather(1, chosen)
             bar.update()
     bar.close()
-    similarity, indices = zip(*best, strict=True)
-    return torch.cat(similarity).cpu(), torch.cat(indices).cpu()
+    similarity, index = (torch.cat(found) for found in zip(*best, strict=True))
+    missing = (0, k - similarity.shape[1])  # in a part of fewer than k
+    every = (torch.nn.functional.pad(similarity, missing, value=-torch.inf), torch.nn.functional.pad(index, missing))
+    similarity, index = (torch.cat(ranks.gathered(found), 1) for found in every)
+    similarity, chosen = similarity.topk(k)
+    return similarity.cpu(), index.gather(1, chosen).cpu()
 
 
 def data_lists(data: Path | None, dataset: str = "imagenet", skip_bad_images: int = 0) -> tuple[ImageList, ImageList]:
@@ -134,12 +142,14 @@ def unit(encoder_key: str, lists: tuple[ImageList, ...], config: Config) -> dict
             "data": [images.fingerprint for images in lists], "params": config.params()}
 
 
-def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
-    """Scores the checkpoint and returns the path of the record written; ``subject`` as in evaluate/lowshot.py."""
-    from protobench import checkpoints, features
+def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | None:
+    """Scores the checkpoint and returns the path of the record written; ``subject`` as in evaluate/lowshot.py. Under torchrun
+    the first process writes, the others return None."""
+    from protobench import checkpoints, features, ranks
     from protobench.devices import device_of
 
     _check(config)
+    device = ranks.join(device_of(config.device))
     started = time.perf_counter()
     encoder = checkpoints.load(config.ckpt, config.reading)
     print(encoder.summary())
@@ -147,11 +157,12 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
     train, val = data_lists(config.data, skip_bad_images=config.skip_bad_images)
     if max(config.k) > len(train):
         raise UserError(f"k = {max(config.k)} neighbours asked of {len(train)} images", hint="lower --k")
-    device = device_of(config.device)
     how: dict[str, Any] = {"pooling": "embedding" if config.feature == "embedding" else "average", "device": device,
                            "workers": config.workers}
     query_MD, bank_ND = features.extract(encoder, val, **how), features.extract(keys, train, **how)
     runs = score(bank_ND, train.labels, query_MD, val.labels, config.k, config.sharpness, device=device)
+    if not ranks.first():
+        return None
     return records.write(
         config.results, unit(keys.key, (train, val), config), runs,
         subject=subject or records.subject_of(config.ckpt),
@@ -184,10 +195,13 @@ def report(record: dict[str, Any]) -> str:
 
 def main() -> int:
     """The command line."""
+    from protobench import ranks
+
     config = cli.parse(Config, __doc__ or "")
-    path = evaluate(config)
-    print(report(records.read(path)))
-    print(f"record: {path}")
+    if path := evaluate(config):
+        print(report(records.read(path)))
+        print(f"record: {path}")
+    ranks.leave()
     return cli.SAME
 
 

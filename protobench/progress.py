@@ -1,5 +1,6 @@
 """A progress bar with ETA on a terminal; one plain line a minute in a log file (none for what takes less than half)."""
 
+import os
 import sys
 import threading
 from collections.abc import Iterable
@@ -23,6 +24,8 @@ class _Lines:
 
 def progress(iterable: Iterable | None = None, *, desc: str, unit: str, total: float) -> Any:
     """tqdm over ``iterable``, or a bar to ``update`` by hand where there is none."""
+    if os.environ.get("RANK", "0") != "0":  # one bar, not one per process of torchrun
+        return tqdm(iterable, desc=desc, unit=unit, total=total, disable=True)
     counts = "{n:.0f}/{total:.0f}{unit} {elapsed}<{remaining}{postfix}"
     if sys.stderr.isatty():
         return tqdm(iterable, desc=desc, unit=unit, total=total, dynamic_ncols=True, leave=False,

@@ -1,12 +1,17 @@
 """On features whose answer is known, against scikit-learn, and through the command line."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from evaluate import knn
-from protobench import checkpoints, features, images, records
+from protobench import checkpoints, features, images, ranks, records
 
 
 def _unit(rng, n, d=16):
@@ -137,3 +142,26 @@ def test_senseless_parameters_are_refused(command, moco_file, world, tmp_path, f
     assert code == 2
     assert complaint in err
     assert not list(tmp_path.glob("*.json"))
+
+
+def test_processes_that_share_the_bank_find_what_one_finds(moco_file, world, tmp_path):
+    """Two, each with a part that is smaller than k."""
+    args = ["--ckpt", moco_file, "--data", world, "--workers", "0", "--k", "5", "150", "--device", "cpu"]
+    for name, how in (("one", [sys.executable]), ("two", [sys.executable, "-m", "torch.distributed.run", "--standalone",
+                                                            "--nproc_per_node", "2"])):
+        done = subprocess.run([*how, Path(knn.__file__), *args, "--results", tmp_path / name], capture_output=True, text=True,
+                              env=os.environ | {"OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("top-1") == 1
+    (one,), (two,) = (records.read_all(tmp_path / name).values() for name in ("one", "two"))
+    assert one["runs"] == two["runs"]
+
+
+def test_parts_cover_everything_once(monkeypatch):
+    monkeypatch.setattr(ranks.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(ranks.dist, "get_world_size", lambda: 5)
+    parts = []
+    for rank in range(5):
+        monkeypatch.setattr(ranks.dist, "get_rank", lambda rank=rank: rank)
+        parts += ranks.share(13)
+    assert parts == list(range(13))
