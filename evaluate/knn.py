@@ -111,13 +111,15 @@ def nearest(bank_ND: np.ndarray, query_MD: np.ndarray, k: int, device: str) -> t
     blocks, parts = range(mine.start, mine.stop, BANK), query.split(QUERIES)
     best: list[tuple[Any, Any]] = [(query.new_empty(len(part), 0), torch.empty(len(part), 0, dtype=torch.long, device=device))
                                    for part in parts]
+    room = query.new_empty(QUERIES * min(BANK, len(mine)))  # of one block; making it anew costs more than the top k
     bar = progress(desc="neighbours", unit=" blocks", total=len(blocks) * len(parts))
     for start in blocks:
         with warnings.catch_warnings(action="ignore"):  # cached features are mapped for reading alone, and only read here
             block_BD = torch.from_numpy(np.ascontiguousarray(bank_ND[start : min(start + BANK, mine.stop)])).to(device)
         scale_B = 1 / block_BD.norm(dim=1).clamp_min(1e-12)  # cheaper than dividing the rows
         for i, part_QD in enumerate(parts):
-            value, index = (part_QD @ block_BD.T).mul_(scale_B).topk(min(k, len(block_BD)))
+            cosine_QB = room[: len(part_QD) * len(block_BD)].view(len(part_QD), -1)
+            value, index = torch.mm(part_QD, block_BD.T, out=cosine_QB).mul_(scale_B).topk(min(k, len(block_BD)))
             value, index = torch.cat([best[i][0], value], 1), torch.cat([best[i][1], index + start], 1)
             value, chosen = value.topk(min(k, value.shape[1]))
             best[i] = value, index.gather(1, chosen)
