@@ -6,7 +6,7 @@ import numpy as np
 from alternate import heading, report
 from sklearn.metrics import adjusted_mutual_info_score
 
-from evaluate.mutual_information import agreement
+from protobench.mutual_information import agreement
 
 IMAGES, CLASSES = 1_281_167, 1000
 

@@ -24,11 +24,11 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
-from evaluate.mutual_information import agreement
 from protobench import cli, imagenet, mini, readable, records
 from protobench.errors import UserError
 from protobench.images import ImageList
 from protobench.layouts import Reading
+from protobench.mutual_information import agreement
 from protobench.progress import progress
 
 VERSION = 1

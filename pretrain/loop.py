@@ -4,8 +4,9 @@ A method is a module with ``num_views``, ``backbone``, ``loss(views, index) -> T
 ``start_epoch(epoch, extract) -> dict`` run before each epoch. Where it has them, its ``projection`` head and its
 ``momentum_encoder`` (backbone, head) are exported too, for evaluations that use embeddings.
 
-A run folder holds ``log.jsonl`` (one line per epoch), ``checkpoint.pt`` (to resume from; removed when done) and, when
-the run is finished, ``encoder.safetensors`` (checkpoints.export). Resuming is exact on the CPU: order, views and draws are
+A run folder holds ``log.jsonl`` (one line per epoch), ``course.json`` (the same and the probes, see probe.py, with the run's
+key), ``checkpoint.pt`` (to resume from; removed when done) and, when the run is finished, ``encoder.safetensors``
+(checkpoints.export). Resuming is exact on the CPU: order, views and draws are
 functions of (seed, epoch, image), the rest is in the checkpoint. On a GPU the same holds up to the rounding of its kernels,
 whose order of summation is not fixed.
 """
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pretrain import optim
+from pretrain import optim, probe
 from pretrain.recipes import Recipe, run_key
 from pretrain.views import Views, open_views
 from protobench import checkpoints, files, keyed
@@ -63,15 +64,19 @@ def pretrain(recipe: Recipe, images: ImageList | None, out: Path, *, seed: int, 
     method = import_module(f"pretrain.{recipe.method}").build(recipe, labels, num_classes, seed)
     method = method.to(device, memory_format=torch.channels_last)
     optimizer = optim.optimizer(recipe.train, method)
-    log = _resume(checkpoint_path, key, method, optimizer, device) if resume else []
-    if images and len(log) < recipe.train.epochs:
+    log, probes = _resume(checkpoint_path, key, method, optimizer, device) if resume else ([], [])
+    if images and recipe.train.epochs:
         views = open_views(recipe, images, seed, device, workers)
         todo = range(len(log), recipe.train.epochs)
+        if not log:
+            probes = _probes([], method, views, images, 0, recipe, device)
         for epoch in progress(todo, desc=f"{recipe.method} seed {seed}", unit=" epochs", total=len(todo)):
             log.append(_epoch(method, optimizer, views, recipe, epoch, len(images)))
-            state = {"key": key, "log": log, "method": method.state_dict(), "optimizer": optimizer.state_dict()}
+            probes = _probes(probes, method, views, images, epoch + 1, recipe, device)
+            state = {"key": key, "log": log, "probes": probes, "method": method.state_dict(), "optimizer": optimizer.state_dict()}
             files.write_atomic(checkpoint_path, partial(torch.save, state))
             files.write_text(out / "log.jsonl", "".join(json.dumps(line) + "\n" for line in log))
+            files.write_text(out / "course.json", json.dumps({"key": key, "epochs": log, "probes": probes}) + "\n")
     checkpoints.export(encoder_path, method.backbone, projection=getattr(method, "projection", None),
                        momentum=getattr(method, "momentum_encoder", None), key=key, input_=recipe.input, trained={
         "method": recipe.method, "recipe": asdict(recipe), "seed": seed, "data": images and images.fingerprint,
@@ -87,6 +92,16 @@ def _check(recipe: Recipe) -> None:
         raise UserError(f"{train.epochs} epochs of batches of {train.batch_size}", hint="--epochs from 0, --batch-size from 2")
     if not all(0 <= value < float("inf") for value in (train.lr, train.weight_decay, train.sgd_momentum)):
         raise UserError("--lr, --weight-decay and --sgd-momentum must be finite and not negative")
+
+
+def _probes(before: list[dict], method: Any, views: Views, images: ImageList, done: int, recipe: Recipe,
+            device: str) -> list[dict]:
+    """The probes so far, with one more where it is due."""
+    if not probe.due(done, recipe.train.epochs):
+        return before
+    started = time.perf_counter()
+    found = probe.probe(method, lambda module: _extract(module, views), images.labels, done, device=device)
+    return [*before, {**found, "seconds": round(time.perf_counter() - started, 3)}]
 
 
 def _epoch(method: Any, optimizer: torch.optim.Optimizer, views: Views, recipe: Recipe, epoch: int, images: int) -> dict:
@@ -124,18 +139,20 @@ def _extract(module: nn.Module, views: Views) -> np.ndarray:
     return features
 
 
-def _resume(path: Path, key: str, method: nn.Module, optimizer: torch.optim.Optimizer, device: str) -> list[dict]:
+def _resume(path: Path, key: str, method: nn.Module, optimizer: torch.optim.Optimizer,
+            device: str) -> tuple[list[dict], list[dict]]:
+    """The log and the probes of the epochs done."""
     if not path.exists():
-        return []
+        return [], []
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as failure:  # torch.load raises half a dozen kinds for a damaged file
         raise UserError("the run's checkpoint is damaged", at=path, hint="delete it to start this run again") from failure
-    if not isinstance(state, dict) or not state.keys() >= {"key", "log", "method", "optimizer"}:
+    if not isinstance(state, dict) or not state.keys() >= {"key", "log", "probes", "method", "optimizer"}:
         raise UserError("the run's checkpoint is not one of this program's", at=path, hint="delete it to start this run again")
     if state["key"] != key:
         raise UserError("this folder holds a checkpoint of another run (other recipe, data or seed)", at=path,
                         hint="choose another --out, or --no-resume to train anew")
     method.load_state_dict(state["method"])
     optimizer.load_state_dict(state["optimizer"])
-    return state["log"]
+    return state["log"], state["probes"]

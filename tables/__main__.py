@@ -6,6 +6,7 @@ Examples:
     python -m tables diff table1 --tier paper --strict
     python -m tables reproduce table1 --plan
     python -m tables reproduce table1 --help          # more on running
+    python -m tables reproduce figure3
     python -m tables list
 """
 
@@ -17,14 +18,15 @@ from pathlib import Path
 import tyro
 
 from protobench import cli
-from tables.schema import Table, Tier
+from tables.schema import Figure, Table, Tier
 
 TABLES = ("table1", "table2", "table3", "table4", "table7")
+FIGURES = ("figure3", "figure4")
 
 
 @dataclass(frozen=True)
 class Diff:
-    """Compares the records in a results folder with the paper; writes the table's files again."""
+    """Compares the records in a results folder with the paper; writes the files of the table or figure again."""
 
     table: tyro.conf.Positional[str]
     tier: Tier = "mini"
@@ -38,6 +40,11 @@ def load(name: str) -> Table:
     return import_module(f"tables.{cli.choose('table', name, TABLES)}").TABLE
 
 
+def either(name: str) -> Table | Figure:
+    """A table or a figure by name."""
+    return import_module(f"tables.{name}").FIGURE if name in FIGURES else load(cli.choose("table", name, TABLES + FIGURES))
+
+
 def main() -> int:
     """The command line."""
     command, args = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
@@ -46,18 +53,18 @@ def main() -> int:
         return cli.SAME
     match cli.choose("command", command, ("reproduce", "diff", "list")):
         case "list":
-            for name in TABLES:
-                print(f"{name}: {load(name).title}; {load(name).paper}")
+            for name in TABLES + FIGURES:
+                print(f"{name}: {either(name).title}; {either(name).paper}")
         case "diff":
-            from tables import show
+            from tables import publish
 
             diff = cli.parse(Diff, __doc__ or "", args)
-            return show.publish(load(diff.table), diff.tier, diff.results, strict=diff.strict)
+            return publish.publish(either(diff.table), diff.tier, diff.results, strict=diff.strict)
         case "reproduce":
             from tables import reproduce
 
             config = cli.parse(reproduce.Reproduce, reproduce.__doc__ or "", args)
-            return reproduce.reproduce(config, load(config.table))
+            return reproduce.reproduce(config, either(config.table))
     return cli.SAME
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from protobench import cli, files, records
 from tables import verdicts
-from tables.schema import Claim, Column, Row, Table, Tier
+from tables.schema import Claim, Column, Figure, Row, Table, Tier
 from tables.verdicts import CellVerdict, ClaimVerdict, Lead
 
 Runs = dict[tuple[int, int], float]
@@ -120,7 +120,7 @@ class Collected:
     stale: int
 
 
-def collect(table: Table, results: Path, tier: Tier, asked: Collection[str] | None = None) -> Collected:
+def collect(table: Table | Figure, results: Path, tier: Tier, asked: Collection[str] | None = None) -> Collected:
     """The records a table is made of: those ``asked`` for by key (records.key), for the rows they belong to; for other
     rows the newest per (row, seed, data set), all of one version, data and parameters, and one recipe per row."""
     names = {row.name for row in table.rows}

@@ -10,17 +10,18 @@ from pretrain.recipes import Recipe, run_key
 from protobench import cli, files, imagenet, mini, readable, records, released
 from protobench.errors import UserError
 from protobench.images import ImageList
-from tables.schema import Row, Table, Tier
+from tables.schema import Figure, Row, Table, Tier
 
 State = Literal["done", "to run", "impossible"]
 RESNET50_BYTES = 0.1e9
 PAPER_SCORE_MINUTES = {("lowshot", "voc07"): 2, ("lowshot", "places205"): 12, ("fullsvm", "voc07"): 3, ("knn", "imagenet"): 25,
                        ("ami", "imagenet"): 60, ("linear", "imagenet"): 720, ("linear", "places205"): 540,
-                       ("semisup", "imagenet-1pct"): 12, ("semisup", "imagenet-10pct"): 75}
+                       ("semisup", "imagenet-1pct"): 12, ("semisup", "imagenet-10pct"): 75, ("course", "imagenet"): 0}
 """Rough, one recent GPU and local disk: features of 10 000, 52 000 and 1.3 million images, then SVMs on the CPU, neighbours, or
 five starts of k-means with K = 25 000; 100 and 40 epochs through the frozen network at 3000 images/s; 20 epochs of fine-tuning at
 600 images/s."""
-MINI_SCORE_SECONDS = {("linear", "imagenet"): 14.0, ("linear", "places205"): 14.0, ("semisup", "imagenet-10pct"): 22.0}
+MINI_SCORE_SECONDS = {("linear", "imagenet"): 14.0, ("linear", "places205"): 14.0, ("semisup", "imagenet-10pct"): 22.0,
+                      ("course", "imagenet"): 0.5}
 """One core of the reference machine, where it is not about 3."""
 
 
@@ -89,7 +90,7 @@ def quick(recipe: Recipe) -> Recipe:
     return replace(recipe, train=replace(recipe.train, epochs=min(recipe.train.epochs, 1)))
 
 
-def make_plan(table: Table, tier: Tier, *, data: Path | None, given: dict[str, Path], rows: tuple[str, ...], seeds: int,
+def make_plan(table: Table | Figure, tier: Tier, *, data: Path | None, given: dict[str, Path], rows: tuple[str, ...], seeds: int,
               results: Path, runs: Path, skip_bad_images: int = 0) -> list[Job]:
     """All jobs of a table, in its row order. Reads data lists and records, computes nothing, writes nothing but the
     embedded data. Raises UserError for unknown or cited rows and for given checkpoints that do not exist."""
@@ -155,7 +156,7 @@ def _try(read: Any) -> tuple[Any, str]:
         return None, f"{mistake.what}{f' ({mistake.at})' if mistake.at else ''}"
 
 
-def _job(table: Table, row: Row, seed: int, recipe: Recipe, given: Path | None, pretraining: ImageList | None, why_not: str,
+def _job(table: Table | Figure, row: Row, seed: int, recipe: Recipe, given: Path | None, pretraining: ImageList | None, why_not: str,
          sources: dict[tuple[str, str], tuple[Any, str]], have: dict[str, Any], runs: Path, data: Path | None) -> Job:
     if given is not None:
         sha256 = files.sha256_file(given)
@@ -183,7 +184,7 @@ def _job(table: Table, row: Row, seed: int, recipe: Recipe, given: Path | None, 
                tuple(scores))
 
 
-def _provenance(table: Table, row: Row, given: Path, sha256: str) -> str:
+def _provenance(table: Table | Figure, row: Row, given: Path, sha256: str) -> str:
     """Whose encoder a given file is. UserError for a published file of another row."""
     known = released.identify(given, sha256)
     own = f"{table.name}/{row.name}"
@@ -195,7 +196,7 @@ def _provenance(table: Table, row: Row, given: Path, sha256: str) -> str:
     return f"checkpoint {given.name}{f' ({known.title})' if known else ''}, sha256 {sha256[:12]}"
 
 
-def describe(table: Table, tier: Tier, jobs: list[Job], workers: int) -> str:
+def describe(table: Table | Figure, tier: Tier, jobs: list[Job], workers: int) -> str:
     """The plan as text: a line per job, then time, disk and what cannot be done."""
     lines = [f"{table.name}, tier {tier}: {table.title}"]
     for row in table.rows:

@@ -31,9 +31,9 @@ from filelock import FileLock, Timeout
 from protobench import cli, mini
 from protobench.errors import UserError
 from protobench.progress import progress
-from tables import plan, show
+from tables import plan, publish
 from tables.plan import Job
-from tables.schema import Table, Tier
+from tables.schema import Figure, Table, Tier
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Reproduce:
     """checkpoints and logs"""
 
 
-def reproduce(config: Reproduce, table: Table) -> int:
+def reproduce(config: Reproduce, table: Table | Figure) -> int:
     """Plans, runs, compares, writes the table's files; returns the exit code."""
     given = _given(config)
     if config.tier == "paper" and config.data is None:
@@ -97,7 +97,7 @@ def reproduce(config: Reproduce, table: Table) -> int:
     impossible += [f"{job.name}, {score.name}: {score.why}" for job in jobs for score in job.scores
                    if score.state == "impossible" and job.encoder != "impossible"]
     asked = {score.key for job in jobs for score in job.scores if score.key}
-    code = show.publish(table, config.tier, config.results, strict=config.strict, asked=asked)
+    code = publish.publish(table, config.tier, config.results, strict=config.strict, asked=asked)
     for line in impossible:
         print(f"not possible: {line}", file=sys.stderr)
     for line in failures:

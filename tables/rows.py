@@ -1,5 +1,7 @@
 """The encoders that several tables score, each with its recipes and what training it costs."""
 
+from dataclasses import replace
+
 from pretrain import recipes
 from tables.schema import Row
 
@@ -11,6 +13,8 @@ MOCO = Row("moco", "MoCo", recipes.MOCO_MINI, recipes.MOCO_V1, mini_seconds=65, 
            gpu_hours_source="53 h on 8 V100 (MoCo's README)")
 PCL = Row("pcl", "PCL", recipes.PCL_MINI, recipes.PCL_V1, mini_seconds=87, gpu_hours=672,
           gpu_hours_source="about a week on 4 V100 (PCL's author, issue 2 of its repository)")
+PCL_FIXED = replace(PCL, name="pcl-fixed", title="PCL, fixed concentration",
+                    mini=replace(recipes.PCL_MINI, concentration="fixed"), paper=replace(recipes.PCL_V1, concentration="fixed"))
 SIMCLR = Row("simclr", "SimCLR", recipes.SIMCLR_MINI, recipes.SIMCLR, mini_seconds=92, gpu_hours=424,
              gpu_hours_source="estimate: as MoCo")
 PCL_V2 = Row("pcl-v2", "PCL v2", recipes.PCL_V2_MINI, recipes.PCL_V2, mini_seconds=87, gpu_hours=672,

@@ -1,6 +1,7 @@
 """What a table is: rows, columns, the paper's numbers as printed, margins fixed before any run, and the text's claims."""
 
 import csv
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -78,6 +79,42 @@ class Claim:
     columns: tuple[Column, ...]
     by: float = 0.0
     source: str = ""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure drawn from records."""
+
+    picture: Any
+    """matplotlib's"""
+    header: tuple[str, ...]
+    data: list[list[str]]
+    """what the picture shows, for the CSV beside it"""
+    claims: tuple[tuple[str, str, str], ...] = ()
+    """statement of the paper, verdict, and what it rests on"""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of a paper."""
+
+    name: str
+    title: str
+    paper: str
+    source: str
+    caption: str
+    """what is shown, of what, by which estimator"""
+    alternative: str
+    """the same for those who do not see it: what to find where"""
+    rows: tuple[Row, ...]
+    scores: tuple[tuple[str, str], ...]
+    """the records that it is drawn from: evaluation and data set"""
+    draw: Callable[[dict[str, list[dict[str, Any]]]], Drawing]
+    """from records by row name"""
+
+    def row(self, name: str) -> Row:
+        """A row by its short name."""
+        return next(row for row in self.rows if row.name == name)
 
 
 @dataclass(frozen=True)

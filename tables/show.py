@@ -157,7 +157,7 @@ def grid_csv(outcome: Outcome) -> str:
         cells = [outcome.cells[row.name, column.title] for column in table.columns]
         values = [cell.paper if row.cited and outcome.tier == "paper" else number(cell, table.decimals) for cell in cells]
         rows.append([row.title, table.architectures[row.title], *values])
-    return _csv(["row", "architecture", *(column.title for column in table.columns)], rows)
+    return csv_text(["row", "architecture", *(column.title for column in table.columns)], rows)
 
 
 def cells_csv(outcome: Outcome) -> str:
@@ -171,11 +171,12 @@ def cells_csv(outcome: Outcome) -> str:
         rows.append([outcome.tier, row, column, cell.paper, shown(cell.mean), shown(cell.sd), str(len(cell.values)),
                      "seeds" if cell.seeds > 1 or len(cell.values) == 1 else "draws", shown(cell.delta), shown(low), shown(high),
                      f"{cell.row.margin(cell.column):g}", cell.verdict, outcome.sources.get(row, "")])
-    return _csv(["tier", "row", "column", "paper", "mean", "sd", "n", "n_of", "delta", "delta_low90", "delta_high90", "margin",
-                 "verdict", "source"], rows)
+    return csv_text(["tier", "row", "column", "paper", "mean", "sd", "n", "n_of", "delta", "delta_low90", "delta_high90",
+                     "margin", "verdict", "source"], rows)
 
 
-def _csv(header: list[str], rows: list[list[str]]) -> str:
+def csv_text(header: list[str], rows: list[list[str]]) -> str:
+    """Comma-separated values with Unix line ends."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerows([header, *rows])

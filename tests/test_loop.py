@@ -82,7 +82,7 @@ def test_a_finished_run_is_not_run_again_and_another_run_is_refused(train_images
 
 
 def test_foreign_and_damaged_checkpoints_are_refused(train_images, tmp_path):
-    torch.save({"key": "other", "log": [], "method": {}, "optimizer": {}}, tmp_path / "checkpoint.pt")
+    torch.save({"key": "other", "log": [], "probes": [], "method": {}, "optimizer": {}}, tmp_path / "checkpoint.pt")
     with pytest.raises(UserError, match="another run"):
         loop.pretrain(MOCO, train_images, tmp_path, seed=1)
     for content in ([1, 2], {"epoch": 3}):

@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import digamma
 from sklearn import metrics
 
-from evaluate.mutual_information import agreement, expected_mutual_information
+from protobench.mutual_information import agreement, expected_mutual_information, ross
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
@@ -55,3 +57,33 @@ def test_many_clusters_of_many_images_equal_scikit_learn():
     y = rng.integers(0, 100, 30_000)
     x = np.where(rng.random(30_000) < 0.3, y * 10, rng.integers(0, 1500, 30_000))
     assert agreement(x, y)["ami"] == pytest.approx(metrics.adjusted_mutual_info_score(y, x), abs=1e-8)
+
+
+@pytest.mark.parametrize("classes", [2, 5, 40])
+def test_ross_is_scikit_learn_s_in_one_dimension(classes):
+    """But for its rounding of the radius, which moves some m by one."""
+    from sklearn.feature_selection._mutual_info import _compute_mi_cd
+
+    rng = np.random.default_rng(classes)
+    labels = np.concatenate([rng.integers(0, classes, 397), [90, 91, 91]])  # one alone, two alike
+    x = rng.normal(size=400) + labels % 7
+    assert ross(torch.from_numpy(x[:, None]), labels) == pytest.approx(_compute_mi_cd(x, labels, 3), abs=2e-3)
+
+
+def test_ross_of_vectors_lies_between_none_and_all():
+    rng = np.random.default_rng(0)
+    labels = np.arange(2000) % 8
+    noise = torch.from_numpy(rng.normal(size=(2000, 16)))
+    assert ross(noise, labels) < 0.1
+    assert ross(noise * 0.01 + torch.eye(16)[labels] * 10, labels) == pytest.approx(np.log(8), abs=0.01)
+    assert 0.3 < ross(noise + torch.eye(16)[labels] * 3, labels) < np.log(8)
+    assert ross(noise[:3], np.arange(3)) == 0, "classes of one image"
+
+
+def test_ross_counts_the_neighbours_of_a_case_by_hand():
+    """Points 0, 1, 3 of class a, 2, 10 of class b: k = 2 in a, 1 in b; radii 3, 2, 3 and 8, 8; m with the point itself."""
+    x, labels = torch.tensor([[0.0], [1.0], [3.0], [2.0], [10.0]], dtype=torch.float64), np.array([0, 0, 0, 1, 1])
+    m = [3, 3, 3, 4, 2]
+    psi = digamma
+    expected = psi(5) + np.mean([psi(2)] * 3 + [psi(1)] * 2) - np.mean([psi(3)] * 3 + [psi(2)] * 2) - np.mean([psi(i) for i in m])
+    assert ross(x, labels) == pytest.approx(max(expected, 0), abs=1e-12)

@@ -1,0 +1,118 @@
+"""The course of a pretraining: losses, and how clusters and embeddings agreed with the classes on the way (PCL's Figures 3, 4).
+
+Examples:
+
+    python evaluate/course.py --ckpt runs/pcl-0/encoder.safetensors
+
+Nothing is computed: pretraining measures this as it goes (pretrain/probe.py) and leaves it in course.json beside the encoder. Here
+it becomes a record, so that figures and pages can be made from records alone. Encoders trained elsewhere have no course.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from protobench import cli, files, imagenet, mini, readable, records
+from protobench.errors import UserError
+from protobench.images import ImageList
+from protobench.layouts import Reading
+
+VERSION = 1
+"""Raise when the record changes for an equal course."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """The course of a pretraining."""
+
+    ckpt: Annotated[Path, tyro.conf.arg(aliases=["--pretrained"])]
+    """an encoder.safetensors that this suite trained, in its run folder"""
+    data: Path | None = None
+    """ImageNet's folder, or the one that holds it as imagenet/, that it was trained on; without it the embedded images"""
+    skip_bad_images: int = 0
+    """as in its pretraining"""
+    device: str = "auto"
+    """unused, as is workers: they are those of every evaluation"""
+    workers: int = 0
+    results: Path = Path("results/scores")
+    """where the record is written"""
+    reading: Reading = field(default_factory=Reading)
+
+    def params(self) -> dict[str, Any]:
+        """What determines the record: the run alone."""
+        return {}
+
+
+def data_lists(data: Path | None, dataset: str = "imagenet", skip_bad_images: int = 0) -> tuple[ImageList]:
+    """The training images; the embedded ones where ``data`` is None. See Config for ``skip_bad_images``."""
+    return readable.leave_out((imagenet.read(data or mini.ensure(), "train"),), skip_bad_images)
+
+
+def unit(encoder_key: str, lists: tuple[ImageList, ...], config: Config) -> dict[str, Any]:
+    """What a record is found by."""
+    return {"evaluation": "course", "data_name": "imagenet", "version": VERSION, "encoder": encoder_key,
+            "data": [images.fingerprint for images in lists], "params": config.params()}
+
+
+def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
+    """Reads the course and returns the path of the record written; ``subject`` as in evaluate/lowshot.py."""
+    from protobench import checkpoints
+
+    encoder = checkpoints.load(config.ckpt, config.reading)
+    print(encoder.summary())
+    lists = data_lists(config.data, skip_bad_images=config.skip_bad_images)
+    course = _read(config.ckpt)
+    return records.write(
+        config.results, unit(encoder.key, lists, config), course["epochs"], probes=course["probes"],
+        subject=subject or records.subject_of(config.ckpt), checkpoint=encoder.account,
+        metric={"name": "loss", "unit": "nats", "higher_is_better": False, "test_images": len(lists[0])},
+        data=records.data_of("imagenet", lists, embedded=config.data is None),
+        cost={"seconds": round(sum(line["seconds"] for line in course["epochs"]), 2),
+              "probe_seconds": round(sum(line["seconds"] for line in course["probes"]), 2)})
+
+
+def _read(ckpt: Path) -> dict[str, Any]:
+    """The course beside an encoder. UserError where there is none, or another run's."""
+    path = ckpt.parent / "course.json"
+    if not path.is_file():
+        raise UserError("no course beside this encoder", at=path,
+                        hint="only pretraining by this suite leaves one; train it again (--no-resume) if it is older than probes")
+    try:
+        course = json.loads(path.read_text())
+        key, _, _ = course["key"], course["epochs"][0]["loss"], course["probes"][0]["clusters"]
+    except (ValueError, LookupError, TypeError) as failure:
+        raise UserError("this is no course of a pretraining", at=path, hint="train the encoder again") from failure
+    if key != files.exported_key(ckpt):
+        raise UserError("this course is another run's, not of the encoder beside it", at=path, hint="train the encoder again")
+    return course
+
+
+def report(record: dict[str, Any]) -> str:
+    """The record as a few lines for the terminal."""
+    probes, last = record["probes"], record["runs"][-1]
+    ks = sorted(probes[0]["clusters"], key=int)
+    lines = [f"{len(record['runs'])} epochs, last loss {last['loss']:.3f}; probes took {record['cost']['probe_seconds']:.1f} of "
+             f"{record['cost']['seconds'] + record['cost']['probe_seconds']:.1f} s; mutual information in nats, at most "
+             f"{probes[0]['upper_bound']:.2f}"]
+    if record["data"]["embedded"]:
+        lines.append("EMBEDDED DATA: these numbers are not comparable with any paper's (give --data for the real ones)")
+    lines.append("epochs   MI(features)" + "".join(f"{f'AMI K={k}':>14}{'MI':>8}" for k in ks))
+    lines += [f"{probe['epochs']:<9}{probe['feature_mi']:12.3f}" + "".join(
+        f"{probe['clusters'][k]['ami']:14.3f}{probe['clusters'][k]['mi']:8.3f}" for k in ks) for probe in probes]
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """The command line."""
+    config = cli.parse(Config, __doc__ or "")
+    path = evaluate(config)
+    print(report(records.read(path)))
+    print(f"record: {path}")
+    return cli.SAME
+
+
+if __name__ == "__main__":
+    cli.run(main)

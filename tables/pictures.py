@@ -1,0 +1,79 @@
+"""A figure's files: PNG, SVG and the CSV behind it, the same bytes from the same records."""
+
+import io
+import sys
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from protobench import cli, files
+from tables import compare, show
+from tables.schema import Drawing, Figure, Tier
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+"""Okabe and Ito's: told apart by colour-blind people; lines and bars differ in marker, dash and hatch as well."""
+DASHES, MARKERS, HATCHES = ("-", "--", "-.", ":"), ("o", "s", "^", "D"), ("", "///", "...", "xx")
+
+
+def axes(columns: int, width: float = 10.0, height: float = 3.8, rows: int = 1) -> tuple[Any, Any]:
+    """A picture and its axes in a row (or rows), drawn alike everywhere."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    matplotlib.rcParams.update({"svg.hashsalt": "protobench", "font.family": "DejaVu Sans", "font.size": 9, "axes.spines.top": False,
+                                "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "figure.dpi": 150,
+                                "svg.fonttype": "path"})
+    return pyplot.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False)
+
+
+def stamp(picture: Any, tier: Tier) -> None:
+    """Writes the tier onto the picture, which may be passed on without its page."""
+    if tier != "paper":
+        picture.text(0.995, 0.005, f"{tier.upper()}: embedded data, not comparable with the paper's figure", ha="right", va="bottom",
+                     fontsize=7, color="#b00020")
+
+
+def draw(figure: Figure, tier: Tier, found: compare.Found) -> tuple[Drawing, bytes, str]:
+    """The drawing, its PNG and its SVG."""
+    from matplotlib import pyplot
+
+    drawing = figure.draw(found)
+    stamp(drawing.picture, tier)
+    png, svg = io.BytesIO(), io.StringIO()
+    drawing.picture.savefig(png, format="png", metadata={"Software": None})
+    drawing.picture.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    pyplot.close(drawing.picture)
+    return drawing, png.getvalue(), svg.getvalue()
+
+
+def missing(figure: Figure, found: compare.Found) -> list[str]:
+    """Rows without a record of every kind that the figure needs."""
+    return [row.name for row in figure.rows
+            if {(r["unit"]["evaluation"], r["unit"]["data_name"]) for r in found.get(row.name, [])} < set(figure.scores)]
+
+
+def publish(figure: Figure, tier: Tier, results: Path, *, strict: bool = False, asked: Collection[str] | None = None) -> int:
+    """Draws, writes ``results/<tier>/<figure>.{png,svg,csv}``, prints the claims; returns the exit code.
+
+    ``strict``: exit 1 for claims that are contradicted. ``asked`` as in show.publish.
+    """
+    collected = compare.collect(figure, results, tier, asked)
+    if lacking := missing(figure, collected.rows):
+        print(f"{figure.name} needs records of {', '.join(lacking)} in {results / tier / 'records'}; "
+              f"python -m tables reproduce {figure.name} makes them", file=sys.stderr)
+        return cli.INCOMPLETE
+    drawing, png, svg = draw(figure, tier, collected.rows)
+    where = results / tier / figure.name
+    files.write_atomic(where.with_suffix(".png"), lambda file: file.write(png))
+    files.write_text(where.with_suffix(".svg"), svg)
+    files.write_text(where.with_suffix(".csv"), show.csv_text(list(drawing.header), drawing.data))
+    print(f"{figure.name}: {figure.title}\n{figure.paper}; {figure.source}\n{show.STAMPS[tier]}\n")
+    if drawing.claims:
+        print(tabulate([(verdict, text, detail) for text, verdict, detail in drawing.claims], tablefmt="simple",
+                       headers=["claim of the paper", "", "95 % interval of paired differences"], maxcolwidths=[None, 44, 62]) + "\n")
+    print(f"written: {where}.{{png,svg,csv}}")
+    return cli.DIFFERS if strict and any(verdict in ("reversed", "weaker") for _, verdict, _ in drawing.claims) else cli.SAME
