@@ -4,8 +4,8 @@ Examples:
 
     python evaluate/course.py --ckpt runs/pcl-0/encoder.safetensors
 
-Nothing is computed: pretraining measures this as it goes (pretrain/probe.py) and leaves it in course.json beside the encoder. Here
-it becomes a record, so that figures and pages can be made from records alone. Encoders trained elsewhere have no course.
+Nothing is computed: pretraining measures this as it goes (pretrain/probe.py) and leaves it in course.json beside the encoder.
+Here it becomes a record, so that figures and pages can be made from records alone. Encoders trained elsewhere have none.
 """
 
 import json

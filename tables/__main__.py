@@ -21,7 +21,7 @@ from protobench import cli
 from tables.schema import Figure, Table, Tier
 
 TABLES = ("table1", "table2", "table3", "table4", "table7")
-FIGURES = ("figure3", "figure4")
+FIGURES = ("figure3", "figure4", "figure5", "figure6")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,16 @@ Value = Callable[[dict[str, Any]], float]
 """A number out of a probe."""
 
 
+def of_clusters(k: str, what: str) -> Value:
+    """A number of the clustering into ``k``: ami, mi, sd, …"""
+    return lambda probe: float(probe["clusters"][k][what])
+
+
+def of_features(probe: dict[str, Any]) -> float:
+    """Mutual information of embedding and class."""
+    return float(probe["feature_mi"])
+
+
 def by_seed(records: list[dict[str, Any]], value: Value) -> dict[int, dict[int, float]]:
     """seed -> epochs done -> value."""
     return {record["subject"]["seed"]: {probe["epochs"]: value(probe) for probe in record["probes"]} for record in records}
@@ -26,9 +36,10 @@ def curve(axis: Any, records: list[dict[str, Any]], value: Value, *, label: str,
         axis.fill_between(epochs, values_SE.min(0), values_SE.max(0), color=colour, alpha=0.15, linewidth=0)
 
 
-def middle(records: list[dict[str, Any]]) -> str:
-    """The K in the middle, the paper's 50 000."""
-    return numbers(records)[1]
+def lines(row: str, records: list[dict[str, Any]], value: Value, k: str, quantity: str) -> list[list[str]]:
+    """A curve's numbers, for the CSV."""
+    return [[row, str(seed), str(epochs), k, quantity, f"{found:.6f}"]
+            for seed, of in sorted(by_seed(records, value).items()) for epochs, found in sorted(of.items())]
 
 
 def numbers(records: list[dict[str, Any]]) -> list[str]:

@@ -24,17 +24,16 @@ def axes(columns: int, width: float = 10.0, height: float = 3.8, rows: int = 1) 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    matplotlib.rcParams.update({"svg.hashsalt": "protobench", "font.family": "DejaVu Sans", "font.size": 9, "axes.spines.top": False,
-                                "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "figure.dpi": 150,
-                                "svg.fonttype": "path"})
+    matplotlib.rcParams.update({
+        "svg.hashsalt": "protobench", "svg.fonttype": "path", "figure.dpi": 150, "font.family": "DejaVu Sans", "font.size": 9,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3})
     return pyplot.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False)
 
 
 def stamp(picture: Any, tier: Tier) -> None:
     """Writes the tier onto the picture, which may be passed on without its page."""
     if tier != "paper":
-        picture.text(0.995, 0.005, f"{tier.upper()}: embedded data, not comparable with the paper's figure", ha="right", va="bottom",
-                     fontsize=7, color="#b00020")
+        picture.suptitle(f"{tier.upper()}: embedded data, not comparable with the paper's figure", fontsize=8, color="#b00020")
 
 
 def draw(figure: Figure, tier: Tier, found: compare.Found) -> tuple[Drawing, bytes, str]:
@@ -73,7 +72,8 @@ def publish(figure: Figure, tier: Tier, results: Path, *, strict: bool = False, 
     files.write_text(where.with_suffix(".csv"), show.csv_text(list(drawing.header), drawing.data))
     print(f"{figure.name}: {figure.title}\n{figure.paper}; {figure.source}\n{show.STAMPS[tier]}\n")
     if drawing.claims:
-        print(tabulate([(verdict, text, detail) for text, verdict, detail in drawing.claims], tablefmt="simple",
-                       headers=["claim of the paper", "", "95 % interval of paired differences"], maxcolwidths=[None, 44, 62]) + "\n")
+        rows = [(verdict, text, detail) for text, verdict, detail in drawing.claims]
+        print(tabulate(rows, headers=["claim of the paper", "", "95 % interval of paired differences"], tablefmt="simple",
+                       maxcolwidths=[None, 44, 62]) + "\n")
     print(f"written: {where}.{{png,svg,csv}}")
     return cli.DIFFERS if strict and any(verdict in ("reversed", "weaker") for _, verdict, _ in drawing.claims) else cli.SAME

@@ -16,12 +16,13 @@ State = Literal["done", "to run", "impossible"]
 RESNET50_BYTES = 0.1e9
 PAPER_SCORE_MINUTES = {("lowshot", "voc07"): 2, ("lowshot", "places205"): 12, ("fullsvm", "voc07"): 3, ("knn", "imagenet"): 25,
                        ("ami", "imagenet"): 60, ("linear", "imagenet"): 720, ("linear", "places205"): 540,
-                       ("semisup", "imagenet-1pct"): 12, ("semisup", "imagenet-10pct"): 75, ("course", "imagenet"): 0}
+                       ("semisup", "imagenet-1pct"): 12, ("semisup", "imagenet-10pct"): 75,
+                       ("course", "imagenet"): 0, ("tsne", "imagenet"): 5, ("gallery", "imagenet"): 90}
 """Rough, one recent GPU and local disk: features of 10 000, 52 000 and 1.3 million images, then SVMs on the CPU, neighbours, or
 five starts of k-means with K = 25 000; 100 and 40 epochs through the frozen network at 3000 images/s; 20 epochs of fine-tuning at
 600 images/s."""
 MINI_SCORE_SECONDS = {("linear", "imagenet"): 14.0, ("linear", "places205"): 14.0, ("semisup", "imagenet-10pct"): 22.0,
-                      ("course", "imagenet"): 0.5}
+                      ("course", "imagenet"): 0.5, ("tsne", "imagenet"): 20.0}
 """One core of the reference machine, where it is not about 3."""
 
 
@@ -156,8 +157,9 @@ def _try(read: Any) -> tuple[Any, str]:
         return None, f"{mistake.what}{f' ({mistake.at})' if mistake.at else ''}"
 
 
-def _job(table: Table | Figure, row: Row, seed: int, recipe: Recipe, given: Path | None, pretraining: ImageList | None, why_not: str,
-         sources: dict[tuple[str, str], tuple[Any, str]], have: dict[str, Any], runs: Path, data: Path | None) -> Job:
+def _job(table: Table | Figure, row: Row, seed: int, recipe: Recipe, given: Path | None, pretraining: ImageList | None,
+         why_not: str, sources: dict[tuple[str, str], tuple[Any, str]], have: dict[str, Any], runs: Path,
+         data: Path | None) -> Job:
     if given is not None:
         sha256 = files.sha256_file(given)
         identity, source = sha256[:16], _provenance(table, row, given, sha256)

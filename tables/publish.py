@@ -7,7 +7,8 @@ from tables import pictures, show
 from tables.schema import Figure, Table, Tier
 
 
-def publish(what: Table | Figure, tier: Tier, results: Path, *, strict: bool = False, asked: Collection[str] | None = None) -> int:
+def publish(what: Table | Figure, tier: Tier, results: Path, *, strict: bool = False,
+            asked: Collection[str] | None = None) -> int:
     """Prints and writes a table or a figure from the records in ``results``; returns the exit code."""
     if isinstance(what, Figure):
         return pictures.publish(what, tier, results, strict=strict, asked=asked)
