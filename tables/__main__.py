@@ -7,21 +7,19 @@ Examples:
     python -m tables reproduce table1 --plan
     python -m tables reproduce table1 --help          # more on running
     python -m tables reproduce figure3
+    python -m tables page                             # results/index.html and one page per table, from what is there
     python -m tables list
 """
 
 import sys
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 
 import tyro
 
 from protobench import cli
-from tables.schema import Figure, Table, Tier
-
-TABLES = ("table1", "table2", "table3", "table4", "table7")
-FIGURES = ("figure3", "figure4", "figure5", "figure6")
+from tables.catalogue import FIGURES, TABLES, either
+from tables.schema import Tier
 
 
 @dataclass(frozen=True)
@@ -35,14 +33,11 @@ class Diff:
     """exit 1 also for contradicted claims and for cells above the paper"""
 
 
-def load(name: str) -> Table:
-    """A table by name."""
-    return import_module(f"tables.{cli.choose('table', name, TABLES)}").TABLE
+@dataclass(frozen=True)
+class Page:
+    """Writes the pages again: index.html, one per table and figure, and README.md in each tier's folder."""
 
-
-def either(name: str) -> Table | Figure:
-    """A table or a figure by name."""
-    return import_module(f"tables.{name}").FIGURE if name in FIGURES else load(cli.choose("table", name, TABLES + FIGURES))
+    results: Path = Path("results")
 
 
 def main() -> int:
@@ -51,7 +46,7 @@ def main() -> int:
     if command in ("-h", "--help"):
         print(__doc__)
         return cli.SAME
-    match cli.choose("command", command, ("reproduce", "diff", "list")):
+    match cli.choose("command", command, ("reproduce", "diff", "page", "list")):
         case "list":
             for name in TABLES + FIGURES:
                 print(f"{name}: {either(name).title}; {either(name).paper}")
@@ -60,6 +55,12 @@ def main() -> int:
 
             diff = cli.parse(Diff, __doc__ or "", args)
             return publish.publish(either(diff.table), diff.tier, diff.results, strict=diff.strict)
+        case "page":
+            from tables import publish
+
+            written = publish.pages(cli.parse(Page, __doc__ or "", args).results)
+            print("\n".join(map(str, written)) or "no records, so no page", file=sys.stdout if written else sys.stderr)
+            return cli.SAME if written else cli.INCOMPLETE
         case "reproduce":
             from tables import reproduce
 

@@ -125,7 +125,7 @@ def collect(table: Table | Figure, results: Path, tier: Tier, asked: Collection[
     rows the newest per (row, seed, data set), all of one version, data and parameters, and one recipe per row."""
     names = {row.name for row in table.rows}
     found = {key: record for key, record in records.read_all(results / tier / "records").items()
-             if _score_of(record) in table.scores and record["subject"]["row"] in names and record["subject"]["seed"] is not None}
+             if score_of(record) in table.scores and record["subject"]["row"] in names and record["subject"]["seed"] is not None}
     exact = {key: record for key, record in found.items() if key in (asked or ())}
     settled = {record["subject"]["row"] for record in exact.values()}
     others = [record for record in found.values() if record["subject"]["row"] not in settled]
@@ -135,27 +135,28 @@ def collect(table: Table | Figure, results: Path, tier: Tier, asked: Collection[
     stale = 0
     for record in [*exact.values(), *sorted(others, key=lambda record: record["finished"], reverse=True)]:
         unit, subject = record["unit"], record["subject"]
-        kind, settings = _score_of(record), table.row(subject["row"]).settings  # both set by what was asked, else by the newest
+        kind, settings = score_of(record), table.row(subject["row"]).settings  # both set by what was asked, else by the newest
         data, params = files.sha256([unit["version"], unit["data"]]), files.sha256(unit["params"])
         if (protocol.setdefault((kind,), data) != data or protocol.setdefault((kind, settings), params) != params
                 or recipe.setdefault(subject["row"], subject["recipe"]) != subject["recipe"]):
             stale += 1
             continue
-        kept.setdefault((subject["row"], subject["seed"], _score_of(record)), record)
+        kept.setdefault((subject["row"], subject["seed"], score_of(record)), record)
     rows: Found = {}
     for row, seed, score in sorted(kept):
         rows.setdefault(row, []).append(kept[row, seed, score])
     return Collected(rows, stale)
 
 
-def _score_of(record: dict[str, Any]) -> tuple[str, str]:
+def score_of(record: dict[str, Any]) -> tuple[str, str]:
+    """Evaluation and data set."""
     return record["unit"]["evaluation"], record["unit"]["data_name"]
 
 
 def runs_of(found: list[dict[str, Any]], column: Column) -> Runs:
     """A cell's runs out of its row's records."""
     return {(record["subject"]["seed"], run["draw"]): run["value"] for record in found
-            if _score_of(record) == column.score for run in record["runs"] if column.k in (None, run.get("k"))}
+            if score_of(record) == column.score for run in record["runs"] if column.k in (None, run.get("k"))}
 
 
 def per_unit(runs: Runs) -> list[float]:

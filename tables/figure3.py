@@ -18,19 +18,23 @@ def draw(found: Found) -> Drawing:
     """(a) from the last probes of both PCLs, (b) from all probes of MoCo and PCL."""
     picture, ((left, right),) = pictures.axes(2)
     k = courses.numbers(found["pcl"])[1]  # the paper's 50 000 of 25 000, 50 000 and 100 000
-    data = _sizes(left, found, k) + _information(right, found, k)
+    return Drawing(picture, HEADER, _sizes(left, found, k) + _information(right, found, k))
+
+
+def claims(found: Found) -> tuple[tuple[str, str, str], ...]:
+    """Of the text, on the last probes."""
+    k = courses.numbers(found["pcl"])[1]
 
     def end(row: str, quantity: courses.Value) -> dict[int, float]:
         return {seed: list(of.values())[-1] for seed, of in courses.by_seed(found[row], quantity).items()}
 
-    claims = (
+    return (
         courses.claim("estimated concentration yields more balanced clusters (a smaller sd of their sizes)",
                       end("pcl-fixed", courses.of_clusters(k, "sd")), end("pcl", courses.of_clusters(k, "sd"))),
         courses.claim("prototypes tell more of the class than instance features (ProtoNCE, at the end)",
                       end("pcl", courses.of_clusters(k, "mi")), end("pcl", courses.of_features)),
         courses.claim("prototypes of ProtoNCE tell more of the class than those of InfoNCE (at the end)",
                       end("pcl", courses.of_clusters(k, "mi")), end("moco", courses.of_clusters(k, "mi"))))
-    return Drawing(picture, HEADER, data, claims)
 
 
 def _sizes(axis: Any, found: Found, k: str) -> list[list[str]]:
@@ -84,10 +88,13 @@ FIGURE = Figure(
             "estimator (k = 3, unit vectors, at most 100 000 images; the paper's reference [31]), of the assigned prototypes by "
             "the plug-in estimator, since Ross's breaks down where points coincide. The two differ in bias (the plug-in one is "
             "too large where clusters are small): lines of one kind can be compared, a line of features with one of prototypes "
-            "hardly. Lines are means over pretraining seeds, bands reach from the least to the greatest.",
+            "hardly. A prototype is a function of the features, so its true information cannot exceed theirs (data processing "
+            "inequality): where the paper's curve lies above, that is the estimator's doing. Lines are means over pretraining "
+            "seeds, bands reach from the least to the greatest.",
     alternative="Left, a histogram of cluster sizes for a fixed and an estimated concentration; right, four curves of mutual "
                 "information over the epochs, for features and prototypes of MoCo and PCL. The numbers are in the CSV.",
     rows=(MOCO, PCL, PCL_FIXED),
     scores=(("course", "imagenet"),),
     draw=draw,
+    claims=claims,
 )

@@ -12,8 +12,7 @@ from tables.schema import Drawing, Figure
 def draw(found: dict[str, list[dict[str, Any]]]) -> Drawing:
     """The first seed that both have, side by side; the claim over all."""
     picture, ((left, right),) = pictures.axes(2, width=10, height=5)
-    same = {row: {r["subject"]["seed"]: r["runs"][0]["value"] for r in found[row]} for row in ("moco", "pcl")}
-    seed = min(same["moco"].keys() & same["pcl"].keys(), default=None)
+    seed = min(set.intersection(*({record["subject"]["seed"] for record in found[row]} for row in ("moco", "pcl"))), default=None)
     data = []
     for axis, row, title in ((left, "moco", "MoCo"), (right, "pcl", "PCL")):
         record = next((r for r in found[row] if r["subject"]["seed"] == seed), found[row][0])
@@ -28,9 +27,14 @@ def draw(found: dict[str, list[dict[str, Any]]]) -> Drawing:
         value = record["runs"][0]["value"]
         axis.set(title=f"{title}: {value:.1f} % with a nearest neighbour of their class", xticks=[], yticks=[])
         axis.set_aspect("equal", "datalim")
-    claim = courses.claim("PCL forms more separated clusters than MoCo (nearest neighbours in the plane of one class, points "
-                          "of %)", same["pcl"], same["moco"])
-    return Drawing(picture, ("row", "seed", "class", "x", "y"), data, (claim,))
+    return Drawing(picture, ("row", "seed", "class", "x", "y"), data)
+
+
+def claims(found: dict[str, list[dict[str, Any]]]) -> tuple[tuple[str, str, str], ...]:
+    """Of the text, on the share of nearest neighbours in the plane that are of one class."""
+    value = {row: {r["subject"]["seed"]: r["runs"][0]["value"] for r in found[row]} for row in ("moco", "pcl")}
+    return (courses.claim("PCL forms more separated clusters than MoCo (nearest neighbours in the plane that are of one class, "
+                          "points of %)", value["pcl"], value["moco"]),)
 
 
 def colour(label: int) -> tuple[float, float, float, float]:
@@ -54,4 +58,5 @@ FIGURE = Figure(
     rows=(MOCO, PCL),
     scores=(("tsne", "imagenet"),),
     draw=draw,
+    claims=claims,
 )

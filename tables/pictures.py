@@ -8,7 +8,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from protobench import cli, files
+from protobench import cli, colour, files
 from tables import compare, show
 from tables.schema import Drawing, Figure, Tier
 
@@ -71,9 +71,10 @@ def publish(figure: Figure, tier: Tier, results: Path, *, strict: bool = False, 
     files.write_text(where.with_suffix(".svg"), svg)
     files.write_text(where.with_suffix(".csv"), show.csv_text(list(drawing.header), drawing.data))
     print(f"{figure.name}: {figure.title}\n{figure.paper}; {figure.source}\n{show.STAMPS[tier]}\n")
-    if drawing.claims:
-        rows = [(verdict, text, detail) for text, verdict, detail in drawing.claims]
-        print(tabulate(rows, headers=["claim of the paper", "", "95 % interval of paired differences"], tablefmt="simple",
-                       maxcolwidths=[None, 44, 62]) + "\n")
+    claims = figure.claims(collected.rows)
+    if claims:
+        rows = [(verdict, text, detail) for text, verdict, detail in claims]
+        print(colour.painted(tabulate(rows, headers=["claim of the paper", "", "95 % interval of paired differences"],
+                                      tablefmt="simple", maxcolwidths=[None, 44, 62])) + "\n")
     print(f"written: {where}.{{png,svg,csv}}")
-    return cli.DIFFERS if strict and any(verdict in ("reversed", "weaker") for _, verdict, _ in drawing.claims) else cli.SAME
+    return cli.DIFFERS if strict and any(verdict in ("reversed", "weaker") for _, verdict, _ in claims) else cli.SAME

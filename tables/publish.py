@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from pathlib import Path
 
-from tables import pictures, show
+from tables import catalogue, pictures, show
 from tables.schema import Figure, Table, Tier
 
 
@@ -11,5 +11,16 @@ def publish(what: Table | Figure, tier: Tier, results: Path, *, strict: bool = F
             asked: Collection[str] | None = None) -> int:
     """Prints and writes a table or a figure from the records in ``results``; returns the exit code."""
     if isinstance(what, Figure):
-        return pictures.publish(what, tier, results, strict=strict, asked=asked)
-    return show.publish(what, tier, results, strict=strict, asked=asked)
+        code = pictures.publish(what, tier, results, strict=strict, asked=asked)
+    else:
+        code = show.publish(what, tier, results, strict=strict, asked=asked)
+    if pages(results):
+        print(f"page: {results / 'index.html'}")
+    return code
+
+
+def pages(results: Path) -> list[Path]:
+    """Writes all pages from the records and pictures in ``results``; returns their paths."""
+    from tables import page
+
+    return page.build(results, *catalogue.everything())

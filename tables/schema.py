@@ -90,8 +90,6 @@ class Drawing:
     header: tuple[str, ...]
     data: list[list[str]]
     """what the picture shows, for the CSV beside it"""
-    claims: tuple[tuple[str, str, str], ...] = ()
-    """statement of the paper, verdict, and what it rests on"""
 
 
 @dataclass(frozen=True)
@@ -111,6 +109,8 @@ class Figure:
     """the records that it is drawn from: evaluation and data set"""
     draw: Callable[[dict[str, list[dict[str, Any]]]], Drawing]
     """from records by row name"""
+    claims: Callable[[dict[str, list[dict[str, Any]]]], tuple[tuple[str, str, str], ...]] = lambda found: ()
+    """from the same: statement of the paper, verdict, and what it rests on"""
 
     def row(self, name: str) -> Row:
         """A row by its short name."""

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
-from protobench import cli, files
+from protobench import cli, colour, files
 from tables import compare
 from tables.compare import Cell, ClaimResult, Outcome
 from tables.schema import Column, Table, Tier
@@ -43,7 +43,7 @@ def publish(table: Table, tier: Tier, results: Path, *, strict: bool = False, as
     for ending, content in {"csv": grid_csv(outcome), "cells.csv": cells_csv(outcome), "md": markdown(outcome, strict),
                             "tex": latex(outcome), "txt": printed}.items():
         files.write_text(results / tier / f"{table.name}.{ending}", content)
-    print(printed)
+    print(colour.painted(printed))
     if told := against_reference(outcome, results / "reference" / tier / f"{table.name}.cells.csv"):
         print(told)
     if collected.stale:
@@ -82,7 +82,8 @@ def _versus(cell: Cell, decimals: int) -> str:
     return both if cell.delta is None else f"{both} | {cell.delta:+.{decimals}f} {SYMBOLS[cell.verdict]}"
 
 
-def _groups(outcome: Outcome) -> list[tuple[str, list[Column]]]:
+def groups(outcome: Outcome) -> list[tuple[str, list[Column]]]:
+    """The table's parts: heading and columns."""
     titles = dict.fromkeys(column.group for column in outcome.table.columns)
     return [(f"{group}, {outcome.table.unit[group]}", columns)
             for group in titles if (columns := [c for c in outcome.table.columns if c.group == group])]
@@ -93,7 +94,8 @@ def _rows(outcome: Outcome, columns: list[Column]) -> list[list[str]]:
             for row in outcome.table.rows]
 
 
-def _what_spread_means(outcome: Outcome) -> str:
+def what_spread_means(outcome: Outcome) -> str:
+    """What stands behind the ±."""
     counts = sorted({cell.seeds for cell in outcome.cells.values() if cell.runs})
     if all(cell.sd is None for cell in outcome.cells.values()):
         return "one value per row"
@@ -105,7 +107,8 @@ def _what_spread_means(outcome: Outcome) -> str:
     return f"{over_seeds}, in rows with several ({', '.join(map(str, counts[1:]))}); over draws in rows with one"
 
 
-def _claim_line(result: ClaimResult, decimals: int) -> str:
+def claim_line(result: ClaimResult, decimals: int) -> str:
+    """What a claim's verdict rests on."""
     if not result.leads:
         return "not run"
     leads = list(result.leads.items())
@@ -136,14 +139,14 @@ def text(outcome: Outcome, strict: bool = False) -> str:
     """For the terminal: aligned, ours | paper in every cell, then claims and the summary."""
     table = outcome.table
     lines = [f"{table.name}: {table.title}", f"{table.paper}; {table.source}", STAMPS[outcome.tier],
-             f"ours | paper; {_what_spread_means(outcome)}", f"controls (Random, Supervised): {outcome.controls}",
+             f"ours | paper; {what_spread_means(outcome)}", f"controls (Random, Supervised): {outcome.controls}",
              *outcome.remarks, ""]
-    for heading, columns in _groups(outcome):
+    for heading, columns in groups(outcome):
         lines += [tabulate(_rows(outcome, columns), headers=[heading, *(c.heading for c in columns)], tablefmt="simple",
                            disable_numparse=True), ""]
     if outcome.tier == "paper":
         lines += [LEGEND, ""]
-    rows = [[result.verdict, result.claim.text, _claim_line(result, table.decimals)] for result in outcome.claims]
+    rows = [[result.verdict, result.claim.text, claim_line(result, table.decimals)] for result in outcome.claims]
     lines += [tabulate(rows, headers=["claim of the paper", "", "95 % interval of paired differences"], tablefmt="simple",
                        maxcolwidths=[None, 44, 62]), "", summary(outcome, strict)]
     return "\n".join(line.rstrip() for line in "\n".join(lines).split("\n")) + "\n"
@@ -188,15 +191,15 @@ def markdown(outcome: Outcome, strict: bool = False) -> str:
     table = outcome.table
     lines = [f"# {table.name}: {table.title}", "", f"{table.paper}; {table.source}. {table.source_note}", "",
              f"**{STAMPS[outcome.tier]}**", "",
-             f"Each cell: ours \\| paper. {_what_spread_means(outcome)}. Controls: {outcome.controls}.", ""]
+             f"Each cell: ours \\| paper. {what_spread_means(outcome)}. Controls: {outcome.controls}.", ""]
     lines += [f"- {remark}" for remark in outcome.remarks] + [""] * bool(outcome.remarks)
-    for heading, columns in _groups(outcome):
+    for heading, columns in groups(outcome):
         rows = [[word.replace("|", "\\|") for word in row] for row in _rows(outcome, columns)]
         lines += [tabulate(rows, headers=[heading, *(c.heading for c in columns)], tablefmt="pipe", disable_numparse=True), ""]
     if outcome.tier == "paper":
         lines += [LEGEND, ""]
     lines += ["| Claim of the paper | Where | Verdict | 95 % interval of paired differences |", "|---|---|---|---|"]
-    lines += [f"| {r.claim.text} | {r.claim.source} | **{r.verdict}** | {_claim_line(r, table.decimals)} |"
+    lines += [f"| {r.claim.text} | {r.claim.source} | **{r.verdict}** | {claim_line(r, table.decimals)} |"
               for r in outcome.claims]
     lines += ["", summary(outcome, strict), "", "Notes", ""]
     lines += [f"- {note}" for note in table.notes] + [f"- Margins: {table.margin_reason}."]

@@ -137,7 +137,7 @@ def test_without_a_network_the_page_is_named(server, tmp_path, monkeypatch, comm
 
 
 def test_the_catalogue_is_what_the_tables_need():
-    from tables.__main__ import TABLES, load
+    from tables.catalogue import TABLES, load
 
     rows = {f"{name}/{row.name}" for name in TABLES for row in load(name).rows}
     for entry in released.catalogue().values():

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from pretrain import recipes
-from tables.__main__ import TABLES, load
+from tables.catalogue import TABLES, load
 from tables.table1 import PLACES, TABLE, VOC
 
 EXCERPT = (Path(__file__).parent / "data" / "pcl_table1_excerpt.txt").read_text().splitlines()

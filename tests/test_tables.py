@@ -11,7 +11,7 @@ from evaluate import lowshot
 from protobench import records
 from protobench.errors import UserError
 from tables import __main__ as tables_main
-from tables import compare, show
+from tables import catalogue, compare, show
 from tables.table1 import TABLE
 
 
@@ -301,7 +301,7 @@ def test_unknown_words_get_a_suggestion(command):
         assert hint in err
     assert command(tables_main.main, "list")[0] == 0
     with pytest.raises(UserError):
-        tables_main.load("table8")
+        catalogue.load("table8")
 
 
 # Tables of other evaluations ------------------------------------------------------------------------------------------
@@ -321,7 +321,7 @@ def test_records_of_another_version_or_data_are_not_mixed_in_whatever_the_settin
         path.unlink()
     for seed in (1, 2, 3):
         _ami(tmp_path, "paper", "pcl", seed, 0.4, version=2)
-    collected = compare.collect(tables_main.load("table7"), tmp_path, "paper")
+    collected = compare.collect(catalogue.load("table7"), tmp_path, "paper")
     assert collected.rows.keys() in ({"pcl"}, {"random", "supervised", "moco"})
     assert collected.stale in (9, 3)
 
@@ -336,7 +336,7 @@ def test_scores_of_a_control_with_another_feature_call_no_row_untrained(command,
 def test_scores_without_a_seed_are_no_part_of_a_table(tmp_path):
     _fill_ami(tmp_path, "mini")
     _ami(tmp_path, "mini", "moco", None, 0.9)
-    collected = compare.collect(tables_main.load("table7"), tmp_path, "mini")
+    collected = compare.collect(catalogue.load("table7"), tmp_path, "mini")
     assert len(collected.rows["moco"]) == 3
 
 
@@ -358,7 +358,7 @@ def test_rows_that_the_paper_lacks_are_shown_and_not_compared(command, tmp_path)
     assert "0.285 ±0.001 | 0.285 | +0.000 ✓" in out
     assert "smallest lead +0.125 [+0.125, +0.125]" in out
     grid = (tmp_path / "paper" / "table7.csv").read_text().splitlines()
-    paper = tables_main.load("table7").path.read_text().splitlines()
+    paper = catalogue.load("table7").path.read_text().splitlines()
     assert grid == paper, "plain diff finds nothing"
 
 
