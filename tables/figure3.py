@@ -42,7 +42,8 @@ def _sizes(axis: Any, found: Found, k: str) -> list[list[str]]:
     rows = (("pcl-fixed", "fixed"), ("pcl", "estimated"))
     last = {row: {r["subject"]["seed"]: r["probes"][-1]["clusters"][k] for r in found[row]} for row, _ in rows}
     widest = max(int(size) for of in last.values() for sizes in of.values() for size in sizes["histogram"])
-    edges = np.linspace(-0.5, widest + 0.5, min(widest + 2, BINS + 1))
+    width = -(-(widest + 1) // BINS)  # whole numbers, or bins would hold different numbers of sizes
+    edges = np.arange(0, widest + width + 1, width) - 0.5
     data = []
     for i, (row, title) in enumerate(rows):
         counts = np.mean([np.histogram([int(size) for size in sizes["histogram"]], edges,

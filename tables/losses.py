@@ -40,8 +40,8 @@ FIGURE = Figure(
     paper="No figure of the paper",
     source="the suite's own measurements",
     caption="Left: the loss of every epoch, a line per pretraining seed; PCL's jumps where the prototypes enter, after its "
-            "warm-up. Right: agreement of k-means clusters of the momentum embedding with the classes, means over seeds, bands from "
-            "the least to the greatest.",
+            "warm-up. Right: agreement of k-means clusters of the momentum embedding with the classes, means over seeds, bands "
+            "from the least to the greatest.",
     alternative="Left, loss curves of MoCo and two PCLs; right, rising curves of adjusted mutual information. The numbers are in "
                 "the CSV.",
     rows=ROWS,

@@ -52,7 +52,7 @@ def draw(figure: Figure, tier: Tier, found: compare.Found) -> tuple[Drawing, byt
 def missing(figure: Figure, found: compare.Found) -> list[str]:
     """Rows without a record of every kind that the figure needs."""
     return [row.name for row in figure.rows
-            if {(r["unit"]["evaluation"], r["unit"]["data_name"]) for r in found.get(row.name, [])} < set(figure.scores)]
+            if not set(figure.scores) <= {compare.score_of(record) for record in found.get(row.name, [])}]
 
 
 def publish(figure: Figure, tier: Tier, results: Path, *, strict: bool = False, asked: Collection[str] | None = None) -> int:

@@ -1,0 +1,90 @@
+"""Probes measure what they say, change nothing, and are the same after a kill."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pretrain import loop, optim, probe, recipes
+from protobench import checkpoints
+
+MOCO = replace(recipes.MOCO_MINI, train=replace(recipes.MOCO_MINI.train, epochs=3, batch_size=32), queue=64)
+
+
+def _course(out):
+    return json.loads((out / "course.json").read_text())
+
+
+def _timeless(found):
+    return [{name: value for name, value in line.items() if "seconds" not in name} for line in found]
+
+
+def test_a_training_is_probed_nine_times_at_its_ends_and_between():
+    assert [e for e in range(41) if probe.due(e, 40)] == [0, 5, 10, 15, 20, 25, 30, 35, 40]
+    assert [e for e in range(201) if probe.due(e, 200)] == list(range(0, 201, 25))
+    assert [e for e in range(4) if probe.due(e, 3)] == [0, 1, 2, 3]
+    assert [e for e in range(14) if probe.due(e, 13)][-1] == 13
+
+
+def test_cluster_numbers_are_the_paper_s_or_of_their_proportion():
+    assert probe.cluster_numbers(1_281_167) == (25_000, 50_000, 100_000)
+    assert probe.cluster_numbers(4000) == recipes.PCL_MINI.num_prototypes
+    assert probe.cluster_numbers(10) == (1, 1, 1)
+
+
+def test_balance_by_hand():
+    found = probe.balance(np.array([0, 2, 2, 4]))
+    assert (found["mean"], found["sd"], found["max"], found["empty"]) == (2.0, 1.4142, 4, 1)
+    assert found["gini"] == 0.375  # mean absolute difference 1.5 of all 16 pairs, over twice the mean
+    assert found["histogram"] == {"0": 1, "2": 2, "4": 1}
+    assert probe.balance(np.full(7, 3))["gini"] == 0
+
+
+def test_embeddings_that_are_the_classes_agree_wholly():
+    labels = np.arange(400) % 5
+
+    class Method:
+        backbone = nn.Identity()
+
+    found = probe.probe(Method(), lambda module: np.eye(5, dtype=np.float32)[labels] + 0.001 * np.random.default_rng(0).normal(
+        size=(400, 5)).astype(np.float32), labels, 7, device="cpu")
+    assert found["epochs"] == 7
+    assert list(found["clusters"]) == ["5", "10", "20"]
+    assert found["clusters"]["5"]["ami"] == 1
+    assert found["clusters"]["5"]["mi"] == pytest.approx(np.log(5), abs=1e-6)
+    assert found["feature_mi"] == pytest.approx(found["upper_bound"], abs=0.15)
+
+
+def test_probes_do_not_touch_the_training(train_images, tmp_path, monkeypatch):
+    with_probes = loop.pretrain(MOCO, train_images, tmp_path / "with", seed=1)
+    monkeypatch.setattr(probe, "due", lambda done, epochs: False)
+    without = loop.pretrain(MOCO, train_images, tmp_path / "without", seed=1)
+    a, b = (checkpoints.load(path).backbone.state_dict() for path in (with_probes, without))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    course = _course(tmp_path / "with")
+    assert [line["epochs"] for line in course["probes"]] == [0, 1, 2, 3]
+    assert [line["epoch"] for line in course["epochs"]] == [0, 1, 2]
+    assert course["key"] == checkpoints.load(with_probes).key
+    assert _course(tmp_path / "without")["probes"] == []
+
+
+def test_a_killed_run_keeps_its_probes(train_images, tmp_path, monkeypatch):
+    loop.pretrain(MOCO, train_images, tmp_path / "whole", seed=1)
+    real, steps = optim.learning_rate, []
+
+    def stop(*args):
+        steps.append(0)
+        if len(steps) == 9:  # in the second of three epochs
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(optim, "learning_rate", stop)
+    with pytest.raises(KeyboardInterrupt):
+        loop.pretrain(MOCO, train_images, tmp_path / "cut", seed=1)
+    loop.pretrain(MOCO, train_images, tmp_path / "cut", seed=1)
+    whole, cut = (_course(tmp_path / name) for name in ("whole", "cut"))
+    assert _timeless(whole["probes"]) == _timeless(cut["probes"])
+    assert _timeless(whole["epochs"]) == _timeless(cut["epochs"])
