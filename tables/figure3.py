@@ -58,7 +58,7 @@ def _sizes(axis: Any, found: Found, k: str) -> list[list[str]]:
             data += [[row, str(seed), "", k, f"clusters of size {size}", str(count)]
                      for size, count in sorted(sizes["histogram"].items(), key=lambda item: int(item[0]))]
     axis.set(title=f"(a) Cluster sizes, K = {k}", xlabel="images in a cluster", ylabel="clusters (mean over seeds)")
-    axis.margins(y=0.25)
+    axis.set_ylim(0, 1.4 * axis.get_ylim()[1])  # room for the legend
     axis.legend(title="concentration", loc="upper right", fontsize=7.5)
     return data
 

@@ -27,6 +27,7 @@ def draw(found: dict[str, list[dict[str, Any]]]) -> Drawing:
         value = record["runs"][0]["value"]
         axis.set(title=f"{title}: {value:.1f} % with a nearest neighbour of their class", xticks=[], yticks=[])
         axis.set_aspect("equal", "datalim")
+        axis.spines[:].set_visible(True)
     return Drawing(picture, ("row", "seed", "class", "x", "y"), data)
 
 

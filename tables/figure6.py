@@ -25,9 +25,9 @@ def draw(found: dict[str, list[dict[str, Any]]]) -> Drawing:
         shown = [("near", GREEN, image) for image in group["near"]] + [("around", ORANGE, image) for image in group["around"]]
         for axis, (_, colour, image) in zip(line, shown, strict=False):
             axis.imshow(np.asarray(Image.open(io.BytesIO(base64.b64decode(image["jpeg"])))))
-            axis.set_title(image["class"].split(",")[0][:12], fontsize=6, pad=2)
-            for spine in axis.spines.values():
-                spine.set(visible=True, color=colour, linewidth=2.5, linestyle="-" if colour == GREEN else (0, (2, 1)))
+            axis.set_title(image["class"].split(",")[0][:16], fontsize=5.5, pad=2)
+            axis.spines[:].set(visible=True, color=colour, linewidth=2.5, linestyle="-" if colour == GREEN else (0, (1.5, 1.5)),
+                               capstyle="butt")
         for axis in line:
             axis.set(xticks=[], yticks=[])
             axis.grid(visible=False)

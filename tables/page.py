@@ -59,7 +59,7 @@ def markdown(tier: Tier, sections: list[dict[str, Any]]) -> str:
     """The contents of a tier's folder, as GitHub shows them."""
     lines = [f"# Results of the {tier} tier", "", f"**{show.STAMPS[tier]}**", ""]
     for section in sections:
-        link = f"[{section['name']}]({section['name']}.{'svg' if section['picture'] else 'md'})"
+        link = f"[{section['name']}]({section['name']}.{'csv' if section['picture'] else 'md'})"
         lines += [f"## {link}: {section['title']}", "", section["source"], ""]
         if section["picture"]:
             lines += [f"![{section['alternative']}]({section['name']}.png)", "", section["caption"], ""]
