@@ -151,17 +151,19 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
     from protobench.devices import device_of
 
     _check(config)
-    device = ranks.join(device_of(config.device))
+    device = ranks.join(device_of(config.device, several=True))
     started = time.perf_counter()
     encoder = checkpoints.load(config.ckpt, config.reading)
     print(encoder.summary())
     keys = checkpoints.load(config.ckpt, config.reading, prefer="momentum") if config.feature == "embedding" else encoder
-    train, val = data_lists(config.data, skip_bad_images=config.skip_bad_images)
+    with ranks.first_goes_first():
+        train, val = data_lists(config.data, skip_bad_images=config.skip_bad_images)
     if max(config.k) > len(train):
         raise UserError(f"k = {max(config.k)} neighbours asked of {len(train)} images", hint="lower --k")
     how: dict[str, Any] = {"pooling": "embedding" if config.feature == "embedding" else "average", "device": device,
                            "workers": config.workers}
-    query_MD, bank_ND = features.extract(encoder, val, **how), features.extract(keys, train, **how)
+    with ranks.first_goes_first():
+        query_MD, bank_ND = features.extract(encoder, val, **how), features.extract(keys, train, **how)
     runs = score(bank_ND, train.labels, query_MD, val.labels, config.k, config.sharpness, device=device)
     if not ranks.first():
         return None
@@ -170,7 +172,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
         subject=subject or records.subject_of(config.ckpt),
         metric={"name": "top-1", "unit": "%", "higher_is_better": True, "test_images": len(val)}, checkpoint=encoder.account,
         feature={"dim": int(query_MD.shape[1]), "pooling": config.feature, "copy": encoder.account["copy"],
-                 "bank": keys.account["copy"]},
+                 "bank": keys.account["copy"], **({"bank_bf16": keys.account["bf16"]} if "bf16" in keys.account else {})},
         data=records.data_of("imagenet", (train, val), embedded=config.data is None),
         cost={"seconds": round(time.perf_counter() - started, 2)})
 
@@ -197,9 +199,10 @@ def report(record: dict[str, Any]) -> str:
 
 def main() -> int:
     """The command line."""
+    config = cli.parse(Config, __doc__ or "")
+
     from protobench import ranks
 
-    config = cli.parse(Config, __doc__ or "")
     if path := evaluate(config):
         print(report(records.read(path)))
         print(f"record: {path}")

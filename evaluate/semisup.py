@@ -52,8 +52,11 @@ class Config:
     """how much of the labelled training images"""
     subset_list: Path | None = None
     """file with a training image's name in each line, instead of a random draw"""
+    random_subset: bool = False
+    """draw at random even where lists lie beside the data"""
     draws: int | None = None
-    """random subsets, one fine-tuning each; default 1 as in the paper, 3 on embedded data"""
+    """fine-tunings, each from its own initial classifier and, unless a list is given, on its own random subset; default 1 as in
+    the paper, 3 on embedded data"""
     backbone_lr: float | None = None
     """default 0.01; on embedded data, for 1 %, scaled with the batch to 0.00078"""
     head_lr: float | None = None
@@ -84,22 +87,25 @@ class Config:
     @property
     def listing(self) -> Path | None:
         """The subset's list: the one given, or SimCLR's beside the data."""
-        if self.subset_list or self.data is None:
+        if self.subset_list or self.data is None or self.random_subset:
             return self.subset_list
-        found = [place / "imagenet_subsets" / f"{self.percent}percent.txt" for place in (self.data, self.data.parent)]
+        home = self.data.absolute()
+        found = [place / "imagenet_subsets" / f"{self.percent}percent.txt" for place in (home, home / "imagenet", home.parent)]
         return next((path for path in found if path.is_file()), None)
 
     def params(self) -> dict[str, Any]:
         """What determines the score of a checkpoint on given images."""
         embedded, listing = self.data is None, self.listing
-        # a batch of 20 is too small for a rate of 1: scaled linearly, the two control rows' training loss falls lower (0.9 and
-        # 1.8 for 6.3 and 3.1); at 10 %, where the rates are lower, it does not (1.3 and 2.7 for 1.0 and 1.8)
+        # a batch of 20 is too small for a rate of 1: scaled linearly, the training loss of the two control rows fell lower in the
+        # one run of each that was tried (0.9 and 1.8 for 6.3 and 3.1); at 10 %, with lower rates, not (1.3 and 2.7 for 1.0, 1.8)
         scale = 20 / 256 if embedded and self.percent == 1 else 1.0
         head_lr = scale * (1.0 if self.percent == 1 else 0.1)
+        if self.subset_list and self.random_subset:
+            raise UserError("--subset-list and --random-subset exclude one another")
         if listing and not listing.is_file():
             raise UserError("no such list", at=listing, hint="one image name a line, as in SimCLR's imagenet_subsets/")
-        return {"percent": self.percent, "subset": files.sha256_file(listing) if listing else "random",
-                "draws": (3 if embedded and not listing else 1) if self.draws is None else self.draws,
+        return {"percent": self.percent, "subset": files.sha256(sorted(names(listing))) if listing else "random",
+                "draws": (3 if embedded else 1) if self.draws is None else self.draws,
                 "backbone_lr": scale * 0.01 if self.backbone_lr is None else self.backbone_lr,
                 "head_lr": head_lr if self.head_lr is None else self.head_lr,
                 "epochs": self.epochs,
@@ -113,18 +119,24 @@ def drawn(images: int, percent: int, seed: int, draw: int) -> np.ndarray:
     return np.sort(keyed.generator(seed, "subset", percent, draw).permutation(images)[: images * percent // 100])
 
 
-def listed(images: ImageList, listing: Path) -> np.ndarray:
-    """The indices of the images that a file names, by path below train/ or by file name alone. UserError for names that are
-    unknown or given twice."""
+def names(listing: Path) -> list[str]:
+    """The images that a list names: by path below train/, or by file name alone."""
+    return [word.removeprefix("train/") for line in text_of(listing).splitlines() if (word := line.strip())]
+
+
+def listed(images: ImageList, listing: Path, percent: int) -> np.ndarray:
+    """The indices of the images that a file names. UserError for names that are unknown or given twice, and for a list that is
+    nowhere near ``percent`` of the images."""
     left_out = {*images.unreadable, *(path.rpartition("/")[2] for path in images.unreadable)}
-    words = [word for line in text_of(listing).splitlines() if (word := line.strip()) and word not in left_out]
+    given = names(listing)
+    words = [word for word in given if word not in left_out]
     place: dict[str, int] = {}
     for i, path in enumerate(images.paths):
         name = path.rpartition("/")[2]
         place[name] = -1 if name in place else i  # one name in two folders says nothing
     place |= {path: i for i, path in enumerate(images.paths)}
     if not words:
-        raise UserError("this list is empty", at=listing)
+        raise UserError("this list is empty" if not given else "every image of this list was left out as unreadable", at=listing)
     if unknown := [word for word in words if place.get(word, -1) < 0]:
         foreign = sorted({word.split("/")[0].split("_")[0] for word in unknown} - {*images.classes})
         what = f"of unknown classes ({', '.join(foreign[:3])})" if foreign else "unknown or in several classes"
@@ -133,6 +145,9 @@ def listed(images: ImageList, listing: Path) -> np.ndarray:
     rows = np.array([place[word] for word in words])
     if len(np.unique(rows)) < len(rows):
         raise UserError(f"this list names {len(rows) - len(np.unique(rows))} images twice", at=listing)
+    if not 0.5 < 100 * len(given) / (percent * (len(images) + len(images.unreadable))) < 2:
+        raise UserError(f"this list names {len(given)} of {len(images)} images, which is not {percent} %", at=listing,
+                        hint="--dataset imagenet-1pct and imagenet-10pct have lists of their own")
     return np.sort(rows)
 
 
@@ -195,7 +210,7 @@ class FineTuning:
 def train(tuning: FineTuning, images: ImageList, input_: Any, rows: np.ndarray, params: dict[str, Any], draw: int, *,
           first_epoch: int, after_epoch: Callable[[int], None], device: str, workers: int) -> float:
     """Fine-tunes on random crops of the images at ``rows``, from ``first_epoch`` on, and calls ``after_epoch`` with the number
-    of epochs done after each. Returns the last one's mean loss. UserError where a loss is not finite."""
+    of epochs done after each but the last. Returns the last one's mean loss. UserError where a loss is not finite."""
     import torch
 
     from protobench.loading import RandomCrops, batches, normaliser
@@ -215,7 +230,8 @@ def train(tuning: FineTuning, images: ImageList, input_: Any, rows: np.ndarray, 
                 raise UserError(f"fine-tuning diverged in epoch {epoch}: the loss is not finite",
                                 hint="lower --backbone-lr or --head-lr; nothing is recorded")
             losses.clear()
-            after_epoch(epoch + 1)
+            if epoch + 1 < epochs:
+                after_epoch(epoch + 1)
     return mean
 
 
@@ -225,8 +241,11 @@ def accuracies(network: Any, batches: Iterable[Any], labels: np.ndarray) -> tupl
 
     network.eval()
     with torch.inference_mode():
-        best_NR = torch.cat([(logits := network(x)).topk(min(5, logits.shape[1])).indices.cpu() for x in batches]).numpy()
-    hit_NR = best_NR == labels[:, None]
+        logits_NC = torch.cat([network(x).cpu() for x in batches])
+    if not torch.isfinite(logits_NC).all():  # the last step's damage no loss has seen
+        raise UserError("fine-tuning diverged: the network gives NaN or infinite logits",
+                        hint="lower --backbone-lr or --head-lr; nothing is recorded")
+    hit_NR = logits_NC.topk(min(5, logits_NC.shape[1])).indices.numpy() == labels[:, None]
     return round(100 * float(hit_NR[:, 0].mean()), 6), round(100 * float(hit_NR.any(1).mean()), 6)
 
 
@@ -258,28 +277,30 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
     print(encoder.summary())
     lists, listing = data_lists(config.data, config.dataset, config.skip_bad_images), config.listing
     training, val = lists
-    subsets = [listed(training, listing)] if listing else [drawn(len(training), params["percent"], params["seed"], draw)
-                                                           for draw in range(params["draws"])]
+    subsets = [listed(training, listing, params["percent"]) if listing else
+               drawn(len(training), params["percent"], params["seed"], draw) for draw in range(params["draws"])]
     if len(subsets[0]) < params["batch_size"]:
         raise UserError(f"a subset of {len(subsets[0])} images is less than a batch of {params['batch_size']}",
                         hint="lower --batch-size")
-    print(f"subset: {len(subsets[0])} images, {f'listed in {listing}' if listing else f'drawn at random, {len(subsets)} times'}")
+    print(f"subset: {len(subsets[0])} images, {f'listed in {listing}' if listing else 'drawn at random'}; "
+          f"fine-tunings: {len(subsets)}")
     where: dict[str, Any] = {"device": device_of(config.device), "workers": config.workers}
     identity = unit(encoder.key, lists, config)
     key = files.sha256([identity, subject])
     state_path = config.results / f".semisup-{key[:12]}.pt"
     state = _saved(state_path, key)
-    runs, saved_at = state["runs"], time.monotonic()
+    runs, saved_at, before = state["runs"], time.monotonic(), state["seconds"]
     for draw in range(len(runs), len(subsets)):
         tuning = FineTuning(encoder.backbone, len(training.classes), params, draw, where["device"])
         if state["tuning"]:
             tuning.restore(state["tuning"])
 
-        def save(epochs: int, tuning: FineTuning = tuning) -> None:
+        def save(epochs: int, tuning: FineTuning | None = tuning) -> None:
             nonlocal saved_at
-            if epochs < params["epochs"] and time.monotonic() - saved_at > SAVE_SECONDS:
-                files.write_atomic(state_path, partial(torch.save, {"key": key, "runs": runs, "epochs": epochs,
-                                                                    "tuning": tuning.state()}))
+            if time.monotonic() - saved_at > SAVE_SECONDS:
+                now = {"key": key, "runs": runs, "epochs": epochs, "tuning": tuning and tuning.state(),
+                       "seconds": before + time.perf_counter() - started}
+                files.write_atomic(state_path, partial(torch.save, now))
                 saved_at = time.monotonic()
 
         loss = train(tuning, training, encoder.input, subsets[draw], params, draw, first_epoch=state["epochs"],
@@ -290,12 +311,13 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
                      "classes": len(np.unique(training.labels[subsets[draw]])),
                      "subset": files.sha256(subsets[draw].tolist())[:16]})
         state = {"epochs": 0, "tuning": None}
+        save(0, None)
     path = records.write(
         config.results, identity, runs, subject=subject or records.subject_of(config.ckpt),
         metric={"name": "top-5", "unit": "%", "higher_is_better": True, "test_images": len(val)}, checkpoint=encoder.account,
         data=records.data_of(config.dataset, lists, embedded=config.data is None,
                           train_images=len(subsets[0]), subset=listing.name if listing else "random"),
-        cost={"seconds": round(time.perf_counter() - started, 2)})
+        cost={"seconds": round(before + time.perf_counter() - started, 2)})
     state_path.unlink(missing_ok=True)
     return path
 
@@ -304,7 +326,9 @@ def _saved(path: Path, key: str) -> dict[str, Any]:
     """What a stopped run left: the draws that are done, and epochs, network and optimiser of the one under way."""
     import torch
 
-    nothing: dict[str, Any] = {"runs": [], "epochs": 0, "tuning": None}
+    nothing: dict[str, Any] = {"runs": [], "epochs": 0, "tuning": None, "seconds": 0.0}
+    for stale in path.parent.glob(f".{path.name}.*.tmp"):  # of a run killed while it saved
+        stale.unlink(missing_ok=True)
     if not path.exists():
         return nothing
     try:
@@ -315,8 +339,6 @@ def _saved(path: Path, key: str) -> dict[str, Any]:
 
 
 def _check(config: Config, params: dict[str, Any]) -> None:
-    if config.listing and params["draws"] != 1:
-        raise UserError("a list is one subset; --draws is for random ones", hint="leave out --draws or the list")
     if params["draws"] < 1 or params["epochs"] < 1 or params["batch_size"] < 2:
         raise UserError("--draws and --epochs are at least 1, --batch-size at least 2")
     if not all(0 < rate < float("inf") for rate in (params["backbone_lr"], params["head_lr"])):
@@ -331,7 +353,7 @@ def report(record: dict[str, Any]) -> str:
     """The record as a few lines for the terminal."""
     runs, params, data = record["runs"], record["unit"]["params"], record["data"]
     lines = [f"fine-tuned on {params['percent']} % of the labels: {data['train_images']} images "
-             f"({'drawn at random' if data['subset'] == 'random' else data['subset']}), {params['epochs']} epochs; "
+             f"({'drawn at random' if params['subset'] == 'random' else data['subset']}), {params['epochs']} epochs; "
              f"{record['metric']['test_images']} test images, accuracy in %"]
     if data["embedded"]:
         lines.append("EMBEDDED DATA: these numbers are not comparable with any paper's (give --data for the real ones)")

@@ -1,6 +1,7 @@
 """Verifies data sets: layout, classes and their order, counts, every image decoded, files that stand in two splits."""
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,10 @@ class Known:
     """SHA-256 of the classes in order, one a line, where they have one name everywhere"""
 
 
+PLACES = {"imagenet": ("imagenet",), "voc07": ("VOCdevkit", "VOC2007", "ImageSets"),
+          "places205": ("places205", "trainvalsplit_places205")}
+"""The folders below a root that a data set is known by."""
+
 DATASETS = {
     "imagenet": Known(imagenet.read_both, (1_281_167, 50_000), 1000,
                       "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd"),
@@ -40,17 +45,32 @@ def check(data: Path | None, chosen: tuple[str, ...], workers: int) -> int:
     root = data or mini.ensure()
     if not root.is_dir():
         raise UserError("no such folder", at=root)
+    there = [name for name in chosen or DATASETS if chosen or _is_here(name, root)]
+    if not there:
+        raise UserError("none of the data sets is here", at=root, hint="looked for " + ", ".join(
+            f"{name} as {' or '.join(places)}" for name, places in PLACES.items()))
     code = cli.SAME
-    for name in chosen or DATASETS:
-        try:
-            lists = DATASETS[name].read_both(root)
-        except UserError as mistake:
-            absent = not chosen and mistake.what.startswith(("no ", "VOC2007 has no"))
-            print(f"{name}: {'not here' if absent else mistake}")
-            code = code if absent else cli.TROUBLE
+    for name in DATASETS:
+        if name not in there:
+            if not chosen:
+                print(f"{name}: not here")
             continue
-        code = max(code, _report(name, lists, published=data is not None, workers=workers))
+        try:
+            code = max(code, _report(name, DATASETS[name].read_both(root), published=data is not None, workers=workers))
+        except UserError as mistake:
+            print(f"{name}: {mistake}")
+            code = cli.TROUBLE
     return code
+
+
+def _is_here(name: str, root: Path) -> bool:
+    """Whether a data set's folder is there, whole or not. train/ right in the root is ImageNet's if its classes are wnids."""
+    if any((root / place).is_dir() for place in PLACES[name]):
+        return True
+    if name == "voc07" or not (root / "train").is_dir() or any((root / place).is_dir() for of in PLACES.values() for place in of):
+        return False
+    wnids = any(re.fullmatch(r"n\d{8}", entry.name) for entry in (root / "train").iterdir())
+    return wnids == (name == "imagenet")
 
 
 def _report(name: str, lists: tuple[ImageList, ImageList], *, published: bool, workers: int) -> int:

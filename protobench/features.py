@@ -53,12 +53,13 @@ def extract(encoder: Encoder, images: ImageList, *, pooling: Pooling = "average"
         if "bf16" not in encoder.account:
             encoder.account["bf16"] = agreement(encoder, images, input_, pooling, device)
     path = (cache or files.cache_dir() / "features") / f"{files.sha256(identity)}.npy"
+    if (found := _cached(path, images)) is not None:
+        return found
     with files.writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".lock").touch()
     with FileLock(path.with_suffix(".lock")):  # two evaluations at once: the second waits for the first one's features
-        with contextlib.suppress(OSError, ValueError, EOFError):  # absent, or cut short by a full disk: extracted anew
-            found = np.load(path, mmap_mode="r")
-            print(f"features of {images.name}: {found.shape[0]} x {found.shape[1]}, taken from the cache")
+        if (found := _cached(path, images)) is not None:
             return found
         started = time.perf_counter()
         _write(path, images, input_, forward(encoder, input_, pooling, device), device, workers, batch_size)
@@ -67,37 +68,62 @@ def extract(encoder: Encoder, images: ImageList, *, pooling: Pooling = "average"
             _check(features, images)
         except UserError:
             path.with_suffix(".partial").unlink()
+            path.with_suffix(".rows").unlink(missing_ok=True)
             raise
-        os.replace(path.with_suffix(".partial"), path)
+        with files.writing(path):
+            os.replace(path.with_suffix(".partial"), path)
+        path.with_suffix(".rows").unlink(missing_ok=True)
     print(f"features of {images.name}: {features.shape[0]} x {features.shape[1]}, {time.perf_counter() - started:.1f} s")
     return features
+
+
+def _cached(path: Path, images: ImageList) -> np.ndarray | None:
+    """What is in the cache; None where there is nothing, or a file cut short."""
+    with contextlib.suppress(OSError, ValueError, EOFError):
+        found = np.load(path, mmap_mode="r")
+        print(f"features of {images.name}: {found.shape[0]} x {found.shape[1]}, taken from the cache")
+        return found
+    return None
 
 
 def _write(path: Path, images: ImageList, input_: EvalInput, compute: Callable[[torch.Tensor], torch.Tensor], device: str,
            workers: int, batch_size: int) -> None:
     """Fills ``path``'s .partial, an .npy file; goes on behind the rows that its .rows counts as on the disk."""
     partial, counter = path.with_suffix(".partial"), path.with_suffix(".rows")
-    done = int(counter.read_text()) if counter.exists() and partial.exists() else 0
+    done = _rows_kept(partial, counter)
+    if done >= len(images):
+        return
     loader = batches(CentreCrops(images, input_), workers=workers, device=device,
                      batch_sampler=[range(i, min(i + batch_size, len(images))) for i in range(done, len(images), batch_size)])
     steps = math.ceil((len(images) - done) / batch_size)
     synced = time.monotonic()
-    with files.writing(path), open(partial, "r+b" if done else "wb") as file:
+    with files.writing(path):
+        file = open(partial, "r+b" if done else "wb")  # noqa: SIM115 (closed below; only what writes may say "cannot write")
+    with file:
         for step, pixels in enumerate(progress(loader, desc=f"features {images.name}", unit=" batches", total=steps)):
             rows = compute(pixels).float().cpu().numpy()
-            if step == 0:
-                header = _header(len(images), rows.shape[1])
-                _need(path.parent, len(header) + rows.shape[1] * 4 * (len(images) - done))
-                file.write(header)
-                file.seek(len(header) + done * rows.shape[1] * 4)
-                file.truncate()
-            file.write(rows.tobytes())
-            if time.monotonic() - synced > SYNC_SECONDS:
-                files.sync(file)
-                files.write_text(counter, str(done + (step + 1) * batch_size))
-                synced = time.monotonic()
-        files.sync(file)
-    counter.unlink(missing_ok=True)
+            last = step == steps - 1
+            with files.writing(path):
+                if step == 0:
+                    header = _header(len(images), rows.shape[1])
+                    _need(path.parent, len(header) + rows.shape[1] * 4 * (len(images) - done))
+                    file.write(header)
+                    file.seek(len(header) + done * rows.shape[1] * 4)
+                    file.truncate()
+                file.write(rows.tobytes())
+                if last or time.monotonic() - synced > SYNC_SECONDS:
+                    files.sync(file)
+                    synced = time.monotonic()
+                    files.write_text(counter, f"{min(done + (step + 1) * batch_size, len(images))} {file.tell()}")
+
+
+def _rows_kept(partial: Path, counter: Path) -> int:
+    """How many rows an earlier, stopped extraction left on the disk; 0 where the file is not what its counter says."""
+    try:
+        rows, size = map(int, counter.read_text().split())
+        return rows if partial.stat().st_size >= size else 0
+    except (OSError, ValueError):
+        return 0
 
 
 def _header(rows: int, columns: int) -> bytes:
@@ -136,8 +162,8 @@ def forward(encoder: Encoder, input_: EvalInput, pooling: Pooling, device: str) 
 
 
 def agreement(encoder: Encoder, images: ImageList, input_: EvalInput, pooling: Pooling, device: str) -> dict[str, Any]:
-    """How far bf16 features differ from fp32 ones: least and mean cosine over the first images of a list."""
-    sample = images.subset(np.arange(min(len(images), 64)))
+    """How far bf16 features differ from fp32 ones: least and mean cosine over up to 64 images spread over a list."""
+    sample = images.subset(np.unique(np.linspace(0, len(images) - 1, 64).astype(int)))
     (pixels,) = batches(CentreCrops(sample, input_), workers=0, device=device, batch_size=len(sample))
     fast, exact = (forward(replace(encoder, precision=precision), input_, pooling, device)(pixels)
                    for precision in ("bf16", "fp32"))

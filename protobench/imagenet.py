@@ -1,5 +1,6 @@
 """ImageNet (ILSVRC 2012) as folders, one per class: where it lies, and what is wrong where it does not."""
 
+import re
 from pathlib import Path
 
 from protobench.errors import UserError
@@ -17,13 +18,19 @@ def folder(data: Path) -> Path:
     if archives := [name for place in tried for name in ARCHIVES if (place / name).is_file()]:
         raise UserError(f"ImageNet lies here as archives ({', '.join(archives)}), not unpacked", at=data,
                         hint="torchvision.datasets.ImageNet(folder, 'train') and (…, 'val') unpack them into train/ and val/")
-    raise UserError("no ImageNet here" if data.is_dir() else "no such folder", at=data,
-                    hint="looked for train/<class>/ in " + ", ".join(map(str, tried)))
+    looked = " and ".join(str(place / "train") for place in tried)
+    raise UserError(f"no ImageNet here: looked for {looked}" if data.is_dir() else "no such folder", at=data,
+                    hint="one folder per class is expected in train/ and in val/")
 
 
 def read(data: Path, split: str) -> ImageList:
-    """The images of train or val, classes in sorted order (that of the wnids). UserError for a flat or missing folder."""
-    return image_folder(folder(data) / split, f"imagenet-{split}")
+    """The images of train or val, classes in sorted order (that of the wnids). UserError for a flat or missing folder, and for
+    Places205's."""
+    images = image_folder(folder(data) / split, f"imagenet-{split}")
+    if len(images.classes) in (205, 365) and not any(re.fullmatch(r"n\d{8}", title) for title in images.classes):
+        raise UserError(f"{len(images.classes)} classes, none of them a wnid: this is Places, not ImageNet", at=images.root,
+                        hint="give ImageNet's folder as --data")
+    return images
 
 
 def read_both(data: Path) -> tuple[ImageList, ImageList]:

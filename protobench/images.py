@@ -1,7 +1,6 @@
 """A list of labelled images on disk: what every data set is turned into, and how one image is read."""
 
 import os
-import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -65,15 +64,15 @@ class ImageList:
         """The image as RGB, fully decoded. UserError naming the file where it cannot be."""
         path = self.root / self.paths[index]
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(path) as image:
-                    if image.mode[0] in "IF":
-                        raise ValueError(f"mode {image.mode} has more than 8 bits a channel, which RGB would clip")
-                    return image.convert("RGB")
+            with Image.open(path) as image:
+                if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+                    raise ValueError(f"{image.width} x {image.height} pixels are more than any photograph has")
+                if image.mode[0] in "IF":
+                    raise ValueError(f"mode {image.mode} has more than 8 bits a channel, which RGB would clip")
+                return image.convert("RGB")
         except FileNotFoundError as failure:
             raise UserError(f"{self.name}: image not found", at=path, hint="unpack the data set again") from failure
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as failure:
+        except Exception as failure:  # decoders raise whatever they like
             raise UserError(f"{self.name}: cannot decode image {index}: {failure}", at=path,
                             hint="replace the file; a half-read image is never evaluated") from failure
 
@@ -94,13 +93,24 @@ def pair(train: ImageList, test: ImageList) -> tuple[ImageList, ImageList]:
 def text_of(path: Path) -> str:
     """A list file's text; UserError where it is not UTF-8."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # some editors put a mark in front
     except UnicodeDecodeError as failure:
         raise UserError(f"this list is not UTF-8 text: {failure}", at=path, hint="take the released list") from failure
+    except OSError as failure:
+        raise UserError(f"cannot read this list: {failure.strerror}", at=path) from failure
 
 
 def image_folder(root: Path, name: str) -> ImageList:
-    """``root/<class>/*.jpg`` as ImageNet's train and val are kept; classes in sorted order."""
+    """``root/<class>/*.jpg`` as ImageNet's train and val are kept; classes in sorted order. UserError for a folder that is
+    missing, cannot be read, is flat, or holds an empty class or a name that is not UTF-8."""
+    try:
+        return _image_folder(root, name)
+    except OSError as failure:
+        raise UserError(f"{name}: cannot read this folder: {failure.strerror}", at=failure.filename or root,
+                        hint="check its permissions, and the disk") from failure
+
+
+def _image_folder(root: Path, name: str) -> ImageList:
     if not root.is_dir():
         raise UserError(f"{name}: no such folder", at=root, hint="expected one folder per class below it")
     with os.scandir(root) as entries:
@@ -115,6 +125,8 @@ def image_folder(root: Path, name: str) -> ImageList:
         if not found:
             raise UserError(f"{name}: class {title!r} has no image", at=root / title,
                             hint="remove the empty folder or unpack the class again")
+        if odd := next((path for path in found if path != path.encode(errors="ignore").decode()), None):
+            raise UserError(f"{name}: a file's name is not UTF-8 text: {odd!r}", at=root / title, hint="rename it")
         paths += found
         labels += [label] * len(found)
     return ImageList(name, root, tuple(paths), np.array(labels), tuple(classes))

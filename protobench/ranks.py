@@ -1,11 +1,16 @@
 """The processes of one torchrun, each with a rank; without torchrun there is one, of rank 0, and nothing here does anything."""
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from protobench.errors import UserError
 
 
 def join(device: str) -> str:
@@ -13,13 +18,34 @@ def join(device: str) -> str:
 
     All but the first print nothing from then on.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    if world() > 1 and not dist.is_initialized():
+        if device == "cuda":
+            local = int(os.environ.get("LOCAL_RANK", "0"))
+            if local >= torch.cuda.device_count():
+                raise UserError(f"process {local + 1} of this machine, which has {torch.cuda.device_count()} GPUs",
+                                hint="lower torchrun's --nproc_per_node")
+            torch.cuda.set_device(local)
+        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=timedelta(days=1))
         if not first():
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
     if dist.is_initialized() and device == "cuda":
         return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     return device
+
+
+def world() -> int:
+    """How many processes torchrun started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextlib.contextmanager
+def first_goes_first() -> Iterator[None]:
+    """The others wait until the first process is through: it fills the caches that they read."""
+    if not first():
+        dist.barrier()
+    yield
+    if dist.is_initialized() and first():
+        dist.barrier()
 
 
 def leave() -> None:

@@ -13,13 +13,18 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
+import PIL
+from filelock import FileLock
 
 from protobench import files
 from protobench.errors import UserError
-from protobench.images import ImageList, pair
+from protobench.images import ImageList
 from protobench.progress import progress
 
 Lists = TypeVar("Lists", bound=tuple[ImageList, ...])
+
+VERSION = 1
+"""Raise when what counts as readable changes."""
 
 CHUNK = 256
 """Images that are read, and noted as done, together."""
@@ -36,31 +41,32 @@ class Found:
 
 
 def check(images: ImageList, workers: int) -> Found:
-    """Decodes and hashes every image on ``workers`` threads. What an earlier or stopped run found is taken from the cache for
-    files whose size and time are as they were."""
-    path = files.cache_dir() / "readable" / f"{files.sha256([images.name, str(images.root.absolute()), images.paths])[:32]}.jsonl"
+    """Decodes and hashes every image on ``workers`` threads. What an earlier or stopped run found good is taken from the cache
+    for files whose size and time are as they were; what it found bad is read again, as a disk may recover."""
+    identity = [VERSION, PIL.__version__, CHUNK, images.name, str(images.root.absolute()), images.paths]
+    path = files.cache_dir() / "readable" / f"{files.sha256(identity)[:32]}.jsonl"
     chunks = [range(i, min(i + CHUNK, len(images))) for i in range(0, len(images), CHUNK)]
-    known = _known(path)
     bad: dict[int, str] = {}
     digests = np.zeros(len(images), dtype=np.uint64)
     with files.writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "a", encoding="utf-8") as file, ThreadPoolExecutor(max(workers, 1)) as pool:
-            work = _as_they_come(pool, images, chunks, known, max(workers, 1))
-            for line in progress(work, desc=f"decoding {images.name}", unit=f" x {CHUNK} images", total=len(chunks)):
-                start, values = line["start"], line["digests"]
-                digests[start : start + len(values) // 16] = [int(values[i : i + 16], 16) for i in range(0, len(values), 16)]
-                bad |= {int(i): why for i, why in line["bad"].items()}
-                if line is not known.get(start):
+    with FileLock(path.with_suffix(".lock")), ThreadPoolExecutor(max(workers, 1)) as pool:  # a second process waits
+        known = _known(path)
+        work = _as_they_come(pool, images, chunks, known, max(workers, 1))
+        for line in progress(work, desc=f"decoding {images.name}", unit=f" x {CHUNK} images", total=len(chunks)):
+            start, values = line["start"], line["digests"]
+            digests[start : start + len(values) // 16] = [int(values[i : i + 16], 16) for i in range(0, len(values), 16)]
+            bad |= {int(i): why for i, why in line["bad"].items()}
+            if line is not known.get(start):
+                with files.writing(path), open(path, "a", encoding="utf-8") as file:
                     file.write("\n" + json.dumps(line))  # in front: a kill may have cut the line before
-                    file.flush()
     return Found(dict(sorted(bad.items())), digests)
 
 
 def leave_out(lists: Lists, limit: int) -> Lists:
     """The lists without their unreadable images, which must not exceed ``limit`` in all; 0 reads nothing and changes nothing.
 
-    Raises UserError for more of them, the first ten named, and where a class loses its last test image.
+    Raises UserError for more of them, the first ten named, and where a class loses its last image.
     """
     if limit < 0:
         raise UserError(f"--skip-bad-images {limit}: at least 0")
@@ -69,23 +75,29 @@ def leave_out(lists: Lists, limit: int) -> Lists:
     found = [check(images, os.cpu_count() or 1).bad for images in lists]
     bad = [f"{images.root / images.paths[i]}: {why}" for images, of in zip(lists, found, strict=True) for i, why in of.items()]
     if len(bad) > limit:
-        raise UserError(f"{len(bad)} images cannot be decoded, more than --skip-bad-images {limit}:\n  " + "\n  ".join(bad[:10]),
-                        hint="python -m protobench check-data names them all")
+        raise UserError(f"{len(bad)} images cannot be decoded, more than --skip-bad-images {limit}: " + "; ".join(bad[:3]),
+                        at=lists[0].root, hint="python -m protobench check-data names them all")
     for line in bad:
         print(f"left out: {line}")
     kept = tuple(replace(images.subset(np.setdiff1d(np.arange(len(images)), list(of))),
                          unreadable=tuple(images.paths[i] for i in of)) if of else images
                  for images, of in zip(lists, found, strict=True))
-    return cast(Lists, pair(*kept) if len(kept) == 2 else kept)
+    for images in kept:
+        for of_class, title in enumerate(images.classes):
+            if not ((images.labels == 1)[:, of_class] if images.labels.ndim == 2 else images.labels == of_class).any():
+                raise UserError(f"{images.name} has no image of {title} once the unreadable ones are left out", at=images.root,
+                                hint="replace the damaged files; a class without images is no longer this data set")
+    return cast(Lists, kept)
 
 
 def _known(path: Path) -> dict[int, dict[str, Any]]:
-    """Chunks done before, by their first index; a line cut short by a kill is none."""
+    """Chunks found good before, by their first index; a line cut short by a kill is none."""
     known = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             chunk = json.loads(line)
-            known[chunk["start"]] = chunk
+            if not chunk["bad"]:
+                known[chunk["start"]] = chunk
         except (ValueError, KeyError, TypeError):
             continue
     return known

@@ -174,7 +174,7 @@ def _provenance(rows: tuple[Row, ...], found: Found) -> list[list[str]]:
         data = {f"{record['unit']['data_name']} {' '.join(print_[:12] for print_ in record['unit']['data'])}" for record in of}
         trained = sum(float((record["checkpoint"].get("trained") or {}).get("seconds") or 0) for record in
                       {record["subject"]["seed"]: record for record in of}.values())
-        scored = sum(float(record["cost"]["seconds"]) for record in of if record["unit"]["evaluation"] != "course")
+        scored = sum(float(record.get("cost", {}).get("seconds", 0)) for record in of if record["unit"]["evaluation"] != "course")
         lines.append([row.title, f"{of[0]['subject']['source']}, recipe {of[0]['subject']['recipe'][:12]}",
                       ", ".join(map(str, sorted({record["subject"]["seed"] for record in of}))), ", ".join(sorted(code)),
                       "; ".join(sorted(environments)), "; ".join(sorted(data)),

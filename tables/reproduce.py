@@ -76,6 +76,10 @@ def reproduce(config: Reproduce, table: Table | Figure) -> int:
     if config.tier != "paper" and config.data is not None:
         raise UserError(f"--data belongs to the paper tier, the {config.tier} tier makes its own", hint="add --tier paper")
     seeds = config.seeds if config.seeds is not None else 3 if config.tier == "mini" else 1
+    if config.skip_bad_images and config.tier != "paper":
+        raise UserError("--skip-bad-images belongs to the paper tier: embedded data is verified whenever it is used")
+    if config.skip_bad_images < 0:
+        raise UserError("--skip-bad-images is at least 0")
     if seeds < 1 or (config.jobs is not None and config.jobs < 1):
         raise UserError("--seeds and --jobs are at least 1")
     jobs = plan.make_plan(table, config.tier, data=config.data, given=given, rows=config.rows, seeds=seeds,

@@ -19,3 +19,8 @@ SIMCLR = Row("simclr", "SimCLR", recipes.SIMCLR_MINI, recipes.SIMCLR, mini_secon
              gpu_hours_source="estimate: as MoCo")
 PCL_V2 = Row("pcl-v2", "PCL v2", recipes.PCL_V2_MINI, recipes.PCL_V2, mini_seconds=87, gpu_hours=672,
              gpu_hours_source="as PCL")
+
+DATA = {"imagenet": {"classes": 1000, "test images": 50_000, "training images": 1_281_167},
+        "voc07": {"classes": 20, "test images": 4952, "training images": 5011},
+        "places205": {"classes": 205, "test images": 20_500, "training images": 2_448_873}}
+"""What the data sets of the papers hold."""

@@ -137,7 +137,7 @@ class Table:
     """group of columns -> metric and unit, for headings"""
     margin_reason: str
     expected_data: dict[str, dict[str, int]]
-    """dataset -> its classes and test images in the paper; other data is off protocol"""
+    """dataset -> its classes, test and training images in the paper; other data is off protocol"""
     decimals: int = 1
     """that the paper prints"""
     notes: tuple[str, ...] = ()

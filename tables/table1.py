@@ -1,6 +1,6 @@
 """PCL, Table 1: low-shot linear SVMs on VOC07 and Places205."""
 
-from tables.rows import MOCO, PCL, PCL_V2, RANDOM, SIMCLR, SUPERVISED
+from tables.rows import DATA, MOCO, PCL, PCL_V2, RANDOM, SIMCLR, SUPERVISED
 from tables.schema import Claim, Column, Row, Table
 
 SHOTS = (1, 2, 4, 8, 16)
@@ -42,7 +42,7 @@ TABLE = Table(
         Claim("all methods < Supervised, both data sets", ("supervised",), LEARNED, VOC + PLACES, source="Table 1"),
     ),
     paper_runs=5,
-    expected_data={"voc07": {"classes": 20, "test images": 4952}, "places205": {"classes": 205, "test images": 20_500}},
+    expected_data={name: DATA[name] for name in ("voc07", "places205")},
     unit={"VOC07": "mAP (%)", "Places205": "accuracy (%)"},
     margin_reason="fixed before any run. The paper prints no spread and none is published for these cells; each margin is "
                   "below a third of PCL's lead over MoCo in its column where that lead exceeds 2 points, else at most the lead. "

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from tables.rows import MOCO, PCL, RANDOM, SUPERVISED
+from tables.rows import DATA, MOCO, PCL, RANDOM, SUPERVISED
 from tables.schema import Claim, Column, Row, Table
 
 POOLED = (("feature", "pooled"),)
@@ -25,7 +25,7 @@ TABLE = Table(
     columns=(ACCURACY,),
     claims=(Claim("PCL > MoCo", ("pcl",), ("moco",), (ACCURACY,), source='section 4.2: "significantly outperforms previous"'),),
     paper_runs=1,
-    expected_data={"imagenet": {"classes": 1000, "test images": 50_000}},
+    expected_data={"imagenet": DATA["imagenet"]},
     unit={"ImageNet": "top-1 (%)"},
     margin_reason="fixed before any run: below a third of PCL's lead over MoCo (7.4). It has to cover that the paper states "
                   "neither the feature nor the temperature",

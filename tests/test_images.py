@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -147,6 +149,25 @@ def test_places_may_be_folders_but_not_imagenet_s(tmp_path):
             (tmp_path / "places205" / split / scene).rename(tmp_path / "places205" / split / wnid)
     with pytest.raises(UserError, match="ImageNet's, not Places205's"):
         places.read_both(tmp_path)
+
+
+def test_names_that_are_not_utf_8_are_refused(tmp_path):
+    (tmp_path / "a").mkdir()
+    try:
+        (tmp_path / os.fsdecode(b"a/caf\xe9.jpg")).touch()
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    with pytest.raises(UserError, match="not UTF-8 text"):
+        images.image_folder(tmp_path, "x")
+
+
+def test_whatever_a_decoder_raises_names_the_file(tmp_path, monkeypatch):
+    Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
+    listing = ImageList("x", tmp_path, ("x.png",), np.array([0]), ("a",))
+    monkeypatch.setattr(images.Image, "open", lambda _: (_ for _ in ()).throw(RuntimeError("Failed to decode")))
+    with pytest.raises(UserError, match="Failed to decode") as error:
+        listing.read(0)
+    assert error.value.at == tmp_path / "x.png"
 
 
 @pytest.mark.parametrize("labels", [[0, 2], [-1, 0], [0], [[1, 1], [0, 2]], [[1], [0]]])

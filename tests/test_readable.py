@@ -1,10 +1,11 @@
 """Every unreadable image is found, once, whatever was found before; and it is left out only where that is asked for."""
 
-import json
+import os
 import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from evaluate import fullsvm
 from protobench import __main__ as main
@@ -76,9 +77,36 @@ def test_a_stopped_check_goes_on_and_changed_files_are_read_again(root, monkeypa
     seen.clear()
     np.testing.assert_array_equal(readable.check(train, workers).digests, whole.digests)
     assert not seen
+    good = (train.root / train.paths[40]).read_bytes()
     _truncate(train.root / train.paths[40])
     assert list(readable.check(train, workers).bad) == [40]
     assert sorted(seen) == [*range(32, 48)]
+    seen.clear()
+    (train.root / train.paths[40]).write_bytes(good)
+    os.utime(train.root / train.paths[40], (0, 0))  # the size is as it was at first, the time is not
+    assert not readable.check(train, workers).bad
+    assert sorted(seen) == [*range(32, 48)]
+
+
+def test_what_was_bad_is_read_again_as_a_disk_may_recover(root, monkeypatch):
+    train = imagenet.read(root, "train")
+    real = images.ImageList.read
+
+    def fails(self, index):
+        if index == 5:
+            raise UserError("Input/output error")
+        return real(self, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(images.ImageList, "read", fails)
+        assert list(readable.check(train, 2).bad) == [5]
+    assert not readable.check(train, 2).bad
+
+
+def test_too_large_images_are_found_by_every_thread(root, monkeypatch):
+    monkeypatch.setattr(images.Image, "MAX_IMAGE_PIXELS", 100)
+    train = imagenet.read(root, "train")
+    assert len(readable.check(train, 8).bad) == 200
 
 
 def test_nothing_is_left_out_unless_asked_and_never_more_than_asked(root):
@@ -99,8 +127,12 @@ def test_nothing_is_left_out_unless_asked_and_never_more_than_asked(root):
         readable.leave_out(lists, -1)
     for path in val.paths[:2]:
         _truncate(val.root / path)
-    with pytest.raises(UserError, match="has no image of"):
+    with pytest.raises(UserError, match=r"imagenet-val has no image of .* once the unreadable ones are left out"):
         readable.leave_out((lists[0], lists[1]), 9)
+    for path in lists[0].paths[:10]:
+        _truncate(lists[0].root / path)
+    with pytest.raises(UserError, match="imagenet-train has no image of c00-zero"):
+        readable.leave_out((lists[0],), 20)
 
 
 def test_an_evaluation_fails_by_default_and_records_what_it_left_out(command, encoder_file, root, tmp_path):
@@ -152,7 +184,7 @@ def test_bad_files_duplicates_and_absent_data_are_told(command, root, monkeypatc
     shutil.copy(train.root / train.paths[9], val.root / val.paths[0])
     shutil.copy(train.root / train.paths[9], train.root / train.paths[10])
     shutil.rmtree(root / "places205")
-    (_voc(root) / "ImageSets" / "Main" / "test.txt").unlink()
+    shutil.rmtree(root / "VOCdevkit")
     code, out, _ = command(main.main, "check-data", root)
     assert code == 2
     assert "2 unreadable" in out
@@ -170,8 +202,34 @@ def test_bad_files_duplicates_and_absent_data_are_told(command, root, monkeypatc
     assert "no such folder" in err
 
 
-def test_the_order_of_imagenet_s_classes_is_that_of_the_sorted_wnids():
-    """The hash of the list that timm 1.0 and others ship (first n01440764, last n15075141)."""
-    order = check_data.DATASETS["imagenet"].order
-    assert len(order) == 64
-    assert json.dumps(order).startswith('"385e0240')
+def test_half_a_data_set_is_trouble_and_nothing_at_all_too(command, root, tmp_path):
+    (_voc(root) / "ImageSets" / "Main" / "test.txt").unlink()
+    code, out, _ = command(main.main, "check-data", root)
+    assert code == 2
+    assert "separate download" in out
+    (tmp_path / "empty").mkdir()
+    code, _, err = command(main.main, "check-data", tmp_path / "empty")
+    assert code == 2
+    assert "none of the data sets is here" in err
+
+
+def test_one_data_set_s_own_folder_is_taken_for_no_other(command, tmp_path):
+    for data, names in (("imagenet", ("n01440764", "n01443537")), ("places", ("abbey", "alley"))):
+        for split in ("train", "val"):
+            for name in names:
+                (tmp_path / data / split / name).mkdir(parents=True)
+                Image.new("RGB", (8, 8)).save(tmp_path / data / split / name / "x.png")
+    _, out, _ = command(main.main, "check-data", tmp_path / "imagenet")
+    assert "imagenet at" in out
+    assert "places205: not here" in out
+    _, out, _ = command(main.main, "check-data", tmp_path / "places")
+    assert "places205 at" in out
+    assert "imagenet: not here" in out
+
+
+def test_places_is_not_scored_as_imagenet(tmp_path):
+    for name in range(205):
+        (tmp_path / "train" / f"scene{name}").mkdir(parents=True)
+        Image.new("RGB", (2, 2)).save(tmp_path / "train" / f"scene{name}" / "x.png")
+    with pytest.raises(UserError, match="this is Places, not ImageNet"):
+        imagenet.read(tmp_path, "train")

@@ -1,6 +1,7 @@
 """Subsets, schedule and fine-tuning against torch by hand; the command line, killed and resumed; bad lists."""
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +108,7 @@ def training(tmp_path):
 def test_simclr_s_lists_name_files_without_their_folder(training, tmp_path):
     path = tmp_path / "1percent.txt"
     path.write_text("n01443537_1.JPEG\nn01440764_2.JPEG\n\nn01484850/same.JPEG\n")
-    assert semisup.listed(training, path).tolist() == [1, 2, 4]
+    assert semisup.listed(training, path, 60).tolist() == [1, 2, 4]
 
 
 @pytest.mark.parametrize(("text", "complaint"), [
@@ -119,16 +120,45 @@ def test_lists_that_do_not_fit_are_refused(training, tmp_path, text, complaint):
     path = tmp_path / "list.txt"
     path.write_text(text)
     with pytest.raises(semisup.UserError, match=complaint):
-        semisup.listed(training, path)
+        semisup.listed(training, path, 60)
 
 
-def test_lists_beside_the_data_are_taken(tmp_path):
+def test_a_list_of_another_percentage_is_refused(training, tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("n01440764_1.JPEG\n")
+    with pytest.raises(semisup.UserError, match="names 1 of 5 images, which is not 1 %"):
+        semisup.listed(training, path, 1)
+
+
+def test_images_left_out_as_unreadable_may_stand_in_a_list(training, tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_text("n01440764_1.JPEG\ngone.JPEG\n")
+    part = replace(training, unreadable=("n01443537/gone.JPEG",))
+    assert semisup.listed(part, path, 40).tolist() == [0]
+    path.write_text("gone.JPEG\n")
+    with pytest.raises(semisup.UserError, match="every image of this list was left out"):
+        semisup.listed(part, path, 40)
+
+
+@pytest.mark.parametrize("text", ["\ufeffn01440764_1.JPEG\nn01440764_2.JPEG",
+                                  "train/n01440764/n01440764_1.JPEG\r\nn01440764_2.JPEG\r\n"])
+def test_marks_line_ends_and_the_train_folder_do_not_matter(training, tmp_path, text):
+    path = tmp_path / "list.txt"
+    path.write_bytes(text.encode())
+    assert semisup.listed(training, path, 40).tolist() == [0, 1]
+
+
+def test_lists_beside_the_data_are_taken_unless_declined(tmp_path, monkeypatch):
+    (tmp_path / "imagenet").mkdir()
     (tmp_path / "imagenet_subsets").mkdir()
     listing = tmp_path / "imagenet_subsets" / "10percent.txt"
     listing.write_text("x")
     ten = semisup.Config("x", tmp_path, "imagenet-10pct")
-    assert ten.listing == semisup.Config("x", tmp_path / "imagenet", "imagenet-10pct").listing == listing
+    monkeypatch.chdir(tmp_path / "imagenet")
+    for data in (tmp_path, tmp_path / "imagenet", Path(".")):
+        assert semisup.Config("x", data, "imagenet-10pct").listing == listing
     assert len(ten.params()["subset"]) == 64
+    assert replace(ten, random_subset=True).params()["subset"] == "random"
     assert semisup.Config("x", tmp_path).listing is None
 
 
@@ -143,7 +173,7 @@ def test_a_checkpoint_is_tuned_scored_and_recorded_twice_the_same(command, encod
     for name in ("one", "two"):
         code, out, err = command(semisup.main, *_args(encoder_file, world, tmp_path / name, "--draws", 2))
         assert code == 0, err
-        assert "subset: 20 images, drawn at random, 2 times" in out
+        assert "subset: 20 images, drawn at random; fine-tunings: 2" in out
     (one,), (two,) = (records.read_all(tmp_path / name).values() for name in ("one", "two"))
     assert one["runs"] == two["runs"]
     assert [run["draw"] for run in one["runs"]] == [0, 1]
@@ -189,19 +219,66 @@ def test_a_stopped_fine_tuning_goes_on_and_ends_the_same(command, encoder_file, 
     assert whole["runs"] == cut["runs"]
 
 
-def test_a_subset_list_is_recorded_by_name_and_hash(command, encoder_file, world, tmp_path):
+def test_a_subset_list_is_recorded_by_name_and_hash_and_may_be_tuned_on_several_times(command, encoder_file, world, tmp_path):
     names = imagenet.read(world, "train").paths[::10]
     (tmp_path / "10percent.txt").write_text("\n".join(names))
-    code, _, err = command(semisup.main, *_args(encoder_file, world, tmp_path, "--subset-list", tmp_path / "10percent.txt"))
+    code, _, err = command(semisup.main, *_args(encoder_file, world, tmp_path, "--subset-list", tmp_path / "10percent.txt",
+                                                "--draws", 2))
     assert code == 0, err
     (record,) = records.read_all(tmp_path).values()
     assert record["data"]["subset"] == "10percent.txt"
     assert len(record["unit"]["params"]["subset"]) == 64
+    first, second = record["runs"]
+    assert first["subset"] == second["subset"]
+    assert first["train_loss"] != second["train_loss"], "another classifier, other crops"
+
+
+def test_a_run_with_other_parameters_does_not_resume_a_stopped_one(command, encoder_file, world, tmp_path, monkeypatch):
+    monkeypatch.setattr(semisup, "SAVE_SECONDS", -1.0)
+    command(semisup.main, *_args(encoder_file, world, tmp_path / "fresh", "--head-lr", 0.2, "--draws", 1))
+    real, seen = semisup.FineTuning.step, []
+
+    def stop_at_5(self, *args):
+        seen.append(0)
+        if len(seen) == 5:
+            raise KeyboardInterrupt
+        return real(self, *args)
+
+    monkeypatch.setattr(semisup.FineTuning, "step", stop_at_5)
+    assert command(semisup.main, *_args(encoder_file, world, tmp_path / "cut", "--draws", 1))[0] == 130
+    (state,) = (tmp_path / "cut").glob(".semisup-*.pt")
+    (state.parent / f".{state.name}.1.tmp").write_text("of a run killed while it saved")
+    code, _, err = command(semisup.main, *_args(encoder_file, world, tmp_path / "cut", "--head-lr", 0.2, "--draws", 1))
+    assert code == 0, err
+    fresh, cut = (next(iter(records.read_all(tmp_path / name).values())) for name in ("fresh", "cut"))
+    assert fresh["runs"] == cut["runs"]
+    code, _, err = command(semisup.main, *_args(encoder_file, world, tmp_path / "cut", "--draws", 1))
+    assert code == 0, err
+    assert not list((tmp_path / "cut").glob(".*semisup*"))
+
+
+def test_scores_use_the_running_statistics():
+    """A network in training mode would score each image by its batch."""
+    network = nn.Sequential(nn.BatchNorm1d(5), nn.Identity())
+    network[0].running_mean.copy_(torch.arange(5.0))
+    x, labels = torch.randn(64, 5, generator=torch.Generator().manual_seed(0)), np.arange(64) % 5
+    network.train()
+    assert semisup.accuracies(network, x.split(64), labels) == semisup.accuracies(network.train(), x.split(4), labels)
+    assert network[0].num_batches_tracked == 0
+
+
+def test_draws_differ_in_classifier_and_crops():
+    params = {"seed": 0, "backbone_lr": 0.01, "head_lr": 1.0, "sgd_momentum": 0.9, "weight_decay": 5e-4, "batch_norm": "train"}
+    first, second = (semisup.FineTuning(backbones.build("resnet10-mini"), 7, params, draw, "cpu").network[1].weight
+                     for draw in (0, 1))
+    assert not torch.equal(first, second)
 
 
 @pytest.mark.parametrize(("flags", "complaint"), [
     (("--draws", 0), "at least 1"), (("--epochs", 0), "at least 1"), (("--batch-size", 21), "less than a batch"),
     (("--backbone-lr", 0), "are positive"), (("--head-lr", 0), "are positive"), (("--head-lr", 1e38), "diverged in epoch"),
+    (("--epochs", 1, "--batch-size", 20, "--backbone-lr", 1e30), "NaN or infinite logits"),
+    (("--random-subset", "--subset-list", "x"), "exclude one another"),
     (("--subset-list", "absent.txt"), "no such list"), (("--precision", "bf16"), "for frozen networks"),
     (("--sgd-momentum", 1), "lies in"), (("--dataset", "imagenet-5pct"), "imagenet-10pct"),
 ])

@@ -16,7 +16,7 @@ from tables.table1 import TABLE
 
 
 def _write(results, tier, row, seed, value, *, recipe="r", source="released checkpoint x.pth", params=None, sd=0.05,
-           arch="resnet50", untouched=False):
+           arch="resnet50", untouched=False, data=None, trained=None):
     """Both records of an encoder; ``value(column)`` is the mean, five draws scatter around it."""
     for dataset in ("voc07", "places205"):
         rng = np.random.default_rng(seed)
@@ -24,11 +24,11 @@ def _write(results, tier, row, seed, value, *, recipe="r", source="released chec
                 for column in TABLE.columns if column.dataset == dataset for draw in range(5)]
         unit = {"evaluation": "lowshot", "data_name": dataset, "version": lowshot.VERSION, "encoder": f"{row}{seed}{recipe}",
                 "data": ["a", "b"], "params": params or {"protocol": "pcl"}}
-        classes, test_images = (20, 4952) if dataset == "voc07" else (205, 20_500)
+        classes, test_images, train_images = (20, 4952, 5011) if dataset == "voc07" else (205, 20_500, 2_448_873)
         records.write(results / tier / "records", unit, runs,
                       subject={"row": row, "seed": seed, "source": source, "recipe": recipe},
-                      metric={"test_images": test_images}, data={"classes": classes},
-                      checkpoint={"arch": arch, "untouched": untouched})
+                      metric={"test_images": test_images}, data={"classes": classes, "train_images": train_images} | (data or {}),
+                      checkpoint={"arch": arch, "untouched": untouched, "trained": trained})
 
 
 def _paper(row, shift=0.0):
@@ -261,7 +261,7 @@ def test_every_form_is_a_function_of_the_records_alone(command, tmp_path):
     _fill(tmp_path, "mini", seeds=(1, 2, 3))
     _diff(command, tmp_path)
     first = {path.name: path.read_bytes() for path in (tmp_path / "mini").glob("table1*")}
-    assert set(first) == {"table1.csv", "table1.cells.csv", "table1.md", "table1.tex", "table1.txt"}
+    assert set(first) == {"table1.csv", "table1.cells.csv", "table1.md", "table1.tex", "table1.txt", "table1.html"}
     _diff(command, tmp_path)
     assert first == {path.name: path.read_bytes() for path in (tmp_path / "mini").glob("table1*")}
 
@@ -302,6 +302,21 @@ def test_unknown_words_get_a_suggestion(command):
     assert command(tables_main.main, "list")[0] == 0
     with pytest.raises(UserError):
         catalogue.load("table8")
+
+
+@pytest.mark.parametrize(("changes", "told"), [
+    ({"data": {"train_images": 2501}}, "2501 training images instead of 5011"),
+    ({"data": {"unreadable": {"count": 3, "sha256": "x"}}}, "3 unreadable images left out"),
+    ({"trained": {"unreadable": 2}}, "2 unreadable images left out of pretraining"),
+])
+def test_fewer_images_than_the_paper_s_are_off_protocol(tmp_path, changes, told):
+    for row in ("random", "supervised", "pcl"):
+        _write(tmp_path, "paper", row, 1, _paper(row), **(changes if row == "pcl" else {}))
+    outcome = compare.outcome(TABLE, "paper", compare.collect(TABLE, tmp_path, "paper").rows)
+    assert outcome.cells["pcl", "VOC07 k=1"].verdict == "off-protocol"
+    assert outcome.cells["pcl", "VOC07 k=1"].delta is None
+    assert any(told in remark for remark in outcome.remarks)
+    assert outcome.cells["random", "VOC07 k=1"].verdict != "off-protocol"
 
 
 # Tables of other evaluations ------------------------------------------------------------------------------------------
