@@ -121,10 +121,15 @@ class Collected:
 
 
 def collect(table: Table | Figure, results: Path, tier: Tier, asked: Collection[str] | None = None) -> Collected:
+    """``among`` the records of a results folder."""
+    return among(table, records.read_all(results / tier / "records"), asked)
+
+
+def among(table: Table | Figure, have: dict[str, dict[str, Any]], asked: Collection[str] | None = None) -> Collected:
     """The records a table is made of: those ``asked`` for by key (records.key), for the rows they belong to; for other
     rows the newest per (row, seed, data set), all of one version, data and parameters, and one recipe per row."""
     names = {row.name for row in table.rows}
-    found = {key: record for key, record in records.read_all(results / tier / "records").items()
+    found = {key: record for key, record in have.items()
              if score_of(record) in table.scores and record["subject"]["row"] in names and record["subject"]["seed"] is not None}
     exact = {key: record for key, record in found.items() if key in (asked or ())}
     settled = {record["subject"]["row"] for record in exact.values()}

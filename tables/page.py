@@ -13,11 +13,12 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup, escape
 
-from protobench import files
+from protobench import files, records
 from tables import compare, pictures, show
 from tables.compare import Cell, Found, Outcome
 from tables.schema import Figure, Row, Table, Tier
 
+Records = dict[str, dict[str, Any]]
 TIERS: tuple[Tier, ...] = ("paper", "mini", "quick")
 WORDS = {
     "reproduced": "the 90 % interval of the difference lies inside the margin",
@@ -38,8 +39,9 @@ def build(results: Path, tables: Iterable[Table], figures: Iterable[Figure]) -> 
     everything: list[dict[str, Any]] = []
     written = []
     for tier in TIERS:
-        sections = [section for table in tables if (section := _table(table, tier, results))]
-        sections += [section for figure in figures if (section := _figure(figure, tier, results))]
+        have = records.read_all(results / tier / "records")
+        sections = [section for table in tables if (section := _table(table, tier, have))]
+        sections += [section for figure in figures if (section := _figure(figure, tier, results / tier, have))]
         for section in sections:
             path = results / tier / f"{section['name']}.html"
             files.write_text(path, template.render(title=f"{section['name']}: {section['title']}", sections=[section]) + "\n")
@@ -72,9 +74,9 @@ def markdown(tier: Tier, sections: list[dict[str, Any]]) -> str:
 
 # Sections -------------------------------------------------------------------------------------------------------------
 
-def _table(table: Table, tier: Tier, results: Path) -> dict[str, Any] | None:
+def _table(table: Table, tier: Tier, have: Records) -> dict[str, Any] | None:
     """A table as the template wants it; None without records."""
-    found = compare.collect(table, results, tier).rows
+    found = compare.among(table, have).rows
     if not found:
         return None
     outcome = compare.outcome(table, tier, found)
@@ -92,9 +94,9 @@ def _table(table: Table, tier: Tier, results: Path) -> dict[str, Any] | None:
             "legend": show.LEGEND, "claims": claims, "notes": notes, "provenance": _provenance(table.rows, found)}
 
 
-def _figure(figure: Figure, tier: Tier, results: Path) -> dict[str, Any] | None:
+def _figure(figure: Figure, tier: Tier, folder: Path, have: Records) -> dict[str, Any] | None:
     """A figure as the template wants it; None where it was not drawn, or its records are gone."""
-    path, found = results / tier / f"{figure.name}.png", compare.collect(figure, results, tier).rows
+    path, found = folder / f"{figure.name}.png", compare.among(figure, have).rows
     if not path.is_file() or pictures.missing(figure, found):
         return None
     return {"id": f"{tier}-{figure.name}", "name": figure.name, "title": figure.title, "tier": tier, "stamp": show.STAMPS[tier],
