@@ -64,7 +64,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
     encoder = checkpoints.load(config.ckpt, config.reading)
     print(encoder.summary())
     lists = data_lists(config.data, skip_bad_images=config.skip_bad_images)
-    course = _read(config.ckpt)
+    course = _read(config.ckpt, encoder.account)
     return records.write(
         config.results, unit(encoder.key, lists, config), course["epochs"], probes=course["probes"],
         subject=subject or records.subject_of(config.ckpt), checkpoint=encoder.account,
@@ -74,15 +74,17 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
               "probe_seconds": round(sum(line["seconds"] for line in course["probes"]), 2)})
 
 
-def _read(ckpt: Path) -> dict[str, Any]:
-    """The course beside an encoder. UserError where there is none, or another run's."""
+def _read(ckpt: Path, account: dict[str, Any]) -> dict[str, Any]:
+    """The course beside an encoder. UserError where there is none, another run's, or one that misses its end."""
     path = ckpt.parent / "course.json"
     if not path.is_file():
-        raise UserError("no course beside this encoder", at=path,
-                        hint="only pretraining by this suite leaves one; train it again (--no-resume) if it is older than probes")
+        raise UserError("no course beside this encoder", at=path, hint="only pretraining by this suite leaves one; if this is "
+                        "older than probes, delete its run folder and train it again")
     try:
         course = json.loads(path.read_text())
-        key, _, _ = course["key"], course["epochs"][0]["loss"], course["probes"][0]["clusters"]
+        key, epochs = course["key"], account["trained"]["recipe"]["train"]["epochs"]
+        if not len(course["epochs"]) == course["probes"][-1]["epochs"] == epochs or not course["probes"][0]["clusters"]:
+            raise ValueError(f"{len(course['epochs'])} of {epochs} epochs")
     except (ValueError, LookupError, TypeError) as failure:
         raise UserError("this is no course of a pretraining", at=path, hint="train the encoder again") from failure
     if key != files.exported_key(ckpt):

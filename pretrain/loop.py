@@ -4,9 +4,9 @@ A method is a module with ``num_views``, ``backbone``, ``loss(views, index) -> T
 ``start_epoch(epoch, extract) -> dict`` run before each epoch. Where it has them, its ``projection`` head and its
 ``momentum_encoder`` (backbone, head) are exported too, for evaluations that use embeddings.
 
-A run folder holds ``log.jsonl`` (one line per epoch), ``course.json`` (the same and the probes, see probe.py, with the run's
-key), ``checkpoint.pt`` (to resume from; removed when done) and, when the run is finished, ``encoder.safetensors``
-(checkpoints.export). Resuming is exact on the CPU: order, views and draws are
+A run folder holds ``log.jsonl`` (one line per epoch), ``checkpoint.pt`` (to resume from; removed when done) and, when the run
+is finished, ``encoder.safetensors`` (checkpoints.export) and ``course.json`` (the log and the probes, see probe.py, with the
+run's key). Resuming is exact on the CPU: order, views and draws are
 functions of (seed, epoch, image), the rest is in the checkpoint. On a GPU the same holds up to the rounding of its kernels,
 whose order of summation is not fixed.
 """
@@ -68,15 +68,14 @@ def pretrain(recipe: Recipe, images: ImageList | None, out: Path, *, seed: int, 
     if images and recipe.train.epochs:
         views = open_views(recipe, images, seed, device, workers)
         todo = range(len(log), recipe.train.epochs)
-        if not log:
-            probes = _probes([], method, views, images, 0, recipe, device)
         for epoch in progress(todo, desc=f"{recipe.method} seed {seed}", unit=" epochs", total=len(todo)):
+            probes = _probes(probes, method, views, images, epoch, recipe, device)  # on what is saved: a kill costs no more
             log.append(_epoch(method, optimizer, views, recipe, epoch, len(images)))
-            probes = _probes(probes, method, views, images, epoch + 1, recipe, device)
             state = {"key": key, "log": log, "probes": probes, "method": method.state_dict(), "optimizer": optimizer.state_dict()}
             files.write_atomic(checkpoint_path, partial(torch.save, state))
             files.write_text(out / "log.jsonl", "".join(json.dumps(line) + "\n" for line in log))
-            files.write_text(out / "course.json", json.dumps({"key": key, "epochs": log, "probes": probes}) + "\n")
+        probes = _probes(probes, method, views, images, recipe.train.epochs, recipe, device)
+        files.write_text(out / "course.json", json.dumps({"key": key, "epochs": log, "probes": probes}) + "\n")
     checkpoints.export(encoder_path, method.backbone, projection=getattr(method, "projection", None),
                        momentum=getattr(method, "momentum_encoder", None), key=key, input_=recipe.input, trained={
         "method": recipe.method, "recipe": asdict(recipe), "seed": seed, "data": images and images.fingerprint,
@@ -96,11 +95,15 @@ def _check(recipe: Recipe) -> None:
 
 def _probes(before: list[dict], method: Any, views: Views, images: ImageList, done: int, recipe: Recipe,
             device: str) -> list[dict]:
-    """The probes so far, with one more where it is due."""
-    if not probe.due(done, recipe.train.epochs):
+    """The probes so far, with one more where it is due. One that cannot be taken is told, and does not stop the training."""
+    if not probe.due(done, recipe.train.epochs) or done in [line["epochs"] for line in before] or not probe.embeds(method):
         return before
     started = time.perf_counter()
-    found = probe.probe(method, lambda module: _extract(module, views), images.labels, done, device=device)
+    try:
+        found = probe.probe(method, lambda module: _extract(module, views), images.labels, done, device=device)
+    except UserError as mistake:
+        print(f"no probe after {done} epochs. {mistake}")
+        return before
     return [*before, {**found, "seconds": round(time.perf_counter() - started, 3)}]
 
 
@@ -148,11 +151,11 @@ def _resume(path: Path, key: str, method: nn.Module, optimizer: torch.optim.Opti
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as failure:  # torch.load raises half a dozen kinds for a damaged file
         raise UserError("the run's checkpoint is damaged", at=path, hint="delete it to start this run again") from failure
-    if not isinstance(state, dict) or not state.keys() >= {"key", "log", "probes", "method", "optimizer"}:
+    if not isinstance(state, dict) or not state.keys() >= {"key", "log", "method", "optimizer"}:
         raise UserError("the run's checkpoint is not one of this program's", at=path, hint="delete it to start this run again")
     if state["key"] != key:
         raise UserError("this folder holds a checkpoint of another run (other recipe, data or seed)", at=path,
                         hint="choose another --out, or --no-resume to train anew")
     method.load_state_dict(state["method"])
     optimizer.load_state_dict(state["optimizer"])
-    return state["log"], state["probes"]
+    return state["log"], state.get("probes", [])

@@ -103,7 +103,8 @@ def ross(x_ND: Any, labels: np.ndarray, k: int = 3) -> float:
 
     _, label, size = np.unique(labels, return_inverse=True, return_counts=True)
     kept = torch.from_numpy(size[label] > 1).to(x_ND.device)
-    x_ND, label_N = x_ND[kept], torch.from_numpy(label).to(x_ND.device)[kept]
+    x_ND, label_N = x_ND[kept].double(), torch.from_numpy(label).to(x_ND.device)[kept]
+    x_ND = x_ND - x_ND.mean(0)  # distances of nearly equal vectors would drown in rounding
     size_N = torch.from_numpy(size).to(x_ND.device)[label_N]
     n, square_N = len(x_ND), (x_ND * x_ND).sum(1)
     if n == 0:

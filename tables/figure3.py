@@ -21,45 +21,59 @@ def draw(found: Found) -> Drawing:
     return Drawing(picture, HEADER, _sizes(left, found, k) + _information(right, found, k))
 
 
-def claims(found: Found) -> tuple[tuple[str, str, str], ...]:
-    """Of the text, on the last probes."""
+def claims(found: Found) -> tuple[tuple[str, str, str, str], ...]:
+    """Of text and caption, on the last probes; the rise on the first as well."""
     k = courses.numbers(found["pcl"])[1]
+    sd, prototypes, features = courses.of_clusters(k, "sd"), courses.of_clusters(k, "mi"), courses.of_features
 
-    def end(row: str, quantity: courses.Value) -> dict[int, float]:
-        return {seed: list(of.values())[-1] for seed, of in courses.by_seed(found[row], quantity).items()}
+    def at(row: str, quantity: courses.Value, probe: int = -1) -> dict[int, float]:
+        return {seed: list(of.values())[probe] for seed, of in courses.by_seed(found[row], quantity).items()}
 
+    caption, text = "caption of Figure 3(a)", "section 3.4"
     return (
-        courses.claim("estimated concentration yields more balanced clusters (a smaller sd of their sizes)",
-                      end("pcl-fixed", courses.of_clusters(k, "sd")), end("pcl", courses.of_clusters(k, "sd"))),
-        courses.claim("prototypes tell more of the class than instance features (ProtoNCE, at the end)",
-                      end("pcl", courses.of_clusters(k, "mi")), end("pcl", courses.of_features)),
-        courses.claim("prototypes of ProtoNCE tell more of the class than those of InfoNCE (at the end)",
-                      end("pcl", courses.of_clusters(k, "mi")), end("moco", courses.of_clusters(k, "mi"))))
+        courses.claim("estimated concentration yields more balanced clusters", at("pcl-fixed", sd), at("pcl", sd), caption,
+                      "sd of sizes, fixed - estimated"),
+        courses.claim("... which leads to better representation learning: prototypes", at("pcl", prototypes),
+                      at("pcl-fixed", prototypes), caption, "MI of prototypes, estimated - fixed, nats"),
+        courses.claim("... and features", at("pcl", features), at("pcl-fixed", features), caption,
+                      "MI of features, estimated - fixed, nats"),
+        courses.claim("compared with InfoNCE, ProtoNCE learns better prototypes", at("pcl", prototypes),
+                      at("moco", prototypes), text, "MI of prototypes, PCL - MoCo, nats"),
+        courses.claim("the MI of prototypes increases as training with ProtoNCE proceeds", at("pcl", prototypes),
+                      at("pcl", prototypes, 0), text, "last - first probe, nats"),
+        ("prototypes have a larger MI with the class than instance features", "undecided", "not judged: the two are measured by "
+         "different estimators, and what is a function of the features cannot in truth tell more than they do", text))
 
 
 def _sizes(axis: Any, found: Found, k: str) -> list[list[str]]:
     """Histograms of the cluster sizes after the last epoch, means over the seeds; returns the numbers behind them."""
     rows = (("pcl-fixed", "fixed"), ("pcl", "estimated"))
     last = {row: {r["subject"]["seed"]: r["probes"][-1]["clusters"][k] for r in found[row]} for row, _ in rows}
-    widest = max(int(size) for of in last.values() for sizes in of.values() for size in sizes["histogram"])
-    width = -(-(widest + 1) // BINS)  # whole numbers, or bins would hold different numbers of sizes
-    edges = np.arange(0, widest + width + 1, width) - 0.5
+    every = np.sort(np.concatenate([np.repeat([int(size) for size in sizes["histogram"]], list(sizes["histogram"].values()))
+                                    for of in last.values() for sizes in of.values()]))
+    top = min(int(every[-1]), 2 * int(every[int(0.99 * (len(every) - 1))]))  # a few giants would squeeze all others into one bar
+    width = -(-(top + 1) // BINS)  # whole numbers, or bins would hold different numbers of sizes
+    edges = np.arange(0, top + width + 1, width) - 0.5
     data = []
     for i, (row, title) in enumerate(rows):
-        counts = np.mean([np.histogram([int(size) for size in sizes["histogram"]], edges,
+        counts = np.mean([np.histogram(np.minimum([int(size) for size in sizes["histogram"]], top), edges,
                                        weights=list(sizes["histogram"].values()))[0] for sizes in last[row].values()], axis=0)
-        sd, largest, empty, gini = (np.mean([sizes[what] for sizes in last[row].values()]) for what in BALANCE[1:])
+        values = {what: [float(sizes[what]) for sizes in last[row].values()] for what in BALANCE}
+        mean = {what: np.mean(of) for what, of in values.items()}
+        spread = f" ±{np.std(values['sd'], ddof=1):.1f}" if len(values["sd"]) > 1 else ""
         filled = i == 0
-        axis.stairs(counts, edges, fill=filled, color=pictures.COLOURS[1 - i], alpha=0.45 if filled else 1, linewidth=1.8,
+        axis.stairs(counts, edges, fill=filled, color=pictures.COLOURS[1 - i], alpha=0.6 if filled else 1, linewidth=1.8,
                     hatch=pictures.HATCHES[1] if filled else None,
-                    label=f"{title}: sd {sd:.1f}, max {largest:.0f}, empty {empty:.1f}, Gini {gini:.3f}")
+                    label=f"{title}: mean {mean['mean']:.0f}, sd {mean['sd']:.1f}{spread}, max {mean['max']:.0f}, "
+                          f"empty {mean['empty']:.1f}, Gini {mean['gini']:.3f}")
         for seed, sizes in sorted(last[row].items()):
             data += [[row, str(seed), "", k, what, f"{sizes[what]:g}"] for what in BALANCE]
             data += [[row, str(seed), "", k, f"clusters of size {size}", str(count)]
                      for size, count in sorted(sizes["histogram"].items(), key=lambda item: int(item[0]))]
-    axis.set(title=f"(a) Cluster sizes, K = {k}", xlabel="images in a cluster", ylabel="clusters (mean over seeds)")
+    beyond = f"; the last bar: {top} and more" if top < every[-1] else ""
+    axis.set(title=f"(a) Cluster sizes, K = {k}", xlabel=f"images in a cluster{beyond}", ylabel="clusters (mean over seeds)")
     axis.set_ylim(0, 1.4 * axis.get_ylim()[1])  # room for the legend
-    axis.legend(title="concentration", loc="upper right", fontsize=7.5)
+    axis.legend(title="concentration (means over seeds)", loc="upper right", fontsize=7)
     return data
 
 
@@ -89,9 +103,9 @@ FIGURE = Figure(
             "estimator (k = 3, unit vectors, at most 100 000 images; the paper's reference [31]), of the assigned prototypes by "
             "the plug-in estimator, since Ross's breaks down where points coincide. The two differ in bias (the plug-in one is "
             "too large where clusters are small): lines of one kind can be compared, a line of features with one of prototypes "
-            "hardly. A prototype is a function of the features, so its true information cannot exceed theirs (data processing "
-            "inequality): where the paper's curve lies above, that is the estimator's doing. Lines are means over pretraining "
-            "seeds, bands reach from the least to the greatest.",
+            "hardly, and a good part of a prototype line is chance where K is large. A prototype is a function of the features, "
+            "so its true information cannot exceed theirs (data processing inequality): where the paper's curve lies above, that "
+            "is the estimator's doing. Lines are means over pretraining seeds, bands reach from the least to the greatest.",
     alternative="Left, a histogram of cluster sizes for a fixed and an estimated concentration; right, four curves of mutual "
                 "information over the epochs, for features and prototypes of MoCo and PCL. The numbers are in the CSV.",
     rows=(MOCO, PCL, PCL_FIXED),

@@ -25,7 +25,7 @@ def draw(found: dict[str, list[dict[str, Any]]]) -> Drawing:
         shown = [("near", GREEN, image) for image in group["near"]] + [("around", ORANGE, image) for image in group["around"]]
         for axis, (_, colour, image) in zip(line, shown, strict=False):
             axis.imshow(np.asarray(Image.open(io.BytesIO(base64.b64decode(image["jpeg"])))))
-            axis.set_title(image["class"].split(",")[0][:16], fontsize=5.5, pad=2)
+            axis.set_title(image["class"].split(",")[0][:16], fontsize=5.5, pad=2, parse_math=False)
             axis.spines[:].set(visible=True, color=colour, linewidth=2.5, linestyle="-" if colour == GREEN else (0, (1.5, 1.5)),
                                capstyle="butt")
         for axis in line:
@@ -36,7 +36,10 @@ def draw(found: dict[str, list[dict[str, Any]]]) -> Drawing:
         data += [[str(record["subject"]["seed"]), str(group["fine"]), str(group["coarse"]),
                   "nearest the fine prototype" if which == "near" else "of the coarse cluster", image["class"], image["path"]]
                  for which, _, image in shown]
-    picture.supxlabel(f"green, solid: nearest the prototype, K = {params['fine']}    orange, dashed: of the coarse cluster "
+    share = np.mean([r["runs"][0]["value"] for r in found["pcl"]])
+    picture.supxlabel(f"pretraining seed {record['subject']['seed']} of {len(found['pcl'])}; the largest class has {share:.0f} % "
+                      "of the nearest five (mean over clusters and seeds)\n"
+                      f"green, solid: nearest the prototype, K = {params['fine']}    orange, dashed: of the coarse cluster "
                       f"around, K = {params['coarse']}", fontsize=8)
     return Drawing(picture, ("seed", "fine cluster", "coarse cluster", "shown as", "class", "image"), data)
 

@@ -5,7 +5,7 @@ records, and of the pictures that were drawn from them (``results/<tier>/figureN
 """
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from tables import compare, pictures, show
 from tables.compare import Cell, Found, Outcome
 from tables.schema import Figure, Row, Table, Tier
 
-Records = dict[str, dict[str, Any]]
 TIERS: tuple[Tier, ...] = ("paper", "mini", "quick")
 WORDS = {
     "reproduced": "the 90 % interval of the difference lies inside the margin",
@@ -32,16 +31,24 @@ WORDS = {
 }
 
 
-def build(results: Path, tables: Iterable[Table], figures: Iterable[Figure]) -> list[Path]:
-    """Writes ``index.html``, ``<tier>/<name>.html`` and ``<tier>/README.md`` below ``results``; returns their paths."""
+def build(results: Path, tables: Iterable[Table], figures: Iterable[Figure],
+          asked: dict[tuple[Tier, str], Collection[str]] | None = None) -> list[Path]:
+    """Writes ``index.html``, ``<tier>/<name>.html`` and ``<tier>/README.md`` below ``results``; returns their paths.
+
+    ``asked``: (tier, table or figure) -> the records to take for it (see compare.among). Draws the figures that are missing, or
+    were drawn from other records.
+    """
     tables, figures = list(tables), list(figures)
     template = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template("page.html.jinja")
     everything: list[dict[str, Any]] = []
     written = []
     for tier in TIERS:
         have = records.read_all(results / tier / "records")
-        sections = [section for table in tables if (section := _table(table, tier, have))]
-        sections += [section for figure in figures if (section := _figure(figure, tier, results / tier, have))]
+        every: list[Table | Figure] = [*tables, *figures]
+        chosen = {what.name: compare.among(what, have, (asked or {}).get((tier, what.name))).rows for what in every}
+        sections = [_table(table, tier, chosen[table.name]) for table in tables if chosen[table.name]]
+        sections += [_figure(figure, tier, results / tier, chosen[figure.name]) for figure in figures
+                     if not pictures.missing(figure, chosen[figure.name])]
         for section in sections:
             path = results / tier / f"{section['name']}.html"
             files.write_text(path, template.render(title=f"{section['name']}: {section['title']}", sections=[section]) + "\n")
@@ -51,7 +58,7 @@ def build(results: Path, tables: Iterable[Table], figures: Iterable[Figure]) -> 
             written.append(results / tier / "README.md")
         everything += sections
     if everything:
-        page = template.render(title="PCL, reproduced: tables and figures", sections=everything) + "\n"
+        page = template.render(title="PCL: tables and figures", sections=everything) + "\n"
         files.write_text(results / "index.html", page)
         written.append(results / "index.html")
     return written
@@ -66,7 +73,7 @@ def markdown(tier: Tier, sections: list[dict[str, Any]]) -> str:
         if section["picture"]:
             lines += [f"![{section['alternative']}]({section['name']}.png)", "", section["caption"], ""]
         else:
-            lines += [f"{section['summary']}. Controls: {section['controls']}.", ""]
+            lines += [f"{section['summary']}. Controls: {show.plain(section['controls'])}.", ""]
         lines += [f"- **{claim['verdict']}**: {claim['text']}; {claim['detail']}" for claim in section["claims"]]
         lines += [""] * bool(section["claims"])
     return "\n".join(lines).rstrip() + "\n"
@@ -74,11 +81,8 @@ def markdown(tier: Tier, sections: list[dict[str, Any]]) -> str:
 
 # Sections -------------------------------------------------------------------------------------------------------------
 
-def _table(table: Table, tier: Tier, have: Records) -> dict[str, Any] | None:
-    """A table as the template wants it; None without records."""
-    found = compare.among(table, have).rows
-    if not found:
-        return None
+def _table(table: Table, tier: Tier, found: Found) -> dict[str, Any]:
+    """A table as the template wants it."""
     outcome = compare.outcome(table, tier, found)
     groups = [{"title": title, "columns": [column.heading for column in columns],
                "rows": [{"title": row.title, "cells": [_cell(outcome, row, column.title, found) for column in columns]}
@@ -94,16 +98,16 @@ def _table(table: Table, tier: Tier, have: Records) -> dict[str, Any] | None:
             "legend": show.LEGEND, "claims": claims, "notes": notes, "provenance": _provenance(table.rows, found)}
 
 
-def _figure(figure: Figure, tier: Tier, folder: Path, have: Records) -> dict[str, Any] | None:
-    """A figure as the template wants it; None where it was not drawn, or its records are gone."""
-    path, found = folder / f"{figure.name}.png", compare.among(figure, have).rows
-    if not path.is_file() or pictures.missing(figure, found):
-        return None
+def _figure(figure: Figure, tier: Tier, folder: Path, found: Found) -> dict[str, Any]:
+    """A figure as the template wants it."""
+    path = folder / f"{figure.name}.png"
+    if not pictures.is_of(path, found):
+        pictures.save(figure, tier, found, folder)
     return {"id": f"{tier}-{figure.name}", "name": figure.name, "title": figure.title, "tier": tier, "stamp": show.STAMPS[tier],
             "source": f"{figure.paper}; {figure.source}", "summary": "", "picture": base64.b64encode(path.read_bytes()).decode(),
             "alternative": figure.alternative, "caption": figure.caption, "groups": [], "notes": [],
-            "claims": [{"text": text, "verdict": verdict, "detail": detail, "source": ""}
-                       for text, verdict, detail in figure.claims(found)],
+            "claims": [{"text": text, "verdict": verdict, "detail": detail, "source": source}
+                       for text, verdict, detail, source in figure.claims(found)],
             "provenance": _provenance(figure.rows, found)}
 
 
@@ -145,7 +149,7 @@ def strip(cell: Cell, tier: Tier, decimals: int) -> Markup:
 
     told = f"{len(values)} runs from {min(values):.{decimals}f} to {max(values):.{decimals}f}"
     parts = [f'<svg viewBox="0 0 400 58" width="100%" role="img" aria-label="{escape(told)}'
-             f'{f", paper {paper:g}" if paper is not None else ""}">', '<line x1="8" x2="392" y1="30" y2="30" stroke="#999"/>']
+             f'{f", paper {cell.paper}" if paper is not None else ""}">', '<line x1="8" x2="392" y1="30" y2="30" stroke="#999"/>']
     if paper is not None:
         if margin:
             width = float(x(paper + margin)) - float(x(paper - margin))
@@ -153,7 +157,7 @@ def strip(cell: Cell, tier: Tier, decimals: int) -> Markup:
         note = "paper" if tier == "paper" else "paper (not comparable)"
         end = "end" if float(x(paper)) > 280 else "start" if float(x(paper)) < 120 else "middle"
         parts.append(f'<line x1="{x(paper)}" x2="{x(paper)}" y1="14" y2="46" stroke="#b35900" stroke-width="2" '
-                     f'stroke-dasharray="4 2"/><text x="{x(paper)}" y="10" text-anchor="{end}">{note} {paper:g}</text>')
+                     f'stroke-dasharray="4 2"/><text x="{x(paper)}" y="10" text-anchor="{end}">{note} {cell.paper}</text>')
     shades = ("#0072b2", "#009e73", "#cc79a7", "#d55e00", "#555555")
     line_of = {seed: i for i, seed in enumerate(sorted({seed for seed, _ in cell.runs}))}
     parts += [f'<circle cx="{x(value)}" cy="{25 + 5 * (line_of[seed] % 3)}" r="3.5" fill="{shades[line_of[seed] % 5]}" '
@@ -171,7 +175,7 @@ def _provenance(rows: tuple[Row, ...], found: Found) -> list[list[str]]:
         if not (of := found.get(row.name)):
             continue
         environments = {", ".join(f"{name} {value}" for name, value in record["environment"].items()
-                                  if value is not None and name not in ("cpu_count", "threads")) for record in of}
+                                  if value is not None and name != "threads") for record in of}
         code = {(record["code"]["commit"] or "unknown")[:12] + " with changes" * bool(record["code"]["dirty"]) for record in of}
         data = {f"{record['unit']['data_name']} {' '.join(print_[:12] for print_ in record['unit']['data'])}" for record in of}
         trained = sum(float((record["checkpoint"].get("trained") or {}).get("seconds") or 0) for record in

@@ -2,18 +2,20 @@
 
 import io
 import sys
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from tabulate import tabulate
 
 from protobench import cli, colour, files
 from tables import compare, show
 from tables.schema import Drawing, Figure, Tier
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
-"""Okabe and Ito's: told apart by colour-blind people; lines and bars differ in marker, dash and hatch as well."""
+COLOURS = ("#0072b2", "#e69f00", "#000000", "#009e73")
+"""Okabe and Ito's: told apart by colour-blind people, the first three in greyscale too; dash, marker and hatch differ as well."""
 DASHES, MARKERS, HATCHES = ("-", "--", "-.", ":"), ("o", "s", "^", "D"), ("", "///", "...", "xx")
 
 
@@ -37,16 +39,39 @@ def stamp(picture: Any, tier: Tier) -> None:
 
 
 def draw(figure: Figure, tier: Tier, found: compare.Found) -> tuple[Drawing, bytes, str]:
-    """The drawing, its PNG and its SVG."""
+    """The drawing, its PNG (with ``mark`` in it) and its SVG."""
     from matplotlib import pyplot
 
     drawing = figure.draw(found)
     stamp(drawing.picture, tier)
     png, svg = io.BytesIO(), io.StringIO()
-    drawing.picture.savefig(png, format="png", metadata={"Software": None})
+    drawing.picture.savefig(png, format="png", metadata={"Software": None, "Description": mark(found)})
     drawing.picture.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
     pyplot.close(drawing.picture)
     return drawing, png.getvalue(), svg.getvalue()
+
+
+def mark(found: compare.Found) -> str:
+    """Which records a picture was drawn from."""
+    return files.sha256(sorted(record["record_id"] for of in found.values() for record in of))
+
+
+def save(figure: Figure, tier: Tier, found: compare.Found, folder: Path) -> None:
+    """Draws and writes ``<figure>.{png,svg,csv}`` into a folder."""
+    drawing, png, svg = draw(figure, tier, found)
+    where = folder / figure.name
+    files.write_atomic(where.with_suffix(".png"), lambda file: file.write(png))
+    files.write_text(where.with_suffix(".svg"), svg)
+    files.write_text(where.with_suffix(".csv"), show.csv_text(list(drawing.header), drawing.data))
+
+
+def is_of(path: Path, found: compare.Found) -> bool:
+    """Whether a PNG was drawn from exactly these records."""
+    try:
+        with Image.open(path) as image:
+            return image.info.get("Description") == mark(found)
+    except (OSError, SyntaxError, ValueError):
+        return False
 
 
 def missing(figure: Figure, found: compare.Found) -> list[str]:
@@ -65,16 +90,15 @@ def publish(figure: Figure, tier: Tier, results: Path, *, strict: bool = False, 
         print(f"{figure.name} needs records of {', '.join(lacking)} in {results / tier / 'records'}; "
               f"python -m tables reproduce {figure.name} makes them", file=sys.stderr)
         return cli.INCOMPLETE
-    drawing, png, svg = draw(figure, tier, collected.rows)
-    where = results / tier / figure.name
-    files.write_atomic(where.with_suffix(".png"), lambda file: file.write(png))
-    files.write_text(where.with_suffix(".svg"), svg)
-    files.write_text(where.with_suffix(".csv"), show.csv_text(list(drawing.header), drawing.data))
+    save(figure, tier, collected.rows, results / tier)
     print(f"{figure.name}: {figure.title}\n{figure.paper}; {figure.source}\n{show.STAMPS[tier]}\n")
     claims = figure.claims(collected.rows)
     if claims:
-        rows = [(verdict, text, detail) for text, verdict, detail in claims]
+        rows = [(verdict, text, detail) for text, verdict, detail, _ in claims]
         print(colour.painted(tabulate(rows, headers=["claim of the paper", "", "95 % interval of paired differences"],
                                       tablefmt="simple", maxcolwidths=[None, 44, 62])) + "\n")
-    print(f"written: {where}.{{png,svg,csv}}")
-    return cli.DIFFERS if strict and any(verdict in ("reversed", "weaker") for _, verdict, _ in claims) else cli.SAME
+    code = cli.DIFFERS if strict and any(verdict in ("reversed", "weaker") for _, verdict, _, _ in claims) else cli.SAME
+    counts = Counter(verdict for _, verdict, _, _ in claims)
+    print(f"claims: {', '.join(f'{count} {verdict}' for verdict, count in counts.items()) or 'none'} -> exit {code}\n")
+    print(f"written: {results / tier / figure.name}.{{png,svg,csv}}")
+    return code

@@ -178,6 +178,8 @@ def _job(table: Table | Figure, row: Row, seed: int, recipe: Recipe, given: Path
             scores.append(Score(name, dataset, "impossible", missing))
         elif key is None:
             scores.append(Score(name, dataset, "impossible", "no encoder"))
+        elif given is not None and name == "course":
+            scores.append(Score(name, dataset, "impossible", "only a pretraining of this suite leaves its course"))
         else:
             unit = evaluation(name).unit(key, lists, _config(row, checkpoint, name, dataset, data))
             record = records.key(unit, {"row": row.name, "seed": seed})
@@ -189,10 +191,11 @@ def _job(table: Table | Figure, row: Row, seed: int, recipe: Recipe, given: Path
 def _provenance(table: Table | Figure, row: Row, given: Path, sha256: str) -> str:
     """Whose encoder a given file is. UserError for a published file of another row."""
     known = released.identify(given, sha256)
-    own = f"{table.name}/{row.name}"
-    if known and own in known.rows:
+    here = [name.partition("/")[2] for name in (known.rows if known else ())
+            if isinstance(table, Figure) or name.startswith(f"{table.name}/")]  # figures show the tables' encoders
+    if known and row.name in here:
         return f"released checkpoint {known.file}: {known.title}, {known.proof}"
-    if known and (others := [name.partition("/")[2] for name in known.rows if name.startswith(f"{table.name}/")]):
+    if known and (others := [name for name in here if name in [row.name for row in table.rows]]):
         raise UserError(f"this is the published {known.title}: the row {others[0]}, not {row.name}", at=given,
                         hint=f"--ckpt {others[0]}={given}")
     return f"checkpoint {given.name}{f' ({known.title})' if known else ''}, sha256 {sha256[:12]}"
@@ -223,7 +226,7 @@ def _cost(tier: Tier, jobs: list[Job], workers: int) -> str:
     if tier != "paper":
         seconds = sum(estimate(job) for job in running) / workers + 15
         return (f"about {max(seconds / 60, 0.5):.1f} minutes with {workers} processes of one thread; "
-                "about 120 MB of disk for Table 1's 18 encoders")
+                f"about {5 + 7 * sum(job.trains for job in running)} MB of disk")
     training = [job for job in running if job.trains]
     hours = sum(job.row.gpu_hours for job in training)
     minutes = sum(PAPER_SCORE_MINUTES.get((score.evaluation, score.dataset), 30) for job in running for score in job.scores

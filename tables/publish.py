@@ -14,13 +14,13 @@ def publish(what: Table | Figure, tier: Tier, results: Path, *, strict: bool = F
         code = pictures.publish(what, tier, results, strict=strict, asked=asked)
     else:
         code = show.publish(what, tier, results, strict=strict, asked=asked)
-    if pages(results):
+    if pages(results, {(tier, what.name): asked} if asked else None):
         print(f"page: {results / 'index.html'}")
     return code
 
 
-def pages(results: Path) -> list[Path]:
-    """Writes all pages from the records and pictures in ``results``; returns their paths."""
+def pages(results: Path, asked: dict[tuple[Tier, str], Collection[str]] | None = None) -> list[Path]:
+    """Writes all pages from the records in ``results`` (see page.build); returns their paths."""
     from tables import page
 
-    return page.build(results, *catalogue.everything())
+    return page.build(results, *catalogue.everything(), asked)

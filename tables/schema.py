@@ -109,8 +109,8 @@ class Figure:
     """the records that it is drawn from: evaluation and data set"""
     draw: Callable[[dict[str, list[dict[str, Any]]]], Drawing]
     """from records by row name"""
-    claims: Callable[[dict[str, list[dict[str, Any]]]], tuple[tuple[str, str, str], ...]] = lambda found: ()
-    """from the same: statement of the paper, verdict, and what it rests on"""
+    claims: Callable[[dict[str, list[dict[str, Any]]]], tuple[tuple[str, str, str, str], ...]] = lambda found: ()
+    """from the same: statement of the paper, verdict, what that rests on, and where the paper says so"""
 
     def row(self, name: str) -> Row:
         """A row by its short name."""

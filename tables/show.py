@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import sys
 from collections import Counter
 from collections.abc import Collection
@@ -192,7 +193,7 @@ def markdown(outcome: Outcome, strict: bool = False) -> str:
     lines = [f"# {table.name}: {table.title}", "", f"{table.paper}; {table.source}. {table.source_note}", "",
              f"**{STAMPS[outcome.tier]}**", "",
              f"Each cell: ours \\| paper. {what_spread_means(outcome)}. Controls: {outcome.controls}.", ""]
-    lines += [f"- {remark}" for remark in outcome.remarks] + [""] * bool(outcome.remarks)
+    lines += [f"- {plain(remark)}" for remark in outcome.remarks] + [""] * bool(outcome.remarks)
     for heading, columns in groups(outcome):
         rows = [[word.replace("|", "\\|") for word in row] for row in _rows(outcome, columns)]
         lines += [tabulate(rows, headers=[heading, *(c.heading for c in columns)], tablefmt="pipe", disable_numparse=True), ""]
@@ -204,9 +205,14 @@ def markdown(outcome: Outcome, strict: bool = False) -> str:
     lines += ["", summary(outcome, strict), "", "Notes", ""]
     lines += [f"- {note}" for note in table.notes] + [f"- Margins: {table.margin_reason}."]
     lines += [f"- {row.title}: cited, {row.cited}." for row in table.rows if row.cited]
-    lines += [f"- {table.row(name).title}: {source}." for name, source in outcome.sources.items()
+    lines += [f"- {table.row(name).title}: {plain(source)}." for name, source in outcome.sources.items()
               if source != "retrained"]
     return "\n".join(lines) + "\n"
+
+
+def plain(text: str) -> str:
+    """Names from files may hold what Markdown, or HTML within it, would read as more than text."""
+    return re.sub(r"([\\`*_{}\[\]<>#|!])", r"\\\1", text)
 
 
 def latex(outcome: Outcome) -> str:

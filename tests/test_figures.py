@@ -9,14 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 from PIL import Image
 
 from evaluate import course, gallery, tsne
 from pretrain import loop, recipes
-from protobench import records
+from protobench import checkpoints, records
 from protobench.kmeans import Clustering
 from tables import __main__ as tables_main
-from tables import catalogue, compare, courses, pictures
+from tables import catalogue, compare, courses, figure5, figure6, pictures
 
 PCL = replace(recipes.PCL_MINI, train=replace(recipes.PCL_MINI.train, epochs=2, batch_size=64), queue=64, warmup=1,
               num_prototypes=(2, 5, 10))
@@ -61,7 +62,10 @@ def test_a_course_becomes_a_record(command, encoders, world, tmp_path):
 def test_a_course_that_is_missing_damaged_or_another_s_is_refused(command, encoders, world, tmp_path):
     shutil.copy(encoders["pcl"], tmp_path / "encoder.safetensors")
     args = ("--ckpt", tmp_path / "encoder.safetensors", "--data", world, "--results", tmp_path / "r")
+    whole = json.loads((encoders["pcl"].parent / "course.json").read_text())
+    short = json.dumps({**whole, "probes": whole["probes"][:-1]})
     for content, complaint in ((None, "no course beside this encoder"), ("{}", "no course of a pretraining"),
+                               (short, "no course of a pretraining"),
                                ((encoders["moco"].parent / "course.json").read_text(), "another run's")):
         if content:
             (tmp_path / "course.json").write_text(content)
@@ -166,22 +170,117 @@ def test_a_figure_without_all_its_records_is_incomplete(command, tmp_path):
 
 def test_claims_are_judged_over_pretrainings():
     left, right = {1: 2.0, 2: 2.1, 3: 1.9}, {1: 1.0, 2: 1.05, 3: 1.0}
-    assert courses.claim("x", left, right)[1] == "holds"
-    assert courses.claim("x", right, left)[1] == "reversed"
-    assert courses.claim("x", {1: 2.0}, {1: 1.0})[1] == "undecided", "one pretraining"
-    assert courses.claim("x", {1: 2.0}, {2: 1.0})[1] == "not-run"
+
+    def verdict(a, b):
+        return courses.claim("x", a, b, "text", "a - b")[1]
+
+    assert verdict(left, right) == "holds"
+    assert verdict(right, left) == "reversed"
+    assert verdict({1: 2.0}, {1: 1.0}) == "undecided", "one pretraining"
+    assert verdict({1: 2.0}, {2: 1.0}) == "not-run"
 
 
 def test_strict_counts_a_reversed_claim(command, results, monkeypatch):
     figure = catalogue.either("figure4")
-    monkeypatch.setattr(tables_main, "either", lambda name: replace(figure, claims=lambda found: (("x", "reversed", ""),)))
+    monkeypatch.setattr(tables_main, "either", lambda name: replace(figure, claims=lambda found: (("x", "reversed", "", ""),)))
     assert command(tables_main.main, "diff", "figure4", "--results", results)[0] == 0
     assert command(tables_main.main, "diff", "figure4", "--results", results, "--strict")[0] == 1
 
 
 def test_colours_differ_in_grey_too():
-    """Luminance of neighbours among the lines' colours; where they are close, dash and marker differ as well."""
+    """The three that lines of one picture have; dash, marker and hatch differ as well."""
+    shades = [0.299 * int(c[1:3], 16) + 0.587 * int(c[3:5], 16) + 0.114 * int(c[5:], 16) for c in pictures.COLOURS[:3]]
+    assert min(abs(a - b) for i, a in enumerate(shades) for b in shades[:i]) > 60
     assert len(set(pictures.DASHES)) == len(set(pictures.MARKERS)) == len(set(pictures.HATCHES)) == len(pictures.COLOURS) == 4
+
+
+def _drawn(name, results):
+    figure = catalogue.either(name)
+    found = compare.collect(figure, results, "mini").rows
+    return figure.draw(found).picture, found
+
+
+def test_figure_3_shows_each_kind_under_its_own_name(results):
+    picture, found = _drawn("figure3", results)
+    left, right = picture.axes
+    for text, row in zip((t.get_text() for t in left.get_legend().get_texts()), ("pcl-fixed", "pcl"), strict=True):
+        sds = [record["probes"][-1]["clusters"]["5"]["sd"] for record in found[row]]
+        assert text.startswith("fixed" if row == "pcl-fixed" else "estimated")
+        assert f"sd {np.mean(sds):.1f}" in text
+    lines = {line.get_label(): line.get_ydata() for line in right.get_lines() if not line.get_label().startswith("_")}
+    for row, title in (("moco", "InfoNCE (MoCo)"), ("pcl", "ProtoNCE (PCL)")):
+        features = np.mean([[probe["feature_mi"] for probe in record["probes"]] for record in found[row]], axis=0)
+        prototypes = np.mean([[probe["clusters"]["5"]["mi"] for probe in record["probes"]] for record in found[row]], axis=0)
+        np.testing.assert_allclose(lines[f"{title}, features"], features)
+        np.testing.assert_allclose(lines[f"{title}, prototypes"], prototypes)
+
+
+def test_curves_are_means_in_a_band_from_least_to_greatest():
+    records_ = [{"subject": {"seed": seed}, "probes": [{"epochs": e, "feature_mi": seed * e} for e in (0, 5)]}
+                for seed in (1, 2, 6)]
+    _, ((axis,),) = pictures.axes(1)
+    courses.curve(axis, records_, courses.of_features, label="x", colour="k", dash="-", marker="o")
+    assert axis.get_lines()[0].get_ydata().tolist() == [0, 15]
+    band = axis.collections[0].get_paths()[0].vertices
+    assert {tuple(point) for point in band} >= {(5, 5), (5, 30)}
+
+
+def test_a_giant_cluster_does_not_hide_the_others(results):
+    figure, found = catalogue.either("figure3"), compare.collect(catalogue.either("figure3"), results, "mini").rows
+    for record in found["pcl"] + found["pcl-fixed"]:
+        record["probes"][-1]["clusters"]["5"]["histogram"] = {str(size): 10 for size in range(20, 60)} | {"5000": 1}
+    left = figure.draw(found).picture.axes[0]
+    assert "last bar" in left.get_xlabel()
+    counts = next(patch for patch in left.patches).get_data().values
+    assert (counts > 0).sum() > 8
+
+
+def test_figure_5_names_its_panels_and_tells_60_classes_apart(results):
+    picture, found = _drawn("figure5", results)
+    for axis, row, title in zip(picture.axes, ("moco", "pcl"), ("MoCo", "PCL"), strict=True):
+        assert axis.get_title().startswith(f"{title}, seed 1 of 2")
+        first = next(r for r in found[row] if r["subject"]["seed"] == 1)
+        of_class = [np.array(first["places"])[np.array(first["labels"]) == label] for label in range(20)]
+        for shown, places in zip(axis.collections, of_class, strict=True):
+            np.testing.assert_allclose(np.asarray(shown.get_offsets()), places)
+    marks = {(figure5.colour(label), pictures.MARKERS[(label + label // 20) % 4]) for label in range(60)}
+    assert len(marks) == 60
+
+
+def test_figure_6_frames_the_nearest_in_green_and_the_others_in_orange(results):
+    picture, found = _drawn("figure6", results)
+    (record,) = found["pcl"]
+    width = len(picture.axes) // len(record["groups"])
+    for line, group in enumerate(record["groups"]):
+        for i, image in enumerate(group["near"] + group["around"]):
+            axis = picture.axes[line * width + i]
+            assert axis.get_title() == image["class"][:16]
+            assert to_hex(axis.spines["left"].get_edgecolor()) == (figure6.GREEN if i < 5 else figure6.ORANGE)
+
+
+def test_class_names_are_no_formulas(results):
+    figure, found = catalogue.either("figure5"), compare.collect(catalogue.either("figure5"), results, "mini").rows
+    for record in found["moco"] + found["pcl"]:
+        record["class_names"][0] = r"$\frac$"
+    drawing, png, _ = pictures.draw(figure, "mini", found)
+    assert png
+    assert drawing.data[0][3] == r"$\frac$"
+
+
+def test_pictures_and_galleries_look_at_the_momentum_encoder(encoders, world, tmp_path, monkeypatch):
+    asked, real = [], checkpoints.load
+
+    def load(*args, **how):
+        asked.append(how.get("prefer"))
+        return real(*args, **how)
+
+    monkeypatch.setattr(checkpoints, "load", load)
+    where = {"workers": 0, "results": tmp_path}
+    tsne.evaluate(tsne.Config(encoders["moco"], world, per_class=5, perplexity=5, **where))
+    gallery.evaluate(gallery.Config(encoders["moco"], world, fine=10, coarse=4, **where))
+    assert asked == ["momentum", "momentum"]
+    record = next(r for r in records.read_all(tmp_path).values() if r["unit"]["evaluation"] == "tsne")
+    assert record["labels"] == sorted(record["labels"])
 
 
 def test_the_committed_figures_are_those_of_the_committed_records(tmp_path):

@@ -80,6 +80,13 @@ def test_ross_of_vectors_lies_between_none_and_all():
     assert ross(noise[:3], np.arange(3)) == 0, "classes of one image"
 
 
+def test_ross_sees_nothing_in_nearly_equal_vectors_that_hold_nothing():
+    """As a collapsed encoder gives them: the differences are in the last digits."""
+    rng, labels = np.random.default_rng(0), np.arange(1000) % 5
+    collapsed = (np.ones(32) / 32**0.5 + 1e-4 * rng.normal(size=(1000, 32))).astype(np.float32)
+    assert ross(torch.from_numpy(collapsed), labels) < 0.1
+
+
 def test_ross_counts_the_neighbours_of_a_case_by_hand():
     """Points 0, 1, 3 of class a, 2, 10 of class b: k = 2 in a, 1 in b; radii 3, 2, 3 and 8, 8; m with the point itself."""
     x, labels = torch.tensor([[0.0], [1.0], [3.0], [2.0], [10.0]], dtype=torch.float64), np.array([0, 0, 0, 1, 1])

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from pretrain import loop, optim, probe, recipes
+from pretrain import loop, moco, optim, probe, recipes
 from protobench import checkpoints
+from protobench.errors import UserError
 
 MOCO = replace(recipes.MOCO_MINI, train=replace(recipes.MOCO_MINI.train, epochs=3, batch_size=32), queue=64)
 
@@ -26,7 +27,10 @@ def test_a_training_is_probed_nine_times_at_its_ends_and_between():
     assert [e for e in range(41) if probe.due(e, 40)] == [0, 5, 10, 15, 20, 25, 30, 35, 40]
     assert [e for e in range(201) if probe.due(e, 200)] == list(range(0, 201, 25))
     assert [e for e in range(4) if probe.due(e, 3)] == [0, 1, 2, 3]
-    assert [e for e in range(14) if probe.due(e, 13)][-1] == 13
+    for epochs in (9, 12, 13, 15, 16, 90, 100):
+        found = [e for e in range(epochs + 1) if probe.due(e, epochs)]
+        assert len(found) == 9
+        assert (found[0], found[-1]) == (0, epochs)
 
 
 def test_cluster_numbers_are_the_paper_s_or_of_their_proportion():
@@ -48,6 +52,7 @@ def test_embeddings_that_are_the_classes_agree_wholly():
 
     class Method:
         backbone = nn.Identity()
+        projection = nn.Identity()
 
     found = probe.probe(Method(), lambda module: np.eye(5, dtype=np.float32)[labels] + 0.001 * np.random.default_rng(0).normal(
         size=(400, 5)).astype(np.float32), labels, 7, device="cpu")
@@ -69,6 +74,55 @@ def test_probes_do_not_touch_the_training(train_images, tmp_path, monkeypatch):
     assert [line["epoch"] for line in course["epochs"]] == [0, 1, 2]
     assert course["key"] == checkpoints.load(with_probes).key
     assert _course(tmp_path / "without")["probes"] == []
+
+
+def test_a_probe_that_cannot_be_taken_does_not_stop_the_training(train_images, tmp_path, monkeypatch, capsys):
+    def fails(*_, **__):
+        raise UserError("no GPU that faiss can use")
+
+    monkeypatch.setattr(probe, "kmeans", fails)
+    path = loop.pretrain(MOCO, train_images, tmp_path, seed=1)
+    assert path.exists()
+    assert capsys.readouterr().out.count("no probe after") == 4
+    assert _course(tmp_path)["probes"] == []
+
+
+def test_a_classifier_has_no_embedding_to_probe(train_images, tmp_path):
+    recipe = replace(recipes.SUPERVISED_MINI, train=replace(recipes.SUPERVISED_MINI.train, epochs=1, batch_size=32))
+    loop.pretrain(recipe, train_images, tmp_path, seed=1)
+    assert _course(tmp_path)["probes"] == []
+
+
+def test_probes_look_at_the_momentum_encoder_as_pcl_s_clustering_does(train_images, tmp_path):
+    method = moco.build(MOCO, torch.empty(0), 0, 1)
+    with torch.no_grad():
+        for parameter in method.encoder_k.parameters():
+            parameter.add_(0.1)
+    seen = []
+
+    def extract(module):
+        seen.append([p.data_ptr() for p in module.parameters()])
+        return np.random.default_rng(0).normal(size=(200, 64)).astype(np.float32)
+
+    probe.probe(method, extract, np.arange(200) % 5, 0, device="cpu")
+    assert seen == [[p.data_ptr() for p in method.encoder_k.parameters()]]
+
+
+def test_a_kill_before_the_course_was_written_loses_none_of_it(train_images, tmp_path, monkeypatch):
+    loop.pretrain(MOCO, train_images, tmp_path / "whole", seed=1)
+    real = loop.files.write_text
+
+    def killed(path, text):
+        if path.name == "course.json":
+            raise KeyboardInterrupt
+        real(path, text)
+
+    monkeypatch.setattr(loop.files, "write_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        loop.pretrain(MOCO, train_images, tmp_path / "cut", seed=1)
+    monkeypatch.setattr(loop.files, "write_text", real)
+    loop.pretrain(MOCO, train_images, tmp_path / "cut", seed=1)
+    assert _timeless(_course(tmp_path / "whole")["probes"]) == _timeless(_course(tmp_path / "cut")["probes"])
 
 
 def test_a_killed_run_keeps_its_probes(train_images, tmp_path, monkeypatch):
