@@ -50,6 +50,7 @@ TABLE = Table(
         "The subset is a seeded random draw, or SimCLR's list where DATA/imagenet_subsets/ holds it. Random crops and flips, and "
         "BatchNorm in training mode: the paper tells neither.",
         "Embedded tier: 3 random subsets of 40 and 400 images in batches of 20. Rates as in the paper or scaled down with the "
-        "batch, whichever left Random and Supervised the lower training loss: scaled at 1 %, the paper's at 10 %.",
+        "batch, whichever left Random and Supervised the lower training loss in one run of each: scaled at 1 %, the paper's at "
+        "10 %.",
     ),
 )
