@@ -20,6 +20,7 @@ def draw(found: dict[str, list[dict[str, Any]]]) -> Drawing:
     groups, params = record["groups"], record["unit"]["params"]
     near, around = (max(len(group[which]) for group in groups) for which in ("near", "around"))
     picture, axes = pictures.axes(near + around, width=0.72 * (near + around), height=0.95 * len(groups) + 0.5, rows=len(groups))
+    picture.set_dpi(100)  # of noise, which a PNG cannot press
     data = []
     for line, group in zip(axes, groups, strict=True):
         shown = [("near", GREEN, image) for image in group["near"]] + [("around", ORANGE, image) for image in group["around"]]

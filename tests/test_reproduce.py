@@ -119,7 +119,8 @@ def test_the_paper_tier_scores_given_checkpoints(command, tmp_path):
     code, out, err = _reproduce(command, tmp_path, *args)
     assert code == 3, err
     assert "50 not-run, 10 cited, 10 off-protocol" in out
-    assert "voc07 is off protocol: 100 test images instead of 4952, resnet(block=basic, depths=(1, 1, 1, 1), width=16" in out
+    assert ("voc07 is off protocol: 100 test images instead of 4952, 700 training images instead of 5011, "
+            "resnet(block=basic, depths=(1, 1, 1, 1), width=16") in out
     assert "controls (Random, Supervised): not run" in out
     (record,) = (records.read(p) for p in (tmp_path / "results" / "paper" / "records").glob("moco-0-*voc07*"))
     assert record["subject"]["source"].startswith("checkpoint moco.pth.tar, sha256")
