@@ -156,11 +156,7 @@ def report(record: dict[str, Any]) -> str:
 
 def main() -> int:
     """The command line."""
-    config = cli.parse(Config, __doc__ or "")
-    path = evaluate(config)
-    print(report(records.read(path)))
-    print(f"record: {path}")
-    return cli.SAME
+    return cli.scored(Config, __doc__ or "", evaluate, report)
 
 
 if __name__ == "__main__":

@@ -199,15 +199,12 @@ def report(record: dict[str, Any]) -> str:
 
 def main() -> int:
     """The command line."""
-    config = cli.parse(Config, __doc__ or "")
+    code = cli.scored(Config, __doc__ or "", evaluate, report)
 
     from protobench import ranks
 
-    if path := evaluate(config):
-        print(report(records.read(path)))
-        print(f"record: {path}")
     ranks.leave()
-    return cli.SAME
+    return code
 
 
 if __name__ == "__main__":

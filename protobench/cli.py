@@ -6,7 +6,8 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 from protobench.errors import UserError
 
@@ -34,6 +35,17 @@ def parse(config: Callable[..., T], description: str, args: Sequence[str] | None
         args=args,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes, tyro.conf.CascadeSubcommandArgs),
     )
+
+
+def scored(config: Callable[..., T], description: str, evaluate: Callable[[T], Path | None],
+           report: Callable[[dict[str, Any]], str]) -> int:
+    """The command line of an evaluation: reads ``config``, evaluates, prints a report of the record and its path."""
+    from protobench import records
+
+    if path := evaluate(parse(config, description)):
+        print(report(records.read(path)))
+        print(f"record: {path}")
+    return SAME
 
 
 def run(main: Callable[[], int | None]) -> None:

@@ -45,7 +45,7 @@ def draw(figure: Figure, tier: Tier, found: compare.Found) -> tuple[Drawing, byt
     drawing = figure.draw(found)
     stamp(drawing.picture, tier)
     png, svg = io.BytesIO(), io.StringIO()
-    drawing.picture.savefig(png, format="png", metadata={"Software": None, "Description": mark(found)})
+    drawing.picture.savefig(png, format="png", dpi=drawing.picture.dpi, metadata={"Software": None, "Description": mark(found)})
     drawing.picture.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
     pyplot.close(drawing.picture)
     return drawing, png.getvalue(), svg.getvalue()

@@ -12,24 +12,25 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from evaluate import semisup
+from evaluate import semisup, subsets
 from protobench import backbones, imagenet, records
+from protobench.errors import UserError
 from protobench.images import ImageList
 
 
 @given(st.integers(0, 2000), st.sampled_from([1, 10]), st.integers(0, 5))
 def test_a_random_subset_is_a_part_without_repetition(images, percent, draw):
-    rows = semisup.drawn(images, percent, 0, draw)
+    rows = subsets.drawn(images, percent, 0, draw)
     assert len(rows) == images * percent // 100
     assert len(np.unique(rows)) == len(rows)
     assert rows.tolist() == sorted(rows)
     assert not len(rows) or (rows[0] >= 0 and rows[-1] < images)
-    assert rows.tolist() == semisup.drawn(images, percent, 0, draw).tolist()
+    assert rows.tolist() == subsets.drawn(images, percent, 0, draw).tolist()
 
 
 def test_subsets_differ_between_draws_and_follow_no_class():
     """Of ImageNet's size: 12 811 images as in SimCLR's list; the classes' counts spread as chance has it."""
-    first, second = (semisup.drawn(1_281_167, 1, 0, draw) for draw in (0, 1))
+    first, second = (subsets.drawn(1_281_167, 1, 0, draw) for draw in (0, 1))
     assert len(first) == 12_811
     assert len(np.intersect1d(first, second)) < 300
     counts = np.bincount(first * 1000 // 1_281_167, minlength=1000)
@@ -108,7 +109,7 @@ def training(tmp_path):
 def test_simclr_s_lists_name_files_without_their_folder(training, tmp_path):
     path = tmp_path / "1percent.txt"
     path.write_text("n01443537_1.JPEG\nn01440764_2.JPEG\n\nn01484850/same.JPEG\n")
-    assert semisup.listed(training, path, 60).tolist() == [1, 2, 4]
+    assert subsets.listed(training, path, 60).tolist() == [1, 2, 4]
 
 
 @pytest.mark.parametrize(("text", "complaint"), [
@@ -119,25 +120,25 @@ def test_simclr_s_lists_name_files_without_their_folder(training, tmp_path):
 def test_lists_that_do_not_fit_are_refused(training, tmp_path, text, complaint):
     path = tmp_path / "list.txt"
     path.write_text(text)
-    with pytest.raises(semisup.UserError, match=complaint):
-        semisup.listed(training, path, 60)
+    with pytest.raises(UserError, match=complaint):
+        subsets.listed(training, path, 60)
 
 
 def test_a_list_of_another_percentage_is_refused(training, tmp_path):
     path = tmp_path / "list.txt"
     path.write_text("n01440764_1.JPEG\n")
-    with pytest.raises(semisup.UserError, match="names 1 of 5 images, which is not 1 %"):
-        semisup.listed(training, path, 1)
+    with pytest.raises(UserError, match="names 1 of 5 images, which is not 1 %"):
+        subsets.listed(training, path, 1)
 
 
 def test_images_left_out_as_unreadable_may_stand_in_a_list(training, tmp_path):
     path = tmp_path / "list.txt"
     path.write_text("n01440764_1.JPEG\ngone.JPEG\n")
     part = replace(training, unreadable=("n01443537/gone.JPEG",))
-    assert semisup.listed(part, path, 40).tolist() == [0]
+    assert subsets.listed(part, path, 40).tolist() == [0]
     path.write_text("gone.JPEG\n")
-    with pytest.raises(semisup.UserError, match="every image of this list was left out"):
-        semisup.listed(part, path, 40)
+    with pytest.raises(UserError, match="every image of this list was left out"):
+        subsets.listed(part, path, 40)
 
 
 @pytest.mark.parametrize("text", ["\ufeffn01440764_1.JPEG\nn01440764_2.JPEG",
@@ -145,7 +146,7 @@ def test_images_left_out_as_unreadable_may_stand_in_a_list(training, tmp_path):
 def test_marks_line_ends_and_the_train_folder_do_not_matter(training, tmp_path, text):
     path = tmp_path / "list.txt"
     path.write_bytes(text.encode())
-    assert semisup.listed(training, path, 40).tolist() == [0, 1]
+    assert subsets.listed(training, path, 40).tolist() == [0, 1]
 
 
 def test_lists_beside_the_data_are_taken_unless_declined(tmp_path, monkeypatch):
