@@ -1,21 +1,26 @@
-"""Linear probes: a logistic regression on frozen features, ImageNet and Places205 (PCL's Table 3).
+"""Linear probes: a logistic regression on frozen features, on ImageNet and Places205 (PCL's Table 3) or CIFAR (SPCL).
 
 Examples:
 
     python evaluate/linear.py --ckpt pcl_v2.pth.tar --data /data/imagenet
     python evaluate/linear.py --ckpt pcl_v2.pth.tar --data /data/imagenet --lr 1 5 10 30   # one pass trains all four
     python evaluate/linear.py --ckpt pcl_v2.pth.tar --data /data/places205 --dataset places205
+    python evaluate/linear.py --ckpt spcl.pth --data /data/cifar --dataset cifar10
     python evaluate/linear.py --ckpt encoder.safetensors                 # no data at hand: the embedded images
 
   imagenet   pooled feature (2048-D), 100 epochs, learning rate 10 (appendix E; the released code has 5, MoCo's 30).
   places205  conv5 pooled to 2x2 (8192-D; "~9000-D" in the paper), 40 epochs, learning rate 0.3, behind a BatchNorm without
              affine part, as Goyal et al. have it; the paper does not say whether it has one: --no-batch-norm is the other.
+  cifar10,   pooled feature, 100 epochs, learning rate 0.1 x batch / 256, on a cosine down to 0 (SPCL's released code, which
+  cifar100   uses Nesterov's momentum; here it is the plain one). On the embedded images, which stand in: 0.1, 1 and 10 side by
+             side, because their ten epochs are too few for 0.1.
 
-Both: SGD, momentum 0.9, no weight decay, batches of 256, the rate x 0.1 at 60 and 80 % of the epochs, random crops and flips,
-one centre crop in the test; the score is that of the *last* epoch. Several rates train side by side on the features of one
-forward pass; a tenth of the training images is then held out and chooses among them, never the test set.
+All: SGD, momentum 0.9, no weight decay, batches of 256, the rate x 0.1 at 60 and 80 % of the epochs (CIFAR excepted), random
+crops and flips, one centre crop in the test; the score is that of the *last* epoch. Several rates train side by side on the
+features of one forward pass; a tenth of the training images is then held out and chooses among them, never the test set.
 """
 
+import math
 import time
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,7 +30,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
-from protobench import cli, files, imagenet, keyed, mini, places, readable, records
+from protobench import cifar, cli, files, imagenet, keyed, mini, places, readable, records
 from protobench.errors import UserError
 from protobench.images import ImageList
 from protobench.layouts import Reading
@@ -45,12 +50,14 @@ class Config:
     ckpt: Annotated[Path, tyro.conf.arg(aliases=["--pretrained"])]
     """checkpoint to score, in any layout that protobench/layouts.py lists"""
     data: Path | None = None
-    """ImageNet's folder (train/ and val/), or that of Places205's lists and images; without it the embedded images"""
-    dataset: Literal["imagenet", "places205"] = "imagenet"
+    """ImageNet's folder (train/ and val/), that of Places205's lists and images, or that with CIFAR's cifar-10-batches-py or
+    cifar-100-python; without it the embedded images"""
+    dataset: Literal["imagenet", "places205", "cifar10", "cifar100"] = "imagenet"
     lr: tuple[float, ...] = ()
-    """learning rate; several: chosen on held-out training images. Default 10 for imagenet, 0.3 for places205"""
+    """learning rate; several: chosen on held-out training images. Default 10 for imagenet, 0.3 for places205; for
+    CIFAR 0.1 x batch / 256, on embedded data 0.1 1 10"""
     epochs: int | None = None
-    """default 100 for imagenet, 40 for places205, 10 on embedded data"""
+    """default 100, 40 for places205, 10 on embedded data"""
     batch_size: int = 256
     sgd_momentum: float = 0.9
     weight_decay: float = 0.0
@@ -69,12 +76,18 @@ class Config:
 
     def params(self) -> dict[str, Any]:
         """What determines the score of a checkpoint on given images."""
-        is_imagenet = self.dataset == "imagenet"
-        epochs = self.epochs if self.epochs is not None else 10 if self.data is None else 100 if is_imagenet else 40
-        return {"lr": self.lr or ((10.0,) if is_imagenet else (0.3,)), "epochs": epochs, "batch_size": self.batch_size,
-                "sgd_momentum": self.sgd_momentum, "weight_decay": self.weight_decay, "seed": self.seed,
-                "batch_norm": not is_imagenet if self.batch_norm is None else self.batch_norm,
-                "pooling": "average" if is_imagenet else "2x2"}
+        is_places, is_cifar = self.dataset == "places205", self.dataset.startswith("cifar")
+        epochs = self.epochs if self.epochs is not None else 10 if self.data is None else 40 if is_places else 100
+        params = {"lr": self.lr or self._default_lr(), "epochs": epochs, "batch_size": self.batch_size,
+                  "sgd_momentum": self.sgd_momentum, "weight_decay": self.weight_decay, "seed": self.seed,
+                  "batch_norm": is_places if self.batch_norm is None else self.batch_norm,
+                  "pooling": "2x2" if is_places else "average"}
+        return params | {"schedule": "cosine"} if is_cifar else params  # absent elsewhere: records are found by this dict
+
+    def _default_lr(self) -> tuple[float, ...]:
+        if self.dataset.startswith("cifar"):
+            return (0.1 * self.batch_size / 256,) if self.data else (0.1, 1.0, 10.0)
+        return (0.3,) if self.dataset == "places205" else (10.0,)
 
 
 class Heads:
@@ -136,8 +149,10 @@ class Heads:
             self.norm.load_state_dict(state["norm"])
 
 
-def factor(epoch: int, epochs: int) -> float:
-    """Of the learning rate: x 0.1 at 60 and at 80 % of the epochs."""
+def factor(epoch: int, epochs: int, schedule: str = "steps") -> float:
+    """Of the learning rate: x 0.1 at 60 and at 80 % of the epochs, or a "cosine" that would reach 0 after the last one."""
+    if schedule == "cosine":
+        return (1 + math.cos(math.pi * epoch / epochs)) / 2
     return 0.1 ** sum(epoch >= round(share * epochs) for share in (0.6, 0.8))
 
 
@@ -157,12 +172,13 @@ def train(heads: Heads, compute: Any, images: ImageList, chosen: np.ndarray, inp
     labels = torch.from_numpy(images.labels).to(device)
     size, crops = params["batch_size"], RandomCrops(images, input_, params["seed"])
     steps = len(chosen) // size
+    schedule = params.get("schedule", "steps")
     bar = progress(desc="linear probe", unit=" steps", total=(params["epochs"] - done) * steps)
     for epoch in range(done, params["epochs"]):
         ordered = order(chosen, params["seed"], epoch)[: steps * size]
         where = [[(epoch, int(i)) for i in part] for part in np.split(ordered, steps)]
         for part, pixels in zip(where, batches(crops, workers=workers, device=device, batch_sampler=where), strict=True):
-            heads.step(compute(pixels), labels[[i for _, i in part]], factor(epoch, params["epochs"]))
+            heads.step(compute(pixels), labels[[i for _, i in part]], factor(epoch, params["epochs"], schedule))
             bar.update()
         if not heads.alive_L.any():
             raise UserError(f"the probe diverged at every learning rate by epoch {epoch}", hint="lower --lr")
@@ -206,7 +222,11 @@ def accuracies(heads: Heads, x_ND: np.ndarray, labels: np.ndarray, device: str) 
 def data_lists(data: Path | None, dataset: str = "imagenet", skip_bad_images: int = 0) -> tuple[ImageList, ImageList]:
     """Training and test images of a data set; the embedded one where ``data`` is None. See Config for ``skip_bad_images``."""
     root = data or mini.ensure()
-    return readable.leave_out(places.read_both(root) if dataset == "places205" else imagenet.read_both(root), skip_bad_images)
+    if dataset.startswith("cifar"):
+        lists = cifar.read_both(root, dataset)
+    else:
+        lists = places.read_both(root) if dataset == "places205" else imagenet.read_both(root)
+    return readable.leave_out(lists, skip_bad_images)
 
 
 def unit(encoder_key: str, lists: tuple[ImageList, ...], config: Config) -> dict[str, Any]:

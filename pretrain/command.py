@@ -16,7 +16,7 @@ class Run:
     """Where and how to run."""
 
     data: Path | None = None
-    """folder that holds imagenet/train; without it the embedded data"""
+    """folder that holds imagenet/train, or CIFAR's batches; without it the embedded data"""
     out: Path | None = None
     """run folder (log, checkpoint, encoder); default runs/<method>-<seed>"""
     seed: int = 0
@@ -56,7 +56,7 @@ def train(recipe: Recipe, run: Run) -> Path:
     import torch
 
     from pretrain import loop
-    from protobench import imagenet, mini, readable
+    from protobench import mini, pretraining
     from protobench.devices import device_of
 
     if run.threads < 1:
@@ -65,6 +65,6 @@ def train(recipe: Recipe, run: Run) -> Path:
     torch.set_num_threads(run.threads)
     root = run.data or mini.ensure()
     out = run.out or Path("runs") / f"{recipe.method}-{run.seed}"
-    (images,) = readable.leave_out((imagenet.read(root, "train"),), run.skip_bad_images)
+    images = pretraining.images(root, recipe.dataset, run.skip_bad_images)
     return loop.pretrain(recipe, images, out,
                          seed=run.seed, device=device, workers=run.workers, resume=run.resume)

@@ -1,8 +1,10 @@
 """The training loop of every method: steps, schedule, log, checkpoints. It knows no method.
 
-A method is a module with ``num_views``, ``backbone``, ``loss(views, index) -> Tensor`` and, where it needs one,
-``start_epoch(epoch, extract) -> dict`` run before each epoch. Where it has them, its ``projection`` head and its
-``momentum_encoder`` (backbone, head) are exported too, for evaluations that use embeddings.
+A method is a module with ``num_views``, ``backbone``, ``loss(views, index) -> Tensor`` and, where it needs them,
+``start_epoch(epoch, extract) -> dict`` run before each epoch, ``draw_batches(epoch, steps)`` for batches of its own choice (image
+numbers, [steps, batch]; else a permutation), ``renewed``, the parameters that start_epoch has drawn anew, and
+``end_epoch() -> dict``; the dicts go to the log. Where it has them, its ``projection`` head and its ``momentum_encoder``
+(backbone, head) are exported too, for evaluations that use embeddings.
 
 A run folder holds ``log.jsonl`` (one line per epoch), ``checkpoint.pt`` (to resume from; removed when done) and, when the run
 is finished, ``encoder.safetensors`` (checkpoints.export) and ``course.json`` (the log and the probes, see probe.py, with the
@@ -100,7 +102,7 @@ def _probes(before: list[dict], method: Any, views: Views, images: ImageList, do
         return before
     started = time.perf_counter()
     try:
-        found = probe.probe(method, lambda module: _extract(module, views), images.labels, done, device=device)
+        found = probe.probe(method, partial(_extract, views=views), images.labels, done, device=device)
     except UserError as mistake:
         print(f"no probe after {done} epochs. {mistake}")
         return before
@@ -110,12 +112,16 @@ def _probes(before: list[dict], method: Any, views: Views, images: ImageList, do
 def _epoch(method: Any, optimizer: torch.optim.Optimizer, views: Views, recipe: Recipe, epoch: int, images: int) -> dict:
     started = time.perf_counter()
     start_epoch: Callable | None = getattr(method, "start_epoch", None)
-    log = start_epoch(epoch, lambda module: _extract(module, views)) if start_epoch else {}
+    log = start_epoch(epoch, partial(_extract, views=views)) if start_epoch else {}
+    for parameter in getattr(method, "renewed", ()):
+        optimizer.state.pop(parameter, None)  # the momentum of weights that are no more
     e_step = time.perf_counter() - started
     method.train()
     steps = images // recipe.train.batch_size
+    draw_batches: Callable | None = getattr(method, "draw_batches", None)
+    chosen = draw_batches(epoch, steps) if draw_batches else views.order(epoch)
     total, rate = torch.zeros((), device=next(method.parameters()).device), 0.0
-    for step, (batch, index) in enumerate(views.batches(epoch, method.num_views)):
+    for step, (batch, index) in enumerate(views.batches(epoch, method.num_views, chosen)):
         rate = optim.learning_rate(recipe.train, epoch, step, steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -128,18 +134,28 @@ def _epoch(method: Any, optimizer: torch.optim.Optimizer, views: Views, recipe: 
     if not np.isfinite(mean):
         raise UserError(f"{recipe.method}: the loss is not finite in epoch {epoch}",
                         hint="lower --lr; the checkpoint of the epoch before is kept")
+    end_epoch: Callable | None = getattr(method, "end_epoch", None)
+    log = {**log, **(end_epoch() if end_epoch else {})}
     return {"epoch": epoch, "loss": mean, "lr": rate, "seconds": round(time.perf_counter() - started, 3),
             "e_step_seconds": round(e_step, 3), **log}
 
 
 @torch.inference_mode()
-def _extract(module: nn.Module, views: Views) -> np.ndarray:
-    """float32 [I, C]: the module's output in eval mode on the centre crops of all images, in order."""
+def _extract(module: nn.Module, views: Views, epoch: int | None = None, dtype: type = np.float32) -> np.ndarray:
+    """[I, C]: the module's output in eval mode for all images, in order; on their centre crops or, of an ``epoch``, on one random
+    view of each. Written row by row into the array returned, so nothing is held twice."""
     was_training = module.training
     module.eval()
-    features = torch.cat([module(crops).cpu() for crops in views.centre_crops()]).numpy()
+    found: np.ndarray = np.empty((0, 0), dtype)
+    done = 0
+    for inputs in views.centre_crops() if epoch is None else views.one_view(epoch):
+        output = module(inputs).cpu().numpy()
+        if not done:
+            found = np.empty((len(views), output.shape[1]), dtype)
+        found[done : done + len(output)] = output
+        done += len(output)
     module.train(was_training)
-    return features
+    return found
 
 
 def _resume(path: Path, key: str, method: nn.Module, optimizer: torch.optim.Optimizer,

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal
 
 from protobench import files
 from protobench.images import ImageList
-from protobench.transforms import EvalInput
+from protobench.transforms import NORMALISATIONS, EvalInput
 
 VERSION = 2
 """Raise when a run's result changes for equal recipe, data and seed."""
@@ -64,6 +64,8 @@ class Recipe:
 
     method: ClassVar[str]
     arch: str = "resnet50"
+    dataset: Literal["imagenet", "cifar10", "cifar100"] = "imagenet"
+    """what it is trained on"""
     augment: Augment = field(default_factory=Augment)
     input: EvalInput = field(default_factory=EvalInput)
     """centre crops: PCL's E-step, and every evaluation"""
@@ -126,6 +128,55 @@ class SimCLR(Recipe):
 
 
 @dataclass(frozen=True)
+class SPCL(Recipe):
+    """Siamese prototypical contrastive learning (Mo, Sun and Li, arXiv 2208.08819). Defaults: section 4.1, CIFAR.
+
+    Where the paper leaves a choice, the first value is the one taken here; pretrain/spcl.py says why.
+    """
+
+    method: ClassVar[str] = "spcl"
+    dim: int = 128
+    """size of the embedding behind g_c"""
+    temperature: float = 0.5
+    """not in the paper; the released code's"""
+    alpha: float = 1.0
+    """weight of the contrastive loss in Eq. 5"""
+    beta: float = 1.0
+    """weight of the metric loss"""
+    gamma: float = 1.0
+    """weight of the prototypical cross-entropy"""
+    num_prototypes: tuple[int, ...] = (512,)
+    """K; of several, the prototype losses are averaged, one head each, and the first one's clusters give the pairs"""
+    anchors: Literal["pairs", "step"] = "pairs"
+    """every pair of images has a prototype p of its own, or the whole step shares one (Algorithm 1 to the letter)"""
+    pairs: Literal["clusters", "labels"] = "clusters"
+    """labels: p and q are true classes. A leak, to be measured: the released code draws its pairs so"""
+    prototypes: Literal["clusters", "labels"] = "clusters"
+    """labels: the cross-entropy is on the true classes (Table 2's gamma (GT))"""
+    negatives: Literal["union", "halves"] = "union"
+    """of Eq. 1: all other images (the equation), or those of the same half, p or q (the released code)"""
+    decoupled: bool = False
+    """Eq. 1 to the letter: its denominator is without the positive, unlike NT-Xent's"""
+    distance: Literal["elementwise", "norm"] = "elementwise"
+    """what g_m sees of two features: the vector of absolute differences, or its length (Eq. 3 to the letter)"""
+    metric_head: Literal["mlp", "linear"] = "mlp"
+    """g_m: two layers, as Table 1's 36 million parameters have it, or one (released code)"""
+    reset: Literal["prototype", "all"] = "prototype"
+    """heads that start anew every epoch: g_p, whose outputs lose their meaning, or all three (Algorithm 1 to the letter)"""
+    symmetric: bool = False
+    """symmetric cross-entropy on the prototypes (Wang et al., ICCV 2019)"""
+    sce_alpha: float = 0.1
+    """its weight of the usual cross-entropy (released code; Wang et al. have 6 on CIFAR-100)"""
+    sce_beta: float = 1.0
+    """its weight of the reverse cross-entropy (released code; Wang et al. have 0.1 on CIFAR-100)"""
+    whiten: int = 0
+    """PCA dimensions that features are whitened to before they are clustered (released code: 256); 0: as they are"""
+    niter: int = 20
+    nredo: int = 1
+    """k-means iterations and restarts (released code)"""
+
+
+@dataclass(frozen=True)
 class Supervised(Recipe):
     """Cross-entropy on the labels, the upper control row."""
 
@@ -143,9 +194,10 @@ class Untrained(Recipe):
 def run_key(recipe: Recipe, images: ImageList | None, seed: int) -> str:
     """Identity of a run's result: everything that determines the weights on one kind of device.
 
-    A recipe without epochs (the Random row) depends on no images.
+    A recipe without epochs (the Random row) depends on no images, and no recipe on its data set's name: the images are known.
     """
-    return files.sha256({"version": VERSION, "method": recipe.method, "recipe": asdict(recipe), "seed": seed,
+    content = {name: value for name, value in asdict(recipe).items() if name != "dataset"}
+    return files.sha256({"version": VERSION, "method": recipe.method, "recipe": content, "seed": seed,
                          "data": images.fingerprint if images and recipe.train.epochs else None})
 
 
@@ -168,6 +220,27 @@ SUPERVISED = Supervised(augment=Augment(min_area=0.08, jitter_p=0.0, grayscale=0
                         train=Train(epochs=90, lr=0.1, milestones=(30, 60)))
 """torchvision's recipe for its V1 weights, the paper's Supervised row."""
 UNTRAINED = Untrained()
+
+SPCL_IMAGENET = SPCL(
+    augment=SIMCLR.augment, temperature=0.1, num_prototypes=(2048,),
+    train=Train(batch_size=1024, lr=1.0, schedule="cosine", warmup_epochs=10, optimizer="lars", weight_decay=1e-6))
+"""SPCL, section 4.1. The temperature is SimCLR's and the warm-up that of CIFAR, as the paper gives neither; the rate is
+1.0 as printed, not per 256 images."""
+_CIFAR: dict[str, Any] = {
+    "arch": "resnet18-cifar",  # the paper says ResNet-50; its Supervised 93.0 and SimCLR 92.0 are a ResNet-18's, as in its code
+    "augment": Augment(size=32, min_area=0.08, jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8, grayscale_first=False),
+    "train": Train(epochs=1000, batch_size=512, lr=1.0, schedule="cosine", warmup_epochs=10, optimizer="lars", weight_decay=1e-6),
+}
+"""SPCL, section 4.1, "closely follow SimCLR": its augmentation for CIFAR (half strength, no blur). --arch resnet50-cifar is the
+network as stated."""
+_CIFAR10: dict[str, Any] = {**_CIFAR, "dataset": "cifar10", "input": EvalInput(32, 32, *NORMALISATIONS["cifar10"])}
+_CIFAR100: dict[str, Any] = {**_CIFAR, "dataset": "cifar100", "input": EvalInput(32, 32, *NORMALISATIONS["cifar100"])}
+SPCL_CIFAR10, SPCL_CIFAR100 = SPCL(**_CIFAR10), SPCL(**_CIFAR100)
+SIMCLR_CIFAR10 = SimCLR(**_CIFAR10, temperature=0.5)
+SUPERVISED_CIFAR10, SUPERVISED_CIFAR100 = Supervised(**_CIFAR10), Supervised(**_CIFAR100)
+"""Trained like the other rows of SPCL's Table 2, which says no more of it than "CE" and "GT"."""
+UNTRAINED_CIFAR10 = Untrained(arch="resnet18-cifar", input=SPCL_CIFAR10.input)
+UNTRAINED_CIFAR100 = Untrained(arch="resnet18-cifar", input=SPCL_CIFAR100.input)
 
 # The embedded tier ----------------------------------------------------------------------------------------------------
 
@@ -192,5 +265,7 @@ PCL_MINI = replace(PCL_V1, **MINI, **_MINI_MOCO, **_MINI_PCL, train=_MINI_TRAIN)
 PCL_V2_MINI = replace(PCL_MINI, temperature=0.2, mlp=True)
 SIMCLR_MINI = replace(SIMCLR, **MINI, dim=64, temperature=0.2, train=replace(_MINI_TRAIN, lr=0.12))
 """SGD at twice MoCo's rate, as both views carry gradients; LARS is made for far larger batches."""
+SPCL_MINI = replace(SPCL_IMAGENET, **MINI, dim=64, temperature=0.2, num_prototypes=(100,), train=SIMCLR_MINI.train)
+"""SimCLR's values unchanged. K: five clusters per category, 40 images each (the paper on CIFAR: 51 and 98); PCL's middle one."""
 SUPERVISED_MINI = replace(SUPERVISED, **MINI, train=replace(_MINI_TRAIN, epochs=12))
 UNTRAINED_MINI = replace(UNTRAINED, **MINI)

@@ -4,6 +4,7 @@ Examples:
 
     python pretrain/simclr.py mini                          # embedded data
     python pretrain/simclr.py paper --data ROOT --device cuda   # batch 256, 200 epochs, as a row of PCL's Table 1
+    python pretrain/simclr.py cifar10 --data ROOT --device cuda # batch 512, 1000 epochs, as a row of SPCL's Table 2
 
 Departure: inputs are normalised by ImageNet's mean and deviation, as for all methods here (the original uses 0..1).
 Shapes: N batch, C embedding.
@@ -12,13 +13,14 @@ Shapes: N batch, C embedding.
 if __name__ == "__main__":  # before torch is imported: --help should not wait for it
     from pretrain import command, recipes
 
-    command.main(__doc__, {"paper": recipes.SIMCLR, "mini": recipes.SIMCLR_MINI})
+    command.main(__doc__, {"paper": recipes.SIMCLR, "cifar10": recipes.SIMCLR_CIFAR10, "mini": recipes.SIMCLR_MINI})
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain import recipes
+from pretrain.similarity import Similarity
 from protobench.backbones import build as build_backbone
 
 
@@ -36,9 +38,11 @@ class SimCLR(nn.Module):
 
     num_views = 2
 
-    def __init__(self, recipe: recipes.SimCLR):
+    def __init__(self, recipe: recipes.SimCLR, labels: Tensor):
         super().__init__()
-        self.recipe = recipe
+        self.recipe, self.similarity = recipe, Similarity()
+        self.labels: Tensor
+        self.register_buffer("labels", labels, persistent=False)
         self.backbone = build_backbone(recipe.arch)
         width = self.backbone.out_channels
         self.projection = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, recipe.dim))
@@ -47,9 +51,14 @@ class SimCLR(nn.Module):
         """NT-Xent of the batch; both views pass together, so BatchNorm sees 2N images as in the original."""
         z = F.normalize(self.projection(self.backbone(torch.cat(views))), dim=1)
         a_NC, b_NC = z.chunk(2)
+        self.similarity.add(a_NC.detach(), b_NC.detach(), self.labels[index_N], index_N, index_N)
         return nt_xent(a_NC, b_NC, self.recipe.temperature)
+
+    def end_epoch(self) -> dict[str, float]:
+        """TP and FN similarity, for the log."""
+        return self.similarity.epoch()
 
 
 def build(recipe: recipes.SimCLR, labels: Tensor, num_classes: int, seed: int) -> SimCLR:
-    """The method as the loop wants it; labels are not used."""
-    return SimCLR(recipe)
+    """The method as the loop wants it; labels are used to measure FN similarity only."""
+    return SimCLR(recipe, labels)

@@ -19,13 +19,25 @@ from protobench.transforms import EvalInput
 
 IN_MEMORY_BYTES = 256 * 2**20
 """Data sets below this (uint8) are held in memory and augmented a whole batch at a time."""
+ONE_VIEW = "one"
+"""Key of the views that are not trained on: SPCL clusters them."""
 
 
 class Views(Protocol):
     """What the loop asks of a data source."""
 
-    def batches(self, epoch: int, num_views: int) -> Iterator[tuple[list[Tensor], Tensor]]:
-        """Normalised views, each [B, 3, H, W], and the images' numbers int64 [B]; the last short batch is dropped."""
+    def __len__(self) -> int:
+        """Images."""
+
+    def order(self, epoch: int) -> np.ndarray:
+        """All images shuffled, int64 [steps, B], without the last short batch."""
+
+    def batches(self, epoch: int, num_views: int, chosen: np.ndarray) -> Iterator[tuple[list[Tensor], Tensor]]:
+        """Of each row of ``chosen``, [steps, B]: normalised views, each [B, 3, H, W], and the images' numbers int64 [B]. An image
+        chosen again in the epoch is seen in other views."""
+
+    def one_view(self, epoch: int) -> Iterator[Tensor]:
+        """A random view of every image in order, another than ``batches`` shows, [b, 3, H, W] each."""
 
     def centre_crops(self) -> Iterator[Tensor]:
         """Normalised centre crops of all images in order, [b, 3, H, W] each."""
@@ -35,6 +47,16 @@ def order(n: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:
     """The epoch's batches as int64 [steps, batch_size], without the last short one."""
     steps = n // batch_size
     return keyed.generator(seed, "order", epoch).permutation(n)[: steps * batch_size].reshape(steps, batch_size)
+
+
+def numbered(chosen: np.ndarray, n: int) -> np.ndarray:
+    """What the views of an epoch are drawn by: the image's number, and n more for each time that it came before."""
+    flat = chosen.reshape(-1)
+    by_image = np.argsort(flat, kind="stable")
+    first = np.searchsorted(flat[by_image], flat[by_image])  # where each image's run begins
+    again = np.empty_like(flat)
+    again[by_image] = np.arange(len(flat)) - first
+    return chosen + n * again.reshape(chosen.shape)
 
 
 def open_views(recipe: Recipe, images: ImageList, seed: int, device: str, workers: int) -> "TensorViews | FolderViews":
@@ -71,13 +93,25 @@ class TensorViews:
         self.pixels, self.crops = self.pixels.contiguous().to(device), self.crops.contiguous().to(device)
         self.normalise = _Normaliser(recipe.input, device)
 
-    def batches(self, epoch: int, num_views: int) -> Iterator[tuple[list[Tensor], Tensor]]:
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def order(self, epoch: int) -> np.ndarray:
         """See ``Views``."""
-        steps = order(len(self.pixels), self.recipe.train.batch_size, self.seed, epoch)
-        for chosen, index in zip(steps, torch.from_numpy(steps).to(self.device), strict=True):
+        return order(len(self), self.recipe.train.batch_size, self.seed, epoch)
+
+    def batches(self, epoch: int, num_views: int, chosen: np.ndarray) -> Iterator[tuple[list[Tensor], Tensor]]:
+        """See ``Views``."""
+        for keys, index in zip(numbered(chosen, len(self)), torch.from_numpy(chosen).to(self.device), strict=True):
             pixels = self.pixels[index]
-            yield [self.normalise(augment.of_batch(self.recipe.augment, pixels, chosen, self.seed, epoch, view))
+            yield [self.normalise(augment.of_batch(self.recipe.augment, pixels, keys, self.seed, epoch, view))
                    for view in range(num_views)], index
+
+    def one_view(self, epoch: int) -> Iterator[Tensor]:
+        """See ``Views``."""
+        for chosen in np.array_split(np.arange(len(self)), -(-len(self) // 512)):
+            pixels = self.pixels[torch.from_numpy(chosen).to(self.device)]
+            yield self.normalise(augment.of_batch(self.recipe.augment, pixels, chosen, self.seed, epoch, ONE_VIEW))
 
     def centre_crops(self) -> Iterator[Tensor]:
         """See ``Views``."""
@@ -92,14 +126,26 @@ class FolderViews:
         self.recipe, self.images, self.seed, self.device, self.workers = recipe, images, seed, device, workers
         self.normalise = _Normaliser(recipe.input, device)
 
-    def batches(self, epoch: int, num_views: int) -> Iterator[tuple[list[Tensor], Tensor]]:
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def order(self, epoch: int) -> np.ndarray:
         """See ``Views``."""
-        steps = order(len(self.images), self.recipe.train.batch_size, self.seed, epoch)
-        views = _RandomViews(self.images, self.recipe.augment, self.seed, epoch, num_views)
-        loader = batches(views, workers=self.workers, device=self.device, batch_sampler=steps.tolist())
-        for stacked, index in zip(loader, torch.from_numpy(steps).to(self.device), strict=True):  # one copy an epoch
+        return order(len(self), self.recipe.train.batch_size, self.seed, epoch)
+
+    def batches(self, epoch: int, num_views: int, chosen: np.ndarray) -> Iterator[tuple[list[Tensor], Tensor]]:
+        """See ``Views``."""
+        views = _RandomViews(self.images, self.recipe.augment, self.seed, epoch, tuple(range(num_views)))
+        loader = batches(views, workers=self.workers, device=self.device, batch_sampler=numbered(chosen, len(self)).tolist())
+        for stacked, index in zip(loader, torch.from_numpy(chosen).to(self.device), strict=True):  # one copy an epoch
             stacked = stacked.to(self.device, non_blocking=True).float() / 255
             yield [self.normalise(view) for view in stacked.unbind(1)], index
+
+    def one_view(self, epoch: int) -> Iterator[Tensor]:
+        """See ``Views``."""
+        views = _RandomViews(self.images, self.recipe.augment, self.seed, epoch, (ONE_VIEW,))
+        for stacked in batches(views, workers=self.workers, device=self.device, batch_size=256):
+            yield self.normalise(stacked[:, 0].to(self.device, non_blocking=True).float() / 255)
 
     def centre_crops(self) -> Iterator[Tensor]:
         """See ``Views``."""
@@ -109,17 +155,19 @@ class FolderViews:
 
 
 class _RandomViews(Dataset):
-    def __init__(self, images: ImageList, recipe: Augment, seed: int, epoch: int, num_views: int):
-        self.images, self.seed, self.epoch, self.num_views = images, seed, epoch, num_views
+    """Views of an image, uint8 [V, 3, size, size]; indexed as ``numbered`` gives them."""
+
+    def __init__(self, images: ImageList, recipe: Augment, seed: int, epoch: int, views: tuple[int | str, ...]):
+        self.images, self.seed, self.epoch, self.views = images, seed, epoch, views
         self.transform = augment.of_picture(recipe)
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> Tensor | UserError:
+    def __getitem__(self, number: int) -> Tensor | UserError:
         try:
-            picture = self.images.read(index)
+            picture = self.images.read(number % len(self.images))
         except UserError as mistake:
             return mistake
-        return torch.stack([augment.keyed_view(self.transform, picture, self.seed, self.epoch, index, view)
-                            for view in range(self.num_views)])
+        return torch.stack([augment.keyed_view(self.transform, picture, self.seed, self.epoch, number, view)
+                            for view in self.views])

@@ -73,8 +73,8 @@ class CheckData:
     """Reads whole data sets and says whether they are what was published. A stopped check goes on where it was."""
 
     data: tyro.conf.Positional[Path | None] = None
-    """folder with imagenet/, VOCdevkit/ and places205/, or one of these; without it the embedded data"""
-    dataset: tuple[Literal["imagenet", "voc07", "places205"], ...] = ()
+    """folder with imagenet/, VOCdevkit/, places205/ and CIFAR's folders, or one of these; without it the embedded data"""
+    dataset: tuple[Literal["imagenet", "voc07", "places205", "cifar10", "cifar100"], ...] = ()
     """only these; default all that are there"""
     workers: int = os.cpu_count() or 1
     """threads that decode"""

@@ -48,10 +48,14 @@ ARCHS = {
     "wide_resnet101_2": Arch("bottleneck", (3, 4, 23, 3), inner=2),
 }
 
+CIFAR = {f"{name}-cifar": replace(ARCHS[name], stem="cifar") for name in ("resnet18", "resnet50")}
+"""To build by. They are no part of ARCHS because ``arch_name``, and so every account, says "resnet18, cifar stem"."""
+
 
 def named(name: str) -> Arch:
     """A shape by its usual name; UserError with "did you mean" for an unknown one."""
-    return ARCHS[choose("architecture", name, list(ARCHS))]
+    known = ARCHS | CIFAR
+    return known[choose("architecture", name, list(known))]
 
 
 def build(name: str) -> "ResNet":

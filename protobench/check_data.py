@@ -4,11 +4,12 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from protobench import cli, files, imagenet, mini, places, readable, voc
+from protobench import cifar, cli, files, imagenet, mini, places, readable, voc
 from protobench.errors import UserError, printable
 from protobench.images import ImageList
 
@@ -28,7 +29,8 @@ class Known:
 
 
 PLACES = {"imagenet": ("imagenet",), "voc07": ("VOCdevkit", "VOC2007", "ImageSets"),
-          "places205": ("places205", "trainvalsplit_places205")}
+          "places205": ("places205", "trainvalsplit_places205"), "cifar10": ("cifar10", cifar.FOLDERS["cifar10"]),
+          "cifar100": ("cifar100", cifar.FOLDERS["cifar100"])}
 """The folders below a root that a data set is known by."""
 
 DATASETS = {
@@ -36,6 +38,8 @@ DATASETS = {
                       "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd"),
     "voc07": Known(voc.read_both, (5011, 4952), 20, files.sha256_text("\n".join(voc.CLASSES))),
     "places205": Known(places.read_both, (2_448_873, 20_500), 205),
+    "cifar10": Known(partial(cifar.read_both, name="cifar10"), (50_000, 10_000), 10),
+    "cifar100": Known(partial(cifar.read_both, name="cifar100"), (50_000, 10_000), 100),
 }
 
 
@@ -67,7 +71,9 @@ def _is_here(name: str, root: Path) -> bool:
     """Whether a data set's folder is there, whole or not. train/ right in the root is ImageNet's if its classes are wnids."""
     if any((root / place).is_dir() for place in PLACES[name]):
         return True
-    if name == "voc07" or not (root / "train").is_dir() or any((root / place).is_dir() for of in PLACES.values() for place in of):
+    folders = (of for other, of in PLACES.items() if not other.startswith("cifar"))  # those hold no train/
+    if (name not in ("imagenet", "places205") or not (root / "train").is_dir()
+            or any((root / place).is_dir() for of in folders for place in of)):
         return False
     wnids = any(re.fullmatch(r"n\d{8}", entry.name) for entry in (root / "train").iterdir())
     return wnids == (name == "imagenet")
@@ -100,10 +106,11 @@ def _report(name: str, lists: tuple[ImageList, ImageList], *, published: bool, w
         sampled, contents = (images.fingerprint[:16] for images in lists), files.sha256([of.digests.tolist() for of in found])
         print(f"  fingerprints {' '.join(sampled)} (as in records), all contents {contents[:16]}")
     train, test = (of.digests[of.digests > 0] for of in found)
+    things = "files" if lists[0].pixels is None else "images"
     if shared := len(np.intersect1d(train, test)):
-        print(f"  {shared} files stand in both {lists[0].name} and {lists[1].name}, byte for byte")
+        print(f"  {shared} {things} stand in both {lists[0].name} and {lists[1].name}, byte for byte")
     if repeated := len(train) - len(np.unique(train)):
-        print(f"  {repeated} files of {lists[0].name} repeat another, byte for byte")
+        print(f"  {repeated} {things} of {lists[0].name} repeat another, byte for byte")
     for line in odd:
         print(f"  not as published: {line}; cells made with it are off protocol")
     if not odd and not bad and published:

@@ -1,5 +1,6 @@
-"""A list of labelled images on disk: what every data set is turned into, and how one image is read."""
+"""A list of labelled images: what every data set is turned into, and how one image is read."""
 
+import hashlib
 import os
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,7 +21,7 @@ class ImageList:
     """Images in a fixed order.
 
     labels: int64 [N] (one class each) or int64 [N, C] with 1 present, -1 absent, 0 difficult (VOC). UserError where they do
-    not fit the classes.
+    not fit the classes, or the pixels not the paths.
     """
 
     name: str
@@ -30,6 +31,8 @@ class ImageList:
     classes: tuple[str, ...]
     unreadable: tuple[str, ...] = ()
     """paths that were left out because they cannot be decoded (readable.py)"""
+    pixels: np.ndarray | None = None
+    """uint8 [N, H, W, 3], of a data set that is kept in arrays; no file is read then, and paths are mere names"""
 
     def __post_init__(self) -> None:
         shape = (len(self.paths),) if self.labels.ndim == 1 else (len(self.paths), len(self.classes))
@@ -37,20 +40,27 @@ class ImageList:
         if self.labels.shape != shape or (self.labels.size and not low <= self.labels.min() <= self.labels.max() <= high):
             raise UserError(f"{self.name}: labels of shape {self.labels.shape} for {len(self.paths)} images and "
                             f"{len(self.classes)} classes, or outside {low} to {high}", at=self.root)
+        if (found := self.pixels) is not None and (found.dtype != np.uint8 or found.shape != (len(self), *found.shape[1:3], 3)):
+            raise UserError(f"{self.name}: pixels of shape {found.shape} and type {found.dtype} for {len(self)} images",
+                            at=self.root)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def subset(self, indices: np.ndarray) -> "ImageList":
         """The images at ``indices``, in that order."""
-        return replace(self, paths=tuple(self.paths[i] for i in indices), labels=self.labels[indices])
+        return replace(self, paths=tuple(self.paths[i] for i in indices), labels=self.labels[indices],
+                       pixels=None if self.pixels is None else self.pixels[indices])
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of all names and labels and of the contents of up to 256 files spread over the list.
+        """Hash of all names and labels and of the contents of up to 256 files spread over the list, or of all pixels.
 
         A sample, because reading 1.28 M files to name a data set would take as long as evaluating on it.
         """
+        if self.pixels is not None:
+            contents = [str(self.pixels.shape), hashlib.sha256(self.pixels.tobytes()).hexdigest()]
+            return files.sha256([self.paths, self.labels.tolist(), self.classes, contents])
         chosen = range(len(self)) if len(self) <= SAMPLED_FILES else sorted(
             keyed.generator("fingerprint", len(self)).choice(len(self), SAMPLED_FILES, replace=False).tolist())
         try:
@@ -62,6 +72,8 @@ class ImageList:
 
     def read(self, index: int) -> Image.Image:
         """The image as RGB, fully decoded. UserError naming the file where it cannot be."""
+        if self.pixels is not None:
+            return Image.fromarray(self.pixels[index])
         path = self.root / self.paths[index]
         try:
             with Image.open(path) as image:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import faiss
 import numpy as np
 
+from protobench import keyed
 from protobench.errors import UserError
 
 
@@ -21,23 +22,51 @@ HOURS_ON_A_CPU = 1e10
 """N x K from which a GPU that faiss cannot see is an error; ImageNet's K = 25 000 is 3.2e10."""
 
 
-def kmeans(x_ND: np.ndarray, k: int, *, seed: int, niter: int = 20, nredo: int = 5, gpu: bool = False) -> Clustering:
+BLOCK = 2**16
+"""Images looked at together: half a gigabyte of 2048 features."""
+
+
+def kmeans(x_ND: np.ndarray, k: int, *, seed: int, niter: int = 20, nredo: int = 5, points_per_centroid: int = 1000,
+           gpu: bool = False) -> Clustering:
     """Lloyd's iterations in L2, the best of ``nredo`` starts (settings of the released PCL code).
 
-    ``gpu``: on one GPU; small problems fall back to the CPU where faiss sees none, with the same result up to rounding.
-    Raises UserError for K > N, for features that are not finite, and for a large problem without the GPU asked for.
+    Learns from at most ``points_per_centroid`` x K images, drawn at random; features in half precision are widened in blocks, so
+    that memory beyond them is bounded. ``gpu``: on one GPU; small problems fall back to the CPU where faiss sees none, with the
+    same result up to rounding. Raises UserError for K > N, for features that are not finite, and for a large problem without the
+    GPU asked for.
     """
     if k > len(x_ND):
         raise UserError(f"k-means: {k} clusters asked of {len(x_ND)} images",
                         hint="lower num_clusters; the paper's 25000/50000/100000 are for ImageNet")
-    if not np.isfinite(x_ND).all():
+    if not all(np.isfinite(block).all() for block in _blocks(x_ND)):
         raise UserError("k-means: features contain NaN or infinity", hint="the encoder has diverged; lower the learning rate")
     if gpu and faiss.get_num_gpus() == 0 and len(x_ND) * k > HOURS_ON_A_CPU:
         raise UserError(f"k-means of {len(x_ND)} images into {k} clusters on a GPU, but faiss sees none",
                         hint="install a faiss-gpu that fits this driver: python -c 'import faiss; print(faiss.get_num_gpus())'")
-    x_ND = np.ascontiguousarray(x_ND, dtype=np.float32)
     search = faiss.Kmeans(x_ND.shape[1], k, niter=niter, nredo=nredo, seed=seed, gpu=int(gpu and faiss.get_num_gpus() > 0),
-                          min_points_per_centroid=1, max_points_per_centroid=1000)
-    search.train(x_ND)
-    squared_N1, assignment_N1 = search.index.search(x_ND, 1)
-    return Clustering(np.asarray(search.centroids).reshape(k, -1), assignment_N1[:, 0], np.sqrt(squared_N1[:, 0].clip(0)))
+                          min_points_per_centroid=1, max_points_per_centroid=points_per_centroid)
+    search.train(_sample(x_ND, points_per_centroid * k, seed))
+    found = [search.index.search(np.ascontiguousarray(block, np.float32), 1) for block in _blocks(x_ND)]
+    squared_N, assignment_N = (np.concatenate(parts)[:, 0] for parts in zip(*found, strict=True))
+    return Clustering(np.asarray(search.centroids).reshape(k, -1), assignment_N, np.sqrt(squared_N.clip(0)))
+
+
+def whitened(x_ND: np.ndarray, dims: int, *, seed: int, points: int = 500_000) -> np.ndarray:
+    """Float32 [N, dims] of unit length: PCA, each component scaled to variance 1. UserError for more than there are."""
+    if not 1 <= dims <= min(x_ND.shape):
+        raise UserError(f"PCA to {dims} dimensions of {len(x_ND)} features with {x_ND.shape[1]}", hint="lower --whiten")
+    pca = faiss.PCAMatrix(x_ND.shape[1], dims, -0.5)
+    pca.train(_sample(x_ND, points, seed))
+    y_ND = np.concatenate([pca.apply(np.ascontiguousarray(block, np.float32)) for block in _blocks(x_ND)])
+    faiss.normalize_L2(y_ND)
+    return y_ND
+
+
+def _blocks(x_ND: np.ndarray) -> list[np.ndarray]:
+    return [x_ND[start : start + BLOCK] for start in range(0, len(x_ND), BLOCK)]
+
+
+def _sample(x_ND: np.ndarray, points: int, seed: int) -> np.ndarray:
+    if len(x_ND) > points:
+        x_ND = x_ND[np.sort(keyed.generator(seed, "k-means sample").choice(len(x_ND), points, replace=False))]
+    return np.ascontiguousarray(x_ND, dtype=np.float32)

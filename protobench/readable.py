@@ -3,6 +3,7 @@
 Only a full decode tells: a truncated JPEG passes every shorter test, and half a picture is as good as none.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -37,12 +38,17 @@ class Found:
     bad: dict[int, str]
     """index -> why it cannot be decoded"""
     digests: np.ndarray
-    """uint64 [N], the beginning of each file's SHA-256; 0 where it cannot be decoded"""
+    """uint64 [N], the beginning of each file's SHA-256, or of its pixels' in a list that holds them; 0 where it cannot be
+    decoded"""
 
 
 def check(images: ImageList, workers: int) -> Found:
     """Decodes and hashes every image on ``workers`` threads. What an earlier or stopped run found good is taken from the cache
-    for files whose size and time are as they were; what it found bad is read again, as a disk may recover."""
+    for files whose size and time are as they were; what it found bad is read again, as a disk may recover. Pixels in memory
+    are only hashed: nothing is left to decode."""
+    if images.pixels is not None:
+        return Found({}, np.array([int(hashlib.sha256(pixels.tobytes()).hexdigest()[:16], 16) for pixels in images.pixels],
+                                  dtype=np.uint64))
     identity = [VERSION, PIL.__version__, CHUNK, images.name, str(images.root.absolute()), images.paths]
     path = files.cache_dir() / "readable" / f"{files.sha256(identity)[:32]}.jsonl"
     chunks = [range(i, min(i + CHUNK, len(images))) for i in range(0, len(images), CHUNK)]

@@ -4,7 +4,7 @@ import pytest
 
 from protobench import kmeans as kmeans_file
 from protobench.errors import UserError
-from protobench.kmeans import kmeans
+from protobench.kmeans import kmeans, whitened
 
 
 def test_separated_blobs_are_found_with_their_distances():
@@ -33,3 +33,32 @@ def test_impossible_clusterings_are_refused():
         kmeans(np.zeros((20, 3)), 25, seed=0)
     with pytest.raises(UserError, match="NaN"):
         kmeans(np.full((20, 3), np.nan), 2, seed=0)
+
+
+def test_blocks_and_half_precision_change_nothing_but_rounding(monkeypatch):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 8)).astype(np.float16)
+    whole = kmeans(x.astype(np.float32), 6, seed=1)
+    monkeypatch.setattr(kmeans_file, "BLOCK", 64)
+    parts = kmeans(x, 6, seed=1)
+    np.testing.assert_array_equal(whole.assignment, parts.assignment)
+    np.testing.assert_allclose(whole.distance, parts.distance, rtol=1e-5)
+
+
+def test_learning_from_a_sample_assigns_every_image():
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.normal(c, 0.1, (500, 4)) for c in (-3, 0, 3)]).astype(np.float32)
+    found = kmeans(x, 3, seed=0, points_per_centroid=20)
+    assert len(found.assignment) == 1500
+    assert [len(set(found.assignment[i : i + 500])) for i in (0, 500, 1000)] == [1, 1, 1]
+    assert len(set(found.assignment)) == 3
+
+
+def test_whitened_features_have_unit_length_and_equal_spread():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2000, 6)) @ np.diag([9, 5, 3, 1, 0.1, 0.1])
+    y = whitened(x.astype(np.float32), 4, seed=0)
+    np.testing.assert_allclose(np.linalg.norm(y, axis=1), 1, rtol=1e-5)
+    np.testing.assert_allclose(np.cov(y.T), np.eye(4) / 4, atol=0.03)
+    with pytest.raises(UserError, match="PCA to 7"):
+        whitened(x.astype(np.float32), 7, seed=0)

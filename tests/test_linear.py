@@ -69,6 +69,8 @@ def test_a_head_that_diverges_stops_before_its_weights_are_spoilt_and_alone():
 def test_the_schedule():
     assert [linear.factor(epoch, 100) for epoch in (0, 59, 60, 79, 80, 99)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
     assert [linear.factor(epoch, 40) for epoch in (23, 24, 31, 32)] == pytest.approx([1, 0.1, 0.1, 0.01])
+    cosine = [linear.factor(epoch, 12, "cosine") for epoch in (0, 2, 3, 4, 6, 8, 12)]
+    assert cosine == pytest.approx([1, (2 + 3**0.5) / 4, (2 + 2**0.5) / 4, 0.75, 0.5, 0.25, 0])
 
 
 def test_defaults_are_the_paper_s():
@@ -77,6 +79,26 @@ def test_defaults_are_the_paper_s():
         (10.0,), 100, False, "average")
     assert (on_places["lr"], on_places["epochs"], on_places["batch_norm"], on_places["pooling"]) == ((0.3,), 40, True, "2x2")
     assert linear.Config("x").params()["epochs"] == 10
+
+
+def test_what_records_are_found_by_stays_as_it_is():
+    common = {"batch_size": 256, "sgd_momentum": 0.9, "weight_decay": 0.0, "seed": 0}
+    on_imagenet = {"lr": (10.0,), "epochs": 100, "batch_norm": False, "pooling": "average", **common}
+    on_places = {"lr": (0.3,), "epochs": 40, "batch_norm": True, "pooling": "2x2", **common}
+    assert linear.Config("x", "data").params() == on_imagenet
+    assert linear.Config("x", "data", "places205").params() == on_places
+    assert linear.Config("x").params() == on_imagenet | {"epochs": 10}
+    assert linear.Config("x", dataset="places205").params() == on_places | {"epochs": 10}
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
+def test_cifar_has_a_cosine_and_the_embedded_stand_in_a_sweep(dataset):
+    common = {"batch_size": 256, "sgd_momentum": 0.9, "weight_decay": 0.0, "seed": 0, "batch_norm": False,
+              "pooling": "average", "schedule": "cosine"}
+    assert linear.Config("x", "data", dataset).params() == {"lr": (0.1,), "epochs": 100, **common}
+    assert linear.Config("x", dataset=dataset).params() == {"lr": (0.1, 1.0, 10.0), "epochs": 10, **common}
+    assert linear.Config("x", "data", dataset, batch_size=512).params()["lr"] == (0.2,)
+    assert linear.Config("x", dataset=dataset, lr=(3.0,)).params()["lr"] == (3.0,)
 
 
 def test_random_crops_cover_the_image_and_depend_on_their_key_alone():
@@ -104,17 +126,33 @@ def _args(file, world, out, *more):
     return ("--ckpt", file, "--data", world, "--workers", 0, "--batch-size", 20, "--epochs", 3, "--results", out, *more)
 
 
-@pytest.mark.parametrize("dataset", ["imagenet", "places205"])
+@pytest.mark.parametrize("dataset", ["imagenet", "places205", "cifar10"])
 def test_a_checkpoint_is_scored_recorded_and_unmoved(command, encoder_file, world, tmp_path, dataset):
     code, _, err = command(linear.main, *_args(encoder_file, world, tmp_path, "--dataset", dataset))
     assert code == 0, err
     (record,) = records.read_all(tmp_path).values()
-    assert record["feature"]["dim"] == (128 if dataset == "imagenet" else 512)
+    assert record["feature"]["dim"] == (512 if dataset == "places205" else 128)
     assert record["data"]["held_out"] == 0
     assert not list(tmp_path.glob(".linear-*")), "the state is gone when the record is there"
     code, _, err = command(linear.main, *_args(encoder_file, world, tmp_path / "again", "--dataset", dataset))
     assert code == 0, err
     assert [r["runs"] for r in records.read_all(tmp_path / "again").values()] == [record["runs"]], "same seed, same record"
+
+
+def test_without_data_cifar_s_stand_in_is_swept_on_a_cosine(command, encoder_file, world, tmp_path, monkeypatch):
+    monkeypatch.setattr(linear.mini, "ensure", lambda: world)
+    real, factors = linear.Heads.step, []
+    monkeypatch.setattr(linear.Heads, "step", lambda self, x, y, factor: (factors.append(factor), real(self, x, y, factor))[1])
+    words = ("--ckpt", encoder_file, "--workers", 0, "--batch-size", 90, "--epochs", 4, "--results", tmp_path)
+    code, out, err = command(linear.main, *words, "--dataset", "cifar100")
+    assert code == 0, err
+    assert factors == pytest.approx(np.repeat([1, (2 + 2**0.5) / 4, 0.5, (2 - 2**0.5) / 4], 2))
+    assert "EMBEDDED DATA" in out
+    (record,) = records.read_all(tmp_path).values()
+    assert record["unit"]["data_name"] == record["data"]["name"] == "cifar100"
+    assert [line["lr"] for line in record["sweep"]] == [0.1, 1.0, 10.0]
+    assert (record["data"]["embedded"], record["data"]["held_out"]) == (True, 20)
+    assert 0 <= record["runs"][0]["value"] <= record["runs"][0]["top5"] <= 100
 
 
 def test_a_sweep_is_chosen_on_held_out_training_images(command, encoder_file, world, tmp_path):

@@ -20,10 +20,14 @@ def _short(recipe, epochs=3, **changes):
 MOCO = _short(recipes.MOCO_MINI, queue=64)
 PCL = _short(recipes.PCL_MINI, queue=64, num_prototypes=(5, 10), warmup=1)
 PCL_DRAWS = replace(PCL, num_prototypes=(60, 70), num_negatives=10)
+SPCL = _short(recipes.SPCL_MINI, num_prototypes=(8,))
 METHODS = {"moco": MOCO, "moco in shuffled groups": replace(MOCO, bn_groups=4), "pcl": PCL,
            "pcl with drawn negatives": PCL_DRAWS, "simclr": _short(recipes.SIMCLR_MINI),
            "simclr with LARS": replace(_short(recipes.SIMCLR_MINI), train=replace(recipes.SIMCLR.train, epochs=3, batch_size=32)),
-           "supervised": _short(recipes.SUPERVISED_MINI)}
+           "supervised": _short(recipes.SUPERVISED_MINI), "spcl": SPCL,
+           "spcl to the letter": replace(SPCL, reset="all", anchors="step", decoupled=True, distance="norm", symmetric=True),
+           "spcl with LARS, two K": replace(SPCL, num_prototypes=(8, 16), whiten=16,
+                                            train=replace(recipes.SPCL_CIFAR10.train, epochs=3, batch_size=32))}
 
 
 def _weights(path):
@@ -146,7 +150,7 @@ def test_views_read_from_files_do_not_depend_on_workers(train_images, monkeypatc
     for workers in (0, 1, 3):
         source = views.open_views(MOCO, train_images, 1, "cpu", workers)
         assert isinstance(source, views.FolderViews)
-        (first, second), index = next(source.batches(2, 2))
+        (first, second), index = next(source.batches(2, 2, source.order(2)))
         seen.append((first, second, index, next(source.centre_crops())))
     for other in seen[1:]:
         assert all(torch.equal(a, b) for a, b in zip(seen[0], other, strict=True))

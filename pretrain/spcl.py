@@ -1,0 +1,260 @@
+"""SPCL: Mo, Sun and Li, "Siamese Prototypical Contrastive Learning" (arXiv 2208.08819, 2022).
+
+Examples:
+
+    python pretrain/spcl.py mini                             # embedded data, about two minutes on one core
+    python pretrain/spcl.py cifar10 --data ROOT --device cuda   # ROOT/cifar-10-batches-py; also cifar100
+    python pretrain/spcl.py imagenet --data ROOT --device cuda
+    python pretrain/spcl.py mini --pairs labels                 # the leak: pairs drawn by true class
+
+Every epoch: k-means on the backbone's features of one random view of each image. Every step: pairs of images of one prototype p
+and as many images of other prototypes q; contrastive, metric and prototype loss, weighted alike. Labels enter nowhere unless
+``pairs`` or ``prototypes`` ask for them, except to measure TP and FN.
+
+How the paper is read, where it leaves a choice (each is a field of the recipe):
+- Algorithm 1 draws one p per step; half a batch cannot come from one cluster of a hundred images, and would be one another's
+  false negatives. Here every pair draws its own p and q, uniformly over the clusters that have two images (p), or one (q).
+- Eq. 1 leaves the positive out of the denominator, but is called "ordinary NT-Xent, following SimCLR", which has it.
+- Eqs. 1-4 are sums over equally many terms, about four per image of a half batch; here means, which keeps their ratio.
+- Eq. 3: g_m sees the vector of absolute differences. The norm of a difference would leave it a single number, and the stated 36
+  million parameters a gap: 23.5 + g_c 4.5 + g_p 4.2 + a two-layer g_m 4.2 = 36.4.
+- Algorithm 1 initialises all three heads every epoch. Only g_p has to be: its outputs are renamed by each clustering.
+- A batch of 512 is 512 images, 256 from p and 256 from q, in two views each: the same work as SimCLR at 512.
+
+Departures from the released code (github.com/stoneMo/SPCL), which cannot support the paper: it draws its pairs by the *true*
+classes, gives pseudo-labels to images in another order than they were computed in, trains with BatchNorm in evaluation mode, and
+has 10 outputs for 512 prototypes. Here pseudo-labels belong to images by their number, whatever the order or the workers.
+
+Rules for what the paper does not foresee: a cluster of one image is never p; an image drawn twice into a batch is seen in other
+views and is not its own negative; empty clusters are not drawn; if all images fall into one cluster training stops.
+
+Memory of the clustering: features are kept at unit length in half precision, ImageNet's 1.28 M x 2048 in 5.2 GB, k-means learns
+from at most 256 images per prototype (K = 2048: 4.3 GB in single precision), and images are assigned in blocks of 0.5 GB.
+Shapes: N batch, C embedding, D feature, I images, K prototypes, S steps.
+"""
+
+if __name__ == "__main__":  # before torch is imported: --help should not wait for it
+    from pretrain import command, recipes
+
+    command.main(__doc__, {"cifar10": recipes.SPCL_CIFAR10, "cifar100": recipes.SPCL_CIFAR100,
+                           "imagenet": recipes.SPCL_IMAGENET, "mini": recipes.SPCL_MINI})
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretrain import recipes
+from pretrain.similarity import Similarity
+from protobench import keyed
+from protobench.backbones import build as build_backbone
+from protobench.errors import UserError
+from protobench.kmeans import kmeans, whitened
+
+POINTS_PER_PROTOTYPE = 256
+"""Images that k-means learns from; faiss's own default."""
+
+
+def contrastive_loss(a_NC: Tensor, b_NC: Tensor, image_N: Tensor, temperature: float, decoupled: bool = False) -> Tensor:
+    """Eqs. 1 and 2, the mean over all 2N views: -log exp(s(z, z') / T) / sum_j exp(s(z, z_j) / T). Unit norm.
+
+    j runs over the views of all other images (``image_N``: their numbers) and z', which ``decoupled`` leaves out.
+    """
+    z, image = torch.cat([a_NC, b_NC]), image_N.repeat(2)
+    positive = (a_NC * b_NC).sum(1).repeat(2) / temperature
+    rest = (z @ z.T / temperature).masked_fill(image[:, None] == image, float("-inf")).logsumexp(1)
+    return (rest - positive if decoupled else -F.logsigmoid(positive - rest)).mean()
+
+
+def metric_loss(same: Tensor, different: Tensor) -> Tensor:
+    """Eq. 3, the mean over its terms: cross-entropy of g_m's logits with 1 for pairs of one prototype, 0 for those of two."""
+    return -(F.logsigmoid(same).mean() + F.logsigmoid(-different).mean()) / 2
+
+
+def prototype_loss(logits_NK: Tensor, prototype_N: Tensor) -> Tensor:
+    """Eq. 4, the mean over its terms: cross-entropy of g_p's logits with the images' prototypes."""
+    return F.cross_entropy(logits_NK, prototype_N)
+
+
+def symmetric_cross_entropy(logits_NK: Tensor, prototype_N: Tensor, alpha: float, beta: float) -> Tensor:
+    """Wang et al. (ICCV 2019), Eqs. 5-7: alpha CE(q, p) + beta CE(p, q), the logarithm of a one-hot q's zeros taken as that of
+    1e-4: the second is -log(1e-4) times the probability of all other prototypes."""
+    p_N = logits_NK.softmax(1).gather(1, prototype_N[:, None])
+    return alpha * F.cross_entropy(logits_NK, prototype_N) + beta * -math.log(1e-4) * (1 - p_N).mean()
+
+
+def draw_batches(group_I: np.ndarray, steps: int, batch_size: int, rng: np.random.Generator, *,
+                 one_anchor: bool = False) -> np.ndarray:
+    """Algorithm 1, lines 5 and 6: image numbers, int64 [S, N]. A quarter of each batch are first images of pairs, the next their
+    partners of the same group, distinct; the half that follows are images of other groups, n + N/2 of another than n's.
+
+    Groups p are equally likely among those of two images or more, q among all others that are not empty; ``one_anchor``: one p
+    for a whole step. Raises UserError where there is no pair, or only one group.
+    """
+    size_K = np.bincount(group_I)
+    member_I, start_K = np.argsort(group_I, kind="stable"), np.cumsum(size_K) - size_K
+    paired, filled = np.flatnonzero(size_K >= 2), np.flatnonzero(size_K)
+    if len(filled) < 2:
+        raise UserError("SPCL: all images lie in one cluster, so there is nothing to tell apart",
+                        hint="the encoder has collapsed: lower --lr, or raise --num-prototypes")
+    if not len(paired):
+        raise UserError(f"SPCL: each of the {len(filled)} clusters holds a single image, so no pair shares a prototype",
+                        hint="lower --num-prototypes")
+    quarter = batch_size // 4
+    p = np.broadcast_to(rng.choice(paired, (steps, 1 if one_anchor else quarter)), (steps, quarter))
+    first = rng.integers(0, size_K[p])
+    second = rng.integers(0, size_K[p] - 1)
+    second += second >= first
+    of_half = np.concatenate([p, p], 1)
+    other = rng.integers(0, len(filled) - 1, of_half.shape)
+    q = filled[other + (other >= np.searchsorted(filled, of_half))]
+    third = rng.integers(0, size_K[q])
+    return np.concatenate([member_I[start_K[p] + first], member_I[start_K[p] + second], member_I[start_K[q] + third]], 1)
+
+
+class SPCL(nn.Module):
+    """A backbone with three heads: g_c (projection), g_m (metric), g_p (one per K)."""
+
+    num_views = 2
+
+    def __init__(self, recipe: recipes.SPCL, labels: Tensor, num_classes: int, seed: int):
+        super().__init__()
+        self.recipe, self.seed = recipe, seed
+        _check(recipe, labels, num_classes)
+        self.backbone = build_backbone(recipe.arch)
+        width = self.backbone.out_channels
+        self.projection = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, recipe.dim))
+        seen = width if recipe.distance == "elementwise" else 1
+        self.metric = nn.Sequential(nn.Linear(seen, width), nn.ReLU(), nn.Linear(width, 1)) if recipe.metric_head == "mlp" \
+            else nn.Linear(seen, 1)
+        outputs = (num_classes,) if recipe.prototypes == "labels" else recipe.num_prototypes
+        self.prototype_heads = nn.ModuleList(nn.Linear(width, k) for k in outputs)
+        self.labels: Tensor
+        self.register_buffer("labels", labels, persistent=False)
+        self.prototypes: list[Tensor] = []
+        self.classes = self.groups = labels.numpy()
+        self.similarity, self.drawn = Similarity(), dict[str, float]()
+        self.renewed: list[nn.Parameter] = []
+
+    def start_epoch(self, epoch: int, extract: Callable[..., np.ndarray]) -> dict[str, float]:
+        """Algorithm 1, lines 2 and 3: new heads, new clusters; returns what the log should know.
+
+        A cluster is known by the numbers of its images, so it does not matter in which order images are trained on.
+        """
+        recipe = self.recipe
+        log: dict[str, float] = {}
+        self._renew(epoch)
+        if "clusters" in (recipe.pairs, recipe.prototypes):
+            features_ID = extract(_Unit(self.backbone), epoch=epoch, dtype=np.float16)
+            if recipe.whiten:
+                features_ID = whitened(features_ID, recipe.whiten, seed=epoch)
+            found = [kmeans(features_ID, k, seed=keyed.seed(self.seed, "clusters", epoch, m) % 2**31, niter=recipe.niter,
+                            nredo=recipe.nredo, points_per_centroid=POINTS_PER_PROTOTYPE, gpu=self.labels.is_cuda).assignment
+                     for m, k in enumerate(recipe.num_prototypes)]
+            for k, assignment_I in zip(recipe.num_prototypes, found, strict=True):
+                sizes = np.bincount(assignment_I, minlength=k)
+                log |= {f"clusters_{k}_empty": int((sizes == 0).sum()), f"clusters_{k}_single": int((sizes == 1).sum()),
+                        f"clusters_{k}_sd": float(sizes.std())}
+            if recipe.pairs == "clusters":
+                self.groups = found[0]
+            if recipe.prototypes == "clusters":
+                self.prototypes = [torch.from_numpy(assignment_I).to(self.labels.device) for assignment_I in found]
+        return log
+
+    def draw_batches(self, epoch: int, steps: int) -> np.ndarray:
+        """The epoch's batches, [S, N]: see ``draw_batches`` above."""
+        size, rng = self.recipe.train.batch_size, keyed.generator(self.seed, "pairs", epoch)
+        batches_SN = draw_batches(self.groups, steps, size, rng, one_anchor=self.recipe.anchors == "step")
+        first, partner, other = np.split(self.classes[batches_SN], [size // 4, size // 2], 1)
+        self.drawn = {"positives_of_one_class": float((first == partner).mean()),
+                      "negatives_of_one_class": float((np.concatenate([first, partner], 1) == other).mean())}
+        return batches_SN
+
+    def loss(self, views: list[Tensor], index_N: Tensor) -> Tensor:
+        """Eq. 5; all views pass together, as in SimCLR. A batch is laid out as ``draw_batches`` gives it."""
+        recipe, n = self.recipe, len(index_N)
+        h_VND = self.backbone(torch.cat(views)).view(2, n, -1)
+        a_NC, b_NC = F.normalize(self.projection(h_VND), dim=2)
+        draw_N = torch.arange(n, device=index_N.device)
+        draw_N[n // 4 : n // 2] -= n // 4  # partners
+        self.similarity.add(a_NC.detach(), b_NC.detach(), self.labels[index_N], index_N, draw_N)
+        terms = []
+        if recipe.alpha:
+            terms.append(recipe.alpha * self._contrastive(a_NC, b_NC, index_N))
+        if recipe.beta:
+            first, partner, other = h_VND[:, : n // 4], h_VND[:, n // 4 : n // 2], h_VND[:, n // 2 :]
+            # |h - h^| is the same seen from the partner: every pair counts for both
+            same, different = self._distance(first, partner), self._distance(h_VND[:, : n // 2], other)
+            terms.append(recipe.beta * metric_loss(self.metric(same), self.metric(different)))
+        if recipe.gamma:
+            terms.append(recipe.gamma * self._prototypical(h_VND.flatten(0, 1), index_N.repeat(2)))
+        return torch.stack(terms).sum()
+
+    def end_epoch(self) -> dict[str, float]:
+        """TP and FN similarity, and the shares of the pairs drawn as positive, as negative, that are of one true class."""
+        return self.similarity.epoch() | self.drawn
+
+    def _contrastive(self, a_NC: Tensor, b_NC: Tensor, image_N: Tensor) -> Tensor:
+        halves = 1 if self.recipe.negatives == "union" else 2
+        parts = zip(a_NC.chunk(halves), b_NC.chunk(halves), image_N.chunk(halves), strict=True)
+        return torch.stack([contrastive_loss(a, b, image, self.recipe.temperature, self.recipe.decoupled)
+                            for a, b, image in parts]).mean()
+
+    def _distance(self, h: Tensor, other: Tensor) -> Tensor:
+        return (h - other).abs() if self.recipe.distance == "elementwise" else (h - other).norm(dim=-1, keepdim=True)
+
+    def _prototypical(self, h_ND: Tensor, image_N: Tensor) -> Tensor:
+        recipe = self.recipe
+        prototypes = [self.labels] if recipe.prototypes == "labels" else self.prototypes
+        losses = [symmetric_cross_entropy(head(h_ND), prototype_I[image_N], recipe.sce_alpha, recipe.sce_beta) if recipe.symmetric
+                  else prototype_loss(head(h_ND), prototype_I[image_N])
+                  for head, prototype_I in zip(self.prototype_heads, prototypes, strict=True)]
+        return torch.stack(losses).mean()
+
+    def _renew(self, epoch: int) -> None:
+        """Draws the weights of heads anew and tells the loop, whose optimiser forgets their momentum."""
+        fixed = self.recipe.prototypes == "labels"  # true classes keep their meaning
+        heads = [*([] if fixed else [self.prototype_heads]), *([self.projection, self.metric] if self.recipe.reset == "all" else [])]
+        layers = [layer for head in heads for layer in head.modules() if isinstance(layer, nn.Linear)]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(keyed.seed(self.seed, "heads", epoch))
+            for layer in layers:
+                fresh = nn.Linear(layer.in_features, layer.out_features)
+                layer.load_state_dict(fresh.state_dict())
+        self.renewed = [parameter for layer in layers for parameter in layer.parameters()]
+
+
+class _Unit(nn.Module):
+    """The backbone's features at unit length."""
+
+    def __init__(self, backbone: nn.Module):
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(self.backbone(x), dim=1)
+
+
+def _check(recipe: recipes.SPCL, labels: Tensor, num_classes: int) -> None:
+    weights = (recipe.alpha, recipe.beta, recipe.gamma)
+    if not all(0 <= weight < float("inf") for weight in weights) or not any(weights):
+        raise UserError(f"SPCL: the weights alpha, beta, gamma are {weights}", hint="none is negative, one at least is not 0")
+    if recipe.train.batch_size % 4:
+        raise UserError(f"SPCL: a batch of {recipe.train.batch_size} does not split into quarters: pairs of one prototype and as "
+                        "many images of others", hint="--batch-size a multiple of 4")
+    if not recipe.num_prototypes or min(recipe.num_prototypes) < 2:
+        raise UserError(f"SPCL: --num-prototypes {recipe.num_prototypes} must be 2 or more")
+    if "clusters" in (recipe.pairs, recipe.prototypes) and max(recipe.num_prototypes) > len(labels):
+        raise UserError(f"SPCL: {max(recipe.num_prototypes)} prototypes asked of {len(labels)} images",
+                        hint="lower --num-prototypes; the paper's 512 are for CIFAR, 2048 for ImageNet")
+    if "labels" in (recipe.pairs, recipe.prototypes) and num_classes < 2:
+        raise UserError("SPCL: --pairs or --prototypes labels need labels, and these images are all of one class",
+                        hint="sort the images into one folder per class")
+
+
+def build(recipe: recipes.SPCL, labels: Tensor, num_classes: int, seed: int) -> SPCL:
+    """The method as the loop wants it; labels measure, and train only where the recipe says so."""
+    return SPCL(recipe, labels, num_classes, seed)

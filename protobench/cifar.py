@@ -1,0 +1,70 @@
+"""CIFAR-10 and CIFAR-100 (the 100 fine labels) as published for Python, held in memory: SPCL's ablations are on them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from protobench import files, imagenet
+from protobench.errors import UserError
+from protobench.images import ImageList, pair
+
+FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
+ARCHIVES = {"cifar10": "cifar-10-python.tar.gz", "cifar100": "cifar-100-python.tar.gz"}
+AGAIN = "unpack the archive again, or fetch it again from https://www.cs.toronto.edu/~kriz/cifar.html"
+
+
+def folder(data: Path, name: str) -> Path:
+    """The folder of "cifar10" or "cifar100", in ``data`` or in ``data/cifar10``. UserError names what was looked for."""
+    tried = [data, data / name]
+    for place in tried:
+        if (place / FOLDERS[name]).is_dir():
+            return place / FOLDERS[name]
+    for place in tried:
+        if (place / ARCHIVES[name]).is_file():
+            raise UserError(f"{name} lies here as an archive, not unpacked", at=place / ARCHIVES[name],
+                            hint=f"tar xf {ARCHIVES[name]}")
+    looked = " and ".join(str(place / FOLDERS[name]) for place in tried)
+    raise UserError(f"no {name} here: looked for {looked}" if data.is_dir() else "no such folder", at=data,
+                    hint=f"give the folder in which {ARCHIVES[name]}, the version for Python, is unpacked")
+
+
+def read(data: Path, name: str, split: str) -> ImageList:
+    """The images of "cifar10" or "cifar100", train or test. No file is touched once they are read.
+
+    Where ``data`` is the root of the embedded data, its ImageNet images stand in, val for test. UserError where the files are
+    missing, not unpacked or not the published ones, which their MD5 tells before anything is unpickled.
+    """
+    if _is_embedded(data):
+        return replace(imagenet.read(data, "train" if split == "train" else "val"), name=f"{name}-{split}")
+    from torchvision import datasets  # waits for torch
+
+    source, root = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name], folder(data, name)
+    needed = [file for file, _ in source.train_list + source.test_list] + [source.meta["filename"]]
+    if missing := [file for file in needed if not (root / file).is_file()]:
+        raise UserError(f"{name} lacks {', '.join(missing)}", at=root, hint=AGAIN)
+    try:
+        found = source(root.parent, train=split == "train", download=False)
+    except RuntimeError as failure:
+        raise UserError(f"these files are damaged, or not the published {name}: their MD5 differs", at=root,
+                        hint=AGAIN) from failure
+    except OSError as failure:
+        raise UserError(f"{name}: cannot read these files: {failure.strerror}", at=failure.filename or root,
+                        hint="check their permissions, and the disk") from failure
+    return ImageList(f"{name}-{split}", root, tuple(f"{split}/{i:05d}" for i in range(len(found))), np.array(found.targets),
+                     tuple(found.classes), pixels=np.ascontiguousarray(found.data))
+
+
+def read_both(data: Path, name: str) -> tuple[ImageList, ImageList]:
+    """train and test."""
+    return pair(read(data, name, "train"), read(data, name, "test"))
+
+
+def _is_embedded(data: Path) -> bool:
+    """Whether mini.py wrote ``data``, by its manifest alone: mini.ensure has held the files against it."""
+    try:
+        manifest = json.loads((data / "manifest.json").read_text(encoding="utf-8"))
+        return manifest["fingerprint"] == files.sha256(manifest["files"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
