@@ -8,15 +8,13 @@ Nothing is computed: pretraining measures this as it goes (pretrain/probe.py) an
 Here it becomes a record, so that figures and pages can be made from records alone. Encoders trained elsewhere have none.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from protobench import cli, files, imagenet, mini, readable, records
-from protobench.errors import UserError
+from protobench import cli, courses, mini, pretraining, records
 from protobench.images import ImageList
 from protobench.layouts import Reading
 
@@ -31,7 +29,9 @@ class Config:
     ckpt: Annotated[Path, tyro.conf.arg(aliases=["--pretrained"])]
     """an encoder.safetensors that this suite trained, in its run folder"""
     data: Path | None = None
-    """ImageNet's folder, or the one that holds it as imagenet/, that it was trained on; without it the embedded images"""
+    """the folder with the images it was trained on; without it the embedded ones"""
+    dataset: Literal["imagenet", "cifar10", "cifar100"] = "imagenet"
+    """of these, which"""
     skip_bad_images: int = 0
     """as in its pretraining"""
     device: str = "auto"
@@ -48,12 +48,12 @@ class Config:
 
 def data_lists(data: Path | None, dataset: str = "imagenet", skip_bad_images: int = 0) -> tuple[ImageList]:
     """The training images; the embedded ones where ``data`` is None. See Config for ``skip_bad_images``."""
-    return readable.leave_out((imagenet.read(data or mini.ensure(), "train"),), skip_bad_images)
+    return (pretraining.images(data or mini.ensure(), dataset, skip_bad_images),)
 
 
 def unit(encoder_key: str, lists: tuple[ImageList, ...], config: Config) -> dict[str, Any]:
     """What a record is found by."""
-    return {"evaluation": "course", "data_name": "imagenet", "version": VERSION, "encoder": encoder_key,
+    return {"evaluation": "course", "data_name": config.dataset, "version": VERSION, "encoder": encoder_key,
             "data": [images.fingerprint for images in lists], "params": config.params()}
 
 
@@ -63,33 +63,15 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
 
     encoder = checkpoints.load(config.ckpt, config.reading)
     print(encoder.summary())
-    lists = data_lists(config.data, skip_bad_images=config.skip_bad_images)
-    course = _read(config.ckpt, encoder.account)
+    lists = data_lists(config.data, config.dataset, config.skip_bad_images)
+    course = courses.read(config.ckpt, encoder.account)
     return records.write(
         config.results, unit(encoder.key, lists, config), course["epochs"], probes=course["probes"],
         subject=subject or records.subject_of(config.ckpt), checkpoint=encoder.account,
         metric={"name": "loss", "unit": "nats", "higher_is_better": False, "test_images": len(lists[0])},
-        data=records.data_of("imagenet", lists, embedded=config.data is None),
+        data=records.data_of(config.dataset, lists, embedded=config.data is None),
         cost={"seconds": round(sum(line["seconds"] for line in course["epochs"]), 2),
               "probe_seconds": round(sum(line["seconds"] for line in course["probes"]), 2)})
-
-
-def _read(ckpt: Path, account: dict[str, Any]) -> dict[str, Any]:
-    """The course beside an encoder. UserError where there is none, another run's, or one that misses its end."""
-    path = ckpt.parent / "course.json"
-    if not path.is_file():
-        raise UserError("no course beside this encoder", at=path, hint="only pretraining by this suite leaves one; if this is "
-                        "older than probes, delete its run folder and train it again")
-    try:
-        course = json.loads(path.read_text())
-        key, epochs = course["key"], account["trained"]["recipe"]["train"]["epochs"]
-        if not len(course["epochs"]) == course["probes"][-1]["epochs"] == epochs or not course["probes"][0]["clusters"]:
-            raise ValueError(f"{len(course['epochs'])} of {epochs} epochs")
-    except (ValueError, LookupError, TypeError) as failure:
-        raise UserError("this is no course of a pretraining", at=path, hint="train the encoder again") from failure
-    if key != files.exported_key(ckpt):
-        raise UserError("this course is another run's, not of the encoder beside it", at=path, hint="train the encoder again")
-    return course
 
 
 def report(record: dict[str, Any]) -> str:

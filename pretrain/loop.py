@@ -2,9 +2,9 @@
 
 A method is a module with ``num_views``, ``backbone``, ``loss(views, index) -> Tensor`` and, where it needs them,
 ``start_epoch(epoch, extract) -> dict`` run before each epoch, ``draw_batches(epoch, steps)`` for batches of its own choice (image
-numbers, [steps, batch]; else a permutation), ``renewed``, the parameters that start_epoch has drawn anew, and
-``end_epoch() -> dict``; the dicts go to the log. Where it has them, its ``projection`` head and its ``momentum_encoder``
-(backbone, head) are exported too, for evaluations that use embeddings.
+numbers, [steps, batch]; else a permutation), and ``end_epoch() -> dict``; the dicts go to the log. ``renewed`` are the parameters
+that start_epoch has drawn anew, ``unscheduled`` those that keep the peak rate. Where it has them, its ``projection`` head and its
+``momentum_encoder`` (backbone, head) are exported too, for evaluations that use embeddings.
 
 A run folder holds ``log.jsonl`` (one line per epoch), ``checkpoint.pt`` (to resume from; removed when done) and, when the run
 is finished, ``encoder.safetensors`` (checkpoints.export) and ``course.json`` (the log and the probes, see probe.py, with the
@@ -123,8 +123,7 @@ def _epoch(method: Any, optimizer: torch.optim.Optimizer, views: Views, recipe: 
     total, rate = torch.zeros((), device=next(method.parameters()).device), 0.0
     for step, (batch, index) in enumerate(views.batches(epoch, method.num_views, chosen)):
         rate = optim.learning_rate(recipe.train, epoch, step, steps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        optim.set_rate(optimizer, rate)
         loss = method.loss(batch, index)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -24,14 +24,31 @@ def learning_rate(train: Train, epoch: int, step: int, steps_per_epoch: int) -> 
 
 
 def optimizer(train: Train, module: nn.Module) -> torch.optim.Optimizer:
-    """SGD with momentum, or LARS with biases and BatchNorm excluded from decay and adaptation (SimCLR, appendix B)."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
+    """SGD with momentum, or LARS with biases and BatchNorm excluded from decay and adaptation (SimCLR, appendix B).
+
+    The module's ``unscheduled`` parameters, where it has any, keep the rate ``train.lr``: see ``set_rate``.
+    """
+    apart = {id(p) for p in getattr(module, "unscheduled", ())}
+    groups: list[dict[str, Any]] = []
+    for scheduled in (True, False):
+        own = [p for p in module.parameters() if p.requires_grad and (id(p) not in apart) == scheduled]
+        if train.optimizer == "sgd":
+            groups.append({"params": own, "scheduled": scheduled})
+        else:
+            groups.append({"params": [p for p in own if p.ndim > 1], "scheduled": scheduled})
+            groups.append({"params": [p for p in own if p.ndim <= 1], "scheduled": scheduled, "weight_decay": 0.0,
+                           "adapt": False})
+    groups = [group for group in groups if group["params"]]
     if train.optimizer == "sgd":
-        return torch.optim.SGD(parameters, train.lr, train.sgd_momentum, weight_decay=train.weight_decay, foreach=True)
-    adapted = [p for p in parameters if p.ndim > 1]
-    plain = [p for p in parameters if p.ndim <= 1]
-    return LARS([{"params": adapted}, {"params": plain, "weight_decay": 0.0, "adapt": False}],
-                lr=train.lr, momentum=train.sgd_momentum, weight_decay=train.weight_decay)
+        return torch.optim.SGD(groups, train.lr, train.sgd_momentum, weight_decay=train.weight_decay, foreach=True)
+    return LARS(groups, lr=train.lr, momentum=train.sgd_momentum, weight_decay=train.weight_decay)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The rate of the next step, of all that follows the schedule."""
+    for group in optimizer.param_groups:
+        if group.get("scheduled", True):
+            group["lr"] = rate
 
 
 class LARS(torch.optim.Optimizer):

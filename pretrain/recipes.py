@@ -163,6 +163,8 @@ class SPCL(Recipe):
     """g_m: two layers, as Table 1's 36 million parameters have it, or one (released code)"""
     reset: Literal["prototype", "all"] = "prototype"
     """heads that start anew every epoch: g_p, whose outputs lose their meaning, or all three (Algorithm 1 to the letter)"""
+    renewed_rate: Literal["peak", "scheduled"] = "peak"
+    """of heads that start anew every epoch: the peak learning rate throughout, or the schedule's (the paper to the letter)"""
     symmetric: bool = False
     """symmetric cross-entropy on the prototypes (Wang et al., ICCV 2019)"""
     sce_alpha: float = 0.1
@@ -267,5 +269,9 @@ SIMCLR_MINI = replace(SIMCLR, **MINI, dim=64, temperature=0.2, train=replace(_MI
 """SGD at twice MoCo's rate, as both views carry gradients; LARS is made for far larger batches."""
 SPCL_MINI = replace(SPCL_IMAGENET, **MINI, dim=64, temperature=0.2, num_prototypes=(100,), train=SIMCLR_MINI.train)
 """SimCLR's values unchanged. K: five clusters per category, 40 images each (the paper on CIFAR: 51 and 98); PCL's middle one."""
+_ABLATION = replace(SIMCLR_MINI.train, epochs=20)
+SPCL_ABLATION_MINI = replace(SPCL_MINI, train=_ABLATION)
+SIMCLR_ABLATION_MINI = replace(SIMCLR_MINI, train=_ABLATION)
+"""Half the epochs: the ablation's ten trained rows, three seeds each, have to fit into a quarter of an hour of two cores."""
 SUPERVISED_MINI = replace(SUPERVISED, **MINI, train=replace(_MINI_TRAIN, epochs=12))
 UNTRAINED_MINI = replace(UNTRAINED, **MINI)

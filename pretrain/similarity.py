@@ -19,7 +19,8 @@ def tp_fn(a_NC: Tensor, b_NC: Tensor, label_N: Tensor, image_N: Tensor, draw_N: 
     z, label, image, draw = torch.cat([a_NC, b_NC]), label_N.repeat(2), image_N.repeat(2), draw_N.repeat(2)
     false_negative = (label[:, None] == label) & (image[:, None] != image) & (draw[:, None] != draw)
     s = z @ z.T
-    return torch.stack([(a_NC * b_NC).sum(), s.new_tensor(len(a_NC)), (s * false_negative).sum(), false_negative.sum()]).double()
+    found = (a_NC * b_NC).sum(), s.new_full((), len(a_NC)), (s * false_negative).sum(), false_negative.sum()
+    return torch.stack([number.double() for number in found])
 
 
 class Similarity:

@@ -19,6 +19,9 @@ How the paper is read, where it leaves a choice (each is a field of the recipe):
 - Eq. 3: g_m sees the vector of absolute differences. The norm of a difference would leave it a single number, and the stated 36
   million parameters a gap: 23.5 + g_c 4.5 + g_p 4.2 + a two-layer g_m 4.2 = 36.4.
 - Algorithm 1 initialises all three heads every epoch. Only g_p has to be: its outputs are renamed by each clustering.
+- A head that starts anew has one epoch to learn. At the annealed rate it learns nothing (embedded data: its loss, from 5.0, comes
+  down to 0.6 in epoch 10 of 40 and stays at 4.9 in the last one) and hands the backbone the gradient of a random map. It is
+  trained at the peak rate throughout; the released code gives it an optimiser of its own at a constant rate.
 - A batch of 512 is 512 images, 256 from p and 256 from q, in two views each: the same work as SimCLR at 512.
 
 Departures from the released code (github.com/stoneMo/SPCL), which cannot support the paper: it draws its pairs by the *true*
@@ -28,8 +31,9 @@ has 10 outputs for 512 prototypes. Here pseudo-labels belong to images by their 
 Rules for what the paper does not foresee: a cluster of one image is never p; an image drawn twice into a batch is seen in other
 views and is not its own negative; empty clusters are not drawn; if all images fall into one cluster training stops.
 
-Memory of the clustering: features are kept at unit length in half precision, ImageNet's 1.28 M x 2048 in 5.2 GB, k-means learns
-from at most 256 images per prototype (K = 2048: 4.3 GB in single precision), and images are assigned in blocks of 0.5 GB.
+Memory of the clustering: features are kept at unit length in half precision, ImageNet's 1.28 M x 2048 in 5.2 GB; k-means learns
+from at most 256 images per prototype (K = 2048: 4.3 GB in single precision); images are assigned in blocks of 0.5 GB: 9.5 GB at
+most. With ``whiten`` 256: 5.2 GB, 4.1 GB to learn from, then 1.3 GB in their place.
 Shapes: N batch, C embedding, D feature, I images, K prototypes, S steps.
 """
 
@@ -66,7 +70,9 @@ def contrastive_loss(a_NC: Tensor, b_NC: Tensor, image_N: Tensor, temperature: f
     z, image = torch.cat([a_NC, b_NC]), image_N.repeat(2)
     positive = (a_NC * b_NC).sum(1).repeat(2) / temperature
     rest = (z @ z.T / temperature).masked_fill(image[:, None] == image, float("-inf")).logsumexp(1)
-    return (rest - positive if decoupled else -F.logsigmoid(positive - rest)).mean()
+    if decoupled:  # a view with no other image to be told from has no term
+        return (rest - positive).masked_fill(rest.isneginf(), 0.0).mean()
+    return -F.logsigmoid(positive - rest).mean()
 
 
 def metric_loss(same: Tensor, different: Tensor) -> Tensor:
@@ -98,11 +104,11 @@ def draw_batches(group_I: np.ndarray, steps: int, batch_size: int, rng: np.rando
     member_I, start_K = np.argsort(group_I, kind="stable"), np.cumsum(size_K) - size_K
     paired, filled = np.flatnonzero(size_K >= 2), np.flatnonzero(size_K)
     if len(filled) < 2:
-        raise UserError("SPCL: all images lie in one cluster, so there is nothing to tell apart",
-                        hint="the encoder has collapsed: lower --lr, or raise --num-prototypes")
+        raise UserError("SPCL: all images lie in one cluster (or class), so there is nothing to tell apart",
+                        hint="if these are clusters, the encoder has collapsed: lower --lr, or raise --num-prototypes")
     if not len(paired):
-        raise UserError(f"SPCL: each of the {len(filled)} clusters holds a single image, so no pair shares a prototype",
-                        hint="lower --num-prototypes")
+        raise UserError(f"SPCL: each of the {len(filled)} clusters (or classes) holds a single image, so no pair shares one",
+                        hint="if these are clusters, lower --num-prototypes")
     quarter = batch_size // 4
     p = np.broadcast_to(rng.choice(paired, (steps, 1 if one_anchor else quarter)), (steps, quarter))
     first = rng.integers(0, size_K[p])
@@ -137,6 +143,7 @@ class SPCL(nn.Module):
         self.prototypes: list[Tensor] = []
         self.classes = self.groups = labels.numpy()
         self.similarity, self.drawn = Similarity(), dict[str, float]()
+        self.terms: dict[str, list[Tensor]] = {}
         self.renewed: list[nn.Parameter] = []
 
     def start_epoch(self, epoch: int, extract: Callable[..., np.ndarray]) -> dict[str, float]:
@@ -147,21 +154,20 @@ class SPCL(nn.Module):
         recipe = self.recipe
         log: dict[str, float] = {}
         self._renew(epoch)
-        if "clusters" in (recipe.pairs, recipe.prototypes):
+        if numbers := self._clusterings():
             features_ID = extract(_Unit(self.backbone), epoch=epoch, dtype=np.float16)
             if recipe.whiten:
                 features_ID = whitened(features_ID, recipe.whiten, seed=epoch)
             found = [kmeans(features_ID, k, seed=keyed.seed(self.seed, "clusters", epoch, m) % 2**31, niter=recipe.niter,
                             nredo=recipe.nredo, points_per_centroid=POINTS_PER_PROTOTYPE, gpu=self.labels.is_cuda).assignment
-                     for m, k in enumerate(recipe.num_prototypes)]
-            for k, assignment_I in zip(recipe.num_prototypes, found, strict=True):
+                     for m, k in enumerate(numbers)]
+            for k, assignment_I in zip(numbers, found, strict=True):
                 sizes = np.bincount(assignment_I, minlength=k)
                 log |= {f"clusters_{k}_empty": int((sizes == 0).sum()), f"clusters_{k}_single": int((sizes == 1).sum()),
                         f"clusters_{k}_sd": float(sizes.std())}
             if recipe.pairs == "clusters":
                 self.groups = found[0]
-            if recipe.prototypes == "clusters":
-                self.prototypes = [torch.from_numpy(assignment_I).to(self.labels.device) for assignment_I in found]
+            self.prototypes = [torch.from_numpy(assignment_I).to(self.labels.device) for assignment_I in found]
         return log
 
     def draw_batches(self, epoch: int, steps: int) -> np.ndarray:
@@ -181,21 +187,44 @@ class SPCL(nn.Module):
         draw_N = torch.arange(n, device=index_N.device)
         draw_N[n // 4 : n // 2] -= n // 4  # partners
         self.similarity.add(a_NC.detach(), b_NC.detach(), self.labels[index_N], index_N, draw_N)
-        terms = []
+        terms = {}
         if recipe.alpha:
-            terms.append(recipe.alpha * self._contrastive(a_NC, b_NC, index_N))
+            terms["contrastive"] = recipe.alpha * self._contrastive(a_NC, b_NC, index_N)
         if recipe.beta:
             first, partner, other = h_VND[:, : n // 4], h_VND[:, n // 4 : n // 2], h_VND[:, n // 2 :]
             # |h - h^| is the same seen from the partner: every pair counts for both
             same, different = self._distance(first, partner), self._distance(h_VND[:, : n // 2], other)
-            terms.append(recipe.beta * metric_loss(self.metric(same), self.metric(different)))
+            terms["metric"] = recipe.beta * metric_loss(self.metric(same), self.metric(different))
         if recipe.gamma:
-            terms.append(recipe.gamma * self._prototypical(h_VND.flatten(0, 1), index_N.repeat(2)))
-        return torch.stack(terms).sum()
+            terms["prototype"] = recipe.gamma * self._prototypical(h_VND.flatten(0, 1), index_N.repeat(2))
+        for name, term in terms.items():
+            self.terms.setdefault(name, []).append(term.detach())
+        return torch.stack([*terms.values()]).sum()
 
     def end_epoch(self) -> dict[str, float]:
-        """TP and FN similarity, and the shares of the pairs drawn as positive, as negative, that are of one true class."""
-        return self.similarity.epoch() | self.drawn
+        """The loss by its terms, TP and FN similarity, and which shares of the pairs drawn as positive, and as negative, are of
+        one true class."""
+        losses = {name: float(torch.stack(values).mean()) for name, values in self.terms.items()}
+        self.terms = {}
+        return losses | self.similarity.epoch() | self.drawn
+
+    def renewable(self) -> list[nn.Linear]:
+        """The layers that start anew every epoch."""
+        named = self.recipe.prototypes == "labels"  # classes keep their meaning
+        heads: list[nn.Module] = [] if named else [self.prototype_heads]
+        heads += [self.projection, self.metric] if self.recipe.reset == "all" else []
+        return [layer for head in heads for layer in head.modules() if isinstance(layer, nn.Linear)]
+
+    @property
+    def unscheduled(self) -> list[nn.Parameter]:
+        """What is trained at the peak rate throughout: it has but one epoch to learn."""
+        return [p for layer in self.renewable() for p in layer.parameters()] if self.recipe.renewed_rate == "peak" else []
+
+    def _clusterings(self) -> tuple[int, ...]:
+        """The numbers of clusters that are needed."""
+        if self.recipe.prototypes == "clusters" and self.recipe.gamma:
+            return self.recipe.num_prototypes
+        return self.recipe.num_prototypes[:1] if self.recipe.pairs == "clusters" else ()
 
     def _contrastive(self, a_NC: Tensor, b_NC: Tensor, image_N: Tensor) -> Tensor:
         halves = 1 if self.recipe.negatives == "union" else 2
@@ -216,9 +245,7 @@ class SPCL(nn.Module):
 
     def _renew(self, epoch: int) -> None:
         """Draws the weights of heads anew and tells the loop, whose optimiser forgets their momentum."""
-        fixed = self.recipe.prototypes == "labels"  # true classes keep their meaning
-        heads = [*([] if fixed else [self.prototype_heads]), *([self.projection, self.metric] if self.recipe.reset == "all" else [])]
-        layers = [layer for head in heads for layer in head.modules() if isinstance(layer, nn.Linear)]
+        layers = self.renewable()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(keyed.seed(self.seed, "heads", epoch))
             for layer in layers:

@@ -1,24 +1,29 @@
 """All tables and figures, by name."""
 
 from importlib import import_module
+from types import ModuleType
 
 from protobench import cli
 from tables.schema import Figure, Table
 
-TABLES = ("table1", "table2", "table3", "table4", "table7")
-FIGURES = ("figure3", "figure4", "figure5", "figure6", "losses")
+TABLES = ("table1", "table2", "table3", "table4", "table7", "spcl-table1", "spcl-table2", "spcl-symmetric", "spcl-leak")
+FIGURES = ("figure3", "figure4", "figure5", "figure6", "losses", "spcl-figure2")
 
 
 def load(name: str) -> Table:
     """A table by name."""
-    return import_module(f"tables.{cli.choose('table', name, TABLES)}").TABLE
+    return _module(cli.choose("table", name, TABLES)).TABLE
 
 
 def either(name: str) -> Table | Figure:
     """A table or a figure by name."""
-    return import_module(f"tables.{name}").FIGURE if name in FIGURES else load(cli.choose("table", name, TABLES + FIGURES))
+    return _module(name).FIGURE if name in FIGURES else load(cli.choose("table", name, TABLES + FIGURES))
 
 
 def everything() -> tuple[list[Table], list[Figure]]:
     """All of them."""
-    return [load(name) for name in TABLES], [import_module(f"tables.{name}").FIGURE for name in FIGURES]
+    return [load(name) for name in TABLES], [_module(name).FIGURE for name in FIGURES]
+
+
+def _module(name: str) -> ModuleType:
+    return import_module(f"tables.{name.replace('-', '_')}")

@@ -160,7 +160,7 @@ def score_of(record: dict[str, Any]) -> tuple[str, str]:
 
 def runs_of(found: list[dict[str, Any]], column: Column) -> Runs:
     """A cell's runs out of its row's records."""
-    return {(record["subject"]["seed"], run["draw"]): run["value"] for record in found
+    return {(record["subject"]["seed"], run["draw"]): run[column.value] for record in found
             if score_of(record) == column.score for run in record["runs"] if column.k in (None, run.get("k"))}
 
 
@@ -223,13 +223,16 @@ def _cell(table: Table, tier: Tier, row: Row, column: Column, runs: Runs, source
     paper = table.numbers[row.name, column.title]
     if row.cited:
         return Cell(row, column, paper, {}, "cited")
+    if column.evaluation in row.lacks:
+        return Cell(row, column, paper, {}, "absent")
     if not runs:
         return Cell(row, column, paper, {}, "not-run")
     if tier != "paper" or column.dataset in departures:
         return Cell(row, column, paper, runs, "off-protocol")
     if not paper:
         return Cell(row, column, paper, runs, "unprinted")
-    result = verdicts.compare(paper, table.paper_runs, grid(runs), row.margin(column), same_encoder=source.startswith("released"))
+    result = verdicts.compare(paper, table.paper_runs, grid(runs), row.margin(column),
+                              same_encoder=source.startswith("released"), lower_is_better=column.lower_is_better)
     return Cell(row, column, paper, runs, result.verdict, result.delta, result.interval, result.p_short)
 
 
@@ -240,7 +243,7 @@ def _departures(table: Table, found: list[dict[str, Any]]) -> dict[str, str]:
         name = record["unit"]["data_name"]
         seen = {"classes": record["data"]["classes"], "test images": record["metric"]["test_images"],
                 "training images": record["data"].get("train_images"), "architecture": record["checkpoint"]["arch"]}
-        expected = table.expected_data[name] | {"architecture": "resnet50"}
+        expected = table.expected_data[name] | {"architecture": table.architecture}
         odd = [f"{seen[what]} {what} instead of {value}" for what, value in expected.items() if seen[what] != value]
         if left_out := record["data"].get("unreadable", {}).get("count", 0):
             odd.append(f"{left_out} unreadable images left out")
@@ -257,7 +260,7 @@ def _controls(table: Table, tier: Tier, runs: dict[tuple[str, str], Runs]) -> st
         return "not checked"
     lower, upper = table.control("lower"), table.control("upper")
     missing, wrong = False, []
-    for column in table.columns:
+    for column in (column for column in table.columns if column.controlled):
         low, high = runs[lower.name, column.title], runs[upper.name, column.title]
         missing = missing or not low or not high
         if tier != "paper" or not table.numbers[lower.name, column.title]:
@@ -280,7 +283,7 @@ def _looks_untrained(table: Table, tier: Tier, row: Row, runs: dict[tuple[str, s
     random = table.control("lower")
     if row.settings != random.settings:  # another feature: its scores say nothing about this row's
         return ""
-    for score in table.scores:
+    for score in {column.score: None for column in table.columns if column.controlled}:
         inside = []
         for column in (column for column in table.columns if column.score == score):
             own, lowest = runs[row.name, column.title], runs[random.name, column.title]

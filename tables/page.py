@@ -58,7 +58,7 @@ def build(results: Path, tables: Iterable[Table], figures: Iterable[Figure],
             written.append(results / tier / "README.md")
         everything += sections
     if everything:
-        page = template.render(title="PCL: tables and figures", sections=everything) + "\n"
+        page = template.render(title="PCL and SPCL: tables and figures", sections=everything) + "\n"
         files.write_text(results / "index.html", page)
         written.append(results / "index.html")
     return written
@@ -95,7 +95,8 @@ def _table(table: Table, tier: Tier, found: Found) -> dict[str, Any]:
             "source": f"{table.paper}; {table.source}. {table.source_note}", "picture": "",
             "summary": show.summary(outcome).partition(" ->")[0],
             "groups": groups, "spread": show.what_spread_means(outcome), "controls": outcome.controls, "remarks": outcome.remarks,
-            "legend": show.LEGEND, "claims": claims, "notes": notes, "provenance": _provenance(table.rows, found)}
+            "legend": show.LEGEND, "claims": claims, "claimed_by": table.claimed_by, "notes": notes,
+            "provenance": _provenance(table.rows, found)}
 
 
 def _figure(figure: Figure, tier: Tier, folder: Path, found: Found) -> dict[str, Any]:
@@ -105,7 +106,7 @@ def _figure(figure: Figure, tier: Tier, folder: Path, found: Found) -> dict[str,
         pictures.save(figure, tier, found, folder)
     return {"id": f"{tier}-{figure.name}", "name": figure.name, "title": figure.title, "tier": tier, "stamp": show.STAMPS[tier],
             "source": f"{figure.paper}; {figure.source}", "summary": "", "picture": base64.b64encode(path.read_bytes()).decode(),
-            "alternative": figure.alternative, "caption": figure.caption, "groups": [], "notes": [],
+            "alternative": figure.alternative, "caption": figure.caption, "groups": [], "notes": [], "claimed_by": "the paper",
             "claims": [{"text": text, "verdict": verdict, "detail": detail, "source": source}
                        for text, verdict, detail, source in figure.claims(found)],
             "provenance": _provenance(figure.rows, found)}

@@ -77,7 +77,8 @@ def is_of(path: Path, found: compare.Found) -> bool:
 def missing(figure: Figure, found: compare.Found) -> list[str]:
     """Rows without a record of every kind that the figure needs."""
     return [row.name for row in figure.rows
-            if not set(figure.scores) <= {compare.score_of(record) for record in found.get(row.name, [])}]
+            if not {score for score in figure.scores if score[0] not in row.lacks}
+            <= {compare.score_of(record) for record in found.get(row.name, [])}]
 
 
 def publish(figure: Figure, tier: Tier, results: Path, *, strict: bool = False, asked: Collection[str] | None = None) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pretrain.recipes import Recipe, run_key
-from protobench import cli, files, imagenet, mini, readable, records, released
+from protobench import cli, files, mini, pretraining, records, released
 from protobench.errors import UserError
 from protobench.images import ImageList
 from tables.schema import Figure, Row, Table, Tier
@@ -16,13 +16,15 @@ State = Literal["done", "to run", "impossible"]
 RESNET50_BYTES = 0.1e9
 PAPER_SCORE_MINUTES = {("lowshot", "voc07"): 2, ("lowshot", "places205"): 12, ("fullsvm", "voc07"): 3, ("knn", "imagenet"): 25,
                        ("ami", "imagenet"): 60, ("linear", "imagenet"): 720, ("linear", "places205"): 540,
-                       ("semisup", "imagenet-1pct"): 12, ("semisup", "imagenet-10pct"): 75,
+                       ("linear", "cifar10"): 20, ("linear", "cifar100"): 20, ("course", "cifar10"): 0,
+                       ("similarity", "cifar10"): 0, ("semisup", "imagenet-1pct"): 12, ("semisup", "imagenet-10pct"): 75,
                        ("course", "imagenet"): 0, ("tsne", "imagenet"): 5, ("gallery", "imagenet"): 90}
 """Rough, one recent GPU and local disk: features of 10 000, 52 000 and 1.3 million images, then SVMs on the CPU, neighbours, or
 five starts of k-means with K = 25 000; 100 and 40 epochs through the frozen network at 3000 images/s; 20 epochs of fine-tuning at
 600 images/s."""
 MINI_SCORE_SECONDS = {("linear", "imagenet"): 14.0, ("linear", "places205"): 14.0, ("semisup", "imagenet-10pct"): 22.0,
-                      ("course", "imagenet"): 0.5, ("tsne", "imagenet"): 20.0}
+                      ("linear", "cifar10"): 15.0, ("linear", "cifar100"): 15.0, ("course", "cifar10"): 0.5,
+                      ("similarity", "cifar10"): 0.5, ("course", "imagenet"): 0.5, ("tsne", "imagenet"): 20.0}
 """One core of the reference machine, where it is not about 3."""
 
 
@@ -106,25 +108,21 @@ def make_plan(table: Table | Figure, tier: Tier, *, data: Path | None, given: di
         if not path.is_file():
             raise UserError("no such checkpoint", at=path)
     root = data if tier == "paper" else mini.ensure()
-    pretraining, why_not = _try(lambda: pretraining_images(_need(root), skip_bad_images))
     sources = {score: _try(lambda score=score: evaluation(score[0]).data_lists(_need(root), score[1], skip_bad_images))
                for score in table.scores}
     have = records.read_all(results / tier / "records")
     jobs = []
+    trained_on: dict[str, tuple[Any, str]] = {}
     for row in chosen:
         for seed in [0] if row.name in given else range(1, seeds + 1):
             recipe = row.recipe(tier)
             assert recipe is not None
             recipe = quick(recipe) if tier == "quick" else recipe
-            jobs.append(_job(table, row, seed, recipe, given.get(row.name), pretraining, why_not, sources, have, runs / tier,
+            if (name := recipe.dataset) not in trained_on:
+                trained_on[name] = _try(lambda name=name: pretraining.images(_need(root), name, skip_bad_images))
+            jobs.append(_job(table, row, seed, recipe, given.get(row.name), *trained_on[name], sources, have, runs / tier,
                              data if tier == "paper" else None))
     return jobs
-
-
-def pretraining_images(root: Path, skip_bad_images: int) -> ImageList:
-    """ImageNet's training images, or the embedded ones."""
-    (train,) = readable.leave_out((imagenet.read(root, "train"),), skip_bad_images)
-    return train
 
 
 def evaluation(name: str) -> Any:
@@ -146,7 +144,7 @@ def _config(row: Row, checkpoint: Path, name: str, dataset: str, data: Path | No
 
 def _need(root: Path | None) -> Path:
     if root is None:
-        raise UserError("no --data given", hint="--data ROOT with imagenet/, VOCdevkit/ and places205/ below it")
+        raise UserError("no --data given", hint="--data ROOT with imagenet/, VOCdevkit/, places205/ and CIFAR's folders below it")
     return root
 
 
@@ -157,7 +155,7 @@ def _try(read: Any) -> tuple[Any, str]:
         return None, f"{mistake.what}{f' ({mistake.at})' if mistake.at else ''}"
 
 
-def _job(table: Table | Figure, row: Row, seed: int, recipe: Recipe, given: Path | None, pretraining: ImageList | None,
+def _job(table: Table | Figure, row: Row, seed: int, recipe: Recipe, given: Path | None, images: ImageList | None,
          why_not: str, sources: dict[tuple[str, str], tuple[Any, str]], have: dict[str, Any], runs: Path,
          data: Path | None) -> Job:
     if given is not None:
@@ -167,18 +165,20 @@ def _job(table: Table | Figure, row: Row, seed: int, recipe: Recipe, given: Path
     else:
         identity, source = recipe_id(recipe), "retrained"
         checkpoint = runs / f"{row.name}-seed{seed}-{identity[:8]}" / "encoder.safetensors"
-        if pretraining is None and recipe.train.epochs > 0:
+        if images is None and recipe.train.epochs > 0:
             key, state, why = None, "impossible", why_not
         else:
-            key = run_key(recipe, pretraining, seed)
+            key = run_key(recipe, images, seed)
             state, why = ("done", "") if files.exported_key(checkpoint) == key else ("to run", "")
     scores = []
     for (name, dataset), (lists, missing) in sources.items():
+        if name in row.lacks:
+            continue
         if lists is None:
             scores.append(Score(name, dataset, "impossible", missing))
         elif key is None:
             scores.append(Score(name, dataset, "impossible", "no encoder"))
-        elif given is not None and name == "course":
+        elif given is not None and name in ("course", "similarity"):
             scores.append(Score(name, dataset, "impossible", "only a pretraining of this suite leaves its course"))
         else:
             unit = evaluation(name).unit(key, lists, _config(row, checkpoint, name, dataset, data))

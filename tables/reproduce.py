@@ -7,8 +7,9 @@ Examples (``tox -e reproduce-table1 -- FLAGS`` passes the flags on):
     python -m tables reproduce table1 --rows pcl moco --seeds 5
     python -m tables reproduce table1 --tier paper --data ROOT --ckpt moco=moco_v1_200ep.pth.tar --ckpt pcl=pcl_v1.pth.tar
 
-ROOT holds imagenet/, VOCdevkit/ and places205/. Rows without --ckpt are trained by the paper's recipe. A stopped run
-continues when the same command is given again: what is finished is kept, a training goes on from its last epoch.
+ROOT holds imagenet/, VOCdevkit/, places205/ and CIFAR's folders, whichever a table needs. Rows without --ckpt are trained by the
+paper's recipe. A stopped run continues when the same command is given again: what is finished is kept, a training goes on from
+its last epoch.
 """
 
 import contextlib
@@ -28,7 +29,7 @@ from typing import Annotated, Literal
 import tyro
 from filelock import FileLock, Timeout
 
-from protobench import cli, mini
+from protobench import cli, mini, pretraining
 from protobench.errors import UserError
 from protobench.progress import progress
 from tables import plan, publish
@@ -44,7 +45,7 @@ class Reproduce:
     tier: Tier = "mini"
     """mini: embedded data. paper: real data at --data. quick: mini with one epoch, to test an installation"""
     data: Path | None = None
-    """paper tier: folder with imagenet/, VOCdevkit/ and places205/"""
+    """paper tier: folder with imagenet/, VOCdevkit/, places205/, cifar-10-batches-py/, cifar-100-python/"""
     ckpt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """paper tier: row=FILE, scores this checkpoint instead of training the row; may be repeated. A file that needs flags to
     be read (--normalisation, --weights, …) is exported first: python -m protobench export --layout protobench"""
@@ -191,7 +192,7 @@ def run_job(job: Job, config: Reproduce, workers: int) -> None:
         if job.trains:
             source = None
             if job.recipe.train.epochs:
-                source = plan.pretraining_images(data or mini.ensure(), config.skip_bad_images)
+                source = pretraining.images(data or mini.ensure(), job.recipe.dataset, config.skip_bad_images)
             loop.pretrain(job.recipe, source, job.checkpoint.parent, seed=job.seed, device=device, workers=workers)
         for score in job.scores:
             if score.state == "to run":

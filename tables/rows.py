@@ -22,5 +22,7 @@ PCL_V2 = Row("pcl-v2", "PCL v2", recipes.PCL_V2_MINI, recipes.PCL_V2, mini_secon
 
 DATA = {"imagenet": {"classes": 1000, "test images": 50_000, "training images": 1_281_167},
         "voc07": {"classes": 20, "test images": 4952, "training images": 5011},
-        "places205": {"classes": 205, "test images": 20_500, "training images": 2_448_873}}
+        "places205": {"classes": 205, "test images": 20_500, "training images": 2_448_873},
+        "cifar10": {"classes": 10, "test images": 10_000, "training images": 50_000},
+        "cifar100": {"classes": 100, "test images": 10_000, "training images": 50_000}}
 """What the data sets of the papers hold."""

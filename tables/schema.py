@@ -32,6 +32,11 @@ class Column:
     """the same for the lower control, whose numbers all lie next to chance"""
     k: int | None = None
     """which runs of a record: those of this k; None: all"""
+    value: str = "value"
+    """which number of a run"""
+    lower_is_better: bool = False
+    controlled: bool = True
+    """whether the control rows have it, and must come out in it"""
 
     @property
     def score(self) -> tuple[str, str]:
@@ -52,6 +57,8 @@ class Row:
     cited: str = ""
     settings: tuple[tuple[str, Any], ...] = ()
     """fields of the evaluations' Config that differ for this row, with the reason in the table's notes"""
+    lacks: tuple[str, ...] = ()
+    """evaluations that can tell nothing of this row"""
     control: Literal["", "lower", "upper"] = ""
     """controls check the pipeline: if they do not come out, no other row means anything"""
     mini_seconds: float = 0.0
@@ -138,8 +145,12 @@ class Table:
     margin_reason: str
     expected_data: dict[str, dict[str, int]]
     """dataset -> its classes, test and training images in the paper; other data is off protocol"""
+    architecture: str = "resnet50"
+    """the paper's, as a checkpoint's account names it; rows of other networks are off protocol"""
     decimals: int = 1
     """that the paper prints"""
+    claimed_by: str = "the paper"
+    """whose claims are judged"""
     notes: tuple[str, ...] = ()
     """where paper and protocol leave a choice, and which was made"""
 

@@ -18,7 +18,7 @@ from tables.compare import Cell, ClaimResult, Outcome
 from tables.schema import Column, Table, Tier
 
 SYMBOLS = {"reproduced": "✓", "within": "≈", "short": "▼", "above": "▲", "invalid": "✗", "unchecked": "?", "off-protocol": "",
-           "unprinted": "", "not-run": "·", "cited": "–"}
+           "unprinted": "", "not-run": "·", "cited": "–", "absent": "—"}
 LEGEND = ("✓ reproduced (90 % interval inside the margin)   ≈ within the margin   ▼ short   ▲ above   ✗ invalid   "
           "? controls not run   · not run   – cited by the paper")
 STAMPS = {
@@ -71,7 +71,7 @@ def spread(cell: Cell, decimals: int) -> str:
 
 
 def _ours(cell: Cell, decimals: int) -> str:
-    if cell.verdict in ("cited", "not-run"):
+    if cell.verdict in ("cited", "not-run", "absent"):
         return SYMBOLS[cell.verdict]
     told = spread(cell, decimals)
     return number(cell, decimals) + (f" ±{told}" if told else "") + (" ✗" if cell.verdict == "invalid" else "")
@@ -148,8 +148,8 @@ def text(outcome: Outcome, strict: bool = False) -> str:
     if outcome.tier == "paper":
         lines += [LEGEND, ""]
     rows = [[result.verdict, result.claim.text, claim_line(result, table.decimals)] for result in outcome.claims]
-    lines += [tabulate(rows, headers=["claim of the paper", "", "95 % interval of paired differences"], tablefmt="simple",
-                       maxcolwidths=[None, 44, 62]), "", summary(outcome, strict)]
+    lines += [tabulate(rows, headers=[f"claim of {table.claimed_by}", "", "95 % interval of paired differences"],
+                       tablefmt="simple", maxcolwidths=[None, 44, 62]), "", summary(outcome, strict)]
     return "\n".join(line.rstrip() for line in "\n".join(lines).split("\n")) + "\n"
 
 
@@ -199,7 +199,7 @@ def markdown(outcome: Outcome, strict: bool = False) -> str:
         lines += [tabulate(rows, headers=[heading, *(c.heading for c in columns)], tablefmt="pipe", disable_numparse=True), ""]
     if outcome.tier == "paper":
         lines += [LEGEND, ""]
-    lines += ["| Claim of the paper | Where | Verdict | 95 % interval of paired differences |", "|---|---|---|---|"]
+    lines += [f"| Claim of {table.claimed_by} | Where | Verdict | 95 % interval of paired differences |", "|---|---|---|---|"]
     lines += [f"| {r.claim.text} | {r.claim.source} | **{r.verdict}** | {claim_line(r, table.decimals)} |"
               for r in outcome.claims]
     lines += ["", summary(outcome, strict), "", "Notes", ""]
@@ -218,15 +218,22 @@ def plain(text: str) -> str:
 def latex(outcome: Outcome) -> str:
     """For papers: booktabs, ours with its spread; the tier is part of the caption."""
     table = outcome.table
+    symbols = {"±": "$\\pm$", "–": "--", "—": "---", "·": "", "✗": "(invalid)"}
     frame = pd.DataFrame(
-        [[_ours(outcome.cells[row.name, column.title], table.decimals).replace("±", "$\\pm$").replace("–", "--").replace("·", "")
-          .replace("✗", "(invalid)") for column in table.columns] for row in table.rows],
-        index=[row.title for row in table.rows],
-        columns=pd.MultiIndex.from_tuples([(column.group, column.heading.replace("k=", "$k$ = ")) for column in table.columns]))
+        [[re.sub("[±–—·✗]", lambda found: symbols[found[0]], _ours(outcome.cells[row.name, column.title], table.decimals))
+          for column in table.columns] for row in table.rows],
+        index=[_tex(row.title) for row in table.rows],
+        columns=pd.MultiIndex.from_tuples([(_tex(column.group), _tex(column.heading).replace("k=", "$k$ = "))
+                                           for column in table.columns]))
     stamp = STAMPS[outcome.tier].replace("%", "\\%")
     return frame.style.to_latex(hrules=True, multicol_align="c", column_format="l" + "r" * len(table.columns),
                                 caption=f"{table.title}. {stamp}", label=f"tab:{table.name}-{outcome.tier}",
                                 position_float="centering")
+
+
+def _tex(text: str) -> str:
+    """Text as TeX prints it."""
+    return re.sub(r"[&%$#_{}]", r"\\\g<0>", text).replace("^", "\\textasciicircum{}")
 
 
 def against_reference(outcome: Outcome, reference: Path) -> str:

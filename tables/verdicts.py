@@ -14,7 +14,7 @@ import numpy as np
 from scipy import stats
 
 CellVerdict = Literal["reproduced", "within", "short", "above", "invalid", "unchecked", "off-protocol", "unprinted", "not-run",
-                      "cited"]
+                      "cited", "absent"]
 ClaimVerdict = Literal["holds", "weaker", "reversed", "undecided", "invalid", "not-run"]
 MIN_RUNS = 3
 """Fewer seeds (or, for the paper's own encoder, draws) than this give no interval and cannot reproduce anything."""
@@ -30,12 +30,13 @@ class Comparison:
     p_short: float | None
 
 
-def compare(paper: str, paper_draws: int, runs_SD: np.ndarray, margin: float, *, same_encoder: bool) -> Comparison:
+def compare(paper: str, paper_draws: int, runs_SD: np.ndarray, margin: float, *, same_encoder: bool,
+            lower_is_better: bool = False) -> Comparison:
     """The verdict on one cell: ``paper`` as printed, a mean over ``paper_draws`` of one pretraining; ``runs_SD`` our values,
     S pretraining seeds by D draws that all seeds share. ``same_encoder``: ours is the checkpoint the paper released.
 
     reproduced: the interval lies inside +- margin. within: the mean does, the interval does not or there is none. short,
-    above: the mean is outside. Higher is better.
+    above: the mean is outside, on the worse and on the better side.
 
     Standard error: draws vary around each encoder (s_d over draws of the mean over seeds) and, unless the encoder is the
     paper's own, encoders vary (s_e over the seeds' means), theirs as well as ours:
@@ -44,6 +45,7 @@ def compare(paper: str, paper_draws: int, runs_SD: np.ndarray, margin: float, *,
     """
     seeds, draws = runs_SD.shape
     delta = float(runs_SD.mean()) - float(paper)
+    gain = -delta if lower_is_better else delta
     interval = p_short = None
     parts = []  # (variance, degrees of freedom)
     if draws >= 2:
@@ -57,9 +59,9 @@ def compare(paper: str, paper_draws: int, runs_SD: np.ndarray, margin: float, *,
         t = stats.t(freedom)
         half = float(t.ppf(0.95)) * error
         interval = (delta - half, delta + half)
-        p_short = float(t.cdf((delta + margin) / error))
+        p_short = float(t.cdf((gain + margin) / error))
     if abs(delta) > margin:
-        verdict: CellVerdict = "short" if delta < 0 else "above"
+        verdict: CellVerdict = "short" if gain < 0 else "above"
     elif interval is not None and -margin <= interval[0] and interval[1] <= margin:
         verdict = "reproduced"
     else:
@@ -115,3 +117,18 @@ def claim(leads: Sequence[Lead], by: float = 0.0) -> ClaimVerdict:
         below_zero = any(x.interval is not None and x.interval[1] < 0 for x in leads)
         return "reversed" if by == 0 or below_zero else "weaker"
     return "undecided"
+
+
+def insensitive(found: Sequence[Sequence[float]], margin: float) -> tuple[ClaimVerdict, list[Lead]]:
+    """The verdict on "what is changed moves the score by no more than ``margin``", from paired differences per change.
+
+    holds: every 95 % interval lies inside +- margin. reversed: at least one true difference lies outside, at 2.5 % after Holm.
+    undecided: anything else, a single run included.
+    """
+    leads = [lead(differences) for differences in found]
+    if not all(x.interval for x in leads) or not leads:
+        return "undecided" if leads else "not-run", leads
+    if all(x.interval and -margin <= x.interval[0] and x.interval[1] <= margin for x in leads):
+        return "holds", leads
+    outside = [min(lead(d, -margin).p_below or 0.0, 1 - (lead(d, margin).p_below or 0.0)) for d in found]
+    return "reversed" if any(holm(outside, 0.025)) else "undecided", leads

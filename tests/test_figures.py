@@ -17,7 +17,7 @@ from pretrain import loop, recipes
 from protobench import checkpoints, records
 from protobench.kmeans import Clustering
 from tables import __main__ as tables_main
-from tables import catalogue, compare, courses, figure5, figure6, pictures
+from tables import catalogue, compare, courses, figure5, figure6, pictures, spcl_figure2
 
 PCL = replace(recipes.PCL_MINI, train=replace(recipes.PCL_MINI.train, epochs=2, batch_size=64), queue=64, warmup=1,
               num_prototypes=(2, 5, 10))
@@ -32,7 +32,14 @@ def encoders(train_images, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def results(encoders, world, tmp_path_factory):
+def spcl_encoders(train_images, tmp_path_factory):
+    """method -> encoder, likewise."""
+    return {recipe.method: loop.pretrain(replace(recipe, train=PCL.train), train_images, tmp_path_factory.mktemp("spcl"), seed=1)
+            for recipe in (recipes.SIMCLR_MINI, replace(recipes.SPCL_MINI, num_prototypes=(5,)))}
+
+
+@pytest.fixture(scope="module")
+def results(encoders, spcl_encoders, world, tmp_path_factory):
     """A results folder with the records of all figures, of two pretended seeds."""
     folder = tmp_path_factory.mktemp("results")
     where = {"workers": 0, "results": folder / "mini" / "records"}
@@ -42,6 +49,14 @@ def results(encoders, world, tmp_path_factory):
             course.evaluate(course.Config(path, world, **where), subject)
             if row != "pcl-fixed":
                 tsne.evaluate(tsne.Config(path, world, per_class=5, perplexity=5, **where), subject)
+    for row in spcl_figure2.FIGURE.rows:
+        for seed in (1, 2):
+            subject = {"row": row.name, "seed": seed, "source": "retrained", "recipe": row.name}
+            path = course.evaluate(course.Config(spcl_encoders[row.mini.method], world, "cifar10", **where), subject)
+            account = records.read(path)["checkpoint"]
+            records.write(folder / "mini" / "records", {"evaluation": "linear", "data_name": "cifar10", "version": 1, "data": [],
+                          "params": {}, "encoder": row.name}, [{"draw": 0, "value": 50.0 + seed}], subject=subject,
+                          checkpoint=account, data={"classes": 10}, metric={"test_images": 40})
     gallery.evaluate(gallery.Config(encoders["pcl"], world, fine=10, coarse=4, clusters=3, coarse_images=4, **where),
                      {"row": "pcl", "seed": 1, "source": "retrained", "recipe": "pcl"})
     return folder
