@@ -64,12 +64,12 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
     encoder = checkpoints.load(config.ckpt, config.reading)
     print(encoder.summary())
     lists = data_lists(config.data, config.dataset, config.skip_bad_images)
-    course = courses.read(config.ckpt, encoder.account)
+    course = courses.read(config.ckpt, encoder.account, lists[0])
     return records.write(
         config.results, unit(encoder.key, lists, config), course["epochs"], probes=course["probes"],
         subject=subject or records.subject_of(config.ckpt), checkpoint=encoder.account,
         metric={"name": "loss", "unit": "nats", "higher_is_better": False, "test_images": len(lists[0])},
-        data=records.data_of(config.dataset, lists, embedded=config.data is None),
+        data=records.data_of(config.dataset, lists, embedded=mini.is_used(config.data)),
         cost={"seconds": round(sum(line["seconds"] for line in course["epochs"]), 2),
               "probe_seconds": round(sum(line["seconds"] for line in course["probes"]), 2)})
 

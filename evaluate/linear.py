@@ -281,7 +281,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
         subject=subject or records.subject_of(config.ckpt), sweep=sweep,
         metric={"name": "top-1", "unit": "%", "higher_is_better": True, "test_images": len(test)}, checkpoint=encoder.account,
         feature={"dim": int(test_ND.shape[1]), "pooling": params["pooling"]},
-        data=records.data_of(config.dataset, lists, embedded=config.data is None, held_out=int(held.sum())),
+        data=records.data_of(config.dataset, lists, embedded=mini.is_used(config.data), held_out=int(held.sum())),
         cost={"seconds": round(time.perf_counter() - started, 2)})
     state_path.unlink(missing_ok=True)
     return path

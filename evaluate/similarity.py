@@ -65,7 +65,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
     encoder = checkpoints.load(config.ckpt, config.reading)
     print(encoder.summary())
     lists = data_lists(config.data, config.dataset, config.skip_bad_images)
-    last = courses.read(config.ckpt, encoder.account)["epochs"][-1]
+    last = courses.read(config.ckpt, encoder.account, lists[0])["epochs"][-1]
     if not {"tp", "fn"} <= last.keys():
         raise UserError("TP and FN similarity were not measured when this encoder was trained", at=config.ckpt,
                         hint="SimCLR and SPCL measure them, on images of several classes; if it is older than that, delete its "
@@ -73,8 +73,8 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
     return records.write(
         config.results, unit(encoder.key, lists, config), [{"draw": 0, "value": last["tp"], "fn": last["fn"]}],
         subject=subject or records.subject_of(config.ckpt), checkpoint=encoder.account, epoch=last["epoch"],
-        metric={"name": "TP similarity", "unit": "cosine", "higher_is_better": True, "test_images": len(lists[0])},
-        data=records.data_of(config.dataset, lists, embedded=config.data is None), cost={"seconds": 0.0})
+        metric={"name": "TP similarity", "unit": "cosine", "higher_is_better": True},
+        data=records.data_of(config.dataset, lists, embedded=mini.is_used(config.data)), cost={"seconds": 0.0})
 
 
 def report(record: dict[str, Any]) -> str:

@@ -241,8 +241,8 @@ SPCL_CIFAR10, SPCL_CIFAR100 = SPCL(**_CIFAR10), SPCL(**_CIFAR100)
 SIMCLR_CIFAR10 = SimCLR(**_CIFAR10, temperature=0.5)
 SUPERVISED_CIFAR10, SUPERVISED_CIFAR100 = Supervised(**_CIFAR10), Supervised(**_CIFAR100)
 """Trained like the other rows of SPCL's Table 2, which says no more of it than "CE" and "GT"."""
-UNTRAINED_CIFAR10 = Untrained(arch="resnet18-cifar", input=SPCL_CIFAR10.input)
-UNTRAINED_CIFAR100 = Untrained(arch="resnet18-cifar", input=SPCL_CIFAR100.input)
+UNTRAINED_CIFAR10 = Untrained(arch="resnet18-cifar", dataset="cifar10", input=SPCL_CIFAR10.input)
+UNTRAINED_CIFAR100 = Untrained(arch="resnet18-cifar", dataset="cifar100", input=SPCL_CIFAR100.input)
 
 # The embedded tier ----------------------------------------------------------------------------------------------------
 

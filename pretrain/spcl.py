@@ -266,6 +266,10 @@ class _Unit(nn.Module):
 
 
 def _check(recipe: recipes.SPCL, labels: Tensor, num_classes: int) -> None:
+    if not all(0 <= weight < float("inf") for weight in (recipe.sce_alpha, recipe.sce_beta)) or recipe.temperature <= 0:
+        raise UserError("SPCL: --sce-alpha and --sce-beta are finite and not negative, --temperature is positive")
+    if recipe.whiten < 0 or recipe.niter < 1 or recipe.nredo < 1:
+        raise UserError("SPCL: --whiten is 0 or more, --niter and --nredo are 1 or more")
     weights = (recipe.alpha, recipe.beta, recipe.gamma)
     if not all(0 <= weight < float("inf") for weight in weights) or not any(weights):
         raise UserError(f"SPCL: the weights alpha, beta, gamma are {weights}", hint="none is negative, one at least is not 0")

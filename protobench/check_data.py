@@ -69,7 +69,7 @@ def check(data: Path | None, chosen: tuple[str, ...], workers: int) -> int:
 
 def _is_here(name: str, root: Path) -> bool:
     """Whether a data set's folder is there, whole or not. train/ right in the root is ImageNet's if its classes are wnids."""
-    if any((root / place).is_dir() for place in PLACES[name]):
+    if any((root / place).is_dir() for place in PLACES[name]) or root.name == cifar.FOLDERS.get(name):
         return True
     folders = (of for other, of in PLACES.items() if not other.startswith("cifar"))  # those hold no train/
     if (name not in ("imagenet", "places205") or not (root / "train").is_dir()

@@ -1,12 +1,11 @@
 """CIFAR-10 and CIFAR-100 (the 100 fine labels) as published for Python, held in memory: SPCL's ablations are on them."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from protobench import files, imagenet
+from protobench import imagenet, mini
 from protobench.errors import UserError
 from protobench.images import ImageList, pair
 
@@ -16,7 +15,9 @@ AGAIN = "unpack the archive again, or fetch it again from https://www.cs.toronto
 
 
 def folder(data: Path, name: str) -> Path:
-    """The folder of "cifar10" or "cifar100", in ``data`` or in ``data/cifar10``. UserError names what was looked for."""
+    """The folder of "cifar10" or "cifar100": ``data``, or in it, or in ``data/cifar10``. UserError names what was looked for."""
+    if data.name == FOLDERS[name] and data.is_dir():
+        return data
     tried = [data, data / name]
     for place in tried:
         if (place / FOLDERS[name]).is_dir():
@@ -36,7 +37,7 @@ def read(data: Path, name: str, split: str) -> ImageList:
     Where ``data`` is the root of the embedded data, its ImageNet images stand in, val for test. UserError where the files are
     missing, not unpacked or not the published ones, which their MD5 tells before anything is unpickled.
     """
-    if _is_embedded(data):
+    if mini.is_embedded(data) and not any((data / place).is_dir() for place in (FOLDERS[name], name)):
         return replace(imagenet.read(data, "train" if split == "train" else "val"), name=f"{name}-{split}")
     from torchvision import datasets  # waits for torch
 
@@ -60,11 +61,3 @@ def read_both(data: Path, name: str) -> tuple[ImageList, ImageList]:
     """train and test."""
     return pair(read(data, name, "train"), read(data, name, "test"))
 
-
-def _is_embedded(data: Path) -> bool:
-    """Whether mini.py wrote ``data``, by its manifest alone: mini.ensure has held the files against it."""
-    try:
-        manifest = json.loads((data / "manifest.json").read_text(encoding="utf-8"))
-        return manifest["fingerprint"] == files.sha256(manifest["files"])
-    except (OSError, ValueError, LookupError, TypeError):
-        return False

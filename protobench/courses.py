@@ -6,11 +6,12 @@ from typing import Any
 
 from protobench import files
 from protobench.errors import UserError
+from protobench.images import ImageList
 
 
-def read(ckpt: Path, account: dict[str, Any]) -> dict[str, Any]:
+def read(ckpt: Path, account: dict[str, Any], images: ImageList) -> dict[str, Any]:
     """The course beside an encoder: ``{"key", "epochs", "probes"}``. UserError where there is none, another run's, or one that
-    misses its end."""
+    misses its end, and where the encoder was trained on other images than these."""
     path = ckpt.parent / "course.json"
     if not path.is_file():
         raise UserError("no course beside this encoder", at=path, hint="only pretraining by this suite leaves one; if this is "
@@ -24,4 +25,7 @@ def read(ckpt: Path, account: dict[str, Any]) -> dict[str, Any]:
         raise UserError("this is no course of a pretraining", at=path, hint="train the encoder again") from failure
     if key != files.exported_key(ckpt):
         raise UserError("this course is another run's, not of the encoder beside it", at=path, hint="train the encoder again")
+    if account["trained"]["data"] != images.fingerprint:
+        raise UserError(f"this encoder was not trained on these images of {images.name}", at=ckpt,
+                        hint="give the --data and --dataset of its training")
     return course

@@ -70,6 +70,20 @@ def verify(root: Path) -> str:
     return manifest["fingerprint"]
 
 
+def is_embedded(root: Path) -> bool:
+    """Whether this is a root that was made here, by its manifest alone; ``verify`` holds the files against it."""
+    try:
+        manifest = json.loads((root / "manifest.json").read_text(encoding="utf-8"))
+        return manifest["fingerprint"] == files.sha256(manifest["files"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+def is_used(data: Path | None) -> bool:
+    """Whether an evaluation's --data means embedded data: none was given, or its very root."""
+    return data is None or is_embedded(data)
+
+
 def _hashes(root: Path) -> dict[str, str]:
     return {path.relative_to(root).as_posix(): files.sha256_file(path)
             for path in sorted(root.rglob("*")) if path.is_file() and path.name != "manifest.json"}

@@ -241,16 +241,19 @@ def _departures(table: Table, found: list[dict[str, Any]]) -> dict[str, str]:
     told = {}
     for record in found:
         name = record["unit"]["data_name"]
-        seen = {"classes": record["data"]["classes"], "test images": record["metric"]["test_images"],
-                "training images": record["data"].get("train_images"), "architecture": record["checkpoint"]["arch"]}
-        expected = table.expected_data[name] | {"architecture": table.architecture}
-        odd = [f"{seen[what]} {what} instead of {value}" for what, value in expected.items() if seen[what] != value]
+        seen = {"classes": record["data"]["classes"], "training images": record["data"].get("train_images")}
+        if "test_images" in record["metric"]:  # not where the training itself was measured
+            seen["test images"] = record["metric"]["test_images"]
+        odd = [f"{seen[what]} {what} instead of {value}" for what, value in table.expected_data[name].items()
+               if what in seen and seen[what] != value]
+        if (network := record["checkpoint"]["arch"]) not in table.networks:
+            odd.append(f"{network} as architecture instead of {' or '.join(table.networks)}")
         if left_out := record["data"].get("unreadable", {}).get("count", 0):
             odd.append(f"{left_out} unreadable images left out")
         if left_out := (record["checkpoint"].get("trained") or {}).get("unreadable", 0):
             odd.append(f"{left_out} unreadable images left out of pretraining")
         if odd:
-            told[name] = f"{name} is off protocol: " + ", ".join(odd).replace("architecture", "as architecture")
+            told[name] = f"{name} is off protocol: " + ", ".join(odd)
     return told
 
 

@@ -78,7 +78,7 @@ def missing(figure: Figure, found: compare.Found) -> list[str]:
     """Rows without a record of every kind that the figure needs."""
     return [row.name for row in figure.rows
             if not {score for score in figure.scores if score[0] not in row.lacks}
-            <= {compare.score_of(record) for record in found.get(row.name, [])}]
+            <= {compare.score_of(record) for record in found.get(row.name, []) if figure.shows(record)}]
 
 
 def publish(figure: Figure, tier: Tier, results: Path, *, strict: bool = False, asked: Collection[str] | None = None) -> int:

@@ -116,6 +116,8 @@ class Figure:
     """the records that it is drawn from: evaluation and data set"""
     draw: Callable[[dict[str, list[dict[str, Any]]]], Drawing]
     """from records by row name"""
+    shows: Callable[[dict[str, Any]], bool] = lambda record: True
+    """whether a record holds what the figure shows"""
     claims: Callable[[dict[str, list[dict[str, Any]]]], tuple[tuple[str, str, str, str], ...]] = lambda found: ()
     """from the same: statement of the paper, verdict, what that rests on, and where the paper says so"""
 
@@ -145,8 +147,8 @@ class Table:
     margin_reason: str
     expected_data: dict[str, dict[str, int]]
     """dataset -> its classes, test and training images in the paper; other data is off protocol"""
-    architecture: str = "resnet50"
-    """the paper's, as a checkpoint's account names it; rows of other networks are off protocol"""
+    networks: tuple[str, ...] = ("resnet50",)
+    """the paper's, as a checkpoint's account names it; rows of others are off protocol"""
     decimals: int = 1
     """that the paper prints"""
     claimed_by: str = "the paper"

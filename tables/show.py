@@ -20,7 +20,7 @@ from tables.schema import Column, Table, Tier
 SYMBOLS = {"reproduced": "✓", "within": "≈", "short": "▼", "above": "▲", "invalid": "✗", "unchecked": "?", "off-protocol": "",
            "unprinted": "", "not-run": "·", "cited": "–", "absent": "—"}
 LEGEND = ("✓ reproduced (90 % interval inside the margin)   ≈ within the margin   ▼ short   ▲ above   ✗ invalid   "
-          "? controls not run   · not run   – cited by the paper")
+          "? controls not run   · not run   – cited by the paper   — a row without this number")
 STAMPS = {
     "mini": "MINI: embedded data and small networks. These numbers are not comparable with the paper's, which stand beside "
             "them for orientation; only the claims (orderings) are checked.",

@@ -78,7 +78,7 @@ def _similarities(axis: Any, found: Found, rows: tuple[Row, ...], what: str) -> 
         values_SE = np.array(list(seeds.values()))
         epochs = np.arange(1, values_SE.shape[1] + 1)
         axis.plot(epochs, values_SE.mean(0), color=pictures.COLOURS[i], linestyle=pictures.DASHES[i],
-                  label=f"temperature {temperature:g}")
+                  marker="o" if len(epochs) == 1 else None, label=f"temperature {temperature:g}")
         if len(seeds) > 1:
             axis.fill_between(epochs, values_SE.min(0), values_SE.max(0), color=pictures.COLOURS[i], alpha=0.15, linewidth=0)
         data += [[row.name, str(seed), str(epoch), f"{temperature:g}", "", "", what.upper(), f"{value:.6f}"]
@@ -143,5 +143,6 @@ FIGURE = Figure(
     rows=tuple({row.name: row for row in (*BY_PROTOTYPES, *BY_BATCH, *SIMCLR_BY_TEMPERATURE, *SPCL_BY_TEMPERATURE)}.values()),
     scores=(("linear", "cifar10"), ("course", "cifar10")),
     draw=draw,
+    shows=lambda record: record["unit"]["evaluation"] != "course" or all("fn" in run for run in record["runs"]),
     claims=claims,
 )

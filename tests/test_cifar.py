@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 from torchvision import datasets
 
+from evaluate import linear
+from pretrain import command as pretrain_command
+from pretrain import recipes
 from protobench import __main__ as main
 from protobench import backbones, check_data, checkpoints, cifar, cli, features, imagenet, readable
 from protobench.errors import UserError
@@ -183,6 +186,23 @@ def test_check_data_names_trouble_and_absence(command, world, tmp_path, monkeypa
     code, out, _ = command(main.main, "check-data", tmp_path)
     assert code == cli.TROUBLE
     assert "cifar100 lacks train" in out
+
+
+def test_pretraining_and_probing_on_it_from_the_command_line(command, tmp_path, monkeypatch):
+    """A network too small for anything, so that it takes seconds: the embedded tier's."""
+    _write(tmp_path, "cifar10", monkeypatch)
+    flags = ("--data", tmp_path, "--device", "cpu", "--arch", "resnet10-mini", "--epochs", 1, "--batch-size", 8)
+    code, out, err = command(lambda: pretrain_command._main("doc", {"cifar10": recipes.SPCL_CIFAR10}), "cifar10", *flags,
+                             "--num-prototypes", 5, "--out", tmp_path / "run")
+    assert code == 0, err
+    code, out, err = command(linear.main, "--ckpt", tmp_path / "run" / "encoder.safetensors", "--data", tmp_path, "--dataset",
+                             "cifar10", "--epochs", 1, "--batch-size", 10, "--workers", 0, "--results", tmp_path / "scores")
+    assert code == 0, err
+    assert "linear probe on cifar10, 128-D, 1 epochs of 50 images, 10 test images" in out
+    assert "mean 0.4914 0.4822 0.4465" in out, "the normalisation it was trained with"
+    code, _, err = command(lambda: pretrain_command._main("doc", {"cifar100": recipes.SPCL_CIFAR100}), "cifar100", *flags)
+    assert code == 2
+    assert "no cifar100 here" in err
 
 
 # The networks for it --------------------------------------------------------------------------------------------------

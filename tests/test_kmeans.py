@@ -47,7 +47,7 @@ def test_blocks_and_half_precision_change_nothing_but_rounding(monkeypatch):
 
 def test_learning_from_a_sample_assigns_every_image():
     rng = np.random.default_rng(0)
-    x = np.concatenate([rng.normal(c, 0.1, (500, 4)) for c in (-3, 0, 3)]).astype(np.float32)
+    x = np.concatenate([rng.normal(c, 0.1, (500, 4)) for c in (-3, 0, 3)]).astype(np.float16)
     found = kmeans(x, 3, seed=0, points_per_centroid=20)
     assert len(found.assignment) == 1500
     assert [len(set(found.assignment[i : i + 500])) for i in (0, 500, 1000)] == [1, 1, 1]
@@ -62,3 +62,5 @@ def test_whitened_features_have_unit_length_and_equal_spread():
     np.testing.assert_allclose(np.cov(y.T), np.eye(4) / 4, atol=0.03)
     with pytest.raises(UserError, match="PCA to 7"):
         whitened(x.astype(np.float32), 7, seed=0)
+    with pytest.raises(UserError, match="span fewer"):
+        whitened(np.concatenate([x, 0 * x], 1).astype(np.float32), 10, seed=0)

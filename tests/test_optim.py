@@ -25,6 +25,13 @@ def test_cosine_per_epoch_and_per_step():
     assert middle == pytest.approx(0.06 * 0.5 * (1 + math.cos(math.pi * 19.5 / 39)))
 
 
+def test_without_unscheduled_parameters_there_is_one_rate():
+    module = nn.Linear(2, 2)
+    optimizer = optim.optimizer(Train(), module)
+    optim.set_rate(optimizer, 0.007)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.007]
+
+
 def test_lars_by_hand():
     """w = (3, 4), g = (0, 1), wd = 0.1: g + wd w = (0.3, 1.4); ratio = 0.001 * 5 / |that|."""
     w = nn.Parameter(torch.tensor([[3.0, 4.0]]))

@@ -1,3 +1,4 @@
+import json
 import math
 import os
 from collections import Counter
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import stats
 
-from pretrain import loop, recipes, spcl, views
+from pretrain import loop, optim, recipes, spcl, views
 from pretrain.simclr import nt_xent
 from pretrain.spcl import contrastive_loss, draw_batches, metric_loss, prototype_loss, symmetric_cross_entropy
 from protobench import checkpoints, images
@@ -58,6 +59,13 @@ def test_contrastive_loss_by_hand():
     a = torch.eye(2)
     assert float(contrastive_loss(a, a, torch.arange(2), 1.0)) == pytest.approx(-math.log(math.e / (math.e + 2)), abs=1e-6)
     assert float(contrastive_loss(a, a, torch.arange(2), 1.0, decoupled=True)) == pytest.approx(math.log(2) - 1, abs=1e-6)
+
+
+def test_a_view_with_nothing_to_be_told_from_has_no_term():
+    """One image drawn for a whole half: no other one in it."""
+    a, image = _unit(2, 6), torch.tensor([3, 3])
+    for decoupled in (False, True):
+        assert float(contrastive_loss(a, a, image, 0.2, decoupled)) == pytest.approx(0, abs=1e-9)
 
 
 def test_metric_loss_equals_a_naive_loop():
@@ -257,6 +265,23 @@ def test_the_loss_is_eq_5(changes):
     torch.testing.assert_close(loss, expected)
 
 
+def test_what_is_clustered_is_as_configured(monkeypatch):
+    """A view of this epoch, whitened where asked, by k-means as the recipe has it."""
+    seen = []
+
+    def extract(module, **how):
+        seen.append(how["epoch"])
+        return _extract(module, **how)
+
+    def cluster(x, k, **how):
+        seen.append((x.shape[1], how["niter"], how["nredo"], how["points_per_centroid"]))
+        return kmeans(x, k, **how)
+
+    monkeypatch.setattr(spcl, "kmeans", cluster)
+    _method(whiten=4, niter=7, nredo=3).start_epoch(5, extract)
+    assert seen == [5, (4, 7, 3, 256)]
+
+
 def test_groups_are_what_the_recipe_names():
     for changes, labelled in (({}, False), ({"pairs": "labels"}, True), ({"prototypes": "labels"}, False)):
         method = _method(**changes)
@@ -301,6 +326,42 @@ def test_the_optimiser_forgets_renewed_heads(train_images):
     assert not torch.allclose(optimizer.state[trunk]["momentum_buffer"], trunk.grad)
 
 
+@pytest.mark.parametrize("kind", ["sgd", "lars"])
+def test_renewed_heads_keep_the_peak_rate(kind):
+    for changes, apart in (({}, {"prototype_heads"}), ({"renewed_rate": "scheduled"}, set()), ({"prototypes": "labels"}, set()),
+                           ({"reset": "all"}, {"prototype_heads", "projection", "metric"})):
+        method = _method(**changes)
+        train = replace(TINY.train, optimizer=kind, lr=0.5)
+        optimizer = optim.optimizer(train, method)
+        optim.set_rate(optimizer, 0.125)
+        rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        assert len(rate) == len(list(method.parameters()))
+        for name, parameter in method.named_parameters():
+            assert rate[id(parameter)] == (0.5 if name.split(".")[0] in apart else 0.125), name
+
+
+def test_the_log_tells_each_term(train_images, tmp_path):
+    path = loop.pretrain(replace(TINY, beta=0.5), train_images, tmp_path, seed=0)
+    for line in map(json.loads, (path.parent / "log.jsonl").read_text().splitlines()):
+        assert line["contrastive"] + line["metric"] + line["prototype"] == pytest.approx(line["loss"], rel=1e-4)
+        assert 0 <= line["positives_of_one_class"] <= 1
+
+
+def test_only_clusters_that_are_needed_are_made():
+    asked = []
+
+    def extract(module, **how):
+        asked.append(how)
+        return _extract(module, **how)
+
+    for changes, log in (({"pairs": "labels", "prototypes": "labels"}, set()), ({"pairs": "labels", "gamma": 0.0}, set()),
+                         ({"gamma": 0.0, "num_prototypes": (8, 4)}, {8}), ({"num_prototypes": (8, 4)}, {8, 4})):
+        method = _method(**changes)
+        found = method.start_epoch(0, extract)
+        assert {int(name.split("_")[1]) for name in found} == log
+    assert len(asked) == 2
+
+
 def test_batch_norm_trains(train_images, tmp_path):
     """Clustering puts the network into evaluation mode; it must not stay there."""
     path = loop.pretrain(TINY, train_images, tmp_path, seed=0)
@@ -343,7 +404,8 @@ def test_one_batch_can_be_learnt(train_images):
 @pytest.mark.parametrize(("changes", "message"), [
     ({"alpha": 0.0, "beta": 0.0, "gamma": 0.0}, "weights"), ({"beta": -1.0}, "weights"), ({"gamma": float("nan")}, "weights"),
     ({"train": replace(TINY.train, batch_size=6)}, "quarters"), ({"num_prototypes": (61,)}, "61 prototypes asked of 60 images"),
-    ({"num_prototypes": ()}, "2 or more"), ({"num_prototypes": (8, 1)}, "2 or more")])
+    ({"num_prototypes": ()}, "2 or more"), ({"sce_alpha": float("nan")}, "sce-alpha"), ({"whiten": -1}, "whiten"),
+    ({"num_prototypes": (8, 1)}, "2 or more")])
 def test_senseless_recipes_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
         _method(**changes)
@@ -367,6 +429,12 @@ def test_as_many_clusters_as_images_leave_no_pair():
     method.start_epoch(0, _extract)
     with pytest.raises(UserError, match="single image"):
         method.draw_batches(0, 2)
+
+
+@pytest.mark.gpu
+def test_spcl_trains_on_a_gpu(train_images, tmp_path):
+    path = loop.pretrain(TINY, train_images, tmp_path, seed=0, device="cuda")
+    assert all(np.isfinite(json.loads(line)["loss"]) for line in (path.parent / "log.jsonl").read_text().splitlines())
 
 
 def test_the_paper_s_hyper_parameters():

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluate import similarity
+from evaluate import linear, similarity
 from pretrain import loop, recipes
-from protobench import records
+from protobench import mini, records
 from tables import __main__ as tables_main
-from tables import compare, show, spcl_figure2, spcl_rows, spcl_table1, spcl_table2, verdicts
+from tables import compare, pictures, show, spcl_figure2, spcl_rows, spcl_table1, spcl_table2, verdicts
 from tables.catalogue import load
 
 DATA = Path(__file__).parent / "data"
@@ -113,11 +113,11 @@ def _fill(results, tier="mini", **top1):
             subject = {"row": row.name, "seed": seed, "source": "retrained", "recipe": row.name}
             common = {"subject": subject, "data": {"classes": 10, "train_images": 50_000},
                       "checkpoint": {"arch": "resnet18, cifar stem", "untouched": False, "trained": None},
-                      "metric": {"test_images": 10_000}}
+                      "metric": {}}
             unit = {"data_name": "cifar10", "version": 1, "encoder": f"{row.name}{seed}", "data": ["a"], "params": {}}
             value = top1.get(row.name.replace("-", "_"), float(table.numbers[row.name, "top-1"] or 30))
             records.write(results / tier / "records", unit | {"evaluation": "linear"}, [{"draw": 0, "value": value + wobble}],
-                          **common)
+                          **common | {"metric": {"test_images": 10_000}})
             if not row.lacks:
                 tp, fn = (float(table.numbers[row.name, what]) + wobble / 10 for what in ("TP", "FN"))
                 records.write(results / tier / "records", unit | {"evaluation": "similarity"},
@@ -166,6 +166,24 @@ def test_the_last_epoch_of_the_course_becomes_a_record(command, train_images, wo
     assert f'"tp": {run["value"]}, "fn": {run["fn"]}' in last
 
 
+def test_other_images_than_those_of_the_training_are_refused(command, moco_file, world, tmp_path):
+    small = mini.ensure(tmp_path / "small", {"imagenet-train": 60, "imagenet-val": 20, "voc-trainval": 20, "voc-test": 20,
+                                             "places-train": 20, "places-val": 20})
+    code, _, err = command(similarity.main, "--ckpt", moco_file, "--data", small, "--results", tmp_path)
+    assert code == 2
+    assert "was not trained on these images" in err
+
+
+def test_embedded_images_never_pass_for_cifar(command, world, encoder_file, tmp_path):
+    code, out, err = command(linear.main, "--ckpt", encoder_file, "--data", world, "--dataset", "cifar10", "--epochs", 1,
+                             "--batch-size", 20, "--workers", 0, "--results", tmp_path)
+    assert code == 0, err
+    assert "EMBEDDED DATA" in out
+    code, _, err = command(tables_main.main, "reproduce", "spcl-leak", "--tier", "paper", "--data", world, "--plan")
+    assert code == 2
+    assert "this is the embedded data" in err
+
+
 def test_encoders_without_it_are_refused(command, moco_file, encoder_file, world, tmp_path):
     for path, complaint in ((moco_file, "were not measured"), (encoder_file, "no course beside")):
         code, _, err = command(similarity.main, "--ckpt", path, "--data", world, "--results", tmp_path)
@@ -196,7 +214,7 @@ def test_insensitive_is_rarely_wrong_at_the_margin():
 
 
 def _figure_2(accuracy=lambda row: 80.0, fn=lambda row: 0.2):
-    """Records of all rows of the figure, two seeds, three epochs."""
+    """Records of all rows of the figure, two seeds, three epochs, of which only the last has ``fn``."""
     found = {}
     for row in spcl_figure2.FIGURE.rows:
         for seed in (1, 2):
@@ -209,7 +227,8 @@ def _figure_2(accuracy=lambda row: 80.0, fn=lambda row: 0.2):
                  "runs": [{"draw": 0, "value": accuracy(row) + wobble}]},
                 {**common, "unit": {"evaluation": "course", "data_name": "cifar10"},
                  "runs": [{"tp": 0.5 + 0.1 * epoch + wobble * row.mini.temperature,
-                           "fn": fn(row) + 0.001 * seed * row.mini.temperature} for epoch in range(3)]}])
+                           "fn": (fn(row) if epoch == 2 else 0.9 - fn(row)) + 0.001 * seed * row.mini.temperature}
+                          for epoch in range(3)]}])
     return found
 
 
@@ -218,7 +237,8 @@ def test_the_claims_of_figure_2():
         return 0.3 * row.mini.temperature if row.mini.method == "simclr" else 0.02 * row.mini.temperature
 
     judged = {text: (verdict, detail) for text, verdict, detail, _ in
-              spcl_figure2.claims(_figure_2(lambda row: 70.0 if row.name == "spcl-prototypes-1" else 80.0, fn))}
+              spcl_figure2.claims(_figure_2(lambda row: {"spcl-prototypes-1": 70.0, "spcl-batch-1": 60.0}.get(row.name, 80.0),
+                                            fn))}
     assert judged["accuracy hardly changes with the batch size, once it is sufficient"][0] == "holds"
     verdict, detail = next(value for text, value in judged.items() if "number of prototypes" in text)
     assert verdict == "reversed"
@@ -228,8 +248,20 @@ def test_the_claims_of_figure_2():
     assert judged["SPCL's TP is higher than SimCLR's at temperature 0.5"][0] != "holds"
 
 
+def test_figure_2_needs_courses_that_measured_it():
+    found = _figure_2()
+    assert pictures.missing(spcl_figure2.FIGURE, found) == []
+    for run in found["simclr"][1]["runs"]:
+        del run["fn"]
+    del found["simclr"][3]
+    assert pictures.missing(spcl_figure2.FIGURE, found) == ["simclr"]
+
+
 def test_figure_2_holds_every_number():
-    drawing = spcl_figure2.draw(_figure_2())
+    drawing = spcl_figure2.draw(_figure_2(lambda row: 60.0 + row.mini.temperature))
+    (line, *_), (*_, points) = ([each for each in drawing.picture.axes[0].lines][:1], [drawing.picture.axes[0].lines[1]])
+    assert line.get_ydata() == pytest.approx([60.215] * 3), "the mean of 60.21 and 60.22"
+    assert sorted(points.get_ydata()) == pytest.approx([60.21, 60.22])
     quantities = [(line[0], line[1], line[6]) for line in drawing.data]
     sweeps = len(spcl_rows.BY_PROTOTYPES) + len(spcl_rows.BY_BATCH)
     assert sum(what == "top-1" for *_, what in quantities) == 2 * sweeps
