@@ -13,6 +13,7 @@ its last epoch.
 """
 
 import contextlib
+import math
 import multiprocessing
 import os
 import signal
@@ -250,7 +251,7 @@ class _JobsBar:
 
     def __init__(self, jobs: list[Job]):
         self.jobs = jobs
-        self.bar = progress(desc=f"{len(jobs)} encoders", unit=" s of work", total=round(sum(map(plan.estimate, jobs))))
+        self.bar = progress(desc=f"{len(jobs)} encoders", unit=" s of work", total=math.ceil(sum(map(plan.estimate, jobs))))
 
     def show(self, pending) -> None:
         open_jobs = {id(job) for job in pending}

@@ -15,6 +15,7 @@ from filelock import FileLock
 from protobench import backbones, mini, records
 from protobench.backbones import Arch
 from tables import __main__ as tables_main
+from tables import reproduce
 
 ROOT = Path(__file__).parent.parent
 
@@ -245,3 +246,12 @@ def _await_end(pids):
     while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.time() < deadline:
         time.sleep(0.1)
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+def test_a_bar_of_half_seconds_reaches_its_end(monkeypatch):
+    """tqdm forgets a total that is exceeded by half."""
+    monkeypatch.setattr(reproduce.plan, "estimate", lambda job: 2.5)
+    bar = reproduce._JobsBar([object()])
+    bar.show([])
+    assert "/3 s of work" in str(bar.bar)
+    bar.bar.close()
