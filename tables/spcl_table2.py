@@ -74,7 +74,8 @@ TABLE = Table(
         "of its numbers is taken for one pretraining.",
         "TP and FN are what the paper calls distances: mean cosines after g_c, on the training batches of the last epoch. FN: "
         "images of one true class, without an anchor's partner, which was drawn because it lies near (one of fifty images of the "
-        "class in batches of 512 on CIFAR-10, one of six in the embedded ones).",
+        "class in batches of 512 on CIFAR-10, one of six in the embedded ones). Without the contrastive loss nothing trains g_c: "
+        "those are the similarities of a random map.",
         "Network: ResNet-18 with CIFAR's stem, as in the released code; the paper's Supervised and SimCLR are what others get "
         "with it. The text says ResNet-50 (pretrain/spcl.py cifar10 --arch resnet50-cifar, then --ckpt).",
         "Prototypes from the ground truth: true classes for the cross-entropy and for the pairs. Supervised, in the paper's "
