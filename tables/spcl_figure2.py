@@ -26,10 +26,11 @@ def draw(found: Found) -> Drawing:
         for axis, what in zip(axes[line], ("tp", "fn"), strict=True):
             data += _similarities(axis, found, rows, what)
             axis.set(title=f"(b) {title}, {what.upper()}", xlabel="epochs of pretraining", ylabel="mean cosine after $g_c$")
-    for column in (0, 1):  # above and below are to be compared
-        limits = [limit for line in (1, 2) for limit in axes[line][column].get_ylim()]
-        for line in (1, 2):
-            axes[line][column].set_ylim(min(limits), max(limits))
+            axis.xaxis.get_major_locator().set_params(integer=True)
+    for together in (axes[0], axes[1:, 0], axes[1:, 1]):  # to be compared with one another
+        limits = [limit for axis in together for limit in axis.get_ylim()]
+        for axis in together:
+            axis.set_ylim(min(limits), max(limits))
     return Drawing(picture, HEADER, data)
 
 
@@ -103,6 +104,11 @@ def claims(found: Found) -> tuple[tuple[str, str, str, str], ...]:
         judged.append(courses.claim(f"{what.upper()} is more robust to the temperature in SPCL than in SimCLR",
                                     spread(SIMCLR_BY_TEMPERATURE, what), spread(SPCL_BY_TEMPERATURE, what), SECTIONS[1],
                                     f"range of {what.upper()} over the temperatures, SimCLR - SPCL"))
+    lowest, highest = SIMCLR_BY_TEMPERATURE[0], SIMCLR_BY_TEMPERATURE[-1]
+    judged.append(courses.claim("in SimCLR, TP rises with the temperature", last(highest, "tp"), last(lowest, "tp"), SECTIONS[1],
+                                "TP at the highest - at the lowest temperature"))
+    judged.append(courses.claim("in SimCLR, FN falls as the temperature rises", last(lowest, "fn"), last(highest, "fn"),
+                                SECTIONS[1], "FN at the lowest - at the highest temperature"))
     pairs = list(zip(SIMCLR_BY_TEMPERATURE, SPCL_BY_TEMPERATURE, strict=True))
     for simclr, spcl in pairs:
         temperature = recipe_of(found[spcl.name][0])["temperature"]
