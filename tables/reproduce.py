@@ -76,8 +76,9 @@ def reproduce(config: Reproduce, table: Table | Figure) -> int:
     if config.tier == "paper" and config.data is None:
         raise UserError("the paper tier needs the real data",
                         hint="--data ROOT with imagenet/, VOCdevkit/, places205/ or CIFAR's folders below it")
-    if config.tier == "paper" and config.data is not None and mini.is_embedded(config.data):
-        raise UserError("this is the embedded data, not the real", at=config.data, hint="--tier mini uses it")
+    on_cifar = any(dataset.startswith("cifar") for _, dataset in table.scores)
+    if config.tier == "paper" and config.data is not None and on_cifar and mini.is_embedded(config.data):
+        raise UserError("this is the embedded data, which only stands in for CIFAR", at=config.data, hint="--tier mini uses it")
     if config.tier != "paper" and config.data is not None:
         raise UserError(f"--data belongs to the paper tier, the {config.tier} tier makes its own", hint="add --tier paper")
     seeds = config.seeds if config.seeds is not None else 3 if config.tier == "mini" else 1
