@@ -23,6 +23,7 @@ How the paper is read, where it leaves a choice (each is a field of the recipe):
   down to 0.6 in epoch 10 of 40 and stays at 4.9 in the last one) and hands the backbone the gradient of a random map. It is
   trained at the peak rate throughout; the released code gives it an optimiser of its own at a constant rate.
 - A batch of 512 is 512 images, 256 from p and 256 from q, in two views each: the same work as SimCLR at 512.
+- CIFAR is held in memory, so its views are made from whole batches; pretrain/augment.py says how they differ from torchvision's.
 
 Departures from the released code (github.com/stoneMo/SPCL), which cannot support the paper: it draws its pairs by the *true*
 classes, gives pseudo-labels to images in another order than they were computed in, trains with BatchNorm in evaluation mode, and
