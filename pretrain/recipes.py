@@ -272,6 +272,6 @@ SPCL_MINI = replace(SPCL_IMAGENET, **MINI, dim=64, temperature=0.2, num_prototyp
 _ABLATION = replace(SIMCLR_MINI.train, epochs=20)
 SPCL_ABLATION_MINI = replace(SPCL_MINI, train=_ABLATION)
 SIMCLR_ABLATION_MINI = replace(SIMCLR_MINI, train=_ABLATION)
-"""Half the epochs: the ablation's ten trained rows, three seeds each, have to fit into a quarter of an hour of two cores."""
+"""Half the epochs: the ablation's ten trained rows, three seeds each, take two cores some twenty minutes as it is."""
 SUPERVISED_MINI = replace(SUPERVISED, **MINI, train=replace(_MINI_TRAIN, epochs=12))
 UNTRAINED_MINI = replace(UNTRAINED, **MINI)
