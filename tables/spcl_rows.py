@@ -15,11 +15,10 @@ SIMCLR = replace(rows.SIMCLR, mini=recipes.SIMCLR_ABLATION_MINI, paper=recipes.S
                  gpu_hours_source=COST)
 
 
-def spcl(name: str = "spcl", title: str = "SPCL", *, mini: recipes.SPCL = recipes.SPCL_ABLATION_MINI,
-         paper: recipes.SPCL = recipes.SPCL_CIFAR10, **changes: Any) -> Row:
+def spcl(name: str = "spcl", title: str = "SPCL", *, paper: recipes.SPCL = recipes.SPCL_CIFAR10, **changes: Any) -> Row:
     """SPCL with other values of some fields of the recipe, the same in both tiers."""
-    return Row(name, title, replace(mini, **changes), replace(paper, **changes), mini_seconds=65, gpu_hours=13,
-               gpu_hours_source=COST)
+    return Row(name, title, replace(recipes.SPCL_ABLATION_MINI, **changes), replace(paper, **changes), mini_seconds=65,
+               gpu_hours=13, gpu_hours_source=COST)
 
 
 SPCL = spcl()

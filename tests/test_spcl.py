@@ -290,8 +290,6 @@ def test_groups_are_what_the_recipe_names():
         assert np.array_equal(method.groups, method.labels.numpy()) == labelled
         assert len(np.unique(method.groups)) == (5 if labelled else len(np.unique(found)))
         assert method.prototype_heads[0].out_features == (5 if changes.get("prototypes") == "labels" else 8)
-    method.draw_batches(0, 50)
-    assert method.end_epoch.__doc__
     leaking = _method(pairs="labels")
     leaking.start_epoch(0, _extract)
     leaking.draw_batches(0, 50)
