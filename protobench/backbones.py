@@ -93,12 +93,14 @@ class ResNet(nn.Module):
             blocks.append(block(channels, planes, step, shortcut, base_width=64 * self.arch.inner))
         return nn.Sequential(*blocks)
 
+    def stage1_input(self, x: Tensor) -> Tensor:
+        """What the stem makes of images."""
+        x = torch.relu(self.bn1(self.conv1(x)))
+        return nn.functional.max_pool2d(x, 3, 2, 1) if self.arch.stem == "imagenet" else x
+
     def features(self, x: Tensor) -> Tensor:
         """The last stage's feature map, conv5 in the papers."""
-        x = torch.relu(self.bn1(self.conv1(x)))
-        if self.arch.stem == "imagenet":
-            x = nn.functional.max_pool2d(x, 3, 2, 1)
-        return self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.layer4(self.layer3(self.layer2(self.layer1(self.stage1_input(x)))))
 
     def forward(self, x: Tensor) -> Tensor:
         """The pooled feature, 2048-D for a ResNet-50."""

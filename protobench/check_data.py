@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from protobench import cifar, cli, files, imagenet, mini, places, readable, voc
+from protobench import cifar, cli, coco, files, imagenet, mini, places, readable, voc, voc_boxes
 from protobench.errors import UserError, printable
 from protobench.images import ImageList
 
@@ -29,6 +29,7 @@ class Known:
 
 
 PLACES = {"imagenet": ("imagenet",), "voc07": ("VOCdevkit", "VOC2007", "ImageSets"),
+          "voc07+12": ("VOCdevkit/VOC2012", "VOC2012"), "coco": ("coco", "annotations"),
           "places205": ("places205", "trainvalsplit_places205"), "cifar10": ("cifar10", cifar.FOLDERS["cifar10"]),
           "cifar100": ("cifar100", cifar.FOLDERS["cifar100"])}
 """The folders below a root that a data set is known by."""
@@ -37,6 +38,9 @@ DATASETS = {
     "imagenet": Known(imagenet.read_both, (1_281_167, 50_000), 1000,
                       "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd"),
     "voc07": Known(voc.read_both, (5011, 4952), 20, files.sha256_text("\n".join(voc.CLASSES))),
+    "voc07+12": Known(partial(voc_boxes.read_both, training="voc07+12"), (16_551, 4952), 20,
+                      files.sha256_text("\n".join(voc.CLASSES))),
+    "coco": Known(coco.read_both, (117_266, 5000), 80),
     "places205": Known(places.read_both, (2_448_873, 20_500), 205),
     "cifar10": Known(partial(cifar.read_both, name="cifar10"), (50_000, 10_000), 10),
     "cifar100": Known(partial(cifar.read_both, name="cifar100"), (50_000, 10_000), 100),

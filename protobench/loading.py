@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -59,14 +60,15 @@ def normaliser(input_: EvalInput, device: str) -> Callable[[Tensor], Tensor]:
     return normalise
 
 
-def batches(dataset: Dataset, *, workers: int, device: str, **how: Any) -> Iterator[Tensor]:
-    """Stacked items in order, in pinned memory where they go to a GPU. Raises the UserError of an unreadable image."""
-    workers = min(workers, os.cpu_count() or 1)
-    for batch in DataLoader(dataset, num_workers=workers, collate_fn=_collate, pin_memory=device != "cpu", **how):
+def batches(dataset: Dataset, *, workers: int, device: str, stack: Callable[[list], Any] = torch.stack, **how: Any,
+            ) -> Iterator[Any]:
+    """Items in order, ``stack``ed, in pinned memory where they go to a GPU. Raises the UserError of an unreadable image."""
+    workers, collate = min(workers, os.cpu_count() or 1), partial(_collate, stack)
+    for batch in DataLoader(dataset, num_workers=workers, collate_fn=collate, pin_memory=device != "cpu", **how):
         if isinstance(batch, UserError):
             raise batch
         yield batch
 
 
-def _collate(batch: list) -> Tensor | UserError:
-    return next((item for item in batch if isinstance(item, UserError)), None) or torch.stack(batch)
+def _collate(stack: Callable[[list], Any], batch: list) -> Any:
+    return next((item for item in batch if isinstance(item, UserError)), None) or stack(batch)

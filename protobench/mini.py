@@ -13,9 +13,10 @@ A scene is a texture with two favourite categories. Every image depends on (seed
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
@@ -44,13 +45,25 @@ def ensure(root: Path | None = None, counts: dict[str, int] | None = None, seed:
     """
     counts = SPLITS | (counts or {})
     identity = {"version": VERSION, "seed": seed, "size": SIZE, "counts": counts, "pillow": Image.__version__}
-    root = root or files.cache_dir() / f"mini-v{VERSION}-{files.sha256(identity)[:8]}"
+    return made("mini", root, identity, lambda temporary: _write_world(World(seed), temporary, counts))
+
+
+def made(name: str, root: Path | None, identity: dict[str, Any], write: Callable[[Path], None]) -> Path:
+    """``root``, by default in the cache, with what ``write`` puts into a folder: made at first, verified later."""
+    root = root or files.cache_dir() / f"{name}-v{identity['version']}-{files.sha256(identity)[:8]}"
     root.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(root.with_name(root.name + ".lock")):
-        if not (root / "manifest.json").exists():
-            _write_world(root, counts, seed, identity)
-        else:
+        if (root / "manifest.json").exists():
             verify(root)
+            return root
+        temporary = root.with_name(f".{root.name}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        write(temporary)
+        hashes = _hashes(temporary)
+        manifest = identity | {"fingerprint": files.sha256(hashes), "files": hashes}
+        files.write_text(temporary / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True))
+        shutil.rmtree(root, ignore_errors=True)
+        temporary.rename(root)
     return root
 
 
@@ -161,26 +174,18 @@ class World:
         return self.objects(split, number, favourites, texture=label)[0], label
 
 
-def _write_world(root: Path, counts: dict[str, int], seed: int, identity: dict) -> None:
-    temporary = root.with_name(f".{root.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    world = World(seed)
+def _write_world(world: World, root: Path, counts: dict[str, int]) -> None:
     steps = progress(desc="embedded data", unit=" images", total=sum(counts.values()))
-    for _ in _write_splits(world, temporary, counts):
+    for _ in _write_splits(world, root, counts):
         steps.update(1)
     steps.close()
-    hashes = _hashes(temporary)
-    manifest = identity | {"fingerprint": files.sha256(hashes), "files": hashes}
-    files.write_text(temporary / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True))
-    shutil.rmtree(root, ignore_errors=True)
-    temporary.rename(root)
 
 
 def _write_splits(world: World, root: Path, counts: dict[str, int]) -> Iterator[None]:
     for split in ("train", "val"):
         for number in range(counts[f"imagenet-{split}"]):
             image, category = world.one_object(f"imagenet-{split}", number)
-            _save(image, root / "imagenet" / split / f"c{category:02d}-{CATEGORIES[category]}" / f"{split}_{number:05d}.jpg")
+            save(image, root / "imagenet" / split / f"c{category:02d}-{CATEGORIES[category]}" / f"{split}_{number:05d}.jpg")
             yield
     yield from _write_voc(world, root / "VOCdevkit" / "VOC2007", counts)
     yield from _write_places(world, root / "places205", counts)
@@ -188,34 +193,41 @@ def _write_splits(world: World, root: Path, counts: dict[str, int]) -> Iterator[
 
 def _write_voc(world: World, voc: Path, counts: dict[str, int]) -> Iterator[None]:
     for split in ("trainval", "test"):
-        names, things_of = [], []
+        listed = {}
         for number in range(counts[f"voc-{split}"]):
             image, things = world.objects(f"voc-{split}", number)
             name = f"{number + (0 if split == 'trainval' else 500000):06d}"
-            _save(image, voc / "JPEGImages" / f"{name}.jpg")
-            _write(voc / "Annotations" / f"{name}.xml", _annotation(name, things))
-            names.append(name)
-            things_of.append(things)
+            write_voc_image(voc, name, image, [(thing.category, thing.box, thing.difficult) for thing in things])
+            listed[name] = [(thing.category, thing.difficult) for thing in things]
             yield
-        main = voc / "ImageSets" / "Main"
-        _write(main / f"{split}.txt", "".join(f"{name}\n" for name in names))
-        for category, title in enumerate(CATEGORIES):
-            lines = []
-            for name, things in zip(names, things_of, strict=True):
-                mine = [thing.difficult for thing in things if thing.category == category]
-                label = -1 if not mine else 0 if all(mine) else 1  # 0: there, but only as difficult objects
-                lines.append(f"{name} {label:2d}\n")
-            _write(main / f"{title}_{split}.txt", "".join(lines))
+        write_voc_lists(voc, split, listed)
 
 
-def _annotation(name: str, things: list[Thing]) -> str:
+def write_voc_image(voc: Path, name: str, image: np.ndarray, things: list[tuple[int, tuple[int, int, int, int], bool]]) -> None:
+    """An image and its annotation; ``things`` are (category, box as VOC writes it, difficult)."""
+    save(image, voc / "JPEGImages" / f"{name}.jpg")
+    height, width = image.shape[:2]
     objects = "".join(
-        f"\t<object>\n\t\t<name>{CATEGORIES[thing.category]}</name>\n\t\t<difficult>{int(thing.difficult)}</difficult>\n"
+        f"\t<object>\n\t\t<name>{CATEGORIES[category]}</name>\n\t\t<difficult>{int(difficult)}</difficult>\n"
         "\t\t<bndbox>" + "".join(f"<{tag}>{value}</{tag}>" for tag, value in
-                                 zip(("xmin", "ymin", "xmax", "ymax"), thing.box, strict=True)) +
-        "</bndbox>\n\t</object>\n" for thing in things)
-    return (f"<annotation>\n\t<folder>VOC2007</folder>\n\t<filename>{name}.jpg</filename>\n"
-            f"\t<size><width>{SIZE}</width><height>{SIZE}</height><depth>3</depth></size>\n{objects}</annotation>\n")
+                                 zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True)) +
+        "</bndbox>\n\t</object>\n" for category, box, difficult in things)
+    write(voc / "Annotations" / f"{name}.xml",
+          f"<annotation>\n\t<folder>{voc.name}</folder>\n\t<filename>{name}.jpg</filename>\n"
+          f"\t<size><width>{width}</width><height>{height}</height><depth>3</depth></size>\n{objects}</annotation>\n")
+
+
+def write_voc_lists(voc: Path, split: str, listed: dict[str, list[tuple[int, bool]]]) -> None:
+    """The split's list and its label file per class; ``listed`` holds each image's (category, difficult)."""
+    main = voc / "ImageSets" / "Main"
+    write(main / f"{split}.txt", "".join(f"{name}\n" for name in listed))
+    for category, title in enumerate(CATEGORIES):
+        lines = []
+        for name, things in listed.items():
+            mine = [difficult for other, difficult in things if other == category]
+            label = -1 if not mine else 0 if all(mine) else 1  # 0: there, but only as difficult objects
+            lines.append(f"{name} {label:2d}\n")
+        write(main / f"{title}_{split}.txt", "".join(lines))
 
 
 def _write_places(world: World, places: Path, counts: dict[str, int]) -> Iterator[None]:
@@ -224,17 +236,19 @@ def _write_places(world: World, places: Path, counts: dict[str, int]) -> Iterato
         for number in range(counts[f"places-{split}"]):
             image, label = world.scene(f"places-{split}", number)
             relative = f"{SCENES[label][0]}/{SCENES[label]}/mini_{split}_{number:05d}.jpg"
-            _save(image, places / "data/vision/torralba/deeplearning/images256" / relative)
+            save(image, places / "data/vision/torralba/deeplearning/images256" / relative)
             lines.append(f"{relative} {label}\n")
             yield
-        _write(places / "trainvalsplit_places205" / f"{split}_places205.csv", "".join(lines))
+        write(places / "trainvalsplit_places205" / f"{split}_places205.csv", "".join(lines))
 
 
-def _save(image: np.ndarray, path: Path) -> None:
+def save(image: np.ndarray, path: Path) -> None:
+    """As a JPEG of high quality."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image).save(path, quality=95, subsampling=0)
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
+    """With Unix line ends on every platform."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, newline="\n")

@@ -18,7 +18,8 @@ from protobench.errors import UserError, printable
 from protobench.images import ImageList
 
 SCHEMA = 1
-PACKAGES = ("torch", "torchvision", "numpy", "scipy", "faiss-gpu", "liblinear-official", "scikit-learn", "pillow")
+PACKAGES = ("torch", "torchvision", "numpy", "scipy", "faiss-gpu", "liblinear-official", "scikit-learn", "pillow", "mmdet",
+            "mmcv-lite", "pycocotools", "opencv-python-headless")
 
 
 def write(folder: Path, unit: dict[str, Any], runs: list[dict[str, Any]], *, subject: dict[str, Any], **rest: Any) -> Path:

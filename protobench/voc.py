@@ -9,6 +9,7 @@ from protobench.images import ImageList, pair, text_of
 
 CLASSES = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
            "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor")
+TEST_ANNOTATIONS = "VOC 2007's test annotations are a separate download (VOCtest_06-Nov-2007.tar); unpack it over this VOCdevkit"
 
 
 def devkit(data: Path) -> Path:
@@ -29,20 +30,32 @@ def read(data: Path, split: str) -> ImageList:
     """
     voc = devkit(data)
     main = voc / "ImageSets" / "Main"
-    listing = main / f"{split}.txt"
+    listed, titles = names(main, split), classes(main, split)
+    labels = np.stack([_labels(main / f"{title}_{split}.txt", listed) for title in titles], axis=1)
+    return ImageList(f"voc07-{split}", voc, tuple(f"JPEGImages/{name}.jpg" for name in listed), labels, titles)
+
+
+def names(main: Path, split: str) -> list[str]:
+    """The images that ``main``/<split>.txt lists. UserError where it is missing or empty."""
+    listing, year = main / f"{split}.txt", main.parents[1].name
     if not listing.is_file():
-        test = "VOC 2007's test annotations are a separate download (VOCtest_06-Nov-2007.tar); unpack it over this VOCdevkit"
-        raise UserError(f"VOC2007 has no {split} list", at=listing, hint=test if split == "test" else "unpack VOC 2007 again")
-    names = text_of(listing).split()
-    if not names:
-        raise UserError(f"VOC2007's {split} list is empty", at=listing, hint="unpack VOC 2007 again")
-    classes = sorted(path.name.removesuffix(f"_{split}.txt") for path in main.glob(f"*_{split}.txt"))
-    if missing := [name for name in CLASSES if name not in classes] if set(CLASSES) & set(classes) else []:
-        raise UserError(f"VOC2007 {split} has no labels for {', '.join(missing)}", at=main, hint="unpack VOC 2007 again")
-    if not classes:
-        raise UserError(f"VOC2007 {split} has no label files <class>_{split}.txt", at=main, hint="unpack VOC 2007 again")
-    labels = np.stack([_labels(main / f"{title}_{split}.txt", names) for title in classes], axis=1)
-    return ImageList(f"voc07-{split}", voc, tuple(f"JPEGImages/{name}.jpg" for name in names), labels, tuple(classes))
+        raise UserError(f"{year} has no {split} list", at=listing,
+                        hint=TEST_ANNOTATIONS if split == "test" else f"unpack {year} again")
+    if not (found := text_of(listing).split()):
+        raise UserError(f"{year}'s {split} list is empty", at=listing, hint=f"unpack {year} again")
+    return found
+
+
+def classes(main: Path, split: str) -> tuple[str, ...]:
+    """The classes that have a label file <class>_<split>.txt: VOC's 20, or others (embedded data). UserError where some of the
+    20 lack theirs."""
+    found = sorted(path.name.removesuffix(f"_{split}.txt") for path in main.glob(f"*_{split}.txt"))
+    year = main.parents[1].name
+    if missing := [name for name in CLASSES if name not in found] if set(CLASSES) & set(found) else []:
+        raise UserError(f"{year} {split} has no labels for {', '.join(missing)}", at=main, hint=f"unpack {year} again")
+    if not found:
+        raise UserError(f"{year} {split} has no label files <class>_{split}.txt", at=main, hint=f"unpack {year} again")
+    return tuple(found)
 
 
 def read_both(data: Path) -> tuple[ImageList, ImageList]:

@@ -18,12 +18,14 @@ PAPER_SCORE_MINUTES = {("lowshot", "voc07"): 2, ("lowshot", "places205"): 12, ("
                        ("ami", "imagenet"): 60, ("linear", "imagenet"): 720, ("linear", "places205"): 540,
                        ("linear", "cifar10"): 20, ("linear", "cifar100"): 20, ("course", "cifar10"): 0,
                        ("similarity", "cifar10"): 0, ("semisup", "imagenet-1pct"): 12, ("semisup", "imagenet-10pct"): 75,
+                       ("detection", "voc07"): 150, ("detection", "voc07+12"): 500, ("detection", "coco"): 3000,
                        ("course", "imagenet"): 0, ("tsne", "imagenet"): 5, ("gallery", "imagenet"): 90}
 """Rough, one recent GPU and local disk: features of 10 000, 52 000 and 1.3 million images, then SVMs on the CPU, neighbours, or
 five starts of k-means with K = 25 000; 100 and 40 epochs through the frozen network at 3000 images/s; 20 epochs of fine-tuning at
-600 images/s."""
+600 images/s; three detectors at 3 batches/s, or one of COCO at 1 batch/s."""
 MINI_SCORE_SECONDS = {("linear", "imagenet"): 14.0, ("linear", "places205"): 14.0, ("semisup", "imagenet-10pct"): 22.0,
                       ("linear", "cifar10"): 15.0, ("linear", "cifar100"): 15.0, ("course", "cifar10"): 0.5,
+                      ("detection", "voc07"): 40.0, ("detection", "voc07+12"): 80.0, ("detection", "coco"): 80.0,
                       ("similarity", "cifar10"): 0.5, ("course", "imagenet"): 0.5, ("tsne", "imagenet"): 20.0}
 """One core of the reference machine, where it is not about 3."""
 
@@ -144,7 +146,8 @@ def _config(row: Row, checkpoint: Path, name: str, dataset: str, data: Path | No
 
 def _need(root: Path | None) -> Path:
     if root is None:
-        raise UserError("no --data given", hint="--data ROOT with imagenet/, VOCdevkit/, places205/ and CIFAR's folders below it")
+        raise UserError("no --data given",
+                        hint="--data ROOT with imagenet/, VOCdevkit/, places205/, coco/ and CIFAR's folders below it")
     return root
 
 

@@ -7,9 +7,9 @@ Examples (``tox -e reproduce-table1 -- FLAGS`` passes the flags on):
     python -m tables reproduce table1 --rows pcl moco --seeds 5
     python -m tables reproduce table1 --tier paper --data ROOT --ckpt moco=moco_v1_200ep.pth.tar --ckpt pcl=pcl_v1.pth.tar
 
-ROOT holds imagenet/, VOCdevkit/, places205/ and CIFAR's folders, whichever a table needs. Rows without --ckpt are trained by the
-paper's recipe. A stopped run continues when the same command is given again: what is finished is kept, a training goes on from
-its last epoch.
+ROOT holds imagenet/, VOCdevkit/, places205/, coco/ and CIFAR's folders, whichever a table needs. Rows without --ckpt are trained
+by the paper's recipe. A stopped run continues when the same command is given again: what is finished is kept, a training goes on
+from its last epoch.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from filelock import FileLock, Timeout
@@ -46,7 +46,7 @@ class Reproduce:
     tier: Tier = "mini"
     """mini: embedded data. paper: real data at --data. quick: mini with one epoch, to test an installation"""
     data: Path | None = None
-    """paper tier: folder with imagenet/, VOCdevkit/, places205/, cifar-10-batches-py/, cifar-100-python/"""
+    """paper tier: folder with imagenet/, VOCdevkit/, places205/, coco/, cifar-10-batches-py/, cifar-100-python/"""
     ckpt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """paper tier: row=FILE, scores this checkpoint instead of training the row; may be repeated. A file that needs flags to
     be read (--normalisation, --weights, …) is exported first: python -m protobench export --layout protobench"""
@@ -199,12 +199,19 @@ def run_job(job: Job, config: Reproduce, workers: int) -> None:
             if job.recipe.train.epochs:
                 source = pretraining.images(data or mini.ensure(), job.recipe.dataset, config.skip_bad_images)
             loop.pretrain(job.recipe, source, job.checkpoint.parent, seed=job.seed, device=device, workers=workers)
+        mistakes = []
+        how: dict[str, Any] = {"data": data, "device": device, "workers": workers, "skip_bad_images": config.skip_bad_images,
+               "results": config.results / config.tier / "records"}
         for score in job.scores:
             if score.state == "to run":
-                plan.evaluation(score.evaluation).evaluate(
-                    plan.score_config(job, score, data=data, device=device, workers=workers,
-                                      skip_bad_images=config.skip_bad_images, results=config.results / config.tier / "records"),
-                    job.subject())
+                try:
+                    plan.evaluation(score.evaluation).evaluate(plan.score_config(job, score, **how), job.subject())
+                except UserError as mistake:  # one score's; the others go on
+                    print(f"{score.name}: {mistake}")
+                    mistakes.append((score, mistake))
+        if mistakes:
+            score, first = mistakes[0]
+            raise UserError(f"{score.name}: {first.what}", at=first.at, hint=first.hint)
 
 
 def _start_worker(threads: int) -> None:

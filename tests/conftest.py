@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from pretrain import loop, recipes
-from protobench import cli, images, mini
+from protobench import cli, images, mini, scenes
 from protobench.images import ImageList
 
 TINY = {"imagenet-train": 200, "imagenet-val": 40, "voc-trainval": 200, "voc-test": 120, "places-train": 60,
         "places-val": 60}
+
+SCENES = {"voc2007-trainval": 16, "voc2012-trainval": 8, "voc2007-test": 60, "coco-train": 16, "coco-val": 60}
 
 torch.set_num_threads(1)
 
@@ -39,6 +41,22 @@ def cache(tmp_path_factory) -> Path:
 def world(tmp_path_factory) -> Path:
     """A tiny embedded world: never write into it."""
     return mini.ensure(tmp_path_factory.mktemp("world") / "data", TINY)
+
+
+@pytest.fixture(scope="session")
+def scene_data(tmp_path_factory) -> Path:
+    """Tiny embedded scenes for detection: never write into them."""
+    return scenes.ensure(tmp_path_factory.mktemp("scenes") / "data", SCENES)
+
+
+@pytest.fixture(scope="session")
+def mmdet() -> None:
+    """Detection: skipped, visibly, where the extra that holds MMDetection is not installed."""
+    pytest.importorskip("mmdet", reason="needs the extra detection")
+
+    from evaluate import mmcv_operators
+
+    mmcv_operators.provide()
 
 
 @pytest.fixture(scope="session")

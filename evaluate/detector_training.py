@@ -1,0 +1,237 @@
+"""How a detector is trained and run: images with boxes as MMDetection takes them, batches, learning rate, steps, predictions.
+
+Every random choice (order, scale, flip, the anchors and regions that a step samples) is a function of seed, draw and step, so a
+training that was stopped goes on to the very same weights.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from protobench import keyed
+from protobench.boxes import BoxList, Objects
+from protobench.errors import UserError
+from protobench.loading import batches
+from protobench.progress import progress
+
+CHECKED = 20
+"""Steps between two looks at the loss: each makes a GPU wait."""
+
+
+class Samples(Dataset):
+    """An image (uint8 [3, H, W], RGB, resized) and its objects as a DetDataSample. Indexed by (epoch, image); epoch None: as for
+    a test, at the last scale and never flipped."""
+
+    def __init__(self, images: BoxList, scales: list[list[int]], seed: int, *, masks: bool):
+        from mmdet.datasets import transforms
+
+        self.images, self.seed, self.masks = images, seed, masks
+        self.resize = [transforms.Resize(scale=tuple(scale), keep_ratio=True) for scale in scales]
+        self.flip, self.pack = transforms.RandomFlip(prob=1.0), transforms.PackDetInputs(
+            meta_keys=("img_id", "ori_shape", "img_shape", "scale_factor"))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, where: tuple[int | None, int]) -> tuple[Tensor, Any] | UserError:
+        epoch, index = where
+        try:
+            found = _as_mmdet(self.images.sized(index), self.images.objects[index], index, masks=self.masks)
+        except UserError as mistake:  # handed over, not raised: a DataLoader would bury it in a worker's traceback
+            return mistake
+        scale, flip = len(self.resize) - 1, False
+        if epoch is not None:
+            rng = keyed.generator(self.seed, "augment", epoch, index)
+            scale, flip = int(rng.integers(len(self.resize))), bool(rng.random() < 0.5)
+        found = self.resize[scale](found)
+        packed = self.pack(self.flip(found) if flip else found)
+        return packed["inputs"], packed["data_samples"]
+
+
+def _as_mmdet(pixels: np.ndarray, objects: Objects, index: int, *, masks: bool) -> dict[str, Any]:
+    """What MMDetection's transforms take. ``masks`` become bitmaps, as by its default."""
+    from mmdet.structures.bbox import HorizontalBoxes
+    from mmdet.structures.mask import BitmapMasks
+
+    found = {"img": pixels, "img_id": index, "img_shape": pixels.shape[:2], "ori_shape": pixels.shape[:2],
+             "gt_bboxes": HorizontalBoxes(torch.from_numpy(objects.boxes_N4.copy())),
+             "gt_bboxes_labels": objects.labels_N.copy(), "gt_ignore_flags": objects.ignored_N.copy()}
+    if masks:
+        found["gt_masks"] = BitmapMasks([bitmap(mask, objects) for mask in objects.masks], objects.height, objects.width)
+    return found
+
+
+def bitmap(mask: Any, objects: Objects) -> np.ndarray:
+    """uint8 [H, W] of polygons or run lengths."""
+    from pycocotools import mask as coco_mask
+
+    return coco_mask.decode(run_lengths(mask, objects))
+
+
+def run_lengths(mask: Any, objects: Objects) -> dict[str, Any]:
+    """The mask in COCO's compressed form."""
+    from pycocotools import mask as coco_mask
+
+    if not isinstance(mask, dict):
+        return coco_mask.merge(coco_mask.frPyObjects([part.tolist() for part in mask], objects.height, objects.width))
+    return coco_mask.frPyObjects(mask, objects.height, objects.width) if isinstance(mask["counts"], list) else mask
+
+
+# Batches and rates ----------------------------------------------------------------------------------------------------
+
+def epoch_batches(landscape_N: np.ndarray, batch_size: int, *key: int | str) -> list[list[int]]:
+    """One epoch's batches in the order that ``key`` draws. Landscapes and portraits apart, as MMDetection groups them, so that
+    little of a batch is padding; what is left of both fills the last batches, of which one may be smaller."""
+    waiting: dict[bool, list[int]] = {True: [], False: []}
+    found = []
+    for index in keyed.generator(*key).permutation(len(landscape_N)).tolist():
+        group = waiting[bool(landscape_N[index])]
+        group.append(index)
+        if len(group) == batch_size:
+            found.append(group.copy())
+            group.clear()
+    left = waiting[True] + waiting[False]
+    return found + [left[start : start + batch_size] for start in range(0, len(left), batch_size)]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When which batch is trained on, and at what rate."""
+
+    landscape_N: np.ndarray
+    """bool, of the training images"""
+    params: dict[str, Any]
+    draw: int
+
+    @property
+    def per_epoch(self) -> int:
+        """Batches."""
+        size, wide = self.params["batch_size"], int(self.landscape_N.sum())
+        tall = len(self.landscape_N) - wide
+        return wide // size + tall // size + -(-(wide % size + tall % size) // size)
+
+    @property
+    def steps(self) -> int:
+        """Of the whole training: its iterations, or its epochs' batches."""
+        return self.params["iterations"] or self.params["epochs"] * self.per_epoch
+
+    def where(self, first: int) -> Iterator[list[tuple[int, int]]]:
+        """From step ``first`` on, each batch as (epoch, image)."""
+        for epoch in range(first // self.per_epoch, -(-self.steps // self.per_epoch)):
+            every = epoch_batches(self.landscape_N, self.params["batch_size"], self.params["seed"], "order", self.draw, epoch)
+            skipped = max(first - epoch * self.per_epoch, 0)
+            for batch in every[skipped : self.steps - epoch * self.per_epoch]:
+                yield [(epoch, index) for index in batch]
+
+    def rate(self, step: int) -> float:
+        """The learning rate: risen linearly over ``warmup`` steps from a thousandth, x 0.1 at each share of ``drops``."""
+        risen = 1.0 if step >= self.params["warmup"] else 0.001 + 0.999 * step / self.params["warmup"]
+        return self.params["lr"] * risen * 0.1 ** sum(step >= round(share * self.steps) for share in self.params["drops"])
+
+
+# Training -------------------------------------------------------------------------------------------------------------
+
+def optimizer_of(detector: nn.Module, params: dict[str, Any]) -> torch.optim.Optimizer:
+    """SGD over what trains."""
+    return torch.optim.SGD([parameter for parameter in detector.parameters() if parameter.requires_grad], lr=0.0, foreach=True,
+                           momentum=params["sgd_momentum"], weight_decay=params["weight_decay"])
+
+
+def train(detector: nn.Module, optimizer: torch.optim.Optimizer, samples: Samples, schedule: Schedule, *, losses: list[float],
+          after: Callable[[int], None], device: str, workers: int, desc: str) -> None:
+    """Trains from step ``CHECKED * len(losses)`` on. Appends the mean loss of every CHECKED steps (and of the last ones) to
+    ``losses`` and then calls ``after`` with the steps done. UserError where a loss is not finite: nothing is lowered silently.
+    """
+    first, seed = min(CHECKED * len(losses), schedule.steps), (schedule.params["seed"], "step", schedule.draw)
+    detector.train()
+    loader = batches(samples, workers=workers, device=device, stack=list, batch_sampler=schedule.where(first))
+    recent: list[Tensor] = []
+    for step, batch in enumerate(progress(loader, desc=desc, unit=" steps", total=schedule.steps - first), start=first):
+        torch.manual_seed(keyed.seed(*seed, step))
+        for group in optimizer.param_groups:
+            group["lr"] = schedule.rate(step)
+        recent.append(loss_of(detector, batch, optimizer))
+        if len(recent) == CHECKED or step + 1 == schedule.steps:
+            mean = float(torch.stack(recent).mean())
+            if not np.isfinite(mean):
+                raise UserError(f"detection training diverged by step {step + 1} of {schedule.steps}: the loss is not finite",
+                                hint=f"a lower --lr (it is {schedule.params['lr']:g}) or a longer --warmup (it is "
+                                     f"{schedule.params['warmup']} steps); nothing is recorded")
+            losses.append(round(mean, 5))
+            recent.clear()
+            after(step + 1)
+
+
+def loss_of(detector: Any, batch: list[tuple[Tensor, Any]], optimizer: torch.optim.Optimizer) -> Tensor:
+    """One step on a batch; its loss, the sum of all of the detector's, still on the device."""
+    pixels, found = zip(*batch, strict=True)
+    data = detector.data_preprocessor({"inputs": list(pixels), "data_samples": list(found)}, True)
+    loss, _ = detector.parse_losses(detector.loss(data["inputs"], data["data_samples"]))
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+def precise_batch_norm(detector: Any, samples: Samples, schedule: Schedule, count: int, *, device: str, workers: int) -> None:
+    """BatchNorm's running statistics become their plain means over ``count`` training batches (MoCo's PRECISE_BN)."""
+    norms = [module for module in detector.modules() if isinstance(module, nn.BatchNorm2d) and module.training]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # torch's sign for a plain mean
+    torch.manual_seed(keyed.seed(schedule.params["seed"], "precise", schedule.draw))
+    where = list(zip(range(min(count, schedule.steps)), schedule.where(0), strict=False))
+    loader = batches(samples, workers=workers, device=device, stack=list, batch_sampler=[batch for _, batch in where])
+    with torch.no_grad():
+        for batch in progress(loader, desc="BatchNorm statistics", unit=" batches", total=len(where)):
+            pixels, found = zip(*batch, strict=True)
+            data = detector.data_preprocessor({"inputs": list(pixels), "data_samples": list(found)}, True)
+            detector.loss(data["inputs"], data["data_samples"])
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+# Predictions ----------------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """What a detector found in one image, best first: boxes_N4 float32 in its pixels, scores_N, labels_N, masks (run lengths)."""
+
+    boxes_N4: np.ndarray
+    scores_N: np.ndarray
+    labels_N: np.ndarray
+    masks: tuple[dict[str, Any], ...] = ()
+
+
+def predict(detector: Any, samples: Samples, *, batch_size: int, device: str, workers: int) -> list[Detections]:
+    """Of every image, in order. Only images of one size share a batch: nothing is padded beyond what a single image would be, so
+    the batch size changes no result."""
+    from pycocotools import mask as coco_mask
+
+    of_size: dict[tuple[int, int], list[int]] = {}
+    for index, objects in enumerate(samples.images.objects):
+        of_size.setdefault((objects.width, objects.height), []).append(index)
+    order = [group[start : start + batch_size] for group in of_size.values() for start in range(0, len(group), batch_size)]
+    loader = batches(samples, workers=workers, device=device, stack=list,
+                     batch_sampler=[[(None, index) for index in batch] for batch in order])
+    detector.eval()
+    results: dict[int, Detections] = {}
+    with torch.no_grad():
+        for batch in progress(loader, desc="detecting", unit=" batches", total=len(order)):
+            pixels, found = zip(*batch, strict=True)
+            data = detector.data_preprocessor({"inputs": list(pixels), "data_samples": list(found)}, False)
+            for sample in detector.predict(data["inputs"], data["data_samples"]):
+                of = sample.pred_instances.cpu()
+                if not (torch.isfinite(of.bboxes).all() and torch.isfinite(of.scores).all()):
+                    raise UserError("the detector gives NaN or infinite boxes or scores: its training diverged in its last steps",
+                                    hint="a lower --lr or a longer --warmup; nothing is recorded")
+                masks = coco_mask.encode(np.asfortranarray(of.masks.numpy().transpose(1, 2, 0).astype(np.uint8))) \
+                    if "masks" in of and len(of) else ()
+                results[sample.img_id] = Detections(of.bboxes.numpy(), of.scores.numpy(), of.labels.numpy(), tuple(masks))
+    return [results[index] for index in range(len(samples))]

@@ -1,0 +1,315 @@
+"""Images with boxes: the embedded scenes, VOC's annotations and COCO's files, and what is refused of them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SCENES
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from evaluate.detector_training import bitmap
+from protobench import coco, mini, readable, scenes, voc, voc_boxes
+from protobench.boxes import BoxList, presence
+from protobench.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def drawer():
+    return mini.World(mini.SEED)
+
+
+@pytest.fixture
+def kit(scene_data, tmp_path) -> Path:
+    """A copy that may be spoilt."""
+    shutil.copytree(scene_data, tmp_path / "data")
+    (tmp_path / "data" / "manifest.json").unlink()
+    return tmp_path / "data"
+
+
+# Scenes ---------------------------------------------------------------------------------------------------------------
+
+def test_a_scene_depends_on_its_number_alone_and_splits_differ(drawer):
+    image, things = scenes.scene(drawer, "voc2007-test", 5)
+    again, same = scenes.scene(mini.World(mini.SEED), "voc2007-test", 5)
+    np.testing.assert_array_equal(image, again)
+    assert [thing.box for thing in things] == [thing.box for thing in same]
+    assert not np.array_equal(image, scenes.scene(drawer, "voc2007-trainval", 5)[0])
+
+
+def test_objects_lie_inside_overlap_nowhere_and_are_seen(drawer):
+    counts = []
+    for number in range(60):
+        image, things = scenes.scene(drawer, "voc2012-trainval", number)
+        height, width = image.shape[:2]
+        assert (width, height) in scenes.SIZES
+        assert sum(thing.mask.astype(int) for thing in things).max() == 1, "a pixel belongs to one object"
+        for thing in things:
+            x1, y1, x2, y2 = thing.box
+            assert 0 <= x1 < x2 < width
+            assert 0 <= y1 < y2 < height
+        counts.append(len(things))
+    assert set(counts) == {1, 2, 3, 4}
+    assert any(thing.difficult for number in range(60) for thing in scenes.scene(drawer, "voc2012-trainval", number)[1])
+
+
+def test_the_top_object_hides_the_one_below():
+    below, above = np.zeros((8, 8)), np.zeros((8, 8))
+    below[:4, :6], above[2:6, 2:8] = 1, 1
+    first, second = scenes._masks([below, above], 8, 6)
+    assert second.sum() == 24
+    assert first.sum() == 24 - 8
+    assert scenes._seen([below, above], 8, 6) == pytest.approx([16 / 24, 1])
+    assert scenes._seen([below, above], 8, 3) == pytest.approx([14 / 24, 0]), "two rows at the border are not seen"
+
+
+def test_train_and_test_scenes_share_no_object(drawer, monkeypatch):
+    asked = set()
+    instances = mini.World.instances
+    monkeypatch.setattr(mini.World, "instances", lambda self, split, category: (asked.add((kind, split)),
+                                                                               instances(self, split, category))[1])
+    for kind in ("voc2007-trainval", "voc2012-trainval", "voc2007-test", "coco-train", "coco-val"):
+        scenes.scene(drawer, kind, 0)
+    assert asked == {("voc2007-trainval", "voc-trainval"), ("voc2012-trainval", "voc-trainval"), ("voc2007-test", "voc-test"),
+                     ("coco-train", "voc-trainval"), ("coco-val", "voc-test")}
+
+
+def test_run_lengths_are_pycocotools():
+    for seed in range(20):
+        mask = np.random.default_rng(seed).random((7, 5)) < 0.5
+        encoded = {"size": [7, 5], "counts": scenes._run_lengths(mask)}
+        np.testing.assert_array_equal(coco_mask.decode(coco_mask.frPyObjects(encoded, 7, 5)), mask)
+
+
+def test_the_other_embedded_data_means_the_scenes(scene_data, world, tmp_path, monkeypatch):
+    monkeypatch.setattr(scenes, "ensure", lambda: scene_data.parent)
+    assert scenes.root_of(scene_data) == scene_data
+    assert scenes.root_of(tmp_path) == tmp_path
+    assert scenes.root_of(None) == scenes.root_of(world) == scene_data.parent
+
+
+# VOC ------------------------------------------------------------------------------------------------------------------
+
+def test_voc_is_read_with_boxes_from_0(scene_data):
+    train, test = voc_boxes.read_both(scene_data, "voc07")
+    assert (len(train), len(test)) == (SCENES["voc2007-trainval"], SCENES["voc2007-test"])
+    image, things = scenes.scene(mini.World(mini.SEED), "voc2007-test", 3)
+    assert test.objects[3].boxes_N4.tolist() == [list(thing.box) for thing in things]
+    assert test.objects[3].ignored_N.tolist() == [thing.difficult for thing in things]
+    assert [test.classes[label] for label in test.objects[3].labels_N] == [mini.CATEGORIES[thing.category] for thing in things]
+    assert test.sized(3).shape == image.shape
+    plain = voc.read(scene_data, "test")
+    np.testing.assert_array_equal(test.labels, plain.labels)
+    assert test.classes == plain.classes
+
+
+def test_voc07_and_12_follow_one_another(scene_data):
+    train, _ = voc_boxes.read_both(scene_data, "voc07")
+    both, _ = voc_boxes.read_both(scene_data, "voc07+12")
+    assert len(both) == SCENES["voc2007-trainval"] + SCENES["voc2012-trainval"] == len(both.objects) == len(both.labels)
+    assert both.paths[: len(train)] == train.paths
+    assert both.paths[-1].startswith("VOC2012/")
+    assert both.sized(len(both) - 1).shape[:2] == (both.objects[-1].height, both.objects[-1].width)
+    assert both.fingerprint != train.fingerprint
+
+
+def test_boxes_are_part_of_the_fingerprint(kit):
+    before = voc_boxes.read(kit, 2007, "test")
+    path = kit / "VOCdevkit/VOC2007/Annotations" / (Path(before.paths[0]).stem + ".xml")
+    path.write_text(path.read_text().replace("<difficult>0", "<difficult>1", 1))
+    assert voc_boxes.read(kit, 2007, "test").fingerprint != before.fingerprint
+
+
+def test_subsets_keep_images_and_objects_together(scene_data):
+    test = voc_boxes.read(scene_data, 2007, "test")
+    some = test.subset(np.array([4, 1]))
+    assert isinstance(some, BoxList)
+    assert some.paths == (test.paths[4], test.paths[1])
+    assert some.objects == (test.objects[4], test.objects[1])
+    np.testing.assert_array_equal(some.labels, presence(list(some.objects), 20))
+
+
+def test_unreadable_images_are_left_out_with_their_objects(kit):
+    test = voc_boxes.read(kit, 2007, "test")
+    (test.root / test.paths[2]).write_bytes(b"no jpeg")
+    (kept,) = readable.leave_out((test,), 1)
+    assert kept.unreadable == (test.paths[2],)
+    assert kept.objects == test.objects[:2] + test.objects[3:]
+
+
+def test_an_image_of_another_size_than_its_annotation_is_refused(kit):
+    test = voc_boxes.read(kit, 2007, "test")
+    Image.new("RGB", (50, 40)).save(test.root / test.paths[0])
+    with pytest.raises(UserError, match=r"50 x 40 pixels, its annotation says 1?\d\d x 1?\d\d"):
+        test.sized(0)
+
+
+WHOLE = """<annotation>
+  <size><width>100</width><height>50</height><depth>3</depth></size>
+  <object><name>cat</name><part><name>head</name><bndbox><xmin>1</xmin></bndbox></part>
+    <bndbox><xmin>1</xmin><ymin>2.7</ymin><xmax>100</xmax><ymax>50</ymax></bndbox></object>
+  <object><name>dog</name><difficult>1</difficult>
+    <bndbox><xmax>9</xmax><ymax>9</ymax><xmin>3</xmin><ymin>4</ymin></bndbox></object>
+</annotation>"""
+
+
+def test_an_annotation_is_read_as_mmdetection_reads_it(tmp_path):
+    """Minus one, truncated; parts of a person are no objects; the difficult flag may be missing."""
+    (tmp_path / "a.xml").write_text(WHOLE)
+    found = voc_boxes.objects(tmp_path / "a.xml", {"cat": 3, "dog": 1})
+    assert (found.width, found.height) == (100, 50)
+    assert found.boxes_N4.tolist() == [[0, 1, 99, 49], [2, 3, 8, 8]]
+    assert found.labels_N.tolist() == [3, 1]
+    assert found.ignored_N.tolist() == [False, True]
+
+
+@pytest.mark.parametrize(("old", "new", "told", "line"), [
+    ("<name>dog</name>", "<name>wolf</name>", "unknown class 'wolf'", 5),
+    ("<xmin>3</xmin>", "<xmin>9</xmin>", "an empty box", 6),
+    ("<ymin>4</ymin>", "<ymin>12</ymin>", "an empty box", 6),
+    ("<xmax>100</xmax>", "<xmax>102</xmax>", "reaches beyond the image of 100 x 50", 4),
+    ("<xmin>1</xmin><ymin>2.7", "<xmin>0</xmin><ymin>2.7", "reaches beyond", 4),
+    ("<ymax>9</ymax>", "<ymax>nine</ymax>", "<ymax> must hold a number, not 'nine'", 6),
+    ("<ymax>9</ymax>", "<ymax>nan</ymax>", "must hold a number", 6),
+    ("<ymax>9</ymax>", "", "<bndbox> has 0 <ymax>, not one", 6),
+    ("<difficult>1", "<difficult>2", "difficult must be 0 or 1", 5),
+    ("<width>100</width>", "<width>0</width>", "an image of 0 x 50", 2),
+    ("<size>", "<sise>", "mismatched tag", 2),
+    ("</annotation>", "", "no element found", 7),
+    ("<annotation>", "<html>", "mismatched tag", 7),
+])
+def test_what_is_wrong_in_an_annotation_is_told_with_file_and_line(tmp_path, old, new, told, line):
+    assert old in WHOLE
+    (tmp_path / "a.xml").write_text(WHOLE.replace(old, new, 1))
+    with pytest.raises(UserError) as mistake:
+        voc_boxes.objects(tmp_path / "a.xml", {"cat": 0, "dog": 1})
+    assert told in mistake.value.what
+    assert str(mistake.value.at) == f"{tmp_path / 'a.xml'}, line {line}"
+
+
+@pytest.mark.parametrize(("content", "told"), [
+    ('<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><annotation>&x;</annotation>', "document type"),
+    ('<!DOCTYPE a [<!ENTITY x "' + "y" * 1000 + '">]><annotation>' + "&x;" * 9 + "</annotation>", "document type"),
+    ("<annotation>" + " " * 1_000_001 + "</annotation>", "more than 1,000,000 bytes"),
+    ("<annotation>&amp;&undefined;</annotation>", "undefined entity"),
+    ("<html/>", "has 0 <annotation>"),
+    ("", "no element found"),
+    ("\x00\x01", "not well-formed"),
+])
+def test_hostile_and_foreign_xml_is_refused(tmp_path, content, told):
+    (tmp_path / "a.xml").write_text(content)
+    with pytest.raises(UserError, match=told):
+        voc_boxes.objects(tmp_path / "a.xml", {"cat": 0})
+
+
+def test_missing_parts_of_voc_are_named(kit):
+    voc2007 = kit / "VOCdevkit" / "VOC2007"
+    test = voc_boxes.read(kit, 2007, "test")
+    (voc2007 / "Annotations" / f"{Path(test.paths[3]).stem}.xml").unlink()
+    with pytest.raises(UserError, match="cannot read this annotation") as mistake:
+        voc_boxes.read(kit, 2007, "test")
+    assert Path(test.paths[3]).stem in str(mistake.value.at)
+    (voc2007 / "Annotations" / f"{Path(test.paths[0]).stem}.xml").unlink()
+    with pytest.raises(UserError, match="test images have no annotations") as mistake:
+        voc_boxes.read(kit, 2007, "test")
+    assert "separate download" in str(mistake.value.hint)
+    shutil.rmtree(kit / "VOCdevkit" / "VOC2012" / "ImageSets")
+    with pytest.raises(UserError, match="no VOC2012 here"):
+        voc_boxes.read(kit, 2012, "trainval")
+    (voc2007 / "ImageSets" / "Main" / "test.txt").unlink()
+    with pytest.raises(UserError, match="VOC2007 has no test list"):
+        voc_boxes.read(kit, 2007, "test")
+    shutil.rmtree(voc2007 / "Annotations")
+    with pytest.raises(UserError, match="no Annotations folder"):
+        voc_boxes.read(kit, 2007, "trainval")
+    shutil.rmtree(voc2007 / "ImageSets")
+    with pytest.raises(UserError, match="no VOCdevkit here"):
+        voc_boxes.read(kit, 2007, "trainval")
+
+
+# COCO -----------------------------------------------------------------------------------------------------------------
+
+def test_coco_is_read_with_masks(scene_data):
+    train, val = coco.read_both(scene_data)
+    assert (len(train), len(val)) == (SCENES["coco-train"], SCENES["coco-val"])
+    _, things = scenes.scene(mini.World(mini.SEED), "coco-val", 2)
+    objects = val.objects[2]
+    for thing, box, mask in zip(things, objects.boxes_N4, objects.masks, strict=True):
+        x1, y1, x2, y2 = thing.box
+        assert box.tolist() == [x1, y1, x2 + 1, y2 + 1]
+        np.testing.assert_array_equal(bitmap(mask, objects), thing.mask)
+    assert coco.read(scene_data / "coco", "val").fingerprint == val.fingerprint
+
+
+def changed(kit: Path, split: str, change) -> Path:
+    path = kit / "coco" / "annotations" / f"instances_{split}2017.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_polygons_crowds_gaps_in_ids_and_empty_images(kit):
+    def change(content):
+        first, second, third = content["images"][:3]
+        content["images"] = [third, second, first]
+        content["categories"] = [{"id": 90, "name": "toothbrush"}, {"id": 7, "name": "train"}]
+        square = {"image_id": second["id"], "category_id": 90, "id": 1, "bbox": [2, 1, 3, 2], "iscrowd": 0,
+                  "segmentation": [[2, 1, 5, 1, 5, 3, 2, 3]]}
+        runs = {"size": [second["height"], second["width"]], "counts": [4, 2, second["height"] * second["width"] - 6]}
+        crowd = square | {"id": 2, "category_id": 7, "iscrowd": 1, "segmentation": runs}
+        content["annotations"] = [square, crowd]
+
+    for split in ("train", "val"):
+        changed(kit, split, change)
+    train, val = coco.read(kit, "train"), coco.read(kit, "val")
+    assert train.classes == ("train", "toothbrush"), "in the order of ids"
+    assert (len(train), len(val)) == (1, 3), "images without an object are only tested on"
+    (objects,) = train.objects
+    assert objects.labels_N.tolist() == [1, 0]
+    assert objects.ignored_N.tolist() == [False, True]
+    expected = np.zeros((objects.height, objects.width), int)
+    expected[1:3, 2:5] = 1
+    np.testing.assert_array_equal(bitmap(objects.masks[0], objects), expected)
+    assert bitmap(objects.masks[1], objects).sum() == 2
+    assert [len(of) for of in val.objects] == [0, 2, 0]
+    assert train.labels.tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize(("change", "told"), [
+    (lambda c: c["annotations"][4].update(category_id=99), r"annotation 5: category 99 is not among"),
+    (lambda c: c["annotations"][4].update(image_id=-1), r"annotation 5: image -1 is not among"),
+    (lambda c: c["annotations"][4].update(bbox=[1, 2, 0, 5]), r"annotation 5: an empty box"),
+    (lambda c: c["annotations"][4].update(bbox=[1, 2, 3]), "not COCO's instances: ValueError"),
+    (lambda c: c["annotations"][4].update(segmentation=[]), "annotation 5: it has no mask"),
+    (lambda c: c["images"][0].update(width="wide"), "image 0 is wide x"),
+    (lambda c: c["images"].append(c["images"][0]), "the same id"),
+    (lambda c: c.pop("categories"), "not COCO's instances: KeyError 'categories'"),
+    (lambda c: c.update(annotations=[]), "no image with an object"),
+])
+def test_what_is_wrong_in_coco_is_told(kit, change, told):
+    path = changed(kit, "train", change)
+    with pytest.raises(UserError, match=told) as mistake:
+        coco.read(kit, "train")
+    assert mistake.value.at == path
+
+
+def test_missing_parts_of_coco_are_named(kit):
+    changed(kit, "val", lambda content: content["categories"][0].update(name="unicorn"))
+    with pytest.raises(UserError, match="different classes: unicorn"):
+        coco.read_both(kit)
+    path = kit / "coco" / "annotations" / "instances_val2017.json"
+    path.write_text('{"images": [],\n "cut')
+    with pytest.raises(UserError, match="no JSON") as mistake:
+        coco.read(kit, "val")
+    assert str(mistake.value.at) == f"{path}, line 2"
+    path.unlink()
+    with pytest.raises(UserError, match="no COCO annotations of val2017"):
+        coco.read(kit, "val")
+    shutil.rmtree(kit / "coco" / "train2017")
+    with pytest.raises(UserError, match="no folder train2017"):
+        coco.read(kit, "train")
+    with pytest.raises(UserError, match="no such folder"):
+        coco.read(kit / "nowhere", "val")

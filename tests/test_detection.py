@@ -1,0 +1,504 @@
+"""Detectors around our backbones, their schedule, training and scores; the command line, stopped and resumed."""
+
+import json
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SCENES
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import nn
+
+from evaluate import detection, detection_scores, detector_training, detectors
+from evaluate.detector_training import Detections, Samples, Schedule
+from protobench import backbones, checkpoints, coco, records, voc_boxes
+from protobench.boxes import BoxList, Objects, presence
+from protobench.checkpoints import Encoder
+from protobench.errors import UserError
+from protobench.transforms import EvalInput
+
+pytestmark = pytest.mark.usefixtures("mmdet")
+
+
+@pytest.fixture(scope="module")
+def encoder(moco_file) -> Encoder:
+    return checkpoints.load(moco_file)
+
+
+@pytest.fixture(scope="module")
+def test_list(scene_data) -> BoxList:
+    return voc_boxes.read(scene_data, 2007, "test")
+
+
+def wide(images: BoxList) -> np.ndarray:
+    return np.array([objects.width >= objects.height for objects in images.objects])
+
+
+# Detectors ------------------------------------------------------------------------------------------------------------
+
+def test_our_stages_are_mmdetections_resnet():
+    """The same weights in MMDetection's own ResNet-50 (torchvision's style) give the same four maps."""
+    from mmdet.models.backbones import ResNet
+
+    torch.manual_seed(0)
+    ours = backbones.build("resnet50").eval()
+    for module in ours.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.2, 0.6)
+            nn.init.normal_(module.running_mean, std=0.1)
+    theirs = ResNet(depth=50, style="pytorch", norm_eval=True)
+    theirs.eval()
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        maps = detectors.Stages(ours, (1, 2, 3, 4), frozen=True, bf16=False)(x)
+        for found, expected in zip(maps, theirs(x), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_frozen_backbone_has_nothing_to_train_in_any_mode(encoder):
+    torch.manual_seed(0)
+    detector = detectors.faster_rcnn(encoder, 20, small=True)
+    before = detectors.frozen(detector)
+    detector.train()
+    assert detectors.frozen(detector) == before
+    assert not any(parameter.requires_grad for parameter in detector.backbone.parameters())
+    assert any(parameter.requires_grad for parameter in detector.roi_head.parameters())
+    for name, tensor in encoder.backbone.state_dict().items():
+        torch.testing.assert_close(detector.backbone.state_dict()[f"resnet.{name}"], tensor, rtol=0, atol=0)
+    next(detector.backbone.parameters()).requires_grad_()
+    with pytest.raises(RuntimeError, match="should be frozen"):
+        detectors.frozen(detector)
+
+
+def test_a_changed_backbone_is_noticed(encoder):
+    detector = detectors.faster_rcnn(encoder, 20, small=True)
+    before = detectors.frozen(detector)
+    detector.backbone.resnet.layer2[0].bn1.running_mean[0] += 1e-6
+    assert detectors.frozen(detector) != before
+
+
+def test_the_real_detector_is_mmdetections(monkeypatch):
+    """ResNet-50's channels and strides, 256 and 512 sampled of 2000 and 1000, 20 classes, RGB."""
+    resnet = backbones.ResNet(backbones.named("resnet50"))
+    detector = detectors.faster_rcnn(Encoder(resnet, EvalInput(), "", {}), 20, small=False)
+    assert sum(p.numel() for p in detector.parameters() if p.requires_grad) == pytest.approx(17.85e6, rel=0.01)
+    assert detector.neck.in_channels == [256, 512, 1024, 2048]
+    assert [stride[0] for stride in detector.rpn_head.prior_generator.strides] == [4, 8, 16, 32, 64]
+    extractor = detector.roi_head.bbox_roi_extractor
+    assert (extractor.featmap_strides, extractor.finest_scale) == ([4, 8, 16, 32], 56)
+    assert detector.roi_head.bbox_head.num_classes == 20
+    assert detector.train_cfg.rcnn.sampler.num == 512
+    assert (detector.train_cfg.rpn_proposal.nms_pre, detector.train_cfg.rpn_proposal.max_per_img) == (2000, 1000)
+    assert detector.test_cfg.rcnn.to_dict() == {"score_thr": 0.05, "nms": {"type": "nms", "iou_threshold": 0.5},
+                                                "max_per_img": 100}
+    torch.testing.assert_close(detector.data_preprocessor.mean.flatten(), torch.tensor([123.675, 116.28, 103.53]))
+    assert not detector.data_preprocessor._channel_conversion, "pixels are RGB already"
+
+
+def test_mask_rcnn_trains_everything_and_starts_from_the_checkpoint(encoder):
+    detector = detectors.mask_rcnn(encoder, 20, small=True).train()
+    assert all(parameter.requires_grad for parameter in detector.parameters())
+    norms = [module for module in detector.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert all(norm.training for norm in norms)
+    ours = encoder.backbone.state_dict()
+    head = detector.roi_head.shared_head
+    for name, tensor in ours.items():
+        part = head.stage if name.startswith("layer4.") else detector.backbone.resnet
+        stage = name.removeprefix("layer4.")
+        torch.testing.assert_close(part.state_dict()[stage], tensor, rtol=0, atol=0)
+    assert head(torch.randn(2, 64, 14, 14)).shape == (2, 128, 7, 7)
+    assert isinstance(head.norm, nn.BatchNorm2d), "MoCo's one more behind conv5"
+    assert [stride[0] for stride in detector.rpn_head.prior_generator.strides] == [8]
+
+
+def test_the_real_mask_rcnn_is_of_mocos_size():
+    detector = detectors.mask_rcnn(Encoder(backbones.ResNet(backbones.named("resnet50")), EvalInput(), "", {}), 80, small=False)
+    assert [stride[0] for stride in detector.rpn_head.prior_generator.strides] == [16]
+    assert detector.rpn_head.prior_generator.num_base_priors == [15]
+    assert detector.roi_head.bbox_roi_extractor.out_channels == 1024
+    assert detector.roi_head.mask_head.num_classes == 80
+    assert (detector.test_cfg.rpn.nms_pre, detector.test_cfg.rpn.max_per_img) == (6000, 1000)
+
+
+def test_bf16_stays_inside_the_backbone(encoder):
+    x = torch.randn(1, 3, 32, 48)
+    exact, rough = (detectors.faster_rcnn(replace(encoder, precision=precision), 20, small=True).backbone(x)
+                    for precision in ("fp32", "bf16"))
+    for one, other in zip(exact, rough, strict=True):
+        assert other.dtype == torch.float32
+        assert not torch.equal(one, other)
+        torch.testing.assert_close(one, other, rtol=0.1, atol=0.1)
+
+
+# Samples, batches, rates ----------------------------------------------------------------------------------------------
+
+def test_samples_are_resized_and_flipped_with_their_objects(scene_data):
+    train = coco.read(scene_data, "train")
+    samples = Samples(train, [[256, 192]], 0, masks=True)
+    pixels, found = samples[None, 3]
+    objects = train.objects[3]
+    assert pixels.shape == (3, 2 * objects.height, 2 * objects.width)
+    np.testing.assert_allclose(found.gt_instances.bboxes.tensor.numpy(), 2 * objects.boxes_N4, atol=1e-4)
+    flipped = next(epoch for epoch in range(20) if not torch.equal(samples[epoch, 3][0], pixels))
+    mirrored, other = samples[flipped, 3]
+    torch.testing.assert_close(mirrored, pixels.flip(2))
+    x1, y1, x2, y2 = found.gt_instances.bboxes.tensor.T
+    np.testing.assert_allclose(other.gt_instances.bboxes.tensor.T, [2 * objects.width - x2, y1, 2 * objects.width - x1, y2])
+    np.testing.assert_array_equal(other.gt_instances.masks.masks, found.gt_instances.masks.masks[:, :, ::-1])
+    assert torch.equal(samples[flipped, 3][0], mirrored), "a function of the epoch"
+
+
+def test_scales_are_drawn_in_training_and_the_last_one_tests(scene_data):
+    train = coco.read(scene_data, "train")
+    samples = Samples(train, [[256, 192], [128, 96], [64, 48]], 0, masks=False)
+    assert {samples[epoch, 0][0].shape[1] * 2 // train.objects[0].height for epoch in range(12)} == {1, 2, 4}
+    assert samples[None, 0][0].shape[1] * 2 == train.objects[0].height
+
+
+def test_ignored_objects_are_handed_over_as_such(test_list):
+    index = next(i for i, objects in enumerate(test_list.objects) if objects.ignored_N.any())
+    _, found = Samples(test_list, [[128, 96]], 0, masks=False)[None, index]
+    assert len(found.ignored_instances) == test_list.objects[index].ignored_N.sum()
+    assert len(found.gt_instances) == (~test_list.objects[index].ignored_N).sum()
+
+
+def test_a_broken_image_is_an_error_that_names_it(scene_data, tmp_path):
+    train = coco.read(scene_data, "train")
+    broken = replace(train, root=tmp_path)
+    assert isinstance(Samples(broken, [[128, 96]], 0, masks=False)[0, 0], UserError)
+    with pytest.raises(UserError, match="image not found"):
+        detector_training.predict(nn.Identity(), Samples(broken, [[128, 96]], 0, masks=False), batch_size=8, device="cpu",
+                                  workers=0)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=60), st.integers(1, 9), st.integers(0, 5))
+def test_an_epoch_holds_every_image_once_and_keeps_shapes_apart(landscape, size, epoch):
+    found = detector_training.epoch_batches(np.array(landscape), size, 0, "order", 0, epoch)
+    assert sorted(index for batch in found for index in batch) == list(range(len(landscape)))
+    assert all(len(batch) == size for batch in found[:-1])
+    left = landscape.count(True) % size + landscape.count(False) % size
+    whole = found[: len(found) - -(-left // size)]
+    assert all(len({landscape[index] for index in batch}) == 1 for batch in whole)
+    schedule = Schedule(np.array(landscape), {"batch_size": size, "seed": 0, "iterations": 0, "epochs": 3}, 0)
+    assert schedule.per_epoch == len(found)
+
+
+@given(st.integers(1, 40), st.integers(1, 6), st.integers(0, 30))
+@settings(max_examples=40)
+def test_a_schedule_goes_on_in_the_middle(images, size, first):
+    params = {"batch_size": size, "seed": 3, "iterations": 0, "epochs": 3}
+    schedule = Schedule(np.arange(images) % 3 > 0, params, 1)
+    whole = list(schedule.where(0))
+    assert len(whole) == schedule.steps
+    assert list(schedule.where(min(first, schedule.steps))) == whole[first:]
+    counted = Schedule(schedule.landscape_N, params | {"iterations": 7}, 1)
+    assert [*counted.where(0)][:5] == [*Schedule(schedule.landscape_N, params | {"epochs": 9}, 1).where(0)][:5]
+    assert len([*counted.where(0)]) == 7
+
+
+def test_rates_are_the_papers():
+    """Appendix E: 0.05, a tenth after 12 of 15 epochs; COCO's 2x: 0.02, a tenth at 120 000 and at 160 000 of 180 000."""
+    config = detection.Config(Path("x"), Path("data"))
+    voc = Schedule(np.ones(5011, bool), config.params(), 0)
+    assert voc.per_epoch == 627
+    assert [voc.rate(step) for step in (500, 12 * 627 - 1, 12 * 627, voc.steps - 1)] == pytest.approx([0.05, 0.05, 0.005, 0.005])
+    assert voc.rate(0) == pytest.approx(5e-5)
+    assert voc.rate(250) == pytest.approx(0.025, rel=0.01)
+    assert Schedule(np.ones(9, bool), config.params() | {"warmup": 0}, 0).rate(0) == 0.05
+    coco_2x = Schedule(np.ones(117_266, bool), replace(config, dataset="coco").params(), 0)
+    assert coco_2x.steps == 180_000
+    assert [coco_2x.rate(step) for step in (119_999, 120_000, 159_999, 160_000)] == pytest.approx([0.02, 2e-3, 2e-3, 2e-4])
+
+
+def test_defaults_are_the_papers():
+    voc, on_coco = (detection.Config(Path("x"), Path("data"), dataset).params() for dataset in ("voc07", "coco"))
+    for name, value in {"draws": 3, "batch_size": 8, "sgd_momentum": 0.9, "weight_decay": 1e-4, "epochs": 15, "iterations": 0,
+                        "test_scale": [1000, 600], "small": False, "precise_bn": 0}.items():
+        assert voc[name] == value, name
+    for name, value in {"draws": 1, "batch_size": 16, "iterations": 180_000, "test_scale": [1333, 800],
+                        "precise_bn": 200}.items():
+        assert on_coco[name] == value, name
+    assert [scale[1] for scale in on_coco["scales"]] == [640, 672, 704, 736, 768, 800]
+    assert detection.Config(Path("x")).params()["small"]
+
+
+# Training -------------------------------------------------------------------------------------------------------------
+
+class Normed(nn.Module):
+    """A detector of which only BatchNorm is left."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3, momentum=0.2)
+
+    def data_preprocessor(self, data, training):
+        return {"inputs": torch.stack(data["inputs"]).float(), "data_samples": data["data_samples"]}
+
+    def loss(self, x, samples):
+        self.norm(x)
+
+
+def test_precise_statistics_are_the_plain_mean_over_batches(scene_data):
+    train = coco.read(scene_data, "train")
+    samples = Samples(train, [[64, 64]], 0, masks=False)
+    params = {"batch_size": 1, "seed": 0, "iterations": 9, "epochs": 0}
+    schedule, detector = Schedule(wide(train), params, 0), Normed()
+    detector_training.precise_batch_norm(detector, samples, schedule, 4, device="cpu", workers=0)
+    seen = [samples[batch[0]][0].float() for _, batch in zip(range(4), schedule.where(0), strict=False)]
+    torch.testing.assert_close(detector.norm.running_mean, torch.stack([x.mean((1, 2)) for x in seen]).mean(0))
+    torch.testing.assert_close(detector.norm.running_var, torch.stack([x.flatten(1).var(1) for x in seen]).mean(0))
+    assert detector.norm.momentum == 0.2
+
+
+def test_divergence_is_an_error_and_nothing_is_recorded(encoder, scene_data):
+    train = voc_boxes.read(scene_data, 2007, "trainval")
+    params = detection.Config(Path("x"), lr=1e6, warmup=0, iterations=20, batch_size=2).params()
+    detector = detectors.faster_rcnn(encoder, 20, small=True)
+    losses = []
+    with pytest.raises(UserError, match=r"diverged by step 20 of 20.*not finite") as mistake:
+        detector_training.train(detector, detector_training.optimizer_of(detector, params),
+                                Samples(train, [[128, 96]], 0, masks=False), Schedule(wide(train), params, 0), losses=losses,
+                                after=lambda steps: None, device="cpu", workers=0, desc="")
+    assert "--lr (it is 1e+06)" in mistake.value.hint
+    assert losses == []
+
+
+def test_the_batch_size_of_the_test_changes_nothing(encoder, test_list):
+    torch.manual_seed(0)
+    detector = detectors.faster_rcnn(encoder, 20, small=True)
+    few = test_list.subset(np.arange(9))
+    one, eight = (detector_training.predict(detector, Samples(few, [[128, 96]], 0, masks=False), batch_size=size, device="cpu",
+                                            workers=0) for size in (1, 8))
+    for a, b in zip(one, eight, strict=True):
+        np.testing.assert_allclose(a.boxes_N4, b.boxes_N4, atol=1e-3)
+        np.testing.assert_allclose(a.scores_N, b.scores_N, atol=1e-5)
+
+
+# Scores ---------------------------------------------------------------------------------------------------------------
+
+def truth_of(objects: list[Objects], classes: int) -> BoxList:
+    return BoxList("t", Path("."), tuple(f"{i}.jpg" for i in range(len(objects))), presence(objects, classes),
+                   tuple(f"c{i}" for i in range(classes)), objects=tuple(objects))
+
+
+def objects_of(*boxes: tuple[list[float], int, bool]) -> Objects:
+    masks = tuple((np.array([x1, y1, x2, y1, x2, y2, x1, y2], np.float32),) for (x1, y1, x2, y2), _, _ in boxes)
+    corners = np.array([box for box, _, _ in boxes], np.float32).reshape(-1, 4)
+    return Objects(100, 80, corners, np.array([label for _, label, _ in boxes], np.int64),
+                   np.array([ignored for _, _, ignored in boxes], bool), masks)
+
+
+def found_of(*boxes: tuple[list[float], int, float]) -> Detections:
+    objects = objects_of(*((box, label, False) for box, label, _ in boxes))
+    return Detections(objects.boxes_N4, np.array([score for _, _, score in boxes], np.float32), objects.labels_N,
+                      tuple(detector_training.run_lengths(mask, objects) for mask in objects.masks))
+
+
+A, B, C = [10.0, 10, 30, 30], [50.0, 10, 70, 40], [10.0, 50, 40, 70]
+SCORERS = (detection_scores.voc, detection_scores.coco)
+
+
+@pytest.mark.parametrize("score", SCORERS)
+def test_perfect_detections_score_100_and_none_score_0(score):
+    truth = truth_of([objects_of((A, 0, False), (B, 1, False)), objects_of((C, 0, False))], 2)
+    perfect = score([found_of((A, 0, 0.9), (B, 1, 0.8)), found_of((C, 0, 0.7))], truth)
+    assert {value for name, value in perfect.items() if name not in ("classes", "curves")} == {100.0}
+    assert perfect["classes"] == {"c0": 100.0, "c1": 100.0}
+    assert set(perfect["curves"]["c0"]) == {1.0}
+    nothing = score([found_of(), found_of()], truth)
+    assert {value for name, value in nothing.items() if name not in ("classes", "curves")} == {0.0}
+
+
+def test_eleven_recalls_and_the_area_by_hand():
+    """Three objects; found: right, wrong, right. Precision 1 up to recall 1/3, 2/3 up to recall 2/3, then 0."""
+    truth = truth_of([objects_of((A, 0, False), (B, 0, False), (C, 0, False))], 1)
+    found = detection_scores.voc([found_of((A, 0, 0.9), ([80, 50, 95, 70], 0, 0.8), (B, 0, 0.7))], truth)
+    assert found["value"] == pytest.approx(100 * (4 * 1 + 3 * 2 / 3) / 11, abs=1e-3)
+    assert found["area"] == pytest.approx(100 * (1 / 3 + 2 / 9), abs=1e-3)
+    curve = dict(zip(np.round(detection_scores.RECALLS, 2), found["curves"]["c0"], strict=True))
+    assert (curve[0.0], curve[0.32], curve[0.34], curve[0.66], curve[0.68], curve[1.0]) == (1.0, 1.0, 0.6667, 0.6667, 0.0, 0.0)
+
+
+def test_a_second_detection_of_an_object_is_a_mistake_and_of_a_difficult_one_is_not():
+    once = detection_scores.voc([found_of((A, 0, 0.9), (A, 0, 0.8), (B, 0, 0.7))],
+                                truth_of([objects_of((A, 0, False), (B, 0, False))], 1))
+    assert once["area"] == pytest.approx(100 * (0.5 + 0.5 * 2 / 3), abs=1e-3)
+    ignored = detection_scores.voc([found_of((C, 0, 0.95), (A, 0, 0.9), (C, 0, 0.8), (B, 0, 0.7))],
+                                   truth_of([objects_of((A, 0, False), (B, 0, False), (C, 0, True))], 1))
+    assert ignored["area"] == 100.0
+
+
+def test_voc_counts_pixels_inclusively():
+    """10 of 20 columns: IoU 0.5 only where a box from 0 to 9 is 10 wide."""
+    truth = truth_of([objects_of(([0, 0, 19, 9], 0, False))], 1)
+    assert detection_scores.voc([found_of(([0, 0, 9, 9], 0, 0.9))], truth)["value"] == pytest.approx(100)
+    assert detection_scores.voc([found_of(([0, 0, 8, 9], 0, 0.9))], truth)["value"] == 0
+
+
+def test_cocos_thresholds_by_hand():
+    """A box that overlaps by 0.76 passes six of the ten thresholds, its mask by 0.5 one."""
+    truth = truth_of([objects_of(([0, 0, 50, 20], 0, False))], 1)
+    box = found_of(([0, 0, 38, 20], 0, 0.9))
+    half = found_of(([0, 0, 26, 20], 0, 0.9))
+    scores = detection_scores.coco([replace(box, masks=half.masks)], truth)
+    assert scores["value"] == pytest.approx(60)
+    assert (scores["box50"], scores["box75"], scores["mask50"], scores["mask75"]) == (100, 100, 100, 0)
+    assert scores["mask"] == pytest.approx(10)
+
+
+def test_a_class_without_an_object_enters_no_mean():
+    truth = truth_of([objects_of((A, 0, False))], 3)
+    for score in SCORERS:
+        found = score([found_of((A, 0, 0.9), (B, 1, 0.9))], truth)
+        assert found["value"] == pytest.approx(100)
+        assert set(found["classes"]) == {"c0"}
+
+
+def test_a_crowd_is_neither_found_nor_missed_in_coco():
+    truth = truth_of([objects_of((A, 0, False), (B, 0, True))], 1)
+    assert detection_scores.coco([found_of((B, 0, 0.95), (B, 0, 0.9), (A, 0, 0.8))], truth)["value"] == pytest.approx(100)
+
+
+# The command line -----------------------------------------------------------------------------------------------------
+
+FEW = ("--iterations", 40, "--batch-size", 4, "--workers", 0)
+
+
+def of(folder: Path) -> dict:
+    (path,) = folder.glob("*.json")
+    return records.read(path)
+
+
+@pytest.fixture(scope="module")
+def whole_run(moco_file, scene_data, tmp_path_factory) -> dict:
+    """An uninterrupted training of two draws."""
+    folder = tmp_path_factory.mktemp("whole")
+    config = detection.Config(moco_file, scene_data, iterations=40, batch_size=4, workers=0, draws=2, results=folder)
+    return records.read(detection.evaluate(config))
+
+
+def test_a_run_leaves_a_record_and_pictures(command, moco_file, scene_data, tmp_path):
+    code, out, err = command(detection.main, "--ckpt", moco_file, "--data", scene_data, "--results", tmp_path, *FEW)
+    assert (code, err) == (0, "")
+    assert f"operators of torchvision: 16 training and {SCENES['voc2007-test']} test images" in out
+    assert "EMBEDDED SCENES" in out
+    record = of(tmp_path)
+    assert len(record["runs"]) == 1
+    (run,) = record["runs"]
+    assert run["steps"] == 40
+    assert run["backbone"].startswith("frozen, unchanged")
+    assert len(run["losses"]) == 2
+    assert 0 <= run["value"] <= 100
+    assert len(record["shown"]) == detection.SHOWN
+    assert record["cost"]["images_per_second"] > 0
+    assert 0.1 < record["cost"]["peak_memory_gib"] < 4
+    assert record["metric"] == {"name": "mAP@0.5", "unit": "%", "higher_is_better": True, "test_images": SCENES["voc2007-test"]}
+    for name in ("detections", "curves"):
+        (picture,) = tmp_path.glob(f"*-{name}.png")
+        with Image.open(picture) as image:
+            assert np.asarray(image.convert("L")).std() > 10
+    assert not list(tmp_path.glob(".detection*")), "the state of a finished run is gone"
+
+
+def test_both_trainings_and_coco_by_the_flags_of_the_papers(command, moco_file, scene_data, tmp_path):
+    code, out, _ = command(detection.main, "--ckpt", moco_file, "--data", scene_data, "--train", "voc07+12", "--results",
+                           tmp_path / "a", *FEW)
+    assert code == 0
+    assert of(tmp_path / "a")["data"]["train_images"] == 24
+    code, out, _ = command(detection.main, "--ckpt", moco_file, "--data", scene_data, "--task", "coco", "--results",
+                           tmp_path / "b", *FEW)
+    assert code == 0
+    assert "Mask R-CNN C4, everything trains" in out
+    (run,) = of(tmp_path / "b")["runs"]
+    assert run["backbone"] == "fine-tuned"
+    assert {"value", "box50", "box75", "mask", "mask50", "mask75"} <= set(run)
+
+
+@pytest.mark.parametrize("stopped_at", [7, 27, 40 + 27])
+def test_a_stopped_training_goes_on_to_the_same_weights(moco_file, scene_data, tmp_path, monkeypatch, whole_run, stopped_at):
+    """Stopped before the first state was saved, after it, and within the second of two draws."""
+    config = detection.Config(moco_file, scene_data, iterations=40, batch_size=4, workers=0, draws=2, results=tmp_path)
+    monkeypatch.setattr(detection, "SAVE_SECONDS", 0.0)
+    step, done = detector_training.loss_of, []
+
+    def stops(*args):
+        if len(done) == stopped_at:
+            raise KeyboardInterrupt
+        done.append(0)
+        return step(*args)
+
+    monkeypatch.setattr(detector_training, "loss_of", stops)
+    with pytest.raises(KeyboardInterrupt):
+        detection.evaluate(config)
+    assert not list(tmp_path.glob("*.json"))
+    redone = []
+    monkeypatch.setattr(detector_training, "loss_of", lambda *args: (redone.append(0), step(*args))[1])
+    record = records.read(detection.evaluate(config))
+    assert len(redone) == 80 - stopped_at // 20 * 20
+    assert record["runs"] == whole_run["runs"]
+    assert record["curves"] == whole_run["curves"]
+    assert whole_run["runs"][0]["losses"] != whole_run["runs"][1]["losses"], "draws differ"
+
+
+def test_a_damaged_state_is_told(moco_file, scene_data, tmp_path, monkeypatch):
+    config = detection.Config(moco_file, scene_data, iterations=20, batch_size=2, workers=0, results=tmp_path)
+    monkeypatch.setattr(detector_training, "predict", lambda *args, **how: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(detection, "SAVE_SECONDS", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        detection.evaluate(config)
+    (state,) = tmp_path.glob(".detection*.pt")
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(UserError, match="saved state is damaged"):
+        detection.evaluate(config)
+
+
+def test_worker_processes_change_nothing(moco_file, scene_data, tmp_path, whole_run):
+    config = detection.Config(moco_file, scene_data, iterations=40, batch_size=4, workers=2, draws=1, results=tmp_path)
+    assert records.read(detection.evaluate(config))["runs"][0] == whole_run["runs"][0]
+
+
+@pytest.mark.parametrize(("flags", "told"), [
+    (("--lr", 0), "--lr is positive"),
+    (("--lr", "nan"), "--lr is positive"),
+    (("--draws", 0), "--draws, --batch-size"),
+    (("--epochs", 2, "--iterations", 3), "exclude one another"),
+    (("--epochs", 0), "at least 1"),
+    (("--warmup", -1), "--warmup is not negative"),
+    (("--sgd-momentum", 1), "--sgd-momentum lies in"),
+    (("--weight-decay", -1), "--weight-decay is not negative"),
+    (("--data", "/nowhere"), "no such folder"),
+    (("--arch", "resnet50"), "resnet50"),
+])
+def test_mistakes_are_told_without_a_traceback(command, moco_file, tmp_path, flags, told):
+    code, _, err = command(detection.main, "--ckpt", moco_file, "--results", tmp_path, *flags)
+    assert code == 2
+    assert told in err
+    assert "Traceback" not in err
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_the_report_warns_where_the_loss_did_not_fall(whole_run):
+    assert "did not fall" not in detection.report(whole_run)
+    flat = json.loads(json.dumps(whole_run))
+    for run in flat["runs"]:
+        run["losses"] = [1.0, 1.0]
+    assert "the loss did not fall" in detection.report(flat)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dataset", ["voc07", "coco"])
+def test_detectors_train_on_a_gpu_in_bf16(moco_file, scene_data, tmp_path, dataset):
+    config = detection.Config(moco_file, scene_data, dataset, iterations=40, batch_size=4, workers=2, results=tmp_path,
+                              device="cuda")
+    config = replace(config, reading=replace(config.reading, precision="bf16"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        record = records.read(detection.evaluate(config))
+    assert record["cost"]["images_per_second"] > 0
+    assert np.isfinite(record["runs"][0]["loss"])
