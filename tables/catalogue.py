@@ -6,8 +6,9 @@ from types import ModuleType
 from protobench import cli
 from tables.schema import Figure, Table
 
-TABLES = ("table1", "table2", "table3", "table4", "table7", "spcl-table1", "spcl-table2", "spcl-symmetric", "spcl-leak")
-FIGURES = ("figure3", "figure4", "figure5", "figure6", "losses", "spcl-figure2")
+TABLES = ("table1", "table2", "table3", "table4", "table5", "table6", "table7", "spcl-table1", "spcl-table2", "spcl-symmetric",
+          "spcl-leak")
+FIGURES = ("figure3", "figure4", "figure5", "figure6", "losses", "detections", "spcl-figure2")
 
 
 def load(name: str) -> Table:

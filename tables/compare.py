@@ -246,6 +246,8 @@ def _departures(table: Table, found: list[dict[str, Any]]) -> dict[str, str]:
             seen["test images"] = record["metric"]["test_images"]
         odd = [f"{seen[what]} {what} instead of {value}" for what, value in table.expected_data[name].items()
                if what in seen and seen[what] != value]
+        odd += [f"{what} {record['unit']['params'].get(what)} instead of {value}" for what, value in table.expected_params.items()
+                if record["unit"]["params"].get(what) != value]
         if (network := record["checkpoint"]["arch"]) not in table.networks:
             odd.append(f"{network} as architecture instead of {' or '.join(table.networks)}")
         if left_out := record["data"].get("unreadable", {}).get("count", 0):

@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -65,6 +65,8 @@ class Reproduce:
     """image-reading processes per job; default none on embedded data, else one per core"""
     skip_bad_images: int = 0
     """paper tier: leave out up to so many images of a data set that cannot be decoded; such cells are off protocol"""
+    lr: float | None = None
+    """paper tier of detection: train detectors at this rate, where the paper's diverges; such cells are off protocol"""
     results: Path = Path("results")
     runs: Path = Path("runs")
     """checkpoints and logs"""
@@ -88,6 +90,7 @@ def reproduce(config: Reproduce, table: Table | Figure) -> int:
         raise UserError("--skip-bad-images is at least 0")
     if seeds < 1 or (config.jobs is not None and config.jobs < 1):
         raise UserError("--seeds and --jobs are at least 1")
+    table = _set(config, table)
     jobs = plan.make_plan(table, config.tier, data=config.data, given=given, rows=config.rows, seeds=seeds,
                           results=config.results, runs=config.runs, skip_bad_images=config.skip_bad_images)
     for job in jobs:
@@ -115,6 +118,16 @@ def reproduce(config: Reproduce, table: Table | Figure) -> int:
     if failures:
         print(f"{len(failures)} of {len(running)} encoders failed; the same command continues with them", file=sys.stderr)
     return cli.TROUBLE if failures else code
+
+
+def _set(config: Reproduce, table: Table | Figure) -> Table | Figure:
+    """The table with detectors trained at --lr, or, in the quick tier, in a few steps."""
+    if config.lr is not None and (config.tier != "paper" or any(name != "detection" for name, _ in table.scores)):
+        raise UserError("--lr belongs to the paper tier of tables 5 and 6", hint="other protocols print their rates, and they work")
+    settings: tuple[tuple[str, Any], ...] = () if config.lr is None else (("lr", config.lr),)
+    if config.tier == "quick" and any(name == "detection" for name, _ in table.scores):
+        settings = (("iterations", 20),)
+    return replace(table, rows=tuple(replace(row, settings=row.settings + settings) for row in table.rows))
 
 
 def _given(config: Reproduce) -> dict[str, Path]:

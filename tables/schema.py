@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -147,6 +147,8 @@ class Table:
     margin_reason: str
     expected_data: dict[str, dict[str, int]]
     """dataset -> its classes, test and training images in the paper; other data is off protocol"""
+    expected_params: dict[str, Any] = field(default_factory=dict)
+    """parameters of the evaluation as the paper prints them, where a user may need others; those are off protocol"""
     networks: tuple[str, ...] = ("resnet50",)
     """the paper's, as a checkpoint's account names it; rows of others are off protocol"""
     decimals: int = 1

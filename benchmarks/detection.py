@@ -1,0 +1,138 @@
+"""Training steps of Faster R-CNN R50-FPN, backbone frozen: MMDetection as evaluate/detection.py runs it, beside torchvision's.
+
+    python benchmarks/detection.py                  # two minutes on one core
+    python benchmarks/detection.py --device cuda    # a GPU's turn: images/s too, fp32 and bf16, at 1000 x 600
+
+Both at the standard sampling (2000 and 1000 proposals, 512 regions), the same pictures and boxes, SGD included.
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from alternate import alternate
+
+from evaluate import detection, detector_training, detectors
+from protobench import backbones, keyed
+from protobench.boxes import BoxList, Objects
+from protobench.checkpoints import Encoder
+from protobench.transforms import EvalInput
+
+
+def encoder(precision: Any = "fp32") -> Encoder:
+    """A random ResNet-50, its BatchNorm set by random pictures so that maps keep their scale."""
+    torch.manual_seed(0)
+    resnet = backbones.build("resnet50")
+    for module in resnet.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None
+    with torch.no_grad():
+        resnet.train()(torch.randn(8, 3, 128, 128))
+    return Encoder(resnet.eval(), EvalInput(), "", {}, precision=precision)
+
+
+def scene(width: int, height: int, key: int) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
+    """Noise with three boxes: pixels uint8 [3, H, W], boxes [3, 4], labels [3]."""
+    rng = keyed.generator("benchmark", key)
+    corner = rng.uniform(0, 0.5, (3, 2)) * (width, height)
+    boxes = np.concatenate([corner, corner + rng.uniform(0.2, 0.45, (3, 2)) * (width, height)], 1).astype(np.float32)
+    return torch.from_numpy(rng.integers(0, 256, (3, height, width), dtype=np.uint8)), boxes, rng.integers(0, 20, 3)
+
+
+def ours(batch: list, device: str, precision: str = "fp32") -> Any:
+    """A step by the suite's code."""
+    detector = detectors.faster_rcnn(encoder(precision), 20, small=False).to(device).train()
+    params = detection.VOC | {"sgd_momentum": 0.9, "lr": 0.001}
+    optimizer = detector_training.optimizer_of(detector, params)
+    for group in optimizer.param_groups:
+        group["lr"] = params["lr"]
+    height, width = batch[0][0].shape[1:]
+    objects = tuple(Objects(width, height, boxes, labels, np.zeros(len(labels), bool)) for _, boxes, labels in batch)
+    images = BoxList("noise", Path(), tuple(map(str, range(len(batch)))), np.ones((len(batch), 20), np.int64),
+                     tuple(map(str, range(20))), pixels=np.stack([pixels.permute(1, 2, 0).numpy() for pixels, _, _ in batch]),
+                     objects=objects)
+    samples = detector_training.Samples(images, [[max(width, height), min(width, height)]], 0, masks=False)
+    ready = [samples[None, index] for index in range(len(batch))]
+
+    def step() -> None:
+        torch.manual_seed(0)
+        detector_training.loss_of(detector, ready, optimizer)
+
+    return step
+
+
+def torchvisions(batch: list, device: str) -> Any:
+    """A step by torchvision's own detector, of the same backbone."""
+    height, width = batch[0][0].shape[1:]
+    detector = torchvision.models.detection.fasterrcnn_resnet50_fpn(
+        weights=None, weights_backbone=None, num_classes=21, trainable_backbone_layers=0, min_size=min(width, height),
+        max_size=max(width, height), rpn_post_nms_top_n_train=1000)
+    known = detector.backbone.body.state_dict()
+    weights = encoder().backbone.state_dict()
+    detector.backbone.body.load_state_dict({name: weights[name] for name in known})
+    detector.to(device).train()
+    optimizer = torch.optim.SGD([p for p in detector.parameters() if p.requires_grad], lr=0.001, momentum=0.9, weight_decay=1e-4,
+                                foreach=True)
+    targets = [{"boxes": torch.from_numpy(boxes).to(device), "labels": torch.from_numpy(labels).to(device) + 1}
+               for _, boxes, labels in batch]
+
+    def step() -> None:
+        torch.manual_seed(0)
+        loss = torch.stack(list(detector([pixels.to(device).float() / 255 for pixels, _, _ in batch], targets).values())).sum()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def compare(name: str, steps: tuple[Any, Any], repeats: int) -> None:
+    """CPU seconds of both in turn; the second as a multiple of the first."""
+    for step in steps:
+        step()
+    times = alternate(*steps, repeats)
+    ratios = sorted(b / a for a, b in zip(*times, strict=True))
+    a, b = (statistics.median(of) for of in times)
+    print(f"{name:<36} torchvision {a:6.2f} s, ours {b:6.2f} s: {statistics.median(ratios):.2f}x "
+          f"({ratios[0]:.2f}-{ratios[-1]:.2f})")
+
+
+def on_gpu(name: str, step: Any, images: int, repeats: int = 20) -> None:
+    """Wall time of a step and images/s."""
+    for _ in range(5):
+        step()
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    for _ in range(repeats):
+        step()
+    torch.cuda.synchronize()
+    seconds = (time.perf_counter() - started) / repeats
+    memory = torch.cuda.max_memory_allocated() / 2**30
+    print(f"{name:<44} {1e3 * seconds:8.1f} ms a step, {images / seconds:7.1f} images/s, at most {memory:.1f} GiB")
+    torch.cuda.reset_peak_memory_stats()
+
+
+def main() -> None:
+    """All of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    device = parser.parse_args().device
+    if device == "cpu":
+        torch.set_num_threads(1)
+        for width, height in ((160, 160), (256, 192)):
+            batch = [scene(width, height, key) for key in range(2)]
+            compare(f"a step on 2 images of {width} x {height}", (torchvisions(batch, device), ours(batch, device)), 7)
+        return
+    batch = [scene(1000, 600, key) for key in range(8)]
+    for name, step in (("torchvision, fp32", torchvisions(batch, device)), ("ours, fp32", ours(batch, device)),
+                       ("ours, backbone in bf16", ours(batch, device, "bf16"))):
+        on_gpu(f"{name}, 8 images of 1000 x 600", step, len(batch))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""Tables 5 and 6 as printed, their claims, the figure of detections, and cells without MMDetection."""
+
+import base64
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evaluate import detection, mmcv_operators
+from protobench import check_data, mini, scenes
+from tables import catalogue, compare, plan, reproduce
+from tables import detections as detections_figure
+from tables.catalogue import load
+
+DATA = Path(__file__).parent / "data"
+
+
+def test_table_5_is_as_printed():
+    table, lines = load("table5"), (DATA / "pcl_table5_excerpt.txt").read_text().splitlines()[2:]
+    printed = {re.sub(r" [\[(].*", "", title): (architecture, *numbers)
+               for title, _, architecture, *numbers in (line.split("\t") for line in lines)}
+    assert {row.title: (table.architectures[row.title], *(table.numbers[row.name, column.title] for column in table.columns))
+            for row in table.printed_rows} == printed
+    assert {row.name for row in table.rows} - {row.name for row in table.printed_rows} == {"random"}
+    for column in table.columns:
+        behind = float(table.numbers["supervised", column.title]) - float(table.numbers["pcl", column.title])
+        assert column.margin <= behind + 1e-9 < 1.5, "the claim's bound"
+
+
+def test_table_6_is_as_printed():
+    table, lines = load("table6"), (DATA / "pcl_table6_excerpt.txt").read_text().splitlines()[1:]
+    printed = {re.sub(r" [\[(].*", "", title): tuple(numbers) for title, *numbers in (line.split("\t") for line in lines)}
+    assert {row.title: tuple(table.numbers[row.name, column.title] for column in table.columns)
+            for row in table.printed_rows} == printed
+    assert [column.value for column in table.columns] == ["value", "box50", "box75", "mask", "mask50", "mask75"]
+
+
+def record(row: str, seed: int, dataset: str, values: list[float], **more) -> dict:
+    return {"record_id": f"{row}{seed}{dataset}",
+            "unit": {"evaluation": "detection", "data_name": dataset, "version": 1, "data": [1], "params": {}},
+            "subject": {"row": row, "seed": seed, "source": "retrained", "recipe": row}, "finished": "2026",
+            "runs": [{"draw": draw, "value": value} for draw, value in enumerate(values)],
+            "checkpoint": {"arch": "resnet10-mini", "untouched": False, "trained": None},
+            "data": {"classes": 20, "train_images": 16, "embedded": True}, "metric": {"test_images": 60}} | more
+
+
+@pytest.mark.parametrize(("behind", "verdict"), [((0.4, 0.6, 0.5), "holds"), ((1.2, 1.9, 1.4), "undecided"),
+                                                 ((6.0, 6.2, 6.1), "reversed")])
+def test_the_gap_to_supervised_is_judged_by_its_interval(behind, verdict):
+    table = load("table5")
+    found = {row: [record(row, seed, dataset, [value - (behind[seed - 1] if row == "pcl" else 0)])
+                   for dataset in ("voc07", "voc07+12") for seed in (1, 2, 3)]
+             for row, value in {"random": 5.0, "supervised": 60.0, "moco": 40.0, "pcl": 60.0}.items()}
+    outcome = compare.outcome(table, "mini", found)
+    assert outcome.controls == "ok"
+    verdicts = {result.claim.text: result.verdict for result in outcome.claims}
+    assert verdicts["PCL closes the gap to Supervised: less than 1.5 points behind"] == verdict
+    assert verdicts["PCL > MoCo, trained on VOC07 and on VOC07+12"] == "holds"
+
+
+def test_without_mmdetection_detection_is_not_run_and_says_why(world, monkeypatch, tmp_path):
+    """Other tables do not notice."""
+    monkeypatch.setattr(mini, "ensure", lambda: world)
+    find = mmcv_operators.find_spec
+    monkeypatch.setattr(mmcv_operators, "find_spec", lambda name: None if name == "mmdet" else find(name))
+    how = {"data": None, "given": {}, "rows": ("random",), "seeds": 1, "results": tmp_path, "runs": tmp_path}
+    (job,) = plan.make_plan(load("table5"), "quick", **how)
+    assert {score.state for score in job.scores} == {"impossible"}
+    assert all("MMDetection is not installed" in score.why for score in job.scores)
+    (job,) = plan.make_plan(load("table7"), "quick", **how)
+    assert {score.state for score in job.scores} == {"to run"}
+
+
+def test_a_score_that_fails_does_not_stop_the_others(command, world, scene_data, monkeypatch, tmp_path):
+    from tables import __main__ as tables_main
+
+    monkeypatch.setattr(mini, "ensure", lambda: world)
+    monkeypatch.setattr(scenes, "ensure", lambda: scene_data)
+    seen = []
+
+    def evaluate(config, subject):
+        seen.append(config.dataset)
+        if config.dataset == "voc07":
+            raise detection.UserError("detection training diverged", hint="a lower --lr")
+
+    monkeypatch.setattr(detection, "evaluate", evaluate)
+    jobs = plan.make_plan(load("table5"), "quick", data=None, given={}, rows=("random",), seeds=1, results=tmp_path,
+                          runs=tmp_path)
+    config = reproduce.Reproduce("table5", "quick", results=tmp_path, runs=tmp_path, device="cpu")
+    with pytest.raises(detection.UserError, match="detection voc07: detection training diverged") as mistake:
+        reproduce.run_job(jobs[0], config, 0)
+    assert mistake.value.hint == "a lower --lr"
+    assert seen == ["voc07", "voc07+12"]
+    code, out, _ = command(tables_main.main, "reproduce", "table5", "--tier", "quick", "--plan", "--results", tmp_path)
+    assert code == 0
+    assert "detection voc07+12 to run" in out
+
+
+def test_the_figure_draws_boxes_and_curves_of_every_row(monkeypatch):
+    from matplotlib import pyplot
+
+    from evaluate import detection_pictures
+
+    boxes, curve = [], np.linspace(1, 0, 51).tolist()
+    rectangle = detection_pictures._rectangle
+    monkeypatch.setattr(detection_pictures, "_rectangle", lambda *args: (boxes.append(args[1:3]), rectangle(*args)))
+    buffer = io.BytesIO()
+    Image.new("RGB", (20, 10), "white").save(buffer, format="JPEG")
+    white = base64.b64encode(buffer.getvalue()).decode()
+    shown = [{"jpeg": white, "size": [20, 10], "truth": [["cat", 1, 2, 8, 9]], "found": [["dog_$", 0.5, 2, 2, 9, 9]]}] * 6
+    found = {row.name: [record(row.name, 1, "voc07", [40.0], shown=shown, curves={"cat": curve, "dog": curve})]
+             for row in detections_figure.ROWS}
+    for of in found.values():
+        of[0]["runs"][0]["classes"] = {"cat": 50.0, "dog": 40.0}
+    drawing = detections_figure.draw(found)
+    pyplot.close(drawing.picture)
+    assert len(boxes) == 4 * 4 * 2
+    assert drawing.data[0] == ["random", "1", "cat", "0.00", "1.0000"]
+    assert len(drawing.data) == 4 * 2 * 51
+
+
+def test_check_data_knows_coco_and_voc_2012(command, scene_data, capsys):
+    assert check_data.check(scene_data, ("coco", "voc07+12"), 2) == 1, "readable, but of other numbers than published"
+    told = capsys.readouterr().out
+    assert "coco-train2017" in told
+    assert "voc07+12-trainval-boxes has 24 images, not 16551" in told
+
+
+def test_detection_stands_in_the_catalogue():
+    assert {"table5", "table6"} <= set(catalogue.TABLES)
+    assert "detections" in catalogue.FIGURES
