@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-import warnings
+from multiprocessing.pool import ThreadPool
 from typing import Any
 
 import numpy as np
@@ -29,10 +29,9 @@ def voc(found: list[Detections], truth: BoxList) -> dict[str, Any]:
     annotations = [{"bboxes": of.boxes_N4[~of.ignored_N], "labels": of.labels_N[~of.ignored_N],
                     "bboxes_ignore": of.boxes_N4[of.ignored_N], "labels_ignore": of.labels_N[of.ignored_N]}
                    for of in truth.objects]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it forks, which newer Pythons warn of
-        value, classes = mean_ap.eval_map(detections, annotations, iou_thr=0.5, eval_mode="11points", use_legacy_coordinate=True,
-                                          logger="silent", nproc=1)
+    mean_ap.Pool = ThreadPool  # its own forks, and hangs where the process that calls it has threads
+    value, classes = mean_ap.eval_map(detections, annotations, iou_thr=0.5, eval_mode="11points", use_legacy_coordinate=True,
+                                      logger="silent", nproc=1)
     present = [of for of in classes if of["num_gts"] > 0]
     area = np.mean([mean_ap.average_precision(of["recall"], of["precision"], "area") for of in present])
     return {"value": _percent(value), "area": _percent(area),

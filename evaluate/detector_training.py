@@ -1,11 +1,12 @@
 """How a detector is trained and run: images with boxes as MMDetection takes them, batches, learning rate, steps, predictions.
 
-Every random choice (order, scale, flip, the anchors and regions that a step samples) is a function of seed, draw and step, so a
-training that was stopped goes on to the very same weights.
+Every random choice (order, scale, flip, the anchors and regions that a step samples) is a function of seed, draw and step, so on
+a CPU a training that was stopped goes on to the very same weights. On a GPU the sums in RoIAlign's gradient have no fixed order.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from evaluate import mmcv_operators
 from protobench import keyed
 from protobench.boxes import BoxList, Objects
 from protobench.errors import UserError
@@ -28,29 +30,35 @@ class Samples(Dataset):
     a test, at the last scale and never flipped."""
 
     def __init__(self, images: BoxList, scales: list[list[int]], seed: int, *, masks: bool):
-        from mmdet.datasets import transforms
-
-        self.images, self.seed, self.masks = images, seed, masks
-        self.resize = [transforms.Resize(scale=tuple(scale), keep_ratio=True) for scale in scales]
-        self.flip, self.pack = transforms.RandomFlip(prob=1.0), transforms.PackDetInputs(
-            meta_keys=("img_id", "ori_shape", "img_shape", "scale_factor"))
+        self.images, self.scales, self.seed, self.masks = images, [tuple(scale) for scale in scales], seed, masks
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, where: tuple[int | None, int]) -> tuple[Tensor, Any] | UserError:
+        mmcv_operators.provide()  # a spawned worker has not yet
         epoch, index = where
         try:
             found = _as_mmdet(self.images.sized(index), self.images.objects[index], index, masks=self.masks)
         except UserError as mistake:  # handed over, not raised: a DataLoader would bury it in a worker's traceback
             return mistake
-        scale, flip = len(self.resize) - 1, False
+        scale, flip = self.scales[-1], False
         if epoch is not None:
             rng = keyed.generator(self.seed, "augment", epoch, index)
-            scale, flip = int(rng.integers(len(self.resize))), bool(rng.random() < 0.5)
-        found = self.resize[scale](found)
-        packed = self.pack(self.flip(found) if flip else found)
+            scale, flip = self.scales[rng.integers(len(self.scales))], bool(rng.random() < 0.5)
+        packed = _transform(scale, flip)(found)
         return packed["inputs"], packed["data_samples"]
+
+
+@cache
+def _transform(scale: tuple[int, int], flip: bool) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """MMDetection's own, made in the process that uses them."""
+    from mmcv.transforms import Compose
+    from mmdet.datasets import transforms
+
+    keys = ("img_id", "ori_shape", "img_shape", "scale_factor")
+    return Compose([transforms.Resize(scale=scale, keep_ratio=True), transforms.RandomFlip(prob=1.0 if flip else 0.0),
+                    transforms.PackDetInputs(meta_keys=keys)])
 
 
 def _as_mmdet(pixels: np.ndarray, objects: Objects, index: int, *, masks: bool) -> dict[str, Any]:
@@ -77,9 +85,9 @@ def run_lengths(mask: Any, objects: Objects) -> dict[str, Any]:
     """The mask in COCO's compressed form."""
     from pycocotools import mask as coco_mask
 
-    if not isinstance(mask, dict):
-        return coco_mask.merge(coco_mask.frPyObjects([part.tolist() for part in mask], objects.height, objects.width))
-    return coco_mask.frPyObjects(mask, objects.height, objects.width) if isinstance(mask["counts"], list) else mask
+    if isinstance(mask, dict):
+        return coco_mask.frPyObjects(mask, objects.height, objects.width)
+    return coco_mask.merge(coco_mask.frPyObjects([part.tolist() for part in mask], objects.height, objects.width))
 
 
 # Batches and rates ----------------------------------------------------------------------------------------------------
@@ -137,9 +145,14 @@ class Schedule:
 # Training -------------------------------------------------------------------------------------------------------------
 
 def optimizer_of(detector: nn.Module, params: dict[str, Any]) -> torch.optim.Optimizer:
-    """SGD over what trains."""
-    return torch.optim.SGD([parameter for parameter in detector.parameters() if parameter.requires_grad], lr=0.0, foreach=True,
-                           momentum=params["sgd_momentum"], weight_decay=params["weight_decay"])
+    """SGD over what trains. BatchNorm's weights and biases do not decay, as in Detectron2; on VOC none trains."""
+    norms = {id(parameter) for module in detector.modules() if isinstance(module, nn.BatchNorm2d)
+             for parameter in module.parameters()}
+    trained = [parameter for parameter in detector.parameters() if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [{"params": [parameter for parameter in trained if id(parameter) not in norms]},
+              {"params": [parameter for parameter in trained if id(parameter) in norms], "weight_decay": 0.0}]
+    return torch.optim.SGD([group for group in groups if group["params"]], lr=0.0, foreach=True, momentum=params["sgd_momentum"],
+                           weight_decay=params["weight_decay"])
 
 
 def train(detector: nn.Module, optimizer: torch.optim.Optimizer, samples: Samples, schedule: Schedule, *, losses: list[float],
@@ -158,13 +171,18 @@ def train(detector: nn.Module, optimizer: torch.optim.Optimizer, samples: Sample
         recent.append(loss_of(detector, batch, optimizer))
         if len(recent) == CHECKED or step + 1 == schedule.steps:
             mean = float(torch.stack(recent).mean())
-            if not np.isfinite(mean):
-                raise UserError(f"detection training diverged by step {step + 1} of {schedule.steps}: the loss is not finite",
-                                hint=f"a lower --lr (it is {schedule.params['lr']:g}) or a longer --warmup (it is "
-                                     f"{schedule.params['warmup']} steps); nothing is recorded")
+            if not np.isfinite(mean) or (step + 1 == schedule.steps and not is_finite(detector)):
+                raise UserError(f"detection training diverged by step {step + 1} of {schedule.steps}: the loss or a weight is "
+                                "not finite", hint=f"a lower --lr (it is {schedule.params['lr']:g}) or a longer --warmup (it is "
+                                               f"{schedule.params['warmup']} steps); nothing is recorded")
             losses.append(round(mean, 5))
             recent.clear()
             after(step + 1)
+
+
+def is_finite(detector: nn.Module) -> bool:
+    """Whether all weights and statistics are: a detector of NaN simply finds nothing, for its thresholds drop them."""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in detector.state_dict().values())
 
 
 def loss_of(detector: Any, batch: list[tuple[Tensor, Any]], optimizer: torch.optim.Optimizer) -> Tensor:
@@ -195,6 +213,9 @@ def precise_batch_norm(detector: Any, samples: Samples, schedule: Schedule, coun
             detector.loss(data["inputs"], data["data_samples"])
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+    if not is_finite(detector):
+        raise UserError("BatchNorm's statistics are not finite: the detection training diverged in its last steps",
+                        hint=f"a lower --lr (it is {schedule.params['lr']:g}); nothing is recorded")
 
 
 # Predictions ----------------------------------------------------------------------------------------------------------
@@ -228,9 +249,6 @@ def predict(detector: Any, samples: Samples, *, batch_size: int, device: str, wo
             data = detector.data_preprocessor({"inputs": list(pixels), "data_samples": list(found)}, False)
             for sample in detector.predict(data["inputs"], data["data_samples"]):
                 of = sample.pred_instances.cpu()
-                if not (torch.isfinite(of.bboxes).all() and torch.isfinite(of.scores).all()):
-                    raise UserError("the detector gives NaN or infinite boxes or scores: its training diverged in its last steps",
-                                    hint="a lower --lr or a longer --warmup; nothing is recorded")
                 masks = coco_mask.encode(np.asfortranarray(of.masks.numpy().transpose(1, 2, 0).astype(np.uint8))) \
                     if "masks" in of and len(of) else ()
                 results[sample.img_id] = Detections(of.bboxes.numpy(), of.scores.numpy(), of.labels.numpy(), tuple(masks))

@@ -118,11 +118,14 @@ def mask_rcnn(encoder: Encoder, num_classes: int, *, small: bool) -> nn.Module:
     for head in heads:
         head.in_channels, head.num_classes = channels[3], num_classes
     config.train_cfg.rpn.allowed_border = -1
+    config.train_cfg.rpn.assigner.min_pos_iou = 1e-6  # Detectron2 gives every object its best anchors, however poor
     if small:
         config.rpn_head.anchor_generator.scales = [1, 2, 4, 8]
         config.roi_head.mask_head.conv_out_channels = SMALL["channels"]
         _sample_less(config)
-    return _build(config)
+    detector = _build(config)
+    nn.init.normal_(detector.roi_head.mask_head.conv_logits.weight, std=0.001)  # as Detectron2 starts its masks
+    return detector
 
 
 def _shape(backbone: ResNet) -> tuple[list[int], int]:
@@ -150,7 +153,7 @@ def _sample_less(config: Any) -> None:
         part.nms_pre, part.max_per_img = SMALL["nms_pre"], SMALL["proposals"]
 
 
-def _build(config: Any) -> nn.Module:
+def _build(config: Any) -> Any:
     from mmdet.registry import MODELS
     from mmengine.logging import MMLogger
 

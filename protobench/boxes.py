@@ -25,7 +25,8 @@ class Objects:
     labels_N: np.ndarray
     ignored_N: np.ndarray
     masks: tuple[Any, ...] = ()
-    """one per object where the data set has them: float32 polygons [x y x y …], or a run-length encoding as COCO writes it"""
+    """one per object where the data set has them: float64 polygons [x y x y …], or run lengths {size, counts: [int, …]} as COCO
+    writes them"""
 
     def __len__(self) -> int:
         return len(self.labels_N)

@@ -14,11 +14,13 @@ ANNOTATIONS = "annotations_trainval2017.zip"
 
 
 def read(data: Path, split: str) -> BoxList:
-    """The images of train2017 or val2017 below ``data`` or ``data/coco``, by rising id, with their objects and masks. Of the
-    training images only those with an object, as every toolbox trains. Classes are in the order of their category ids.
+    """The images of train2017 or val2017 below ``data`` or ``data/coco``, by rising id, with their objects and masks. Classes are
+    in the order of their category ids. Of the training images only those with an annotation, as every toolbox trains, and of
+    their objects, as in MMDetection, only those at least a pixel wide and high within the image: the published file has two of no
+    height, whose targets would be infinite.
 
-    UserError for a missing or malformed file, and, by its id, for an annotation of an unknown image or category, with an empty
-    box, or without a mask.
+    UserError for a missing or malformed file, and, by its id, for an annotation of an unknown image or category, with a negative
+    box, or without a mask that fits its image.
     """
     root = data / "coco" if (data / "coco").is_dir() else data
     path = root / "annotations" / f"instances_{split}2017.json"
@@ -31,18 +33,26 @@ def read(data: Path, split: str) -> BoxList:
         categories = sorted(content["categories"], key=lambda category: category["id"])
         ids = [image["id"] for image in images]
         label_of = {category["id"]: label for label, category in enumerate(categories)}
+        size_of = {image["id"]: (image["height"], image["width"]) for image in images}
         titles = tuple(str(category["name"]) for category in categories)
         of_image: dict[Any, list[dict[str, Any]]] = {number: [] for number in ids}
         if len(of_image) < len(ids) or len(label_of) < len(titles) or len(set(titles)) < len(titles):
             raise UserError("two images or two categories have the same id or name", at=path, hint=f"unpack {ANNOTATIONS} again")
+        for image in images:
+            width, height = image["width"], image["height"]
+            if not (isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0):
+                raise UserError(f"image {image['id']} is {width} x {height} pixels", at=path, hint=f"unpack {ANNOTATIONS} again")
         for annotation in content["annotations"]:
             _check(annotation, of_image, label_of, path)
+            annotation["segmentation"] = _mask(annotation, size_of[annotation["image_id"]], path)
             of_image[annotation["image_id"]].append(annotation)
         del content
         if split == "train":
             images = [image for image in images if of_image[image["id"]]]
-        found = [_objects(image, of_image[image["id"]], label_of, path) for image in images]
-        paths = tuple(f"{split}2017/{image['file_name']}" for image in images)
+        found = [_objects(image, of_image[image["id"]], label_of, narrow=split == "val") for image in images]
+        if split == "train" and (left := sum(map(len, of_image.values())) - sum(map(len, found))):
+            print(f"COCO train2017: {left} objects less than a pixel wide or high are left out")
+        paths = tuple(f"{split}2017/" + image["file_name"] for image in images)
     except json.JSONDecodeError as failure:
         raise UserError(f"no JSON: {failure.msg}", at=f"{path}, line {failure.lineno}",
                         hint=f"unpack {ANNOTATIONS} again; this file may be cut short") from failure
@@ -62,35 +72,52 @@ def read_both(data: Path) -> tuple[BoxList, BoxList]:
     return pair(read(data, "train"), read(data, "val"))  # type: ignore[return-value]
 
 
+def _wrong(annotation: dict[str, Any], what: str, path: Path) -> UserError:
+    return UserError(f"annotation {annotation.get('id')}: {what}", at=path, hint=f"take the file of {ANNOTATIONS}")
+
+
 def _check(annotation: dict[str, Any], of_image: dict[Any, Any], label_of: dict[Any, int], path: Path) -> None:
-    def wrong(what: str) -> UserError:
-        return UserError(f"annotation {annotation.get('id')}: {what}", at=path, hint=f"take the file of {ANNOTATIONS}")
-
     if annotation["image_id"] not in of_image:
-        raise wrong(f"image {annotation['image_id']} is not among the file's images")
+        raise _wrong(annotation, f"image {annotation['image_id']} is not among the file's images", path)
     if annotation["category_id"] not in label_of:
-        raise wrong(f"category {annotation['category_id']} is not among the file's categories")
+        raise _wrong(annotation, f"category {annotation['category_id']} is not among the file's categories", path)
     x, y, width, height = annotation["bbox"]
-    if not np.isfinite([x, y, width, height]).all() or width <= 0 or height <= 0:
-        raise wrong(f"an empty box: {annotation['bbox']}")
-    if not annotation.get("segmentation"):
-        raise wrong("it has no mask")
+    if not np.isfinite([x, y, width, height]).all() or width < 0 or height < 0:
+        raise _wrong(annotation, f"no box: {annotation['bbox']}", path)
+    if annotation.get("iscrowd", 0) not in (0, 1):
+        raise _wrong(annotation, f"iscrowd must be 0 or 1, not {annotation['iscrowd']!r}", path)
 
 
-def _objects(image: dict[str, Any], annotations: list[dict[str, Any]], label_of: dict[Any, int], path: Path) -> Objects:
+def _mask(annotation: dict[str, Any], size: tuple[int, int], path: Path) -> Any:
+    """Polygons as arrays, which take a fifth of the memory of JSON's lists; run lengths as they are. In double precision:
+    pycocotools rounds to fifths of a pixel, and a third of COCO's polygons would come out otherwise in single."""
+    found, (height, width) = annotation.get("segmentation"), size
+    if isinstance(found, dict):
+        counts = found["counts"]
+        runs = isinstance(counts, list) and all(isinstance(run, int) and run >= 0 for run in counts)
+        if list(found["size"]) != [height, width] or not runs or sum(counts) != height * width:
+            raise _wrong(annotation, f"its run lengths are not of an image of {width} x {height} pixels", path)
+        return {"size": [height, width], "counts": counts}
+    if not found:
+        raise _wrong(annotation, "it has no mask", path)
+    polygons = tuple(np.array(part, np.float64) for part in found)
+    for polygon in polygons:
+        # a corner may lie beyond the border, but one far away, or none, keeps pycocotools busy for ever
+        if polygon.ndim != 1 or len(polygon) < 6 or len(polygon) % 2 or not (np.abs(polygon) <= 4 * (width + height)).all():
+            shown = str(polygon.tolist())[:60]
+            raise _wrong(annotation, f"its mask is no polygon of corners x, y within the image: {shown}", path)
+    return polygons
+
+
+def _objects(image: dict[str, Any], annotations: list[dict[str, Any]], label_of: dict[Any, int], *, narrow: bool) -> Objects:
+    """Of one image; ``narrow``: also those of less than a pixel."""
     width, height = image["width"], image["height"]
-    if not (isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0):
-        raise UserError(f"image {image['id']} is {width} x {height} pixels", at=path, hint=f"take the file of {ANNOTATIONS}")
     xywh_N4 = np.array([annotation["bbox"] for annotation in annotations], np.float32).reshape(-1, 4)
     boxes_N4 = np.concatenate([xywh_N4[:, :2], xywh_N4[:, :2] + xywh_N4[:, 2:]], axis=1)
-    labels = [label_of[annotation["category_id"]] for annotation in annotations]
-    crowds = [bool(annotation.get("iscrowd", 0)) for annotation in annotations]
-    return Objects(width, height, boxes_N4, np.array(labels, np.int64), np.array(crowds, bool),
-                   tuple(_mask(annotation["segmentation"]) for annotation in annotations))
-
-
-def _mask(segmentation: Any) -> Any:
-    """Polygons as arrays, which take a tenth of the memory of JSON's lists; run lengths as they are."""
-    if isinstance(segmentation, dict):
-        return {"size": list(segmentation["size"]), "counts": segmentation["counts"]}
-    return tuple(np.array(part, np.float32) for part in segmentation)
+    inside_N4 = boxes_N4.clip(0, np.array([width, height, width, height], np.float32))
+    wide_N = ((inside_N4[:, 2:] - inside_N4[:, :2]) >= 1).all(1) & (xywh_N4[:, 2:] >= 1).all(1)
+    kept = np.arange(len(annotations)) if narrow else np.flatnonzero(wide_N)
+    labels = [label_of[annotations[i]["category_id"]] for i in kept]
+    crowds = [bool(annotations[i].get("iscrowd", 0)) for i in kept]
+    return Objects(width, height, boxes_N4[kept], np.array(labels, np.int64), np.array(crowds, bool),
+                   tuple(annotations[i]["segmentation"] for i in kept))

@@ -123,7 +123,7 @@ def reproduce(config: Reproduce, table: Table | Figure) -> int:
 def _set(config: Reproduce, table: Table | Figure) -> Table | Figure:
     """The table with detectors trained at --lr, or, in the quick tier, in a few steps."""
     if config.lr is not None and (config.tier != "paper" or any(name != "detection" for name, _ in table.scores)):
-        raise UserError("--lr belongs to the paper tier of tables 5 and 6", hint="other protocols print their rates, and they work")
+        raise UserError("--lr belongs to the paper tier of tables 5 and 6", hint="it is for rates that diverge")
     settings: tuple[tuple[str, Any], ...] = () if config.lr is None else (("lr", config.lr),)
     if config.tier == "quick" and any(name == "detection" for name, _ in table.scores):
         settings = (("iterations", 20),)

@@ -281,7 +281,17 @@ def test_polygons_crowds_gaps_in_ids_and_empty_images(kit):
 @pytest.mark.parametrize(("change", "told"), [
     (lambda c: c["annotations"][4].update(category_id=99), r"annotation 5: category 99 is not among"),
     (lambda c: c["annotations"][4].update(image_id=-1), r"annotation 5: image -1 is not among"),
-    (lambda c: c["annotations"][4].update(bbox=[1, 2, 0, 5]), r"annotation 5: an empty box"),
+    (lambda c: c["annotations"][4].update(bbox=[1, 2, -1, 5]), r"annotation 5: no box"),
+    (lambda c: c["annotations"][4].update(bbox=[1, 2, float("nan"), 5]), r"annotation 5: no box"),
+    (lambda c: c["annotations"][4].update(iscrowd="0"), r"annotation 5: iscrowd must be 0 or 1"),
+    (lambda c: c["annotations"][4].update(segmentation=[[1, 2, 3, 4, None, 6]]), r"annotation 5: its mask is no polygon"),
+    (lambda c: c["annotations"][4].update(segmentation=[[1, 2, 3, 4, 1e9, 6]]), r"annotation 5: its mask is no polygon"),
+    (lambda c: c["annotations"][4].update(segmentation=[[1, 2, 3, 4]]), r"annotation 5: its mask is no polygon"),
+    (lambda c: c["annotations"][4].update(segmentation=[[1, 2, 3, 4, 5, 6, 7]]), r"annotation 5: its mask is no polygon"),
+    (lambda c: c["annotations"][4]["segmentation"].update(counts=[5, 5]), r"annotation 5: its run lengths are not of an image"),
+    (lambda c: c["annotations"][4]["segmentation"].update(counts=[-5, 5]), r"annotation 5: its run lengths"),
+    (lambda c: c["annotations"][4]["segmentation"].update(counts="PPPP"), r"annotation 5: its run lengths"),
+    (lambda c: c["annotations"][4]["segmentation"].update(size=[5, 5]), r"annotation 5: its run lengths"),
     (lambda c: c["annotations"][4].update(bbox=[1, 2, 3]), "not COCO's instances: ValueError"),
     (lambda c: c["annotations"][4].update(segmentation=[]), "annotation 5: it has no mask"),
     (lambda c: c["images"][0].update(width="wide"), "image 0 is wide x"),
@@ -294,6 +304,36 @@ def test_what_is_wrong_in_coco_is_told(kit, change, told):
     with pytest.raises(UserError, match=told) as mistake:
         coco.read(kit, "train")
     assert mistake.value.at == path
+
+
+def test_the_published_boxes_without_height_are_no_targets(kit, capsys):
+    """Annotation 918 of instances_train2017.json; and one that lies beside its image."""
+    flat = {"id": 918, "iscrowd": 0, "area": 0.0, "bbox": [6.65, 8.33, 1.03, 0.0],
+            "segmentation": [[6.65, 8.33, 6.65, 8.33, 7.68, 8.33, 7.68, 8.33]]}
+    beside = flat | {"id": 919, "bbox": [500, 5, 20, 20], "segmentation": [[500, 5, 520, 5, 520, 25]]}
+
+    def change(content):
+        content["annotations"] += [odd | {"image_id": 3, "category_id": 1} for odd in (flat, beside)]
+
+    before = coco.read(kit, "train")
+    changed(kit, "train", change)
+    after = coco.read(kit, "train")
+    assert "2 objects less than a pixel wide or high are left out" in capsys.readouterr().out
+    assert after.fingerprint == before.fingerprint
+    changed(kit, "val", change)
+    known = scenes.scene(mini.World(mini.SEED), "coco-val", 3)[1]
+    assert len(coco.read(kit, "val").objects[3]) == len(known) + 2, "scored as told"
+
+
+def test_polygons_are_not_rounded_to_single_precision(kit):
+    """2.6 is 13 fifths of a pixel; in float32 it is less."""
+    polygon = [[2.6, 3.1, 30.3, 3.7, 29.9, 22.3, 4.1, 20.7]]
+    changed(kit, "val", lambda content: content["annotations"][0].update(segmentation=polygon))
+    content = json.loads((kit / "coco" / "annotations" / "instances_val2017.json").read_text())
+    image = next(image for image in content["images"] if image["id"] == content["annotations"][0]["image_id"])
+    objects = coco.read(kit, "val").objects[image["id"]]
+    direct = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygon, image["height"], image["width"])))
+    np.testing.assert_array_equal(bitmap(objects.masks[0], objects), direct)
 
 
 def test_missing_parts_of_coco_are_named(kit):

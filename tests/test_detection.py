@@ -1,6 +1,9 @@
 """Detectors around our backbones, their schedule, training and scores; the command line, stopped and resumed."""
 
 import json
+import pickle
+import subprocess
+import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -124,6 +127,7 @@ def test_the_real_mask_rcnn_is_of_mocos_size():
     assert detector.roi_head.bbox_roi_extractor.out_channels == 1024
     assert detector.roi_head.mask_head.num_classes == 80
     assert (detector.test_cfg.rpn.nms_pre, detector.test_cfg.rpn.max_per_img) == (6000, 1000)
+    assert detector.roi_head.mask_head.conv_logits.weight.std().item() == pytest.approx(1e-3, rel=0.05)
 
 
 def test_bf16_stays_inside_the_backbone(encoder):
@@ -267,6 +271,55 @@ def test_divergence_is_an_error_and_nothing_is_recorded(encoder, scene_data):
                                 after=lambda steps: None, device="cpu", workers=0, desc="")
     assert "--lr (it is 1e+06)" in mistake.value.hint
     assert losses == []
+
+
+def test_norms_do_not_decay_and_everything_else_does(encoder):
+    detector = detectors.mask_rcnn(encoder, 20, small=True)
+    optimizer = detector_training.optimizer_of(detector, {"sgd_momentum": 0.9, "weight_decay": 1e-4})
+    decayed, plain = ({id(parameter) for parameter in group["params"]} for group in optimizer.param_groups)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [1e-4, 0.0]
+    norms = {id(p) for module in detector.modules() if isinstance(module, nn.BatchNorm2d) for p in module.parameters()}
+    assert plain == norms
+    assert decayed == {id(parameter) for parameter in detector.parameters()} - norms
+    frozen = detectors.faster_rcnn(encoder, 20, small=True)
+    (group,) = detector_training.optimizer_of(frozen, {"sgd_momentum": 0.9, "weight_decay": 1e-4}).param_groups
+    assert len(group["params"]) == sum(parameter.requires_grad for parameter in frozen.parameters())
+
+
+def test_a_weight_that_is_not_finite_at_the_end_is_an_error(encoder, scene_data, monkeypatch):
+    """The detector would find nothing, and score 0."""
+    train = voc_boxes.read(scene_data, 2007, "trainval")
+    params = detection.Config(Path("x"), iterations=20, batch_size=1).params()
+    detector = detectors.faster_rcnn(encoder, 20, small=True)
+
+    def loss_of(detector, *_):
+        detector.neck.fpn_convs[0].conv.bias.data[0] = float("nan")
+        return torch.tensor(1.0)
+
+    monkeypatch.setattr(detector_training, "loss_of", loss_of)
+    with pytest.raises(UserError, match="a weight is not finite"):
+        detector_training.train(detector, detector_training.optimizer_of(detector, params),
+                                Samples(train, [[128, 96]], 0, masks=False), Schedule(wide(train), params, 0), losses=[],
+                                after=lambda steps: None, device="cpu", workers=0, desc="")
+
+
+def test_samples_can_be_sent_to_a_process_that_has_not_imported_mmdetection(scene_data):
+    train = coco.read(scene_data, "train")
+    sent = pickle.dumps(Samples(train.subset(np.arange(2)), [[128, 96]], 0, masks=False))
+    script = "import pickle, sys; samples = pickle.load(sys.stdin.buffer); print(samples[0, 1][0].shape[0])"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], input=sent, capture_output=True, check=True)
+    assert done.stdout.split() == [b"3"]
+
+
+def test_a_gpu_that_is_too_small_is_told(command, moco_file, scene_data, tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(detector_training, "loss_of", full)
+    code, _, err = command(detection.main, "--ckpt", moco_file, "--data", scene_data, "--results", tmp_path, *FEW)
+    assert code == 2
+    assert "too small for batches of 4" in err
+    assert "--precision bf16" in err
 
 
 def test_the_batch_size_of_the_test_changes_nothing(encoder, test_list):
