@@ -1,6 +1,7 @@
 """Detectors around our backbones, their schedule, training and scores; the command line, stopped and resumed."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -376,6 +377,16 @@ def test_eleven_recalls_and_the_area_by_hand():
     assert found["area"] == pytest.approx(100 * (1 / 3 + 2 / 9), abs=1e-3)
     curve = dict(zip(np.round(detection_scores.RECALLS, 2), found["curves"]["c0"], strict=True))
     assert (curve[0.0], curve[0.32], curve[0.34], curve[0.66], curve[0.68], curve[1.0]) == (1.0, 1.0, 0.6667, 0.6667, 0.0, 0.0)
+
+
+def test_scoring_forks_nothing(monkeypatch):
+    """MMDetection's pool of processes hangs in a process with threads, as those of reproduce are."""
+    def fork():
+        raise AssertionError("forked")
+
+    monkeypatch.setattr(os, "fork", fork)
+    truth = truth_of([objects_of((A, 0, False)), objects_of((B, 0, False))], 1)
+    assert detection_scores.voc([found_of((A, 0, 0.9)), found_of((B, 0, 0.9))], truth)["value"] == 100
 
 
 def test_a_second_detection_of_an_object_is_a_mistake_and_of_a_difficult_one_is_not():

@@ -99,6 +99,31 @@ def test_a_score_that_fails_does_not_stop_the_others(command, world, scene_data,
     assert "detection voc07+12 to run" in out
 
 
+def test_another_rate_is_off_protocol_and_belongs_to_real_data(tmp_path):
+    table, reproduced = load("table5"), reproduce.Reproduce("table5", "paper", lr=0.005)
+    changed = reproduce._set(reproduced, table)
+    assert all(row.settings == (*table.row(row.name).settings, ("lr", 0.005)) for row in changed.rows)
+    config = plan._config(changed.row("pcl"), tmp_path / "x", "detection", "voc07", tmp_path)
+    assert config.params()["lr"] == 0.005
+    assert reproduce._set(reproduce.Reproduce("table5"), table) == table
+    for refused in (reproduce.Reproduce("table5", "mini", lr=0.005), reproduce.Reproduce("table1", "paper", lr=0.005)):
+        with pytest.raises(detection.UserError, match="--lr belongs to the paper tier of tables 5 and 6"):
+            reproduce._set(refused, load(refused.table))
+    published = {"classes": 20, "train_images": 5011}
+    for lr, told in ((0.05, []), (0.005, ["voc07 is off protocol: lr 0.005 instead of 0.05"])):
+        made = record("pcl", 1, "voc07", [70.0], data=published, metric={"test_images": 4952},
+                      checkpoint={"arch": "resnet50", "untouched": False, "trained": None})
+        made["unit"]["params"] = {"lr": lr}
+        assert list(compare._departures(changed, [made]).values()) == told
+
+
+def test_the_quick_tier_trains_detectors_for_a_few_steps():
+    quick = reproduce._set(reproduce.Reproduce("table5", "quick"), load("table5"))
+    config = plan._config(quick.row("pcl"), Path("x"), "detection", "voc07+12", None)
+    assert (config.params()["iterations"], config.params()["epochs"]) == (20, 0)
+    assert reproduce._set(reproduce.Reproduce("table1", "quick"), load("table1")) == load("table1")
+
+
 def test_the_figure_draws_boxes_and_curves_of_every_row(monkeypatch):
     from matplotlib import pyplot
 
