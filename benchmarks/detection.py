@@ -47,7 +47,7 @@ def scene(width: int, height: int, key: int) -> tuple[torch.Tensor, np.ndarray, 
 def ours(batch: list, device: str, precision: str = "fp32") -> Any:
     """A step by the suite's code."""
     detector = detectors.faster_rcnn(encoder(precision), 20, small=False).to(device).train()
-    params = detection.VOC | {"sgd_momentum": 0.9, "lr": 0.001}
+    params = detection.VOC | {"sgd_momentum": 0.9, "weight_decay": 1e-4, "lr": 0.001}
     optimizer = detector_training.optimizer_of(detector, params)
     for group in optimizer.param_groups:
         group["lr"] = params["lr"]

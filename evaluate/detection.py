@@ -22,6 +22,8 @@ trains, 180 000 batches of 16, rate 0.02, x 0.1 at 120 000 and 160 000. Where th
            statistics in the end, as in MoCo's configuration. Not as there: mask targets come from bitmaps, not polygons; images
            are resized by OpenCV, without antialiasing, and padded to multiples of 32. All 16 images lie on one GPU: by our
            estimate about 70 GB in float32, 45 with --precision bf16.
+  bf16     --precision bf16 computes the backbone in it, and COCO's conv5; boxes, heads and losses stay in float32. It is noted in
+           the record; how far the scores differ is not measured.
 """
 
 import base64
@@ -49,18 +51,17 @@ SAVE_SECONDS = 60.0
 SHOWN, LEAST_SCORE = 6, 0.3
 """Test images kept in a record, with what was found in them by at least such a score."""
 
-VOC = {"lr": 0.05, "warmup": 500, "epochs": 15, "iterations": 0, "drops": [0.8], "batch_size": 8, "weight_decay": 1e-4,
-       "scales": [[1000, 600]], "test_scale": [1000, 600], "precise_bn": 0}
+VOC = {"lr": 0.05, "warmup": 500, "epochs": 15, "iterations": 0, "drops": [0.8], "batch_size": 8, "scales": [[1000, 600]],
+       "test_scale": [1000, 600], "precise_bn": 0}
 COCO = {"lr": 0.02, "warmup": 1000, "epochs": 0, "iterations": 180_000, "drops": [2 / 3, 8 / 9], "batch_size": 16,
-        "weight_decay": 1e-4, "scales": [[1333, side] for side in range(640, 801, 32)], "test_scale": [1333, 800],
-        "precise_bn": 200}
+        "scales": [[1333, side] for side in range(640, 801, 32)], "test_scale": [1333, 800], "precise_bn": 200}
 """The papers' protocols."""
 EMBEDDED = {"scales": [[128, 96]], "test_scale": [128, 96], "warmup": 50, "batch_size": 8}
-VOC_EMBEDDED = VOC | EMBEDDED | {"lr": 0.02, "epochs": 6}
-COCO_EMBEDDED = COCO | EMBEDDED | {"lr": 0.05, "iterations": 200, "precise_bn": 20}
-"""Scenes keep their size: objects have the scale that encoders know. The rates are those of 0.005, 0.02 and 0.05 that left Random
-and Supervised (seed 1) the lowest training loss: on VOC 2.17, 1.79, 2.04 and 1.51, 1.35, diverged; on COCO 2.70, 2.47, 2.16 and
-2.06, 2.19, 1.78."""
+PROTOCOLS = {(False, False): VOC, (False, True): VOC | EMBEDDED | {"lr": 0.02, "epochs": 6},
+             (True, False): COCO, (True, True): COCO | EMBEDDED | {"lr": 0.05, "iterations": 200, "precise_bn": 20}}
+"""By whether on COCO, and whether on embedded scenes. Scenes keep their size: objects have the scale that encoders know. The
+rates are those of 0.005, 0.02 and 0.05 that left Random and Supervised (seed 1) the lowest training loss: on VOC 2.17, 1.79, 2.04
+and 1.51, 1.35, diverged; on COCO, where the least sum decided, 2.62, 2.59, 2.22 and 1.78, 2.30, 1.84."""
 
 
 @dataclass(frozen=True)
@@ -107,13 +108,11 @@ class Config:
     def params(self) -> dict[str, Any]:
         """What determines the score of a checkpoint on given images."""
         embedded = mini.is_used(self.data)
-        params = dict((COCO_EMBEDDED if embedded else COCO) if self.on_coco else (VOC_EMBEDDED if embedded else VOC))
-        if self.epochs and self.iterations:
+        params = dict(PROTOCOLS[self.on_coco, embedded])
+        if self.epochs is not None and self.iterations is not None:
             raise UserError("--epochs and --iterations exclude one another")
-        if self.epochs:
-            params["iterations"] = 0
-        if self.iterations:
-            params["epochs"] = 0
+        if self.epochs is not None or self.iterations is not None:
+            params |= {"epochs": 0, "iterations": 0}
         given = {name: getattr(self, name) for name in ("lr", "warmup", "epochs", "iterations", "batch_size")}
         params |= {name: value for name, value in given.items() if value is not None}
         draws = 1 if embedded or self.on_coco else 3
@@ -138,93 +137,116 @@ def unit(encoder_key: str, lists: tuple[BoxList, ...], config: Config) -> dict[s
 
 
 def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
-    """Scores the checkpoint and returns the path of the record written; ``subject`` as in evaluate/lowshot.py."""
+    """Scores the checkpoint and returns the path of the record written, or of the same one that is there already; ``subject`` as
+    in evaluate/lowshot.py."""
     import torch
 
     from evaluate import mmcv_operators
     from protobench import checkpoints
-    from protobench.devices import device_of
 
-    params = config.params()
-    _check(config, params)
-    started = time.perf_counter()
+    params, where = config.params(), _check(config)
     encoder = checkpoints.load(config.ckpt, config.reading)
-    print(encoder.summary())
+    print(encoder.summary().rpartition("\n  input: ")[0])  # that is of a classifier's crop
     lists = data_lists(config.data, config.dataset, config.skip_bad_images)
     train, test = lists
+    identity, subject = unit(encoder.key, lists, config), subject or records.subject_of(config.ckpt)
+    if known := _known(config.results, identity, subject):
+        print(f"done before (delete the record to repeat it): {known}")
+        return known
     operators, (longer, shorter) = mmcv_operators.provide(), params["test_scale"]
     print(f"{'Mask R-CNN, C4' if config.on_coco else 'Faster R-CNN, FPN'}, operators of {operators}: {len(train)} training and "
-          f"{len(test)} test images, resized to at most {longer} by {shorter}")
-    # each batch waiting in a worker's queue holds open files, two per image, and COCO's bitmaps
-    where: dict[str, Any] = {"device": device_of(config.device), "workers": min(config.workers, 8)}
-    identity = unit(encoder.key, lists, config)
+          f"{len(test)} test images, resized to at most {longer} by {shorter}, backbone in {encoder.precision}")
     key = files.sha256([identity, subject])
     state = _State.read(config.results / f".detection-{key[:12]}.pt", key)
     for draw in range(len(state.runs), params["draws"]):
-        try:
-            state.runs.append(_train_and_score(encoder, train, test, params, draw, state, on_coco=config.on_coco, **where))
-        except torch.OutOfMemoryError as failure:
-            raise UserError(f"the GPU's memory is too small for batches of {params['batch_size']}",
-                            hint="--precision bf16 halves it; another --batch-size is another protocol") from failure
+        state.runs.append(_train_and_score(encoder, train, test, params, draw, state, on_coco=config.on_coco, **where))
         state.losses, state.detector, state.optimizer = [], None, None
         state.write()
-    seconds = [run.pop("seconds_per_step") for run in state.runs]
-    shown, *_ = [{name: run.pop(name) for name in ("curves", "shown")} for run in state.runs]
+    curves, shown = ([run.pop(name) for run in state.runs] for name in ("curves", "shown"))
+    per_step = fmean(run.pop("seconds") / run["steps"] for run in state.runs)
     path = records.write(
-        config.results, identity, state.runs, subject=subject or records.subject_of(config.ckpt), checkpoint=encoder.account,
+        config.results, identity, state.runs, subject=subject, checkpoint=encoder.account,
         metric={"name": "box AP" if config.on_coco else "mAP@0.5", "unit": "%", "higher_is_better": True,
                 "test_images": len(test)},
-        data=records.data_of(config.dataset, lists, embedded=mini.is_used(config.data)), operators=operators, **shown,
-        cost={"seconds": round(state.seconds + time.perf_counter() - started, 2), "seconds_per_step": round(fmean(seconds), 4),
-              "images_per_second": round(params["batch_size"] / fmean(seconds), 2),
+        data=records.data_of(config.dataset, lists, embedded=mini.is_used(config.data)), operators=operators,
+        precision=encoder.precision, curves=curves[0], shown=shown[0],
+        cost={"seconds": round(state.total, 2), "seconds_per_step": round(per_step, 4),
+              "images_per_second": round(params["batch_size"] / per_step, 2),
               "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
               "peak_gpu_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if torch.cuda.is_available() else None})
     state.path.unlink(missing_ok=True)
     return path
 
 
+def _known(results: Path, identity: dict[str, Any], subject: dict[str, Any]) -> Path | None:
+    """The record of the same, where it exists: on real data it took hours."""
+    for path in sorted(results.glob(f"*-detection-{identity['data_name']}-*.json")):
+        record = records.read(path)
+        if records.key(record["unit"], record["subject"]) == records.key(identity, subject):
+            return path
+    return None
+
+
 def _train_and_score(encoder: Any, train: BoxList, test: BoxList, params: dict[str, Any], draw: int, state: "_State", *,
                      on_coco: bool, **where: Any) -> dict[str, Any]:
-    """One training, from where ``state`` left it, and its scores: a run of the record, with ``curves`` and ``shown``."""
-    import numpy as np
+    """One training, from where ``state`` left it, and its scores: a run of the record, ``curves``, ``shown``, ``seconds`` too."""
     import torch
 
     from evaluate import detection_scores, detector_training, detectors
-    from evaluate.detector_training import Samples, Schedule
+    from evaluate.detector_training import Samples
 
-    schedule = Schedule(np.array([objects.width >= objects.height for objects in train.objects]), params, draw)
     torch.manual_seed(keyed.seed(params["seed"], "heads", draw))
     build = detectors.mask_rcnn if on_coco else detectors.faster_rcnn
     detector: Any = build(encoder, len(train.classes), small=params["small"]).to(where["device"])
-    optimizer = detector_training.optimizer_of(detector, params)
     before = None if on_coco else detectors.frozen(detector)
+    steps = _train(detector, train, params, draw, state, on_coco=on_coco, **where)
+    if before and detectors.frozen(detector) != before:
+        raise RuntimeError("the frozen backbone changed in training")
+    found = detector_training.predict(detector, Samples(test, [params["test_scale"]], 0, masks=False),
+                                      batch_size=2 if on_coco else 8, **where)
+    scores = (detection_scores.coco if on_coco else detection_scores.voc)(found, test)
+    return {"draw": draw, **scores, "loss": state.losses[-1], "losses": state.losses, "steps": steps,
+            "backbone": f"frozen, unchanged, sha256 {before[:16]}" if before else "fine-tuned",
+            "detections": sum(len(of.scores_N) for of in found), "seconds": state.trained, "shown": _shown(test, found)}
+
+
+def _train(detector: Any, train: BoxList, params: dict[str, Any], draw: int, state: "_State", *, on_coco: bool,
+           **where: Any) -> int:
+    """Trains ``detector`` from where ``state`` left it, keeps that up to date, and returns the steps of the whole training."""
+    import numpy as np
+    import torch
+
+    from evaluate import detector_training
+    from evaluate.detector_training import Samples, Schedule
+
+    schedule = Schedule(np.array([objects.width >= objects.height for objects in train.objects]), params, draw)
+    optimizer = detector_training.optimizer_of(detector, params)
     if state.detector and state.optimizer:
         detector.load_state_dict(state.detector)
         optimizer.load_state_dict(state.optimizer)
-    begun, saved_at, first = time.perf_counter(), time.monotonic(), len(state.losses)
+        print(f"going on from step {detector_training.CHECKED * len(state.losses)} of {schedule.steps}")
+    else:
+        state.trained = 0.0
+    begun, saved_at, before = time.perf_counter(), time.monotonic(), state.trained
 
-    def save(_: int) -> None:
+    def save() -> None:
         nonlocal saved_at
+        state.trained = before + time.perf_counter() - begun
         if time.monotonic() - saved_at >= SAVE_SECONDS and detector_training.is_finite(detector):
             state.detector, state.optimizer = detector.state_dict(), optimizer.state_dict()
             state.write()
             saved_at = time.monotonic()
 
     samples = Samples(train, params["scales"], keyed.seed(params["seed"], "draw", draw), masks=on_coco)
-    detector_training.train(detector, optimizer, samples, schedule, losses=state.losses, after=save, **where,
-                            desc=f"detector {draw + 1} of {params['draws']}")
-    steps = max(schedule.steps - detector_training.CHECKED * first, 1)
-    seconds_per_step = (time.perf_counter() - begun) / steps
+    try:
+        detector_training.train(detector, optimizer, samples, schedule, losses=state.losses, after=save, **where,
+                                desc=f"detector {draw + 1} of {params['draws']}")
+    except torch.OutOfMemoryError as failure:
+        hint = "--precision bf16 needs less" if on_coco else "another --batch-size is another protocol"
+        raise UserError(f"the GPU's memory is too small for batches of {params['batch_size']}", hint=hint) from failure
     if params["precise_bn"]:
         detector_training.precise_batch_norm(detector, samples, schedule, params["precise_bn"], **where)
-    if before and detectors.frozen(detector) != before:
-        raise RuntimeError("the frozen backbone changed in training")
-    found = detector_training.predict(detector, Samples(test, [params["test_scale"]], 0, masks=False), batch_size=8, **where)
-    scores = (detection_scores.coco if on_coco else detection_scores.voc)(found, test)
-    return {"draw": draw, **scores, "loss": state.losses[-1], "losses": state.losses, "steps": schedule.steps,
-            "backbone": f"frozen, unchanged, sha256 {before[:16]}" if before else "fine-tuned",
-            "detections": sum(len(of.scores_N) for of in found), "seconds_per_step": round(seconds_per_step, 4),
-            "shown": _shown(test, found)}
+    return schedule.steps
 
 
 @dataclass
@@ -238,6 +260,8 @@ class _State:
     """that earlier processes took"""
     runs: list[dict[str, Any]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    trained: float = 0.0
+    """seconds behind ``losses``"""
     detector: dict[str, Any] | None = None
     optimizer: dict[str, Any] | None = None
 
@@ -250,17 +274,20 @@ class _State:
         if not path.exists():
             return _State(path, key)
         try:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-            return _State(path, **found) if found["key"] == key else _State(path, key)
+            return _State(path, key, **torch.load(path, map_location="cpu", weights_only=True))
         except Exception as failure:  # torch.load raises half a dozen kinds for a damaged file
             raise UserError("the training's saved state is damaged", at=path, hint="delete it to start anew") from failure
+
+    @property
+    def total(self) -> float:
+        """Seconds so far, of all processes."""
+        return self.seconds + time.perf_counter() - self.started
 
     def write(self) -> None:
         import torch
 
-        content = {name: getattr(self, name) for name in ("key", "runs", "losses", "detector", "optimizer")}
-        content["seconds"] = self.seconds + time.perf_counter() - self.started
-        files.write_atomic(self.path, lambda file: torch.save(content, file))
+        content = {name: getattr(self, name) for name in ("runs", "losses", "trained", "detector", "optimizer")}
+        files.write_atomic(self.path, lambda file: torch.save(content | {"seconds": self.total}, file))
 
 
 def _shown(test: BoxList, found: list[Any]) -> list[dict[str, Any]]:
@@ -282,15 +309,24 @@ def _small(images: BoxList, index: int) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _check(config: Config, params: dict[str, Any]) -> None:
-    if params["draws"] < 1 or params["batch_size"] < 1 or max(params["epochs"], params["iterations"]) < 1:
+def _check(config: Config) -> dict[str, Any]:
+    """Device and workers; UserError for what a command line cannot mean."""
+    from protobench.devices import device_of
+
+    params = config.params()
+    given = [getattr(config, name) for name in ("draws", "epochs", "iterations", "batch_size")]
+    if any(value is not None and value < 1 for value in given):
         raise UserError("--draws, --batch-size, --epochs and --iterations are at least 1")
-    if params["warmup"] < 0:
-        raise UserError("--warmup is not negative")
+    if params["warmup"] < 0 or config.workers < 0:
+        raise UserError("--warmup and --workers are not negative")
     if not 0 < params["lr"] < float("inf"):
         raise UserError("--lr is positive")
     if not 0 <= params["sgd_momentum"] < 1 or not 0 <= params["weight_decay"] < float("inf"):
         raise UserError("--sgd-momentum lies in [0, 1), --weight-decay is not negative")
+    if config.reading.resize or config.reading.crop:
+        raise UserError("--resize and --crop mean nothing to a detector, which sees whole images")
+    # each batch waiting in a worker's queue holds open files, two per image, and COCO's bitmaps
+    return {"device": device_of(config.device), "workers": min(config.workers, 8)}
 
 
 def report(record: dict[str, Any]) -> str:
@@ -307,7 +343,7 @@ def report(record: dict[str, Any]) -> str:
     lines.append("draw" + "".join(f"{title:>{max(len(title), 6) + 3}}" for title in titles) + "   last loss")
     lines += [f"{run['draw']:<4}" + "".join(f"{run[name]:{max(len(title), 6) + 3}.1f}" for name, title in
                                             zip(names, titles, strict=True)) + f"{run['loss']:12.3f}" for run in runs]
-    if all(run["losses"][-1] >= run["losses"][0] for run in runs):
+    if all(len(run["losses"]) > 1 and run["losses"][-1] >= run["losses"][0] for run in runs):
         lines.append("warning: the loss did not fall; a lower --lr or a longer --warmup may be needed")
     of_class = {title: fmean(run["classes"][title] for run in runs) for title in runs[0]["classes"]}
     best = ", ".join(f"{title} {value:.1f}" for title, value in sorted(of_class.items(), key=lambda item: -item[1]))
@@ -317,14 +353,13 @@ def report(record: dict[str, Any]) -> str:
 
 def main() -> int:
     """The command line: evaluates, reports, and draws the detections and curves that the record holds."""
-    def drawn(config: Config) -> Path:
-        from evaluate import detection_pictures
+    from evaluate import detection_pictures
 
-        path = evaluate(config)
-        detection_pictures.save(records.read(path), path)
-        return path
-
-    return cli.scored(Config, __doc__ or "", drawn, report)
+    path = evaluate(cli.parse(Config, __doc__ or ""))
+    print(report(records.read(path)))
+    print(f"record: {path}")
+    detection_pictures.save(records.read(path), path)
+    return cli.SAME
 
 
 if __name__ == "__main__":

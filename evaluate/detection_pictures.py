@@ -2,11 +2,14 @@
 
 import base64
 import io
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from protobench import files
 
 FOUND, TRUTH = "#e69f00", "#0072b2"
 
@@ -55,7 +58,7 @@ def save(record: dict[str, Any], path: Path) -> None:
         else:
             curves(record, axes[0, 0])
         target = path.with_name(f"{path.stem}-{name}.png")
-        picture.savefig(target, dpi=150)
+        files.write_atomic(target, partial(picture.savefig, format="png", dpi=150))
         pyplot.close(picture)
         print(f"{name}: {target}")
 

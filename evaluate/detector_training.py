@@ -156,9 +156,9 @@ def optimizer_of(detector: nn.Module, params: dict[str, Any]) -> torch.optim.Opt
 
 
 def train(detector: nn.Module, optimizer: torch.optim.Optimizer, samples: Samples, schedule: Schedule, *, losses: list[float],
-          after: Callable[[int], None], device: str, workers: int, desc: str) -> None:
+          after: Callable[[], None], device: str, workers: int, desc: str) -> None:
     """Trains from step ``CHECKED * len(losses)`` on. Appends the mean loss of every CHECKED steps (and of the last ones) to
-    ``losses`` and then calls ``after`` with the steps done. UserError where a loss is not finite: nothing is lowered silently.
+    ``losses`` and then calls ``after``. UserError where a loss is not finite: nothing is lowered silently.
     """
     first, seed = min(CHECKED * len(losses), schedule.steps), (schedule.params["seed"], "step", schedule.draw)
     detector.train()
@@ -177,7 +177,7 @@ def train(detector: nn.Module, optimizer: torch.optim.Optimizer, samples: Sample
                                                f"{schedule.params['warmup']} steps); nothing is recorded")
             losses.append(round(mean, 5))
             recent.clear()
-            after(step + 1)
+            after()
 
 
 def is_finite(detector: nn.Module) -> bool:
@@ -187,13 +187,18 @@ def is_finite(detector: nn.Module) -> bool:
 
 def loss_of(detector: Any, batch: list[tuple[Tensor, Any]], optimizer: torch.optim.Optimizer) -> Tensor:
     """One step on a batch; its loss, the sum of all of the detector's, still on the device."""
-    pixels, found = zip(*batch, strict=True)
-    data = detector.data_preprocessor({"inputs": list(pixels), "data_samples": list(found)}, True)
-    loss, _ = detector.parse_losses(detector.loss(data["inputs"], data["data_samples"]))
+    loss, _ = detector.parse_losses(detector.loss(*_prepared(detector, batch, training=True)))
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
     return loss.detach()
+
+
+def _prepared(detector: Any, batch: list[tuple[Tensor, Any]], *, training: bool) -> tuple[Tensor, list[Any]]:
+    """The batch on the detector's device, normalised and padded, and its samples."""
+    pixels, found = zip(*batch, strict=True)
+    data = detector.data_preprocessor({"inputs": list(pixels), "data_samples": list(found)}, training)
+    return data["inputs"], data["data_samples"]
 
 
 def precise_batch_norm(detector: Any, samples: Samples, schedule: Schedule, count: int, *, device: str, workers: int) -> None:
@@ -208,9 +213,7 @@ def precise_batch_norm(detector: Any, samples: Samples, schedule: Schedule, coun
     loader = batches(samples, workers=workers, device=device, stack=list, batch_sampler=[batch for _, batch in where])
     with torch.no_grad():
         for batch in progress(loader, desc="BatchNorm statistics", unit=" batches", total=len(where)):
-            pixels, found = zip(*batch, strict=True)
-            data = detector.data_preprocessor({"inputs": list(pixels), "data_samples": list(found)}, True)
-            detector.loss(data["inputs"], data["data_samples"])
+            detector.loss(*_prepared(detector, batch, training=True))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     if not is_finite(detector):
@@ -245,9 +248,7 @@ def predict(detector: Any, samples: Samples, *, batch_size: int, device: str, wo
     results: dict[int, Detections] = {}
     with torch.no_grad():
         for batch in progress(loader, desc="detecting", unit=" batches", total=len(order)):
-            pixels, found = zip(*batch, strict=True)
-            data = detector.data_preprocessor({"inputs": list(pixels), "data_samples": list(found)}, False)
-            for sample in detector.predict(data["inputs"], data["data_samples"]):
+            for sample in detector.predict(*_prepared(detector, batch, training=False)):
                 of = sample.pred_instances.cpu()
                 masks = coco_mask.encode(np.asfortranarray(of.masks.numpy().transpose(1, 2, 0).astype(np.uint8))) \
                     if "masks" in of and len(of) else ()

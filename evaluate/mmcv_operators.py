@@ -75,7 +75,7 @@ class _Operators(ModuleType):
 
 def check() -> None:
     """UserError where MMDetection or what it stands on is not installed. Imports nothing; whether it works, ``provide`` tells."""
-    if missing := [package for package in ("mmdet", "mmengine", "mmcv") if find_spec(package) is None]:
+    if missing := [package for package in ("mmdet", "mmengine", "mmcv", "cv2", "pycocotools") if find_spec(package) is None]:
         raise UserError(f"MMDetection is not installed: no {', '.join(missing)}", hint=INSTALL)
 
 

@@ -40,7 +40,7 @@ class Reading:
     sha256: str | None = None
     """refuse the file unless its hash begins so"""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """of the frozen network's arithmetic. bf16 is faster; how far its features differ is measured, printed and recorded"""
+    """of the network's arithmetic. bf16 is faster; how far extracted features differ is measured, printed and recorded"""
 
 
 @dataclass(frozen=True)

@@ -93,8 +93,8 @@ def is_embedded(root: Path) -> bool:
 
 
 def is_used(data: Path | None) -> bool:
-    """Whether an evaluation's --data means embedded data: none was given, or its very root."""
-    return data is None or is_embedded(data)
+    """Whether an evaluation's --data means embedded data: none was given, or its root or a folder of it."""
+    return data is None or any(is_embedded(place) for place in (data, *data.absolute().parents[:2]))
 
 
 def _hashes(root: Path) -> dict[str, str]:

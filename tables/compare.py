@@ -134,11 +134,13 @@ def among(table: Table | Figure, have: dict[str, dict[str, Any]], asked: Collect
     exact = {key: record for key, record in found.items() if key in (asked or ())}
     settled = {record["subject"]["row"] for record in exact.values()}
     others = [record for record in found.values() if record["subject"]["row"] not in settled]
+    printed = getattr(table, "expected_params", {})  # what the paper prints is preferred to what a user tried later
     kept: dict[tuple[str, int, tuple[str, str]], dict[str, Any]] = {}
     protocol: dict[tuple, str] = {}
     recipe: dict[str, str] = {}
     stale = 0
-    for record in [*exact.values(), *sorted(others, key=lambda record: record["finished"], reverse=True)]:
+    others.sort(key=lambda record: (_as_printed(record, printed), record["finished"]), reverse=True)
+    for record in [*exact.values(), *others]:
         unit, subject = record["unit"], record["subject"]
         kind, settings = score_of(record), table.row(subject["row"]).settings  # both set by what was asked, else by the newest
         data, params = files.sha256([unit["version"], unit["data"]]), files.sha256(unit["params"])
@@ -151,6 +153,10 @@ def among(table: Table | Figure, have: dict[str, dict[str, Any]], asked: Collect
     for row, seed, score in sorted(kept):
         rows.setdefault(row, []).append(kept[row, seed, score])
     return Collected(rows, stale)
+
+
+def _as_printed(record: dict[str, Any], printed: dict[str, Any]) -> bool:
+    return all(record["unit"]["params"].get(what) == value for what, value in printed.items())
 
 
 def score_of(record: dict[str, Any]) -> tuple[str, str]:

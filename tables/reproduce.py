@@ -66,7 +66,8 @@ class Reproduce:
     skip_bad_images: int = 0
     """paper tier: leave out up to so many images of a data set that cannot be decoded; such cells are off protocol"""
     lr: float | None = None
-    """paper tier of detection: train detectors at this rate, where the paper's diverges; such cells are off protocol"""
+    """paper tier of tables 5 and 6 and their figure: train all rows' detectors at this rate, where the paper's diverges; such
+    cells are off protocol, and no table mixes rates"""
     results: Path = Path("results")
     runs: Path = Path("runs")
     """checkpoints and logs"""
@@ -77,10 +78,13 @@ def reproduce(config: Reproduce, table: Table | Figure) -> int:
     given = _given(config)
     if config.tier == "paper" and config.data is None:
         raise UserError("the paper tier needs the real data",
-                        hint="--data ROOT with imagenet/, VOCdevkit/, places205/ or CIFAR's folders below it")
-    on_cifar = any(dataset.startswith("cifar") for _, dataset in table.scores)
-    if config.tier == "paper" and config.data is not None and on_cifar and mini.is_embedded(config.data):
-        raise UserError("this is the embedded data, which only stands in for CIFAR", at=config.data, hint="--tier mini uses it")
+                        hint="--data ROOT with imagenet/, VOCdevkit/, places205/, coco/ or CIFAR's folders below it")
+    if config.tier == "paper" and config.data is not None and mini.is_embedded(config.data):
+        for standing_in, what in ((lambda name, of: of.startswith("cifar"), "CIFAR"),
+                                  (lambda name, of: name == "detection", "scenes for detection")):
+            if any(standing_in(name, of) for name, of in table.scores):
+                raise UserError(f"this is the embedded data, which only stands in for {what}", at=config.data,
+                                hint="--tier mini uses it")
     if config.tier != "paper" and config.data is not None:
         raise UserError(f"--data belongs to the paper tier, the {config.tier} tier makes its own", hint="add --tier paper")
     seeds = config.seeds if config.seeds is not None else 3 if config.tier == "mini" else 1
@@ -123,10 +127,14 @@ def reproduce(config: Reproduce, table: Table | Figure) -> int:
 def _set(config: Reproduce, table: Table | Figure) -> Table | Figure:
     """The table with detectors trained at --lr, or, in the quick tier, in a few steps."""
     if config.lr is not None and (config.tier != "paper" or any(name != "detection" for name, _ in table.scores)):
-        raise UserError("--lr belongs to the paper tier of tables 5 and 6", hint="it is for rates that diverge")
+        raise UserError("--lr belongs to the paper tier of tables 5 and 6 and their figure", hint="leave it out")
+    if config.lr is not None and not 0 < config.lr < math.inf:
+        raise UserError("--lr is positive")
     settings: tuple[tuple[str, Any], ...] = () if config.lr is None else (("lr", config.lr),)
     if config.tier == "quick" and any(name == "detection" for name, _ in table.scores):
         settings = (("iterations", 20),)
+    if not settings:
+        return table
     return replace(table, rows=tuple(replace(row, settings=row.settings + settings) for row in table.rows))
 
 
@@ -224,7 +232,8 @@ def run_job(job: Job, config: Reproduce, workers: int) -> None:
                     mistakes.append((score, mistake))
         if mistakes:
             score, first = mistakes[0]
-            raise UserError(f"{score.name}: {first.what}", at=first.at, hint=first.hint)
+            more = f" (and {len(mistakes) - 1} more, in the log)" if len(mistakes) > 1 else ""
+            raise UserError(f"{score.name}: {first.what}{more}", at=first.at, hint=first.hint)
 
 
 def _start_worker(threads: int) -> None:

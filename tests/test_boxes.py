@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from conftest import SCENES
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from evaluate.detector_training import bitmap
 from protobench import coco, mini, readable, scenes, voc, voc_boxes
 from protobench.boxes import BoxList, presence
 from protobench.errors import UserError
+
+coco_mask = pytest.importorskip("pycocotools.mask", reason="needs the extra detection")
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,11 @@ def test_run_lengths_are_pycocotools():
         mask = np.random.default_rng(seed).random((7, 5)) < 0.5
         encoded = {"size": [7, 5], "counts": scenes._run_lengths(mask)}
         np.testing.assert_array_equal(coco_mask.decode(coco_mask.frPyObjects(encoded, 7, 5)), mask)
+
+
+def test_a_folder_of_embedded_data_is_embedded_data(scene_data, tmp_path):
+    assert all(mini.is_used(folder) for folder in (None, scene_data, scene_data / "coco", scene_data / "VOCdevkit" / "VOC2007"))
+    assert not mini.is_used(tmp_path)
 
 
 def test_the_other_embedded_data_means_the_scenes(scene_data, world, tmp_path, monkeypatch):

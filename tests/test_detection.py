@@ -26,6 +26,7 @@ from protobench.checkpoints import Encoder
 from protobench.errors import UserError
 from protobench.transforms import EvalInput
 
+coco_mask = pytest.importorskip("pycocotools.mask", reason="needs the extra detection")
 pytestmark = pytest.mark.usefixtures("mmdet")
 
 
@@ -312,15 +313,53 @@ def test_samples_can_be_sent_to_a_process_that_has_not_imported_mmdetection(scen
     assert done.stdout.split() == [b"3"]
 
 
-def test_a_gpu_that_is_too_small_is_told(command, moco_file, scene_data, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("dataset", "hint"), [("voc07", "another --batch-size is another protocol"),
+                                               ("coco", "--precision bf16 needs less")])
+def test_a_gpu_that_is_too_small_is_told(command, moco_file, scene_data, tmp_path, monkeypatch, dataset, hint):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(detector_training, "loss_of", full)
-    code, _, err = command(detection.main, "--ckpt", moco_file, "--data", scene_data, "--results", tmp_path, *FEW)
+    code, _, err = command(detection.main, "--ckpt", moco_file, "--data", scene_data, "--dataset", dataset, "--results",
+                           tmp_path, *FEW)
     assert code == 2
     assert "too small for batches of 4" in err
-    assert "--precision bf16" in err
+    assert hint in err
+
+
+@pytest.mark.parametrize("scale", [[128, 96], [256, 192], [64, 48]])
+def test_detections_are_in_the_images_own_pixels(encoder, scene_data, scale):
+    """Whatever size the detector saw: its predictions, put where the objects are in its input, come back where they are."""
+    from mmengine.structures import InstanceData
+
+    val = coco.read(scene_data, "val").subset(np.arange(6))
+    detector = detectors.mask_rcnn(encoder, 20, small=True)
+    samples = Samples(val, [scale], 0, masks=True)
+
+    def predict(features, proposals, found, rescale):
+        """The truth in the input's pixels, brought back by MMDetection's own rescaling."""
+        results = []
+        for sample in found:
+            boxes = torch.from_numpy(val.objects[sample.img_id].boxes_N4) * torch.tensor(sample.scale_factor).repeat(2)
+            labels = torch.zeros(len(boxes), dtype=torch.long)
+            of = InstanceData(bboxes=boxes, scores=torch.ones(len(boxes)), labels=labels)
+            of.masks = detector.roi_head.mask_head._predict_by_feat_single(
+                torch.full((len(of), 20, 14, 14), 9.0), of.bboxes, labels, sample.metainfo, detector.roi_head.test_cfg,
+                rescale=rescale)  # this divides the boxes too
+            results.append(of)
+        return results
+
+    detector.roi_head.predict = predict
+    detector.rpn_head.predict = lambda *args, **how: None
+    found = detector_training.predict(detector, samples, batch_size=2, device="cpu", workers=0)
+    for of, objects in zip(found, val.objects, strict=True):
+        np.testing.assert_allclose(of.boxes_N4, objects.boxes_N4, atol=0.01)
+        for box, mask in zip(objects.boxes_N4.astype(int), of.masks, strict=True):
+            pixels = coco_mask.decode(mask)
+            assert pixels.shape == (objects.height, objects.width)
+            x1, y1, x2, y2 = box
+            assert pixels[y1 + 1 : y2 - 1, x1 + 1 : x2 - 1].all()
+            assert pixels.sum() <= (x2 - x1 + 2) * (y2 - y1 + 2)
 
 
 def test_the_batch_size_of_the_test_changes_nothing(encoder, test_list):
@@ -510,6 +549,52 @@ def test_a_stopped_training_goes_on_to_the_same_weights(moco_file, scene_data, t
     assert whole_run["runs"][0]["losses"] != whole_run["runs"][1]["losses"], "draws differ"
 
 
+def test_what_is_done_is_not_done_again(moco_file, scene_data, tmp_path, monkeypatch, capsys, whole_run):
+    config = detection.Config(moco_file, scene_data, iterations=20, batch_size=2, workers=0, results=tmp_path)
+    path = detection.evaluate(config)
+    monkeypatch.setattr(detector_training, "loss_of", None)
+    assert detection.evaluate(config) == path
+    assert "done before" in capsys.readouterr().out
+    with pytest.raises(TypeError):
+        detection.evaluate(replace(config, seed=1))
+
+
+def test_precision_is_told_and_recorded(command, moco_file, scene_data, tmp_path):
+    code, out, _ = command(detection.main, "--ckpt", moco_file, "--data", scene_data, "--results", tmp_path, "--precision",
+                           "bf16", "--iterations", 20, "--batch-size", 2, "--workers", 0)
+    assert code == 0
+    assert "backbone in bf16" in out
+    assert of(tmp_path)["precision"] == "bf16"
+
+
+def test_a_backbone_that_changes_in_training_stops_the_run(moco_file, scene_data, tmp_path, monkeypatch):
+    def touches(detector, *_):
+        detector.backbone.resnet.layer1[0].bn1.running_var += 1e-6
+        return torch.tensor(1.0)
+
+    monkeypatch.setattr(detector_training, "loss_of", touches)
+    with pytest.raises(RuntimeError, match="the frozen backbone changed"):
+        detection.evaluate(detection.Config(moco_file, scene_data, iterations=20, batch_size=2, workers=0, results=tmp_path))
+    assert not list(tmp_path.glob("*.json"))
+
+
+@pytest.mark.parametrize(("dataset", "batches"), [("voc07", []), ("coco", [20])])
+def test_batchnorm_statistics_are_made_anew_on_coco_alone(moco_file, scene_data, tmp_path, monkeypatch, dataset, batches):
+    asked = []
+    monkeypatch.setattr(detector_training, "loss_of", lambda *_: torch.tensor(1.0))
+    monkeypatch.setattr(detector_training, "precise_batch_norm", lambda *args, **how: asked.append(args[3]))
+    detection.evaluate(detection.Config(moco_file, scene_data, dataset, iterations=20, batch_size=2, workers=0, results=tmp_path))
+    assert asked == batches
+
+
+def test_draws_start_from_heads_of_their_own(moco_file, scene_data, tmp_path, monkeypatch):
+    heads = []
+    monkeypatch.setattr(detector_training, "loss_of", lambda detector, *_: (
+        heads.append(detector.rpn_head.rpn_conv.weight.detach().sum().item()), torch.tensor(1.0))[1])
+    detection.evaluate(detection.Config(moco_file, scene_data, iterations=1, batch_size=2, draws=2, workers=0, results=tmp_path))
+    assert len(set(heads)) == 2
+
+
 def test_a_damaged_state_is_told(moco_file, scene_data, tmp_path, monkeypatch):
     config = detection.Config(moco_file, scene_data, iterations=20, batch_size=2, workers=0, results=tmp_path)
     monkeypatch.setattr(detector_training, "predict", lambda *args, **how: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -533,9 +618,14 @@ def test_worker_processes_change_nothing(moco_file, scene_data, tmp_path, whole_
     (("--draws", 0), "--draws, --batch-size"),
     (("--epochs", 2, "--iterations", 3), "exclude one another"),
     (("--epochs", 0), "at least 1"),
-    (("--warmup", -1), "--warmup is not negative"),
+    (("--warmup", -1), "--warmup and --workers are not negative"),
     (("--sgd-momentum", 1), "--sgd-momentum lies in"),
     (("--weight-decay", -1), "--weight-decay is not negative"),
+    (("--iterations", 0), "at least 1"),
+    (("--task", "coco", "--epochs", 0), "at least 1"),
+    (("--workers", -1), "--workers are not negative"),
+    (("--device", "tpu"), "unknown device"),
+    (("--resize", 64), "mean nothing to a detector"),
     (("--data", "/nowhere"), "no such folder"),
     (("--arch", "resnet50"), "resnet50"),
 ])
@@ -549,6 +639,7 @@ def test_mistakes_are_told_without_a_traceback(command, moco_file, tmp_path, fla
 
 def test_the_report_warns_where_the_loss_did_not_fall(whole_run):
     assert "did not fall" not in detection.report(whole_run)
+    assert "did not fall" not in detection.report(whole_run | {"runs": [run | {"losses": [2.0]} for run in whole_run["runs"]]})
     flat = json.loads(json.dumps(whole_run))
     for run in flat["runs"]:
         run["losses"] = [1.0, 1.0]

@@ -74,6 +74,7 @@ def test_without_mmdetection_detection_is_not_run_and_says_why(world, monkeypatc
     assert {score.state for score in job.scores} == {"to run"}
 
 
+@pytest.mark.usefixtures("mmdet")
 def test_a_score_that_fails_does_not_stop_the_others(command, world, scene_data, monkeypatch, tmp_path):
     from tables import __main__ as tables_main
 
@@ -115,6 +116,34 @@ def test_another_rate_is_off_protocol_and_belongs_to_real_data(tmp_path):
                       checkpoint={"arch": "resnet50", "untouched": False, "trained": None})
         made["unit"]["params"] = {"lr": lr}
         assert list(compare._departures(changed, [made]).values()) == told
+
+
+def test_what_the_paper_prints_is_kept_when_a_row_was_tried_at_another_rate():
+    have = {}
+    for row, lr, when in (("random", 0.05, "1"), ("moco", 0.05, "1"), ("supervised", 0.005, "2"), ("moco", 0.005, "2")):
+        made = record(row, 1, "voc07", [40.0], finished=when)
+        made["unit"]["params"] = {"lr": lr}
+        have[f"{row} {lr}"] = made
+    kept = compare.among(load("table5"), have)
+    assert {row: [of["unit"]["params"]["lr"] for of in records] for row, records in kept.rows.items()} == {
+        "random": [0.05], "moco": [0.05]}
+    assert kept.stale == 2
+    tried = compare.among(load("table5"), have, asked={"supervised 0.005", "moco 0.005"})
+    assert set(tried.rows) == {"supervised", "moco"}, "what was asked for comes first, and rates are not mixed"
+
+
+@pytest.mark.parametrize("lr", [0, -1, float("nan"), float("inf")])
+def test_a_rate_is_refused_before_anything_is_trained(lr):
+    with pytest.raises(detection.UserError, match="--lr is positive"):
+        reproduce._set(reproduce.Reproduce("table5", "paper", lr=lr), load("table5"))
+
+
+def test_embedded_scenes_are_refused_as_real_data(command, scene_data):
+    from tables import __main__ as tables_main
+
+    code, _, err = command(tables_main.main, "reproduce", "table5", "--tier", "paper", "--data", scene_data)
+    assert code == 2
+    assert "only stands in for scenes for detection" in err
 
 
 def test_the_quick_tier_trains_detectors_for_a_few_steps():
