@@ -11,7 +11,7 @@ from PIL import Image
 
 from protobench import files
 
-FOUND, TRUTH = "#e69f00", "#0072b2"
+FOUND, TRUTH = "#e69f00", "#56b4e9"
 
 
 def detections(record: dict[str, Any], axes: list[Any]) -> None:
@@ -40,7 +40,7 @@ def curves(record: dict[str, Any], axis: Any) -> None:
                   color=None if named else "grey", label=f"{title} {of_class[title]:.0f}" if named else None,
                   linestyle="-" if place < 3 else "--" if named else "-")
     axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
-    axis.legend(fontsize=7, title="AP, best and worst", title_fontsize=7)
+    axis.legend(fontsize=7, title="AP, best and worst", title_fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
 
 
 def save(record: dict[str, Any], path: Path) -> None:

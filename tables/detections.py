@@ -15,8 +15,8 @@ IMAGES = 4
 
 def draw(found: dict[str, list[dict[str, Any]]]) -> Drawing:
     """A line per row, of its first seed: the same test images, then its curves."""
-    picture, axes = pictures.axes(IMAGES + 1, width=2.4 * (IMAGES + 1.4), height=2.2 * len(ROWS) + 0.4, rows=len(ROWS))
-    picture.set_dpi(110)
+    picture, axes = pictures.axes(IMAGES + 1, width=2.2 * (IMAGES + 1.8), height=2.2 * len(ROWS) + 0.4, rows=len(ROWS))
+    picture.set_dpi(100)  # of noise, which a PNG cannot press
     data = []
     for row, line in zip(ROWS, axes, strict=True):
         record = found[row.name][0]
