@@ -32,7 +32,7 @@ TABLE = Table(
     paper_runs=1,
     expected_data={"coco": {"classes": 80, "test images": 5000, "training images": 117_266}},
     expected_params={"lr": 0.02},
-    unit={BOXES: "COCO val2017, AP of boxes (%)", MASKS: "COCO val2017, AP of masks (%)"},
+    unit={BOXES: "COCO val2017 (%)", MASKS: "COCO val2017 (%)"},
     margin_reason="fixed before any run: 0.3, what the same training gives from run to run (MoCo's author, issue 39 of its "
                   "repository). PCL's printed lead over MoCo is 0.1 to 0.3, one run each: agreement of a cell does not "
                   "tell these rows apart",
