@@ -146,7 +146,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
 
     params, where = config.params(), _check(config)
     encoder = checkpoints.load(config.ckpt, config.reading)
-    print(encoder.summary().rpartition("\n  input: ")[0])  # that is of a classifier's crop
+    print("\n".join(line for line in encoder.summary().split("\n") if not line.startswith("  input: ")))  # a classifier's crop
     lists = data_lists(config.data, config.dataset, config.skip_bad_images)
     train, test = lists
     identity, subject = unit(encoder.key, lists, config), subject or records.subject_of(config.ckpt)

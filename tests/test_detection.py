@@ -559,11 +559,13 @@ def test_what_is_done_is_not_done_again(moco_file, scene_data, tmp_path, monkeyp
         detection.evaluate(replace(config, seed=1))
 
 
-def test_precision_is_told_and_recorded(command, moco_file, scene_data, tmp_path):
-    code, out, _ = command(detection.main, "--ckpt", moco_file, "--data", scene_data, "--results", tmp_path, "--precision",
+def test_precision_is_told_and_recorded(command, encoder_file, scene_data, tmp_path):
+    code, out, _ = command(detection.main, "--ckpt", encoder_file, "--data", scene_data, "--results", tmp_path, "--precision",
                            "bf16", "--iterations", 20, "--batch-size", 2, "--workers", 0)
     assert code == 0
     assert "backbone in bf16" in out
+    assert "looks like an untrained network" in out
+    assert "input: shorter side" not in out, "that is a classifier's"
     assert of(tmp_path)["precision"] == "bf16"
 
 
