@@ -158,6 +158,8 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
           f"{len(test)} test images, resized to at most {longer} by {shorter}, backbone in {encoder.precision}")
     key = files.sha256([identity, subject])
     state = _State.read(config.results / f".detection-{key[:12]}.pt", key)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()  # of what this process did before
     for draw in range(len(state.runs), params["draws"]):
         state.runs.append(_train_and_score(encoder, train, test, params, draw, state, on_coco=config.on_coco, **where))
         state.losses, state.detector, state.optimizer = [], None, None

@@ -244,10 +244,16 @@ def _cost(tier: Tier, jobs: list[Job], workers: int) -> str:
 
 def estimate(job: Job) -> float:
     """Seconds of one core for a job of the embedded tier, on the reference machine; for order and progress only."""
-    to_run = [(score.evaluation, score.dataset) for score in job.scores if score.state == "to run"]
-    scores = sum(MINI_SCORE_SECONDS.get(score, 3.0) for score in to_run)
-    if not job.trains:
-        return scores
+    return training_seconds(job) + sum(score_seconds(score) for score in job.scores if score.state == "to run")
+
+
+def score_seconds(score: Score) -> float:
+    """Of one score."""
+    return MINI_SCORE_SECONDS.get((score.evaluation, score.dataset), 3.0)
+
+
+def training_seconds(job: Job) -> float:
+    """Of a job's pretraining; 0 where there is none."""
     full = job.row.recipe("mini")
     share = job.recipe.train.epochs / full.train.epochs if full and full.train.epochs else 1
-    return scores + job.row.mini_seconds * share
+    return job.row.mini_seconds * share if job.trains else 0.0

@@ -176,7 +176,7 @@ def _run(jobs: list[Job], config: Reproduce) -> list[str]:
     workers = config.workers if config.workers is not None else (os.cpu_count() or 1) if config.tier == "paper" else 0
     threads = 1 if parallel > 1 else 0
     failures = []
-    with _bar(jobs) as bar, _threads_per_process(threads):
+    with _bar(jobs, config.results / config.tier / "records") as bar, _threads_per_process(threads):
         pool = ProcessPoolExecutor(min(parallel, len(jobs)), mp_context=multiprocessing.get_context("spawn"),
                                    initializer=_start_worker, initargs=(threads,))
         try:
@@ -268,8 +268,8 @@ def _threads_per_process(threads: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _bar(jobs: list[Job]) -> Iterator["_JobsBar"]:
-    bar = _JobsBar(jobs)
+def _bar(jobs: list[Job], records: Path) -> Iterator["_JobsBar"]:
+    bar = _JobsBar(jobs, records)
     try:
         yield bar
     finally:
@@ -277,24 +277,27 @@ def _bar(jobs: list[Job]) -> Iterator["_JobsBar"]:
 
 
 class _JobsBar:
-    """One bar over all jobs, in estimated seconds of work; reads the epochs done from the runs' logs."""
+    """One bar over all jobs, in estimated seconds of work; reads the epochs done from the runs' logs, the scores done from
+    ``records``."""
 
-    def __init__(self, jobs: list[Job]):
-        self.jobs = jobs
+    def __init__(self, jobs: list[Job], records: Path):
+        self.jobs, self.records, self.started = jobs, records, time.time()
         self.bar = progress(desc=f"{len(jobs)} encoders", unit=" s of work", total=math.ceil(sum(map(plan.estimate, jobs))))
 
     def show(self, pending) -> None:
         open_jobs = {id(job) for job in pending}
+        written = {path.name.rpartition("-")[0] for path in self.records.glob("*.json") if path.stat().st_mtime >= self.started}
         done, active = 0.0, []
         for job in self.jobs:
-            share = 1.0
-            if id(job) in open_jobs:
-                log = job.checkpoint.parent / "log.jsonl"
-                fresh = job.trains and log.exists()
-                epochs = log.read_bytes().count(b"\n") if fresh else 0
-                share = 0.95 * epochs / max(job.recipe.train.epochs, 1)
-                if epochs:
-                    active.append(f"{job.row.name}:{job.seed} {epochs}/{job.recipe.train.epochs}")
-            done += share * plan.estimate(job)
+            if id(job) not in open_jobs:
+                done += plan.estimate(job)
+                continue
+            log = job.checkpoint.parent / "log.jsonl"
+            epochs = log.read_bytes().count(b"\n") if job.trains and log.exists() else 0
+            scored = [score for score in job.scores if score.state == "to run"
+                      and f"{job.row.name}-{job.seed}-{score.evaluation}-{score.dataset}" in written]
+            done += plan.training_seconds(job) * epochs / max(job.recipe.train.epochs, 1) + sum(map(plan.score_seconds, scored))
+            if epochs and epochs < job.recipe.train.epochs:
+                active.append(f"{job.row.name}:{job.seed} {epochs}/{job.recipe.train.epochs}")
         self.bar.set_postfix_str(", ".join(active[:4]), refresh=False)
         self.bar.update(done - self.bar.n)

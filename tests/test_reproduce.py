@@ -15,7 +15,7 @@ from filelock import FileLock
 from protobench import backbones, mini, records
 from protobench.backbones import Arch
 from tables import __main__ as tables_main
-from tables import reproduce
+from tables import catalogue, plan, reproduce
 
 ROOT = Path(__file__).parent.parent
 
@@ -248,10 +248,35 @@ def _await_end(pids):
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
-def test_a_bar_of_half_seconds_reaches_its_end(monkeypatch):
+def test_the_bar_counts_epochs_and_scores_of_jobs_under_way(world, monkeypatch, tmp_path):
+    """A table of long scores would stand at 0 % for hours."""
+    monkeypatch.setattr(mini, "ensure", lambda: world)
+    (job,) = plan.make_plan(catalogue.load("table3"), "mini", data=None, given={}, rows=("moco",), seeds=1, results=tmp_path,
+                            runs=tmp_path / "runs")
+    training, first = plan.training_seconds(job), job.scores[0]
+    assert training == job.row.mini_seconds
+    assert plan.estimate(job) == training + sum(map(plan.score_seconds, job.scores))
+    (tmp_path / "moco-1-old-score-0123.json").touch()
+    bar = reproduce._JobsBar([job], tmp_path)
+    bar.show([job])
+    assert bar.bar.n == 0
+    job.checkpoint.parent.mkdir(parents=True)
+    (job.checkpoint.parent / "log.jsonl").write_text("{}\n" * (job.recipe.train.epochs // 2))
+    bar.show([job])
+    assert bar.bar.n == pytest.approx(training / 2)
+    assert "moco:1" in bar.bar.postfix
+    (tmp_path / f"moco-1-{first.evaluation}-{first.dataset}-0123456789ab.json").touch()
+    bar.show([job])
+    assert bar.bar.n == pytest.approx(training / 2 + plan.score_seconds(first))
+    bar.show([])
+    assert bar.bar.n == pytest.approx(plan.estimate(job))
+    bar.bar.close()
+
+
+def test_a_bar_of_half_seconds_reaches_its_end(monkeypatch, tmp_path):
     """tqdm forgets a total that is exceeded by half."""
     monkeypatch.setattr(reproduce.plan, "estimate", lambda job: 2.5)
-    bar = reproduce._JobsBar([object()])
+    bar = reproduce._JobsBar([object()], tmp_path)
     bar.show([])
     assert "/3 s of work" in str(bar.bar)
     bar.bar.close()
