@@ -114,8 +114,7 @@ def mask_rcnn(encoder: Encoder, num_classes: int, *, small: bool) -> nn.Module:
     config.rpn_head.anchor_generator.strides = [4 * stride]
     extractor = config.roi_head.bbox_roi_extractor
     extractor.featmap_strides, extractor.out_channels = [4 * stride], channels[2]
-    heads = (config.roi_head.bbox_head, config.roi_head.mask_head)
-    for head in heads:
+    for head in (config.roi_head.bbox_head, config.roi_head.mask_head):
         head.in_channels, head.num_classes = channels[3], num_classes
     config.train_cfg.rpn.allowed_border = -1
     config.train_cfg.rpn.assigner.min_pos_iou = 1e-6  # Detectron2 gives every object its best anchors, however poor

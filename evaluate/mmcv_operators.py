@@ -23,7 +23,7 @@ from torch import Tensor
 from protobench.errors import UserError
 
 NAME = "mmcv._ext"
-INSTALL = "python -m pip install -e '.[detection]', or use the environments that tox makes"
+INSTALL = "uv pip install -e '.[detection]', or use the environments that tox makes"
 
 
 def nms(boxes_N4: Tensor, scores_N: Tensor, iou_threshold: float, offset: int) -> Tensor:

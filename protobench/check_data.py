@@ -29,7 +29,7 @@ class Known:
 
 
 PLACES = {"imagenet": ("imagenet",), "voc07": ("VOCdevkit", "VOC2007", "ImageSets"),
-          "voc07+12": ("VOCdevkit/VOC2012", "VOC2012"), "coco": ("coco", "annotations"),
+          "voc07+12": ("VOCdevkit/VOC2012", "VOC2012"), "coco": ("coco", "train2017"),
           "places205": ("places205", "trainvalsplit_places205"), "cifar10": ("cifar10", cifar.FOLDERS["cifar10"]),
           "cifar100": ("cifar100", cifar.FOLDERS["cifar100"])}
 """The folders below a root that a data set is known by."""

@@ -80,9 +80,9 @@ def reproduce(config: Reproduce, table: Table | Figure) -> int:
         raise UserError("the paper tier needs the real data",
                         hint="--data ROOT with imagenet/, VOCdevkit/, places205/, coco/ or CIFAR's folders below it")
     if config.tier == "paper" and config.data is not None and mini.is_embedded(config.data):
-        for standing_in, what in ((lambda name, of: of.startswith("cifar"), "CIFAR"),
-                                  (lambda name, of: name == "detection", "scenes for detection")):
-            if any(standing_in(name, of) for name, of in table.scores):
+        for what, there in (("CIFAR", any(dataset.startswith("cifar") for _, dataset in table.scores)),
+                            ("VOC and COCO", any(name == "detection" for name, _ in table.scores))):
+            if there:
                 raise UserError(f"this is the embedded data, which only stands in for {what}", at=config.data,
                                 hint="--tier mini uses it")
     if config.tier != "paper" and config.data is not None:

@@ -143,7 +143,7 @@ def test_embedded_scenes_are_refused_as_real_data(command, scene_data):
 
     code, _, err = command(tables_main.main, "reproduce", "table5", "--tier", "paper", "--data", scene_data)
     assert code == 2
-    assert "only stands in for scenes for detection" in err
+    assert "only stands in for VOC and COCO" in err
 
 
 def test_the_quick_tier_trains_detectors_for_a_few_steps():
@@ -181,6 +181,16 @@ def test_check_data_knows_coco_and_voc_2012(command, scene_data, capsys):
     told = capsys.readouterr().out
     assert "coco-train2017" in told
     assert "voc07+12-trainval-boxes has 24 images, not 16551" in told
+
+
+def test_a_folder_named_annotations_is_no_coco(tmp_path):
+    """Many data sets have one; beside train/ it must not hide ImageNet."""
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "train" / "n01440764").mkdir(parents=True)
+    assert not check_data._is_here("coco", tmp_path)
+    assert check_data._is_here("imagenet", tmp_path)
+    (tmp_path / "train2017").mkdir()
+    assert check_data._is_here("coco", tmp_path)
 
 
 def test_detection_stands_in_the_catalogue():
