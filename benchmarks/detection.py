@@ -1,21 +1,16 @@
 """Training steps of Faster R-CNN R50-FPN, backbone frozen: MMDetection as evaluate/detection.py runs it, beside torchvision's.
 
-    python benchmarks/detection.py                  # two minutes on one core
-    python benchmarks/detection.py --device cuda    # a GPU's turn: images/s too, fp32 and bf16, at 1000 x 600
-
 Both at the standard sampling (2000 and 1000 proposals, 512 regions), the same pictures and boxes, SGD included.
 """
 
-import argparse
-import statistics
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torchvision
-from alternate import alternate
+from alternate import Figure, alternate, middle, show
 
 from evaluate import detection, detector_training, detectors
 from protobench import backbones, keyed
@@ -91,48 +86,15 @@ def torchvisions(batch: list, device: str) -> Any:
     return step
 
 
-def compare(name: str, steps: tuple[Any, Any], repeats: int) -> None:
-    """CPU seconds of both in turn; the second as a multiple of the first."""
-    for step in steps:
-        step()
-    times = alternate(*steps, repeats)
-    ratios = sorted(b / a for a, b in zip(*times, strict=True))
-    a, b = (statistics.median(of) for of in times)
-    print(f"{name:<36} torchvision {a:6.2f} s, ours {b:6.2f} s: {statistics.median(ratios):.2f}x "
-          f"({ratios[0]:.2f}-{ratios[-1]:.2f})")
-
-
-def on_gpu(name: str, step: Any, images: int, repeats: int = 20) -> None:
-    """Wall time of a step and images/s."""
-    for _ in range(5):
-        step()
-    torch.cuda.synchronize()
-    started = time.perf_counter()
-    for _ in range(repeats):
-        step()
-    torch.cuda.synchronize()
-    seconds = (time.perf_counter() - started) / repeats
-    memory = torch.cuda.max_memory_allocated() / 2**30
-    print(f"{name:<44} {1e3 * seconds:8.1f} ms a step, {images / seconds:7.1f} images/s, at most {memory:.1f} GiB")
-    torch.cuda.reset_peak_memory_stats()
-
-
-def main() -> None:
-    """All of it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
-    device = parser.parse_args().device
-    if device == "cpu":
-        torch.set_num_threads(1)
-        for width, height in ((160, 160), (256, 192)):
-            batch = [scene(width, height, key) for key in range(2)]
-            compare(f"a step on 2 images of {width} x {height}", (torchvisions(batch, device), ours(batch, device)), 7)
-        return
-    batch = [scene(1000, 600, key) for key in range(8)]
-    for name, step in (("torchvision, fp32", torchvisions(batch, device)), ("ours, fp32", ours(batch, device)),
-                       ("ours, backbone in bf16", ours(batch, device, "bf16"))):
-        on_gpu(f"{name}, 8 images of 1000 x 600", step, len(batch))
+def rows() -> Iterator[Figure]:
+    """Small pictures, one core. On a GPU: gpu.py, at 1000 x 600."""
+    torch.set_num_threads(1)
+    for width, height, repeats in ((160, 160, 5), (256, 192, 3)):
+        batch = [scene(width, height, key) for key in range(2)]
+        times = alternate(torchvisions(batch, "cpu"), ours(batch, "cpu"), repeats)
+        yield Figure(f"a training step of Faster R-CNN R50-FPN on 2 images of {width} × {height}, of torchvision's own",
+                     middle((b / a for a, b in zip(*times, strict=True)), "× its time"), "≤ 1.15×")
 
 
 if __name__ == "__main__":
-    main()
+    show(rows())

@@ -5,11 +5,13 @@ checksums, recognises it, and takes out and checks one backbone.
 """
 
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+from alternate import Figure, middle, show
 
 PUBLISHED = "torch.load(path, map_location='cpu', weights_only=True)"
 OURS = "checkpoints.load(path)"
@@ -60,19 +62,18 @@ def once(what: str, path: Path, measure: str) -> tuple[float, float]:
     return tuple(json.loads(done.stdout))
 
 
-def main(repeats: int = 7) -> None:
-    print(f"{'':<28} {'torch.load':>12} {'ours':>12}   ratio (min-max)    memory beyond the file's pages, MiB: torch.load, ours")
+def rows() -> Iterator[Figure]:
+    """Files of either format, wall time of each process's load."""
     with tempfile.TemporaryDirectory() as folder:
-        for name, legacy in (("torch >= 1.6 (zip)", False), ("before torch 1.6", True)):
+        for name, legacy in (("torch ≥ 1.6", False), ("before torch 1.6", True)):
             path = Path(folder) / "moco.pth.tar"
             write(path, legacy)
-            times = [(once(PUBLISHED, path, "time")[0], once(OURS, path, "time")[0]) for _ in range(repeats)]
-            ratios = sorted(ours / theirs for theirs, ours in times)
-            theirs, ours = (statistics.median(column) for column in zip(*times, strict=True))
+            times = [(once(PUBLISHED, path, "time")[0], once(OURS, path, "time")[0]) for _ in range(3)]
             memory = [once(what, path, "memory")[1] for what in (PUBLISHED, OURS)]
-            print(f"{name:<28} {1e3 * theirs:9.0f} ms {1e3 * ours:9.0f} ms   {statistics.median(ratios):.2f}x "
-                  f"({ratios[0]:.2f}-{ratios[-1]:.2f})    {memory[0]:.0f}, {memory[1]:.0f}")
+            yield Figure(f"loading a 341 MB MoCo file ({name}), of torch.load alone",
+                         f"{middle(ours / theirs for theirs, ours in times)}× its time; memory beyond the file's pages "
+                         f"{memory[1]:.0f} MiB, torch.load {memory[0]:.0f}")
 
 
 if __name__ == "__main__":
-    main()
+    show(rows())

@@ -1,15 +1,13 @@
-"""SPCL beside SimCLR: a step of each on equally many images, and what the clustering costs of an epoch.
-
-    python benchmarks/spcl.py          # two minutes on one core
-"""
+"""SPCL beside SimCLR: a step of each on equally many images, and what the clustering costs of an epoch."""
 
 import statistics
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import torch
-from alternate import alternate
+from alternate import Figure, alternate, middle, show
 
 from pretrain import loop, optim, recipes, simclr, spcl
 from pretrain.views import open_views
@@ -17,7 +15,7 @@ from protobench import images, mini
 from protobench.kmeans import kmeans
 
 
-def steps(name: str, ours: recipes.SPCL, theirs: recipes.SimCLR, size: int, pixels: int, repeats: int) -> None:
+def steps(name: str, ours: recipes.SPCL, theirs: recipes.SimCLR, size: int, pixels: int, repeats: int) -> Figure:
     """Loss, backward and update of both methods in turn on the same random pictures, as many forward passes each."""
     ours = replace(ours, train=replace(ours.train, batch_size=size))
     labels = torch.arange(10 * size) % 10
@@ -31,20 +29,16 @@ def steps(name: str, ours: recipes.SPCL, theirs: recipes.SimCLR, size: int, pixe
         optimizer = optim.optimizer(ours.train, method)
 
         def step(method=method, optimizer=optimizer) -> None:
-            loss = method.loss(views, chosen)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+            loop.update(method, optimizer, views, chosen, "fp32")
 
         step()
         calls.append(step)
     times = alternate(calls[0], calls[1], repeats)
-    ratios = sorted(b / a for a, b in zip(*times, strict=True))
-    a, b = (1e3 * statistics.median(of) for of in times)
-    print(f"{name:<44} SimCLR {a:8.1f} ms, SPCL {b:8.1f} ms: {statistics.median(ratios):.2f}x ({ratios[0]:.2f}-{ratios[-1]:.2f})")
+    ratios = (b / a for a, b in zip(*times, strict=True))
+    return Figure(f"a step of SPCL, of one of SimCLR: {name}", middle(ratios, "× its time"), "≤ 1.1×")
 
 
-def epoch() -> None:
+def epoch() -> Iterator[Figure]:
     """Epochs of embedded SPCL: how much of one are new views and features, how much is k-means."""
     source = images.image_folder(mini.ensure() / "imagenet" / "train", "imagenet-train")
     recipe = recipes.SPCL_MINI
@@ -55,18 +49,19 @@ def epoch() -> None:
     find = partial(kmeans, features, recipe.num_prototypes[0], seed=0, nredo=1, points_per_centroid=spcl.POINTS_PER_PROTOTYPE)
     clustering = statistics.median(alternate(find, find, 5)[0])
     seconds, e_step = (statistics.median(line[what] for line in lines) for what in ("seconds", "e_step_seconds"))
-    print(f"an epoch of embedded SPCL (wall): {seconds:.2f} s; clusters with their features {e_step:.2f} s, "
-          f"{100 * e_step / seconds:.0f} % of it; k-means alone {1e3 * clustering:.0f} ms, {100 * clustering / seconds:.1f} %")
+    yield Figure("k-means of SPCL's features, of an embedded epoch",
+                 f"{100 * clustering / seconds:.1f} %; with the features' own forward pass {100 * e_step / seconds:.0f} %",
+                 "≤ 10 %")
 
 
-def main() -> None:
+def rows() -> Iterator[Figure]:
     """All of it."""
     torch.set_num_threads(1)
-    steps("embedded network, 128 images of 32 pixels", recipes.SPCL_MINI, recipes.SIMCLR_MINI, 128, 32, 15)
-    steps("ResNet-18 with CIFAR's stem, 32 images, LARS", replace(recipes.SPCL_CIFAR10, num_prototypes=(64,)),
-          recipes.SIMCLR_CIFAR10, 32, 32, 5)
-    epoch()
+    yield steps("embedded network, 128 images of 32 pixels", recipes.SPCL_MINI, recipes.SIMCLR_MINI, 128, 32, 15)
+    yield steps("ResNet-18 with CIFAR's stem, 32 images, LARS", replace(recipes.SPCL_CIFAR10, num_prototypes=(64,)),
+                recipes.SIMCLR_CIFAR10, 32, 32, 5)
+    yield from epoch()
 
 
 if __name__ == "__main__":
-    main()
+    show(rows())

@@ -10,14 +10,24 @@ def average_precision(score_NC: np.ndarray, positive_NC: np.ndarray, counted_NC:
     code). Neither VOC07's 11-point mean nor scikit-learn's ``average_precision_score``, which has no envelope. Cells
     outside ``counted_NC`` (difficult images) are left out of the ranking. Ties keep the order of the rows.
     """
-    order_NC = np.argsort(-score_NC, axis=0, kind="stable")
-    hit_NC = np.take_along_axis(positive_NC, order_NC, 0)
-    if counted_NC is None:
-        rank_NC = np.arange(1, len(score_NC) + 1)[:, None]
-    else:
-        counted_NC = np.take_along_axis(counted_NC, order_NC, 0)
-        hit_NC = hit_NC & counted_NC
-        rank_NC = np.maximum(np.cumsum(counted_NC, 0), 1)
-    precision_NC = np.cumsum(hit_NC, 0) / rank_NC
-    envelope_NC = np.maximum.accumulate(precision_NC[::-1], 0)[::-1]
-    return (envelope_NC * hit_NC).sum(0) / hit_NC.sum(0)
+    area_C = np.empty(score_NC.shape[1])
+    for c, (score_N, positive_N) in enumerate(zip(score_NC.T, positive_NC.T, strict=True)):
+        if counted_NC is not None:
+            score_N, positive_N = score_N[counted_NC[:, c]], positive_N[counted_NC[:, c]]
+        rank_H = _hit_ranks(score_N, positive_N)
+        area_C[c] = _area(np.arange(1, len(rank_H) + 1) / rank_H)
+    return area_C
+
+
+def _hit_ranks(score_N: np.ndarray, positive_N: np.ndarray) -> np.ndarray:
+    """Where the positives come in the ranking, from 1, rising; [H]. Sorting the scores is several times as fast as sorting
+    the rows by their scores, and all that is needed where no two are equal."""
+    falling_N = np.sort(-score_N)
+    if (falling_N[1:] > falling_N[:-1]).all():
+        return 1 + np.searchsorted(falling_N, np.sort(-score_N[positive_N]))
+    return 1 + np.flatnonzero(positive_N[np.argsort(-score_N, kind="stable")])
+
+
+def _area(precision_H: np.ndarray) -> float:
+    """Of the envelope; recall rises by as much at every hit."""
+    return float(np.maximum.accumulate(precision_H[::-1]).mean())

@@ -1,64 +1,49 @@
-"""Random views: per image from a PIL picture (the paper's tier), or on a whole batch of tensors (the embedded tier).
+"""Random views of a whole batch of tensors: the embedded tier and CIFAR, and on a GPU the colours of the raw profile.
 
-Both are functions of a key (seed, epoch, image, view), so a view does not depend on workers, batches or resume. The batch
-path differs from torchvision's in three ways: it jitters in a fixed order (brightness, contrast, saturation, hue) instead of
-a random one, turns hue in YIQ instead of HSV, and crops at fractions of a pixel, bilinearly without antialiasing.
+Functions of a key (seed, epoch, image, view), as the views of files (draws.py), so that a view does not depend on workers,
+batches or resume. They differ from torchvision's in three ways: jitter in a fixed order (brightness, contrast, saturation, hue)
+instead of a random one, hue turned in YIQ instead of HSV, and crops at fractions of a pixel, bilinearly without antialiasing.
 """
 
 import math
+from functools import cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
-from torchvision.transforms import v2
 
+from pretrain.draws import TRIES
 from pretrain.recipes import Augment
 from protobench import keyed
 
-_TRIES = 10
-"""A crop box that does not fit the image is drawn again, at most this often; then the whole image is taken."""
-_DRAWS = 11 + 2 * _TRIES
+_DRAWS = 11 + 2 * TRIES
 """Uniforms per view: x, y, flip, jitter?, b, c, s, h, grey?, blur?, sigma, then area and aspect of every try."""
 _GREY = (0.2989, 0.587, 0.114)
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 
 
-def of_picture(recipe: Augment) -> v2.Compose:
-    """torchvision's transforms for one view of a PIL image, to uint8 [3, size, size]; draws from torch's global RNG."""
-    colour = [v2.RandomApply([v2.ColorJitter(*recipe.jitter)], p=recipe.jitter_p), v2.RandomGrayscale(recipe.grayscale)]
-    return v2.Compose([
-        v2.RandomResizedCrop(recipe.size, scale=(recipe.min_area, 1.0), interpolation=v2.InterpolationMode.BILINEAR),
-        *(reversed(colour) if recipe.grayscale_first else colour),
-        v2.RandomApply([_PILBlur()], p=recipe.blur),
-        v2.RandomHorizontalFlip(recipe.flip),
-        v2.PILToTensor(),
-    ])
-
-
-class _PILBlur(torch.nn.Module):
-    """Gaussian blur with sigma uniform in 0.1 to 2 pixels (SimCLR; MoCo v2 uses the same through PIL)."""
-
-    def forward(self, image: Image.Image) -> Image.Image:
-        from PIL import ImageFilter
-
-        return image.filter(ImageFilter.GaussianBlur(float(torch.empty(()).uniform_(0.1, 2.0))))
-
-
-def keyed_view(transform: v2.Compose, image: Image.Image, *key: int | str) -> Tensor:
-    """One view whose randomness is the key's alone; torch's global generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(keyed.seed(*key))
-        return transform(image)
-
-
 def of_batch(recipe: Augment, images_N3HW: Tensor, index_N: np.ndarray, *key: int | str) -> Tensor:
     """A view of every image: float [N, 3, size, size] in 0..1 from uint8 [N, 3, H, W] (square)."""
-    draws = torch.from_numpy(keyed.uniforms(_DRAWS, index_N, *key)).to(images_N3HW.device, torch.float32)
-    left, top, flip, jitter, b, c, s, h, grey, blur, sigma = draws.unbind(1)[:11]
+    draws = _drawn(images_N3HW.device, index_N, *key)
+    left, top, flip = draws.unbind(1)[:3]
     width, height = _box(recipe.min_area, draws[:, 11:])
-    x = _crop(images_N3HW.float() / 255, recipe, width, height, left, top, flip)
+    return _coloured(recipe, _crop(images_N3HW.float() / 255, recipe, width, height, left, top, flip), draws)
+
+
+def coloured(recipe: Augment, x_N3HW: Tensor, index_N: np.ndarray, *key: int | str) -> Tensor:
+    """Crops, float in 0..1, with the colours and the blur of a view."""
+    return _coloured(recipe, x_N3HW, _drawn(x_N3HW.device, index_N, *key))
+
+
+def _drawn(device: torch.device, index_N: np.ndarray, *key: int | str) -> Tensor:
+    """Uniforms [N, _DRAWS] on the device, which the host does not wait for."""
+    draws = torch.from_numpy(keyed.uniforms(_DRAWS, index_N, *key).astype(np.float32))
+    return draws.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else draws.to(device)
+
+
+def _coloured(recipe: Augment, x: Tensor, draws: Tensor) -> Tensor:
+    jitter, b, c, s, h, grey, blur, sigma = draws.unbind(1)[3:11]
     brightness, contrast, saturation, hue = recipe.jitter
 
     def jittered(x: Tensor) -> Tensor:
@@ -101,7 +86,14 @@ def _crop(x: Tensor, recipe: Augment, width: Tensor, height: Tensor, left: Tenso
 
 
 def _luma(x: Tensor) -> Tensor:
-    return (x * x.new_tensor(_GREY).view(3, 1, 1)).sum(1, keepdim=True)
+    return (x * _matrices(x.device)[0]).sum(1, keepdim=True)
+
+
+@cache
+def _matrices(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """The weights of grey [3, 1, 1], RGB to YIQ, and back: sent to a device once, because it means waiting for it."""
+    grey, to_yiq, from_yiq = (torch.tensor(np.array(m), dtype=torch.float32) for m in (_GREY, _YIQ, np.linalg.inv(_YIQ)))
+    return grey.view(3, 1, 1).to(device), to_yiq.to(device), from_yiq.to(device)
 
 
 def _jitter(x: Tensor, b: Tensor, c: Tensor, s: Tensor, h: Tensor) -> Tensor:
@@ -113,7 +105,7 @@ def _jitter(x: Tensor, b: Tensor, c: Tensor, s: Tensor, h: Tensor) -> Tensor:
     x = (x * b).clamp(0, 1)
     x = (x * c + (1 - c) * _luma(x).mean((2, 3), keepdim=True)).clamp(0, 1)
     x = (x * s + (1 - s) * _luma(x)).clamp(0, 1)
-    to_yiq, from_yiq = x.new_tensor(_YIQ), x.new_tensor(np.linalg.inv(_YIQ))
+    _, to_yiq, from_yiq = _matrices(x.device)
     cos, sin, one, zero = torch.cos(h * 2 * math.pi), torch.sin(h * 2 * math.pi), torch.ones_like(h), torch.zeros_like(h)
     turn = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], 1).view(-1, 3, 3)
     matrix = from_yiq @ turn @ to_yiq

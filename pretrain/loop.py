@@ -24,9 +24,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pretrain import optim, probe
+from pretrain.precision import Precision, autocast
 from pretrain.recipes import Recipe, run_key
 from pretrain.views import Views, open_views
 from protobench import checkpoints, files, keyed
@@ -65,6 +66,8 @@ def pretrain(recipe: Recipe, images: ImageList | None, out: Path, *, seed: int, 
     labels, num_classes = (torch.from_numpy(images.labels), len(images.classes)) if images else (torch.empty(0), 0)
     method = import_module(f"pretrain.{recipe.method}").build(recipe, labels, num_classes, seed)
     method = method.to(device, memory_format=torch.channels_last)
+    if recipe.train.compile:
+        compile_networks(method)
     optimizer = optim.optimizer(recipe.train, method)
     log, probes = _resume(checkpoint_path, key, method, optimizer, device) if resume else ([], [])
     if images and recipe.train.epochs:
@@ -87,6 +90,13 @@ def pretrain(recipe: Recipe, images: ImageList | None, out: Path, *, seed: int, 
     return encoder_path
 
 
+def compile_networks(method: nn.Module) -> None:
+    """torch.compile of every network of the method, in place: names and checkpoints stay as they are."""
+    for network in method.children():
+        if not isinstance(network, nn.ModuleList):  # whose members are called one by one
+            network.compile()
+
+
 def _check(recipe: Recipe) -> None:
     train = recipe.train
     if train.epochs < 0 or train.batch_size < 2:
@@ -102,7 +112,8 @@ def _probes(before: list[dict], method: Any, views: Views, images: ImageList, do
         return before
     started = time.perf_counter()
     try:
-        found = probe.probe(method, partial(_extract, views=views), images.labels, done, device=device)
+        extract = partial(_extract, views=views, precision=recipe.train.precision)
+        found = probe.probe(method, extract, images.labels, done, device=device)
     except UserError as mistake:
         print(f"no probe after {done} epochs. {mistake}")
         return before
@@ -112,7 +123,8 @@ def _probes(before: list[dict], method: Any, views: Views, images: ImageList, do
 def _epoch(method: Any, optimizer: torch.optim.Optimizer, views: Views, recipe: Recipe, epoch: int, images: int) -> dict:
     started = time.perf_counter()
     start_epoch: Callable | None = getattr(method, "start_epoch", None)
-    log = start_epoch(epoch, partial(_extract, views=views)) if start_epoch else {}
+    extract = partial(_extract, views=views, precision=recipe.train.precision)
+    log = start_epoch(epoch, extract) if start_epoch else {}
     for parameter in getattr(method, "renewed", ()):
         optimizer.state.pop(parameter, None)  # the momentum of weights that are no more
     e_step = time.perf_counter() - started
@@ -124,11 +136,7 @@ def _epoch(method: Any, optimizer: torch.optim.Optimizer, views: Views, recipe: 
     for step, (batch, index) in enumerate(views.batches(epoch, method.num_views, chosen)):
         rate = optim.learning_rate(recipe.train, epoch, step, steps)
         optim.set_rate(optimizer, rate)
-        loss = method.loss(batch, index)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        total += loss.detach()  # read once an epoch: a step never waits for the device
+        total += update(method, optimizer, batch, index, recipe.train.precision)  # read once an epoch
     mean = float(total) / steps
     if not np.isfinite(mean):
         raise UserError(f"{recipe.method}: the loss is not finite in epoch {epoch}",
@@ -139,8 +147,19 @@ def _epoch(method: Any, optimizer: torch.optim.Optimizer, views: Views, recipe: 
             "e_step_seconds": round(e_step, 3), **log}
 
 
+def update(method: Any, optimizer: torch.optim.Optimizer, views: list[Tensor], index_N: Tensor, precision: Precision) -> Tensor:
+    """One step of a method; its loss, on the device. Nothing here waits for the device."""
+    with autocast(precision, index_N.device):
+        loss = method.loss(views, index_N)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
 @torch.inference_mode()
-def _extract(module: nn.Module, views: Views, epoch: int | None = None, dtype: type = np.float32) -> np.ndarray:
+def _extract(module: nn.Module, views: Views, epoch: int | None = None, dtype: type = np.float32,
+             precision: Precision = "fp32") -> np.ndarray:
     """[I, C]: the module's output in eval mode for all images, in order; on their centre crops or, of an ``epoch``, on one random
     view of each. Written row by row into the array returned, so nothing is held twice."""
     was_training = module.training
@@ -148,7 +167,9 @@ def _extract(module: nn.Module, views: Views, epoch: int | None = None, dtype: t
     found: np.ndarray = np.empty((0, 0), dtype)
     done = 0
     for inputs in views.centre_crops() if epoch is None else views.one_view(epoch):
-        output = module(inputs).cpu().numpy()
+        with autocast(precision, inputs.device):
+            output = module(inputs)
+        output = output.float().cpu().numpy()
         if not done:
             found = np.empty((len(views), output.shape[1]), dtype)
         found[done : done + len(output)] = output

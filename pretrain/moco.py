@@ -22,12 +22,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain import recipes
+from pretrain.precision import in_fp32
 from protobench import keyed
 from protobench.backbones import ResNet
 from protobench.backbones import build as build_backbone
 from protobench.errors import UserError
 
 
+@in_fp32
 def info_nce(q_NC: Tensor, k_NC: Tensor, queue_KC: Tensor, temperature: float) -> Tensor:
     """PCL's Eq. 1, the mean over i: -log exp(q.k+ / T) / sum_j exp(q.k_j / T), j over k+ and the queue. Unit-norm inputs."""
     pos_N1 = (q_NC * k_NC).sum(1, keepdim=True)

@@ -9,8 +9,8 @@ Examples:
 Every epoch: E-step, k-means on the momentum features of centre crops; M-step, ProtoNCE. Builds on MoCo, as the paper.
 
 Departures from the released code:
-- negative prototypes are drawn by one ``topk`` over random numbers instead of ``random.sample`` on a Python set: the same
-  law in another stream (the original no longer runs on Python 3.11);
+- negative prototypes are the first of a random permutation instead of ``random.sample`` on a Python set: the same law in
+  another stream (the original no longer runs on Python 3.11);
 - two images of one prototype in a batch are not each other's negatives. The original makes them so: about one pair a
   step at K = 25 000 and a batch of 256, most of the batch at small K;
 - the original draws per GPU, where the prototypes of 32 to 64 images of the local batch are extra negatives; here those
@@ -35,6 +35,7 @@ from torch import Tensor
 
 from pretrain import recipes
 from pretrain.moco import MoCo, info_nce
+from pretrain.precision import in_fp32
 from protobench.kmeans import kmeans
 
 
@@ -60,13 +61,19 @@ def concentration(distance_I: np.ndarray, assignment_I: np.ndarray, k: int, *, t
 def draw_negatives(positive_N: Tensor, num_prototypes: int, num_negatives: int, generator: torch.Generator) -> Tensor:
     """R distinct prototypes, none of them positive for an image of the batch, each such set equally likely; int64 [R].
 
-    One pass and no host synchronisation: positives get a key above every random one, the R smallest keys win.
+    The first R of a permutation that are not positive: among the first R + N at most N are. Every shape is known beforehand, so
+    the host never waits for the device. R + N is at most ``num_prototypes``.
     """
-    key_K = torch.rand(num_prototypes, generator=generator, device=positive_N.device)
-    key_K[positive_N] = 2.0
-    return key_K.topk(num_negatives, largest=False, sorted=False).indices
+    r, device = num_negatives, positive_N.device
+    shuffled_K = torch.randperm(num_prototypes, generator=generator, device=device, dtype=torch.int32)
+    candidate = shuffled_K[: r + len(positive_N)].long()
+    free_K = torch.ones(num_prototypes, dtype=torch.bool, device=device).index_fill_(0, positive_N, False)
+    free = free_K[candidate]
+    place = torch.where(free, free.cumsum(0) - 1, r).clamp_(max=r)  # what is not wanted lands behind the last
+    return candidate.new_empty(r + 1).scatter_(0, place, candidate)[:r]
 
 
+@in_fp32
 def proto_nce(q_NC: Tensor, prototypes_KC: Tensor, phi_K: Tensor, positive_N: Tensor, negative_R: Tensor | None) -> Tensor:
     """The prototype term of Eq. 11 for one granularity, the mean over i: -log exp(q.c_s / phi_s) / sum_j exp(q.c_j / phi_j).
 

@@ -38,6 +38,10 @@ class Augment:
     """before the jitter, as MoCo v1's code has it; MoCo v2 and SimCLR drop colour after it"""
     blur: float = 0.0
     """probability of a Gaussian blur, sigma 0.1 to 2 pixels"""
+    profile: Literal["faithful", "fast", "raw"] = "faithful"
+    """of images read from files. faithful: torchvision's pixels, as published; fast: OpenCV's, some two times as quick; raw:
+    crops of pictures that a cache holds decoded (short side 256; 0.26 MB each), colours and blur on the device. Neither fast nor
+    raw reproduces a paper's row"""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,11 @@ class Train:
     optimizer: Literal["sgd", "lars"] = "sgd"
     sgd_momentum: float = 0.9
     weight_decay: float = 1e-4
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """of the networks while they are trained, by autocast; weights and losses are always fp32, and so is what is clustered. The
+    papers' code trains in fp32"""
+    compile: bool = False
+    """networks compiled by torch.compile: a minute or two once, then faster steps on a GPU"""
 
 
 @dataclass(frozen=True)
@@ -197,8 +206,11 @@ def run_key(recipe: Recipe, images: ImageList | None, seed: int) -> str:
     """Identity of a run's result: everything that determines the weights on one kind of device.
 
     A recipe without epochs (the Random row) depends on no images, and no recipe on its data set's name: the images are known.
+    What came later counts where it is not as it was before: runs of older versions keep their keys.
     """
     content = {name: value for name, value in asdict(recipe).items() if name != "dataset"}
+    for part, later in (("augment", {"profile": "faithful"}), ("train", {"precision": "fp32", "compile": False})):
+        content[part] = {name: value for name, value in content[part].items() if name not in later or value != later[name]}
     return files.sha256({"version": VERSION, "method": recipe.method, "recipe": content, "seed": seed,
                          "data": images.fingerprint if images and recipe.train.epochs else None})
 

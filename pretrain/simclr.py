@@ -20,10 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain import recipes
+from pretrain.precision import in_fp32
 from pretrain.similarity import Similarity
 from protobench.backbones import build as build_backbone
 
 
+@in_fp32
 def nt_xent(a_NC: Tensor, b_NC: Tensor, temperature: float) -> Tensor:
     """SimCLR's Eq. 1, the mean over all 2N views: cross-entropy of the other view among the 2N - 1 others. Unit norm."""
     z = torch.cat([a_NC, b_NC])

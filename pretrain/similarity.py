@@ -8,8 +8,11 @@ used for measuring only. (The paper says "distance"; what it prints, as its arro
 import torch
 from torch import Tensor
 
+from pretrain.precision import in_fp32
+
 
 @torch.no_grad()
+@in_fp32
 def tp_fn(a_NC: Tensor, b_NC: Tensor, label_N: Tensor, image_N: Tensor, draw_N: Tensor) -> Tensor:
     """Sums and numbers of pairs, float64 [4]: TP, its pairs, FN, its pairs. Two views of unit norm.
 

@@ -53,6 +53,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain import recipes
+from pretrain.precision import in_fp32
 from pretrain.similarity import Similarity
 from protobench import keyed
 from protobench.backbones import build as build_backbone
@@ -63,6 +64,7 @@ POINTS_PER_PROTOTYPE = 256
 """Images that k-means learns from; faiss's own default."""
 
 
+@in_fp32
 def contrastive_loss(a_NC: Tensor, b_NC: Tensor, image_N: Tensor, temperature: float, decoupled: bool = False) -> Tensor:
     """Eqs. 1 and 2, the mean over all 2N views: -log exp(s(z, z') / T) / sum_j exp(s(z, z_j) / T). Unit norm.
 
@@ -76,16 +78,19 @@ def contrastive_loss(a_NC: Tensor, b_NC: Tensor, image_N: Tensor, temperature: f
     return -F.logsigmoid(positive - rest).mean()
 
 
+@in_fp32
 def metric_loss(same: Tensor, different: Tensor) -> Tensor:
     """Eq. 3, the mean over its terms: cross-entropy of g_m's logits with 1 for pairs of one prototype, 0 for those of two."""
     return -(F.logsigmoid(same).mean() + F.logsigmoid(-different).mean()) / 2
 
 
+@in_fp32
 def prototype_loss(logits_NK: Tensor, prototype_N: Tensor) -> Tensor:
     """Eq. 4, the mean over its terms: cross-entropy of g_p's logits with the images' prototypes."""
     return F.cross_entropy(logits_NK, prototype_N)
 
 
+@in_fp32
 def symmetric_cross_entropy(logits_NK: Tensor, prototype_N: Tensor, alpha: float, beta: float) -> Tensor:
     """Wang et al. (ICCV 2019), Eqs. 5-7: alpha CE(q, p) + beta CE(p, q), the logarithm of a one-hot q's zeros taken as that of
     1e-4: the second is -log(1e-4) times the probability of all other prototypes."""

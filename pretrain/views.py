@@ -1,20 +1,24 @@
 """Batches for the loop: random views for the M-step, centre crops for the E-step, both in an order the key decides."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
 from typing import Protocol
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pretrain import augment
+from pretrain import augment, opencv_views, pillow_views
+from pretrain.draws import Draw, Drawer
 from pretrain.recipes import Augment, Recipe
-from protobench import keyed
+from protobench import keyed, raw_pictures
 from protobench.errors import UserError
 from protobench.images import ImageList
 from protobench.loading import CentreCrops, batches
+from protobench.raw_pictures import RawPictures
 from protobench.transforms import EvalInput
 
 IN_MEMORY_BYTES = 256 * 2**20
@@ -62,7 +66,7 @@ def numbered(chosen: np.ndarray, n: int) -> np.ndarray:
 def open_views(recipe: Recipe, images: ImageList, seed: int, device: str, workers: int) -> "TensorViews | FolderViews":
     """Small square images are held as one tensor, everything else is read from the files by workers.
 
-    Raises UserError where the data set is smaller than one batch.
+    Raises UserError where the data set is smaller than one batch, and for a profile of views from files where there are none.
     """
     if len(images) < recipe.train.batch_size:
         raise UserError(f"{images.name} has {len(images)} images, less than one batch of {recipe.train.batch_size}",
@@ -71,6 +75,9 @@ def open_views(recipe: Recipe, images: ImageList, seed: int, device: str, worker
     if first.width == first.height and len(images) * first.width * first.height * 3 <= IN_MEMORY_BYTES:
         pictures = [images.read(i) for i in range(len(images))]
         if {picture.size for picture in pictures} == {first.size}:
+            if recipe.augment.profile != "faithful":
+                raise UserError(f"{images.name} fits into memory, where views are made from whole batches: there is no profile "
+                                f"{recipe.augment.profile}", hint="leave out --augment.profile")
             return TensorViews(recipe, pictures, seed, device)
     return FolderViews(recipe, images, seed, device, workers)
 
@@ -120,11 +127,12 @@ class TensorViews:
 
 
 class FolderViews:
-    """Images read, and views made, by DataLoader workers."""
+    """Images read, and views made, by DataLoader workers; in the raw profile they only cut crops, and the device colours them."""
 
     def __init__(self, recipe: Recipe, images: ImageList, seed: int, device: str, workers: int):
         self.recipe, self.images, self.seed, self.device, self.workers = recipe, images, seed, device, workers
         self.normalise = _Normaliser(recipe.input, device)
+        self.raw = raw_pictures.keep(images, workers) if recipe.augment.profile == "raw" else None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -135,17 +143,13 @@ class FolderViews:
 
     def batches(self, epoch: int, num_views: int, chosen: np.ndarray) -> Iterator[tuple[list[Tensor], Tensor]]:
         """See ``Views``."""
-        views = _RandomViews(self.images, self.recipe.augment, self.seed, epoch, tuple(range(num_views)))
-        loader = batches(views, workers=self.workers, device=self.device, batch_sampler=numbered(chosen, len(self)).tolist())
-        for stacked, index in zip(loader, torch.from_numpy(chosen).to(self.device), strict=True):  # one copy an epoch
-            stacked = stacked.to(self.device, non_blocking=True).float() / 255
-            yield [self.normalise(view) for view in stacked.unbind(1)], index
+        views = self._views(epoch, tuple(range(num_views)), list(numbered(chosen, len(self))))
+        yield from zip(views, torch.from_numpy(chosen).to(self.device), strict=True)  # the numbers are copied once an epoch
 
     def one_view(self, epoch: int) -> Iterator[Tensor]:
         """See ``Views``."""
-        views = _RandomViews(self.images, self.recipe.augment, self.seed, epoch, (ONE_VIEW,))
-        for stacked in batches(views, workers=self.workers, device=self.device, batch_size=256):
-            yield self.normalise(stacked[:, 0].to(self.device, non_blocking=True).float() / 255)
+        for (view,) in self._views(epoch, (ONE_VIEW,), np.array_split(np.arange(len(self)), -(-len(self) // 256))):
+            yield view
 
     def centre_crops(self) -> Iterator[Tensor]:
         """See ``Views``."""
@@ -153,21 +157,52 @@ class FolderViews:
                              batch_size=256):
             yield self.normalise(crops.to(self.device, non_blocking=True).float() / 255)
 
+    def _views(self, epoch: int, names: tuple[int | str, ...], keys: list[np.ndarray]) -> Iterator[list[Tensor]]:
+        """Of each array of keys, the views of those names."""
+        views = _RandomViews(self.images, self.recipe.augment, self.seed, epoch, names, self.raw)
+        loader = batches(views, workers=self.workers, device=self.device, batch_sampler=[some.tolist() for some in keys])
+        for stacked_NVHWC, some in zip(loader, keys, strict=True):
+            pixels = stacked_NVHWC.to(self.device, non_blocking=True).float() / 255
+            found = [view.permute(0, 3, 1, 2) for view in pixels.unbind(1)]
+            if self.raw:
+                found = [augment.coloured(self.recipe.augment, view, some, self.seed, epoch, name)
+                         for name, view in zip(names, found, strict=True)]
+            yield [self.normalise(view) for view in found]
+
 
 class _RandomViews(Dataset):
-    """Views of an image, uint8 [V, 3, size, size]; indexed as ``numbered`` gives them."""
+    """Views of an image, uint8 [V, size, size, 3]; indexed as ``numbered`` gives them."""
 
-    def __init__(self, images: ImageList, recipe: Augment, seed: int, epoch: int, views: tuple[int | str, ...]):
-        self.images, self.seed, self.epoch, self.views = images, seed, epoch, views
-        self.transform = augment.of_picture(recipe)
+    def __init__(self, images: ImageList, recipe: Augment, seed: int, epoch: int, names: tuple[int | str, ...],
+                 raw: RawPictures | None):
+        self.images, self.recipe, self.seed, self.epoch, self.names, self.raw = images, recipe, seed, epoch, names, raw
+        cv2.setNumThreads(1)  # a worker is one thread
 
     def __len__(self) -> int:
         return len(self.images)
 
+    @cached_property
+    def drawer(self) -> Drawer:
+        """Every worker's own."""
+        return Drawer(self.recipe)
+
     def __getitem__(self, number: int) -> Tensor | UserError:
         try:
-            picture = self.images.read(number % len(self.images))
+            render, extent = self._open(number % len(self.images))
         except UserError as mistake:
             return mistake
-        return torch.stack([augment.keyed_view(self.transform, picture, self.seed, self.epoch, number, view)
-                            for view in self.views])
+        size = self.recipe.size
+        views = np.empty((len(self.names), size, size, 3), np.uint8)
+        for view, name in zip(views, self.names, strict=True):
+            view[:] = render(self.drawer(*extent, keyed.seed(self.seed, self.epoch, number, name)), size)
+        return torch.from_numpy(views)
+
+    def _open(self, index: int) -> tuple[Callable[[Draw, int], np.ndarray], tuple[int, int]]:
+        """What makes views of a picture, and its width and height."""
+        if self.raw:
+            pixels = self.raw[index]
+            return partial(opencv_views.resized_crop, pixels), (pixels.shape[1], pixels.shape[0])
+        picture = self.images.read(index)
+        if self.recipe.profile == "fast":
+            return partial(opencv_views.render, np.asarray(picture)), picture.size
+        return partial(pillow_views.render, picture), picture.size

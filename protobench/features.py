@@ -4,7 +4,6 @@ import contextlib
 import io
 import math
 import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -106,7 +105,7 @@ def _write(path: Path, images: ImageList, input_: EvalInput, compute: Callable[[
             with files.writing(path):
                 if step == 0:
                     header = _header(len(images), rows.shape[1])
-                    _need(path.parent, len(header) + rows.shape[1] * 4 * (len(images) - done))
+                    files.need(path.parent, len(header) + rows.shape[1] * 4 * (len(images) - done), "the features")
                     file.write(header)
                     file.seek(len(header) + done * rows.shape[1] * 4)
                     file.truncate()
@@ -131,13 +130,6 @@ def _header(rows: int, columns: int) -> bytes:
     buffer = io.BytesIO()
     np.lib.format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": (rows, columns)})
     return buffer.getvalue()
-
-
-def _need(folder: Path, size: int) -> None:
-    """UserError where the disk has not ``size`` bytes left."""
-    if (free := shutil.disk_usage(folder).free) < size:
-        raise UserError(f"the features need {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free", at=folder,
-                        hint="make room, or set PROTOBENCH_CACHE to a folder on another disk")
 
 
 def forward(encoder: Encoder, input_: EvalInput, pooling: Pooling, device: str) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from protobench.errors import UserError
 
 
 def cache_dir() -> Path:
-    """$PROTOBENCH_CACHE, or protobench/ in the user's cache folder: embedded data and features."""
+    """$PROTOBENCH_CACHE, or protobench/ in the user's cache folder: embedded data, features and decoded pictures."""
     if path := os.environ.get("PROTOBENCH_CACHE"):
         return Path(path)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "protobench"
@@ -42,6 +43,13 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as failure:
         raise UserError(f"cannot write: {failure.strerror or failure}", at=path,
                         hint="check free space and permissions; what was there before is untouched") from failure
+
+
+def need(folder: Path, size: int, what: str) -> None:
+    """UserError where the disk has not ``size`` bytes left for ``what``."""
+    if (free := shutil.disk_usage(folder).free) < size:
+        raise UserError(f"{what} need {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free", at=folder,
+                        hint="make room, or set PROTOBENCH_CACHE to a folder on another disk")
 
 
 def sync(file: BinaryIO) -> None:

@@ -101,6 +101,12 @@ def _code() -> dict[str, Any]:
         return {"commit": None, "dirty": None}
 
 
+def commit() -> str:
+    """Of the code that runs, for a reader."""
+    found = _code()
+    return f"{(found['commit'] or 'unknown')[:12]}{' with changes' if found['dirty'] else ''}"
+
+
 @cache
 def environment() -> dict[str, Any]:
     """Versions and hardware, without names of users, hosts or folders."""

@@ -258,8 +258,14 @@ def _departures(table: Table, found: list[dict[str, Any]]) -> dict[str, str]:
             odd.append(f"{network} as architecture instead of {' or '.join(table.networks)}")
         if left_out := record["data"].get("unreadable", {}).get("count", 0):
             odd.append(f"{left_out} unreadable images left out")
-        if left_out := (record["checkpoint"].get("trained") or {}).get("unreadable", 0):
+        trained = record["checkpoint"].get("trained") or {}
+        if left_out := trained.get("unreadable", 0):
             odd.append(f"{left_out} unreadable images left out of pretraining")
+        recipe = trained.get("recipe", {})
+        if (views := recipe.get("augment", {}).get("profile", "faithful")) != "faithful":
+            odd.append(f"pretrained on views of the {views} profile, which are not torchvision's pixels")
+        if (precision := recipe.get("train", {}).get("precision", "fp32")) != "fp32":
+            odd.append(f"pretrained in {precision}, the papers in fp32")
         if odd:
             told[name] = f"{name} is off protocol: " + ", ".join(odd)
     return told

@@ -54,3 +54,12 @@ def test_equals_a_naive_loop(seed, n):
     ours = average_precision(scores, positive, counted)
     for column in range(3):
         assert ours[column] == pytest.approx(_naive(scores[:, column], positive[:, column], counted[:, column]), abs=1e-12)
+
+
+@given(st.integers(0, 10_000), st.integers(2, 40), st.sampled_from([1, 2, 5]))
+def test_ties_keep_the_order_of_the_rows(seed, n, different):
+    rng = np.random.default_rng(seed)
+    scores, positive = rng.integers(0, different, (n, 1)).astype(float), rng.random((n, 1)) < 0.4
+    positive[rng.integers(n)] = True
+    untied = scores - 1e-6 * np.arange(n)[:, None]
+    assert average_precision(scores, positive) == pytest.approx(average_precision(untied, positive), abs=1e-12)

@@ -1,3 +1,4 @@
+import itertools
 import math
 from collections import Counter
 from dataclasses import replace
@@ -83,6 +84,17 @@ def test_every_other_prototype_is_equally_likely():
     assert sum(observed) == 18_000
     # without replacement the counts vary less than the multinomial, so the chi-square test is conservative
     assert stats.chisquare(observed).pvalue > 0.01
+
+
+@pytest.mark.parametrize("positive", [[4], [1, 1], [0, 6]])
+def test_every_set_of_negatives_is_equally_likely(positive):
+    """Also where two images share a prototype, and where all that is left is drawn but for one or two."""
+    generator = torch.Generator().manual_seed(2)
+    drawn = Counter(frozenset(draw_negatives(torch.tensor(positive), 7, 4, generator).tolist()) for _ in range(6000))
+    allowed = set(range(7)) - set(positive)
+    sets = [frozenset(chosen) for chosen in itertools.combinations(sorted(allowed), 4)]
+    assert drawn.keys() == set(sets)
+    assert stats.chisquare([drawn[one] for one in sets]).pvalue > 0.01
 
 
 def _problem(seed=0):

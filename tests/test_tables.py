@@ -170,6 +170,19 @@ def test_other_data_or_architecture_is_off_protocol_in_the_papers_tier(command, 
     assert "MoCo: voc07 is off protocol: resnet18 as architecture instead of resnet50" in out
 
 
+@pytest.mark.parametrize(("changed", "told"), [
+    ({"augment": {"profile": "raw"}}, "pretrained on views of the raw profile, which are not torchvision's pixels"),
+    ({"train": {"precision": "bf16"}}, "pretrained in bf16, the papers in fp32"),
+    ({"augment": {"profile": "faithful"}, "train": {"precision": "fp32"}}, "")])
+def test_faster_pretraining_is_off_protocol(command, tmp_path, changed, told):
+    _fill(tmp_path)
+    _remove(tmp_path, "moco")
+    _write(tmp_path, "paper", "moco", 0, _paper("moco"), trained={"unreadable": 0, "recipe": changed})
+    _, out, _ = _diff(command, tmp_path, "--tier", "paper")
+    assert ("60 reproduced, 10 cited" in out) == (not told)
+    assert f"MoCo: voc07 is off protocol: {told}" in out or not told
+
+
 def test_one_retrained_encoder_is_never_more_than_within(command, tmp_path):
     for row in RUNNABLE:
         _write(tmp_path, "paper", row, 1, _paper(row), source="retrained")

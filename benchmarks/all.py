@@ -1,0 +1,90 @@
+"""All stages on one CPU core, each in a process of its own; writes results/benchmarks.md.
+
+    tox -e bench                                  # everything, about ten minutes
+    python benchmarks/all.py knn augmentation     # some, printed only
+    python benchmarks/gpu.py                      # the GPU's turn
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from alternate import HEADINGS, Figure, Ratio
+from tabulate import tabulate
+
+from protobench import files, records
+
+STAGES = ("concentration", "negatives", "clustering", "momentum", "pcl", "spcl", "augmentation", "loading", "features", "lowshot",
+          "average_precision", "linear", "knn", "ami", "detection", "growth")
+HERE = Path(__file__).parent
+RESULTS = HERE.parent / "results"
+
+
+def run(stage: str) -> list[Ratio | Figure]:
+    """The rows of a stage, printed as they come. Raises CalledProcessError where it fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        kept = Path(folder) / "rows"
+        subprocess.run([sys.executable, HERE / f"{stage}.py", "--rows", kept], check=True,
+                       env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"})
+        found = [json.loads(line) for line in kept.read_text().splitlines()]
+    kinds = {kind.__name__: kind for kind in HEADINGS}
+    return [kinds[row.pop("kind")](**row) for row in found]
+
+
+def page(title: str, rows: list[Ratio | Figure], about: list[str]) -> str:
+    """Markdown: what it was measured on, then a table of ratios and one of the rest."""
+    parts = [f"# {title}", *about]
+    for kind, headings in HEADINGS.items():
+        cells = [row.cells() for row in rows if isinstance(row, kind)]
+        if cells:
+            parts.append(tabulate(cells, headings, tablefmt="pipe", disable_numparse=True))
+    return "\n\n".join(parts) + "\n"
+
+
+def machine() -> str:
+    """Processor, memory and versions."""
+    model = platform.processor() or platform.machine()
+    if (info := Path("/proc/cpuinfo")).exists():
+        model = next((line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line), model)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else 0
+    found = records.environment()
+    versions = ", ".join(f"{name} {found[name]}" for name in ("python", "torch", "torchvision", "numpy", "scikit-learn", "faiss-gpu",
+                                                              "pillow", "opencv-python-headless", "mmdet") if found[name])
+    return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB; GPU: {found['gpu'] or 'none'}. {versions}. " \
+           f"Code {records.commit()}, {time.strftime('%Y-%m-%d', time.gmtime())}."
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stages", nargs="*", metavar="STAGE", help=", ".join(STAGES))
+    chosen = parser.parse_args().stages
+    if unknown := set(chosen) - set(STAGES):
+        parser.error(f"no such stage: {', '.join(sorted(unknown))}; there are {', '.join(STAGES)}")
+    started, rows, failed = time.monotonic(), [], []
+    for number, stage in enumerate(stages := chosen or STAGES, start=1):
+        print(f"\n[{number}/{len(stages)}, {(time.monotonic() - started) / 60:.1f} min] {stage}", flush=True)
+        try:
+            rows += run(stage)
+        except subprocess.CalledProcessError as failure:
+            failed.append(f"{stage} (exit {failure.returncode})")
+    minutes = (time.monotonic() - started) / 60
+    print(f"\n{minutes:.1f} minutes" + (f"; failed: {', '.join(failed)}" if failed else ""))
+    if failed or chosen:
+        return 2 if failed else 0
+    about = ["`tox -e bench` writes this file. The published way and ours in turn in one process, one thread: medians of CPU time, the "
+             "ratio of each pair, and how far the results agree. The limit is the arithmetic, or the memory, that our way cannot "
+             "avoid, at the speed this core multiplies and copies at. What stands behind each row: benchmarks/README.md.",
+             f"{machine()} {minutes:.1f} minutes."]
+    files.write_text(RESULTS / "benchmarks.md", page("Speed beside the published way", rows, about))
+    print(RESULTS / "benchmarks.md")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

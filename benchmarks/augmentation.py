@@ -1,0 +1,114 @@
+"""Two views of a JPEG: Pillow and torchvision's transforms, as published, and the three profiles of pretraining.
+
+A worker's part only: the published way ends with normalised floats, as its workers do, ours with bytes, which the device
+normalises; in the raw profile the device gives colours and blur, too. Pictures are synthetic, 500 x 375, about 60 KB each.
+"""
+
+import io
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from alternate import Figure, Ratio, alternate, ratio, show
+from PIL import Image, ImageFilter
+from torchvision import transforms
+
+from pretrain import opencv_views, pillow_views, views
+from pretrain.recipes import MOCO_V1, SIMCLR, V2_AUGMENT, Augment
+from protobench import images, keyed, raw_pictures
+from protobench.transforms import IMAGENET_MEAN, IMAGENET_STD
+
+PICTURES = 48
+
+
+def jpeg(number: int) -> bytes:
+    """Smooth fields, edges and noise, quality 88."""
+    rng = np.random.default_rng(number)
+    field = cv2.resize(rng.uniform(0, 255, (12, 16, 3)).astype(np.float32), (500, 375), interpolation=cv2.INTER_CUBIC)
+    for _ in range(25):
+        corner = rng.integers(0, (460, 340))
+        cv2.rectangle(field, corner.tolist(), (corner + rng.integers(8, 120, 2)).tolist(), rng.uniform(0, 255, 3).tolist(), -1)
+    field += rng.normal(0, 9, field.shape)
+    buffer = io.BytesIO()
+    Image.fromarray(field.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=88)
+    return buffer.getvalue()
+
+
+def published(recipe: Augment) -> transforms.Compose:
+    """The transforms in the order of the released code."""
+    def blurred(picture: Image.Image) -> Image.Image:
+        return picture.filter(ImageFilter.GaussianBlur(float(torch.empty(()).uniform_(0.1, 2.0))))
+
+    colour = [transforms.RandomApply([transforms.ColorJitter(*recipe.jitter)], p=recipe.jitter_p),
+              transforms.RandomGrayscale(recipe.grayscale)]
+    return transforms.Compose([
+        transforms.RandomResizedCrop(recipe.size, scale=(recipe.min_area, 1.0)),
+        *(reversed(colour) if recipe.grayscale_first else colour),
+        transforms.RandomApply([blurred], p=recipe.blur), transforms.RandomHorizontalFlip(recipe.flip),
+        transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
+
+
+def rows() -> Iterator[Ratio | Figure]:
+    """MoCo v2's views in every profile, MoCo v1's and SimCLR's in the default one."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["PROTOBENCH_CACHE"] = folder
+        photos = Path(folder) / "photos" / "one"
+        photos.mkdir(parents=True)
+        for number in range(PICTURES):
+            (photos / f"{number:03d}.jpg").write_bytes(jpeg(number))
+        source = images.image_folder(photos.parent, "photos")
+        for name, recipe in (("MoCo v2", V2_AUGMENT), ("MoCo v1", MOCO_V1.augment), ("SimCLR", SIMCLR.augment)):
+            yield _row(source, name, recipe, 1.5, _equal(source, recipe))
+        kept = raw_pictures.keep(source, 0)
+        yield _row(source, "MoCo v2", replace(V2_AUGMENT, profile="fast"), 3, _far(source, V2_AUGMENT))
+        yield _row(source, "MoCo v2", replace(V2_AUGMENT, profile="raw"), 15, "crops alone, of pictures shrunk before", kept)
+
+
+def _row(source: images.ImageList, name: str, recipe: Augment, target: float, agreement: str,
+         kept: raw_pictures.RawPictures | None = None) -> Ratio:
+    transform = published(recipe)
+    ours = views._RandomViews(source, recipe, 0, 0, (0, 1), kept)
+
+    def theirs() -> None:
+        for path in source.paths:
+            with Image.open(source.root / path) as file:
+                picture = file.convert("RGB")
+            torch.stack([transform(picture) for _ in range(2)])
+
+    times = alternate(theirs, lambda: [ours[i] for i in range(PICTURES)], 5)
+    each = ([seconds / PICTURES for seconds in way] for way in times)
+    return ratio(f"two views of a JPEG, {name}, {recipe.profile}", tuple(each), agreement, target=target)  # type: ignore[arg-type]
+
+
+def _both(source: images.ImageList, recipe: Augment, render: Callable) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The published way's bytes and ours of the same draws, two views of every picture."""
+    transform = transforms.Compose(published(recipe).transforms[:-2])
+    drawer = views.Drawer(recipe)
+    for number in range(2 * PICTURES):
+        picture, seed = source.read(number // 2), keyed.seed("benchmark", number)
+        torch.manual_seed(seed)
+        yield np.asarray(transform(picture)), render(picture, drawer(*picture.size, seed), recipe.size)
+
+
+def _equal(source: images.ImageList, recipe: Augment) -> str:
+    different = sum(int((theirs != ours).sum()) for theirs, ours in _both(source, recipe, pillow_views.render))
+    return f"{different} of {2 * PICTURES * 3 * recipe.size**2 / 1e6:.0f} million values differ"
+
+
+def _far(source: images.ImageList, recipe: Augment) -> str:
+    pairs = [(a.astype(float), b.astype(float)) for a, b in _both(
+        source, recipe, lambda picture, draw, size: opencv_views.render(np.asarray(picture), draw, size))]
+    off = np.stack([np.abs(a - b) for a, b in pairs])
+    shift = np.mean([(b - a).mean() for a, b in pairs])
+    return (f"levels of 255 off torchvision's: mean {off.mean():.1f}, 99 % below {np.percentile(off, 99):.0f}, "
+            f"at most {off.max():.0f}; brighter by {shift:+.1f}; spread {np.mean([b.std() - a.std() for a, b in pairs]):+.1f}")
+
+
+if __name__ == "__main__":
+    show(rows())

@@ -1,0 +1,127 @@
+"""Training in bf16, compiled networks, and steps that never wait for the device."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from pretrain import loop, optim, recipes, simclr
+from pretrain.precision import in_fp32
+from protobench import checkpoints
+from protobench.images import ImageList
+
+METHODS = {"moco": replace(recipes.MOCO_MINI, queue=64, bn_groups=2),
+           "pcl": replace(recipes.PCL_MINI, queue=64, num_prototypes=(60, 70), num_negatives=10, warmup=0),
+           "simclr": recipes.SIMCLR_MINI, "spcl": replace(recipes.SPCL_MINI, num_prototypes=(8,)),
+           "supervised": recipes.SUPERVISED_MINI}
+METHODS = {name: replace(recipe, train=replace(recipe.train, epochs=2, batch_size=32)) for name, recipe in METHODS.items()}
+WAITS = {"aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::nonzero", "aten::masked_select",
+         "aten::unique_consecutive", "aten::_unique2", "aten::equal", "aten::bincount"}
+"""What the host reads a result of, or needs one's size of: on a GPU it waits for it."""
+
+
+def _set_up(name, optimizer="sgd"):
+    """A method after its start of an epoch, its optimiser, and a batch."""
+    recipe = replace(METHODS[name], train=replace(METHODS[name].train, optimizer=optimizer))
+    labels = torch.arange(200) % 20
+    torch.manual_seed(0)
+    method = __import__(f"pretrain.{name}", fromlist=["build"]).build(recipe, labels, 20, 0)
+    if hasattr(method, "start_epoch"):
+        method.start_epoch(0, lambda module, **how: np.random.default_rng(0).normal(size=(200, 64)).astype(np.float32))
+    index = torch.from_numpy(method.draw_batches(0, 1)[0]) if hasattr(method, "draw_batches") else torch.arange(32)
+    views = [torch.randn(32, 3, 32, 32) for _ in range(method.num_views)]
+    return method.train(), optim.optimizer(recipe.train, method), views, index
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
+@pytest.mark.parametrize("name", METHODS)
+def test_no_step_waits_for_the_device(name, optimizer):
+    """By the operators that a step calls; on a GPU benchmarks/gpu.py asks CUDA itself."""
+    method, optimizer, views, index = _set_up(name, optimizer)
+    loop.update(method, optimizer, views, index, "fp32")
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        loss = loop.update(method, optimizer, views, index, "bf16")
+    called = {event.key for event in profile.key_averages()}
+    assert {"aten::convolution", "aten::mm"} & called, "the profiler saw nothing"
+    assert not called & WAITS
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        float(loss)
+    assert {event.key for event in profile.key_averages()} & WAITS, "a wait would have been seen"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_networks_compute_in_bf16_and_the_rest_in_fp32(name):
+    """Weights stay fp32, and a loss in bf16 is that in fp32 but for the rounding of the networks."""
+    losses, seen = {}, set()
+    for precision in ("fp32", "bf16"):
+        method, optimizer, views, index = _set_up(name)
+        for module in method.modules():
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_hook(lambda module, given, output: seen.add(output.dtype))
+        losses[precision] = loop.update(method, optimizer, views, index, precision)
+        assert losses[precision].dtype == torch.float32
+        assert {p.dtype for p in method.parameters()} == {torch.float32}
+    assert seen == {torch.float32, torch.bfloat16}
+    assert losses["fp32"] != losses["bf16"]
+    torch.testing.assert_close(losses["bf16"], losses["fp32"], rtol=0.03, atol=0.03)
+
+
+def test_equations_are_computed_in_fp32():
+    """Cosines over a small temperature: in bf16 the logits would be off by tenths."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (nn.functional.normalize(torch.randn(16, 32, generator=generator), dim=1).bfloat16() for _ in range(2))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = simclr.nt_xent(a, b, 0.05)
+        cast = simclr.nt_xent.__wrapped__(a, b, 0.05)
+    exact = simclr.nt_xent(a.double(), b.double(), 0.05)
+    assert loss == pytest.approx(float(exact), abs=1e-5)
+    assert abs(float(cast) - float(exact)) > 1e-4
+    assert in_fp32(lambda x: x @ x)(torch.eye(2, dtype=torch.float64)).dtype == torch.float64, "nothing is made less exact"
+
+
+def test_a_run_in_bf16_is_another_run_and_learns(train_images, tmp_path):
+    recipe = METHODS["supervised"]
+    half = replace(recipe, train=replace(recipe.train, precision="bf16"))
+    assert recipes.run_key(half, train_images, 1) != recipes.run_key(recipe, train_images, 1)
+    path = loop.pretrain(half, train_images, tmp_path, seed=1)
+    loop.pretrain(replace(METHODS["pcl"], train=half.train), train_images, tmp_path / "pcl", seed=1)  # clusters what bf16 gives
+    assert checkpoints.load(path).account["trained"]["recipe"]["train"]["precision"] == "bf16"
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+
+
+def test_networks_are_compiled_and_keep_their_names(train_images, tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
+    names = {}
+    for name in METHODS:
+        method, *_ = _set_up(name)
+        compiled.clear()
+        loop.compile_networks(method)
+        names[name] = sorted(child for child, module in method.named_children() if any(module is one for one in compiled))
+    assert names["moco"] == names["pcl"] == ["encoder_k", "encoder_q"]
+    assert names["simclr"] == ["backbone", "projection"]
+    assert names["spcl"] == ["backbone", "metric", "projection"]
+    compiled.clear()
+    recipe = METHODS["moco"]
+    loop.pretrain(replace(recipe, train=replace(recipe.train, epochs=1, compile=True)), train_images, tmp_path, seed=1)
+    assert len(compiled) == 2
+
+
+KEYS = {"moco": "fdfe7d469bfcc00735e55ce65c6153d0c60132de5b179fd9ec20918532a589b2",
+        "pcl": "3fefcd79064bc37eb3f3a8efb9638f0ae09235a26db1fb5174f8c340567d2f96",
+        "spcl": "b643b723f15c18b9f8bff90465af72dad8811efabba0d7b9df37abd229f37760"}
+
+
+def test_runs_of_older_versions_keep_their_keys():
+    """As the committed records have them: what came later counts only where it is not as it was."""
+    images = ImageList("x", None, ("a",), np.zeros(1, np.int64), ("a",), pixels=np.zeros((1, 2, 2, 3), np.uint8))
+    kept = {name: recipes.run_key(recipe, images, 1) for name, recipe in
+            (("moco", recipes.MOCO_MINI), ("pcl", recipes.PCL_V1), ("spcl", recipes.SPCL_CIFAR10))}
+    assert kept == KEYS
+    for field, value in (("precision", "bf16"), ("compile", True)):
+        train = replace(recipes.MOCO_MINI.train, **{field: value})
+        assert recipes.run_key(replace(recipes.MOCO_MINI, train=train), images, 1) != KEYS["moco"]

@@ -1,0 +1,267 @@
+"""Views of files: the faithful profile against torchvision, the fast and the raw one against the faithful."""
+
+import io
+import itertools
+import os
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFilter
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as tv
+
+from pretrain import loop, opencv_views, pillow_views, recipes, views
+from pretrain.draws import Drawer
+from protobench import checkpoints, files, images, raw_pictures
+from protobench.errors import UserError
+from protobench.images import ImageList
+
+RECIPES = {"v1": recipes.MOCO_V1.augment, "v2": recipes.V2_AUGMENT, "simclr": recipes.SIMCLR.augment,
+           "supervised": recipes.SUPERVISED.augment, "mini": recipes.MOCO_MINI.augment,
+           "extreme": replace(recipes.V2_AUGMENT, jitter=(1.0, 1.0, 1.0, 0.5), jitter_p=1.0, blur=1.0, size=96, grayscale=0.4),
+           "grey first": replace(recipes.MOCO_V1.augment, grayscale=0.9, blur=0.5, size=64)}
+
+
+class _Blur(torch.nn.Module):
+    def forward(self, image):
+        return image.filter(ImageFilter.GaussianBlur(float(torch.empty(()).uniform_(0.1, 2.0))))
+
+
+def torchvisions(recipe, picture, seed):
+    """The transforms as published code stacks them, on a PIL picture: uint8 [size, size, 3]."""
+    colour = [v2.RandomApply([v2.ColorJitter(*recipe.jitter)], p=recipe.jitter_p), v2.RandomGrayscale(recipe.grayscale)]
+    transform = v2.Compose([
+        v2.RandomResizedCrop(recipe.size, scale=(recipe.min_area, 1.0), interpolation=v2.InterpolationMode.BILINEAR),
+        *(reversed(colour) if recipe.grayscale_first else colour), v2.RandomApply([_Blur()], p=recipe.blur),
+        v2.RandomHorizontalFlip(recipe.flip), v2.PILToTensor()])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return transform(picture).permute(1, 2, 0).numpy()
+
+
+def _picture(kind, width, height, seed):
+    rng = np.random.default_rng(seed)
+    shape = (height, width, 3)
+    noise = rng.integers(0, 256, shape, dtype=np.uint8)
+    y, x = np.mgrid[:height, :width][..., None] / max(width, height)
+    smooth = 127 + 120 * np.sin(6 * (x * rng.normal(size=3) + y * rng.normal(size=3)) + rng.uniform(0, 6, 3))
+    return Image.fromarray({
+        "noise": noise, "black": noise * 0, "white": noise * 0 + 255, "grey": np.repeat(noise[:, :, :1], 3, 2),
+        "primary": noise // 128 * 255, "flat": np.broadcast_to(noise[:1, :1], shape).copy(), "dark": noise // 64,
+        "smooth": smooth.astype(np.uint8)}[kind])
+
+
+# Faithful -------------------------------------------------------------------------------------------------------------
+
+@settings(max_examples=120, deadline=None)
+@given(st.sampled_from(sorted(RECIPES)),
+       st.sampled_from(["noise", "black", "white", "grey", "primary", "flat", "dark", "smooth"]),
+       st.sampled_from([(500, 375), (375, 500), (8, 8), (1, 1), (700, 9), (9, 700), (224, 224), (3, 50), (64, 96), (33, 32)]),
+       st.integers(0, 2**40))
+def test_every_pixel_is_torchvision_s(name, kind, extent, seed):
+    recipe, picture = RECIPES[name], _picture(kind, *extent, seed % 1000)
+    drawer = Drawer(recipe)
+    for key in (seed, seed + 1, seed + 2):
+        ours = pillow_views.render(picture, drawer(*extent, key), recipe.size)
+        np.testing.assert_array_equal(ours, torchvisions(recipe, picture, key))
+
+
+@pytest.mark.parametrize("factors", [(0.0, 0.0, 0.0, 0.0), (1.0, 1.0, 1.0, 0.5), (0.6, 1.4, 1.4, -0.5), (1.8, 0.2, 0.0, -0.004)])
+def test_jitter_in_every_order(factors):
+    steps = [tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue]
+    for order in itertools.permutations(range(4)):
+        theirs = ours = _picture("noise", 40, 30, sum(order[:2]))
+        for kind in order:
+            theirs, ours = steps[kind](theirs, factors[kind]), pillow_views._jittered(ours, kind, factors[kind])
+        np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+
+
+@pytest.mark.parametrize("steps", [0, 1, 37, 128, 255])
+def test_hue_of_every_seventh_colour(steps):
+    """Of all pairs of green and blue. Pillow's own way: to HSV in bytes, and back."""
+    level = np.arange(256, dtype=np.uint8)
+    for red in range(steps % 7, 256, 7):
+        rgb = np.stack(np.broadcast_arrays(np.uint8(red), level[:, None], level[None]), -1).copy()
+        h, s, v = Image.fromarray(rgb).convert("HSV").split()
+        theirs = Image.merge("HSV", (Image.fromarray(np.asarray(h) + np.uint8(steps)), s, v)).convert("RGB")
+        np.testing.assert_array_equal(pillow_views.turned(rgb, steps), np.asarray(theirs))
+
+
+def test_blur_at_every_sigma_and_mostly_without_pillow():
+    noise = _picture("noise", 48, 40, 0)
+    by_pillow = 0
+    for sigma in np.linspace(0.1, 2.0, 400):
+        by_pillow += pillow_views._box(float(sigma)) is None
+        for picture in (noise, noise.convert("L")):
+            np.testing.assert_array_equal(pillow_views._blurred(picture, float(sigma)),
+                                          np.asarray(picture.filter(ImageFilter.GaussianBlur(float(sigma)))))
+    assert by_pillow < 100, "what is left to Pillow is slow"
+
+
+def test_a_view_is_its_key_s_and_leaves_torchs_generator_alone():
+    recipe = replace(recipes.V2_AUGMENT, size=32)
+    picture, drawer = _picture("smooth", 80, 60, 1), Drawer(recipe)
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    first = pillow_views.render(picture, drawer(80, 60, 5), 32)
+    assert torch.equal(torch.rand(1), expected)
+    np.testing.assert_array_equal(first, pillow_views.render(picture, drawer(80, 60, 5), 32))
+    assert not np.array_equal(first, pillow_views.render(picture, drawer(80, 60, 6), 32))
+
+
+# Fast and raw ---------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_fast_views_are_near_the_faithful_ones(name):
+    """On photograph-like pictures: the same box, colours and blur, a few levels off."""
+    recipe = replace(RECIPES[name], size=96)
+    drawer, off = Drawer(recipe), []
+    for seed in range(40):
+        picture = _picture("smooth", 300, 220, seed)
+        draw = drawer(300, 220, seed)
+        exact = pillow_views.render(picture, draw, 96).astype(float)
+        off.append(np.abs(opencv_views.render(np.asarray(picture), draw, 96) - exact).mean())
+    assert np.mean(off) < (6 if name == "extreme" else 3)
+    assert np.median(off) < 3
+
+
+@pytest.fixture
+def photos(tmp_path) -> ImageList:
+    """Twenty pictures of many sizes in two classes."""
+    for i in range(20):
+        folder = tmp_path / "photos" / "ab"[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        _picture("smooth", 300 + 10 * i, 290 - 10 * i, i).save(folder / f"{i:02d}.png")
+    return images.image_folder(tmp_path / "photos", "photos")
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("PROTOBENCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "raw"
+
+
+def test_kept_pictures_are_the_pictures(photos, own_cache):
+    kept = raw_pictures.keep(photos, 0)
+    assert len(kept) == 20
+    assert min(kept[0].shape[:2]) == 256, "shrunk"
+    assert kept[19].shape[:2] == (100, 490), "smaller ones stay as they are"
+    for i in range(20):
+        np.testing.assert_array_equal(kept[i], raw_pictures.small(photos.read(i)))
+    raw_pictures.keep(photos.subset(np.arange(19)), 0)
+    assert len(list(own_cache.glob("*.u8"))) == 2, "another list, another file"
+
+
+def test_keeping_goes_on_where_it_was_stopped(photos, own_cache, monkeypatch):
+    whole = raw_pictures.keep(photos, 0)
+    expected = [whole[i].copy() for i in range(20)]
+    for path in own_cache.iterdir():
+        path.unlink()
+    read, seen = ImageList.read, []
+
+    def stop(self, index):
+        seen.append(index)
+        if len(seen) == 12:
+            raise KeyboardInterrupt
+        return read(self, index)
+
+    monkeypatch.setattr(raw_pictures, "SYNC_SECONDS", -1.0)
+    monkeypatch.setattr(ImageList, "read", stop)
+    monkeypatch.setattr(raw_pictures._write, "__defaults__", (4,))
+    with pytest.raises(KeyboardInterrupt):
+        raw_pictures.keep(photos, 0)
+    assert not list(own_cache.glob("*.u8"))
+    (growing,) = own_cache.glob("*.partial")
+    with open(growing, "ab") as file:
+        file.write(b"half a picture")
+    seen.clear()
+    monkeypatch.setattr(ImageList, "read", lambda self, index: seen.append(index) or read(self, index))
+    again = raw_pictures.keep(photos, 0)
+    assert seen == list(range(8, 20)), "eight were on the disk"
+    assert all(np.array_equal(again[i], expected[i]) for i in range(20))
+
+
+def test_bad_pictures_full_disks_and_damaged_files_are_told(photos, own_cache, monkeypatch):
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda folder: type("Disk", (), {"free": 10**6}))
+    with pytest.raises(UserError, match=r"the decoded pictures need 0\.0 GB"):
+        raw_pictures.keep(photos, 0)
+    monkeypatch.undo()
+    monkeypatch.setenv("PROTOBENCH_CACHE", str(own_cache.parent))
+    raw_pictures.keep(photos, 0)
+    (path,) = own_cache.glob("*.u8")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match="delete the file"):
+        raw_pictures.keep(photos, 0)
+    buffer = io.BytesIO()
+    _picture("noise", 64, 64, 0).save(buffer, "JPEG")
+    for i in range(2):
+        (photos.root / "ab"[i] / "zz.jpg").write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
+    with pytest.raises(UserError, match="cannot decode image 10") as refusal:
+        raw_pictures.keep(images.image_folder(photos.root, "photos"), 0)
+    assert "zz.jpg" in str(refusal.value)
+
+
+def _recipe(profile):
+    return replace(recipes.MOCO_MINI, queue=16, train=replace(recipes.MOCO_MINI.train, epochs=1, batch_size=8),
+                   augment=replace(recipes.V2_AUGMENT, size=32, profile=profile))
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("profile", ["faithful", "fast", "raw"])
+def test_views_of_every_profile_do_not_depend_on_workers_or_batches(profile, photos, own_cache, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    seen = []
+    for workers in (0, 2):
+        source = views.open_views(_recipe(profile), photos, 1, "cpu", workers)
+        order = source.order(2)
+        seen.append([torch.cat(view) for view in zip(*(batch for batch, _ in source.batches(2, 2, order)), strict=True)])
+        seen.append([torch.cat(view) for view in zip(*(batch for batch, _ in source.batches(2, 2, order.reshape(1, -1))),
+                                                     strict=True)])
+    assert seen[0][0].shape == (16, 3, 32, 32)
+    assert not torch.equal(seen[0][0], seen[0][1])
+    for other in seen[1:]:
+        for a, b in zip(seen[0], other, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+    (view,) = source.one_view(2)
+    assert view.shape == (20, 3, 32, 32)
+    assert view.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_profiles_show_the_same_part_of_a_picture(photos, own_cache):
+    """Colours apart: of the crop alone, fast is near faithful, and raw near both though its picture is smaller."""
+    crops = replace(RECIPES["v1"], size=64, jitter_p=0.0, grayscale=0.0)
+    plain = {profile: replace(_recipe(profile), augment=replace(crops, profile=profile))
+             for profile in ("faithful", "fast", "raw")}
+    shown = {}
+    for profile, recipe in plain.items():
+        source = views.open_views(recipe, photos, 1, "cpu", 0)
+        shown[profile] = torch.cat([batch[0] for batch, _ in source.batches(0, 1, np.arange(20).reshape(5, 4))])
+    assert (shown["fast"] - shown["faithful"]).abs().mean() < 0.05
+    correlation = [np.corrcoef(shown[profile].flatten(), shown["faithful"].flatten())[0, 1] for profile in ("fast", "raw")]
+    assert correlation[0] > 0.99
+    assert shown["raw"].shape == shown["faithful"].shape
+
+
+@pytest.mark.parametrize("profile", ["fast", "raw"])
+def test_pretraining_on_another_profile_is_another_run(profile, photos, own_cache, tmp_path):
+    path = loop.pretrain(_recipe(profile), photos, tmp_path / profile, seed=1)
+    account = checkpoints.load(path).account
+    assert account["trained"]["recipe"]["augment"]["profile"] == profile
+    assert recipes.run_key(_recipe(profile), photos, 1) != recipes.run_key(_recipe("faithful"), photos, 1)
+
+
+def test_data_held_in_memory_has_no_profiles(train_images):
+    with pytest.raises(UserError, match="there is no profile fast"):
+        views.open_views(_recipe("fast"), train_images, 1, "cpu", 0)
+
+
+def test_a_worker_is_one_thread(photos):
+    cv2.setNumThreads(4)
+    views._RandomViews(photos, recipes.V2_AUGMENT, 0, 0, (0, 1), None)
+    assert cv2.getNumThreads() == 1
