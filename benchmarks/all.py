@@ -22,6 +22,10 @@ from protobench import files, records
 
 STAGES = ("concentration", "negatives", "clustering", "momentum", "pcl", "spcl", "augmentation", "loading", "features", "lowshot",
           "average_precision", "linear", "knn", "ami", "detection", "growth")
+ABOUT = """`tox -e bench` writes this file. The published way and ours run in turn in one process, on one thread: medians of CPU
+time, the ratio of each pair with its range, and how far the results agree. The limit is the time of the arithmetic, or of the
+memory traffic, that our way cannot avoid, at the speed at which this core multiplies matrices and copies. benchmarks/README.md
+says what stands behind the rows."""
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results"
 
@@ -54,8 +58,8 @@ def machine() -> str:
         model = next((line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line), model)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else 0
     found = records.environment()
-    versions = ", ".join(f"{name} {found[name]}" for name in ("python", "torch", "torchvision", "numpy", "scikit-learn", "faiss-gpu",
-                                                              "pillow", "opencv-python-headless", "mmdet") if found[name])
+    packages = ("python", "torch", "torchvision", "numpy", "scikit-learn", "faiss-gpu", "pillow", "opencv-python-headless")
+    versions = ", ".join(f"{name} {found[name]}" for name in packages if found[name])
     return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB; GPU: {found['gpu'] or 'none'}. {versions}. " \
            f"Code {records.commit()}, {time.strftime('%Y-%m-%d', time.gmtime())}."
 
@@ -77,10 +81,7 @@ def main() -> int:
     print(f"\n{minutes:.1f} minutes" + (f"; failed: {', '.join(failed)}" if failed else ""))
     if failed or chosen:
         return 2 if failed else 0
-    about = ["`tox -e bench` writes this file. The published way and ours in turn in one process, one thread: medians of CPU time, the "
-             "ratio of each pair, and how far the results agree. The limit is the arithmetic, or the memory, that our way cannot "
-             "avoid, at the speed this core multiplies and copies at. What stands behind each row: benchmarks/README.md.",
-             f"{machine()} {minutes:.1f} minutes."]
+    about = [ABOUT, f"{machine()} {minutes:.1f} minutes."]
     files.write_text(RESULTS / "benchmarks.md", page("Speed beside the published way", rows, about))
     print(RESULTS / "benchmarks.md")
     return 0

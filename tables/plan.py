@@ -231,15 +231,22 @@ def _cost(tier: Tier, jobs: list[Job], workers: int) -> str:
         return (f"about {max(seconds / 60, 0.5):.1f} minutes with {workers} processes of one thread; "
                 f"about {5 + 7 * sum(job.trains for job in running)} MB of disk")
     training = [job for job in running if job.trains]
-    hours = sum(job.row.gpu_hours for job in training)
-    minutes = sum(PAPER_SCORE_MINUTES.get((score.evaluation, score.dataset), 30) for job in running for score in job.scores
-                  if score.state == "to run")
-    lines = [f"pretraining: {hours:,.0f} V100-hours in all" if hours else "pretraining: none"]
-    lines += [f"  {job.row.title}: {job.row.gpu_hours:,.0f} V100-hours, {job.row.gpu_hours_source}" for job in training
-              if job.row.gpu_hours]
+    lines = [f"in all: pretraining {sum(job.row.gpu_hours for job in training):,.0f} V100-hours, scoring about "
+             f"{sum(map(_scoring_hours, running)):.1f} GPU-hours"]
+    for row in dict.fromkeys(job.row for job in running):
+        trained, hours = sum(job.row is row for job in training), sum(_scoring_hours(job) for job in running if job.row is row)
+        pretraining = f"pretraining {trained} x {row.gpu_hours:,.0f} V100-hours ({row.gpu_hours_source})" \
+            if trained and row.gpu_hours else "no pretraining"
+        lines.append(f"  {row.title}: {pretraining}, scoring about {hours:.1f} GPU-hours")
     disk = len(training) * 4 * RESNET50_BYTES + len(running) * 0.6e9
-    lines.append(f"scoring: about {minutes / 60:.1f} GPU-hours; disk: about {disk / 1e9:.1f} GB (checkpoints, features)")
+    lines.append(f"disk: about {disk / 1e9:.1f} GB (checkpoints, features)")
     return "\n".join(lines)
+
+
+def _scoring_hours(job: Job) -> float:
+    """On one recent GPU, of what is left to score."""
+    missing = [(score.evaluation, score.dataset) for score in job.scores if score.state == "to run"]
+    return sum(PAPER_SCORE_MINUTES.get(score, 30) for score in missing) / 60
 
 
 def estimate(job: Job) -> float:

@@ -88,8 +88,9 @@ def test_the_paper_tier_s_plan_names_what_is_missing_and_what_it_costs(command, 
     code, out, _ = _reproduce(command, tmp_path, "--plan", "--tier", "paper", "--data", world, "--ckpt",
                               f"supervised={tmp_path / 'sup.pth'}")
     assert code == 0
-    assert "672 V100-hours" in out
-    assert "53 h on 8 V100" in out
+    assert "in all: pretraining 2,192 V100-hours, scoring about 1.4 GPU-hours" in out
+    assert "PCL: pretraining 1 x 672 V100-hours (about a week on 4 V100" in out
+    assert "Supervised: no pretraining, scoring about 0.2 GPU-hours" in out
     assert "GB" in out
     (tmp_path / "nothing").mkdir()
     code, out, _ = _reproduce(command, tmp_path, "--plan", "--tier", "paper", "--data", tmp_path / "nothing")

@@ -1,0 +1,335 @@
+"""The GPU's turn: training steps, PCL's E-step, k-means, neighbours and views at ImageNet's shapes, on synthetic data.
+
+    python benchmarks/gpu.py                         # at most eight minutes on one GPU; writes results/benchmarks-<its name>.md
+    python benchmarks/gpu.py --only steps kmeans
+    python benchmarks/gpu.py --device cpu --tiny     # tries the code without a GPU; writes nothing
+
+k-means: faiss is what the suite calls. fastkmeans and flash-kmeans run beside it where they are installed (pip install fastkmeans
+flash-kmeans); their inertia is computed in fp32 like faiss's. Wall time, the device waited for at both ends.
+"""
+
+import argparse
+import gc
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from all import RESULTS, machine, page
+from alternate import Figure, Ratio, alternate, middle
+
+from evaluate import knn
+from pretrain import augment, loop, optim, recipes
+from pretrain.precision import autocast
+from protobench import files
+from protobench.kmeans import kmeans
+
+FORWARDS = {"moco": 4, "pcl": 4, "simclr": 6, "spcl": 6}
+"""Passes through the network per image, a backward pass counted as two: one view of two has none in MoCo and PCL."""
+RECIPES: dict[str, recipes.Recipe] = {"moco": recipes.MOCO_V2, "simclr": recipes.SIMCLR, "pcl": recipes.PCL_V2,
+                                      "spcl": recipes.SPCL_IMAGENET}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """ImageNet's, or what a CPU can try."""
+
+    images: int = 1_281_167
+    batch: int = 256
+    pixels: int = 224
+    arch: str = "resnet50"
+    forward_flops: float = 8.2e9
+    prototypes: tuple[int, ...] = (25_000, 50_000, 100_000)
+    negatives: int = 16_384
+    queue: int = 16_384
+    width: int = 2048
+    queries: int = 50_000
+    steps: int = 10
+
+
+TINY = Sizes(2000, 16, 32, "resnet10-mini", 1e7, (20, 40), 10, 64, 32, 100, 2)
+
+
+def wait(device: str) -> None:
+    """For what the device was told to do."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def spent(work: Callable[[], Any], device: str) -> float:
+    """Seconds of one call."""
+    wait(device)
+    started = time.perf_counter()
+    work()
+    wait(device)
+    return time.perf_counter() - started
+
+
+def peak_memory(device: str) -> str:
+    """GiB since the last call of this."""
+    if device == "cpu":
+        return ""
+    gib = torch.cuda.max_memory_allocated() / 2**30
+    torch.cuda.reset_peak_memory_stats()
+    return f", at most {gib:.1f} GiB"
+
+
+def flops(dtype: torch.dtype, device: str, tf32: bool = False) -> float:
+    """A second, of large matrix products."""
+    side = 8192 if device != "cpu" else 512
+    a = torch.ones(side, side, device=device, dtype=dtype)
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    seconds = min(spent(lambda: [a @ a for _ in range(5)], device) for _ in range(4)) / 5
+    torch.backends.cuda.matmul.allow_tf32 = False
+    return 2 * side**3 / seconds
+
+
+# Training -------------------------------------------------------------------------------------------------------------
+
+class Step:
+    """Updates of a method on one batch of random pictures, in one precision and layout."""
+
+    def __init__(self, name: str, sizes: Sizes, device: str, precision: Any, layout: torch.memory_format, compiled: bool):
+        torch.manual_seed(0)
+        recipe = RECIPES[name]
+        recipe = replace(recipe, arch=sizes.arch, train=replace(recipe.train, batch_size=sizes.batch))
+        if isinstance(recipe, recipes.MoCo):
+            recipe = replace(recipe, queue=sizes.queue, bn_groups=1 if sizes.batch < 32 else recipe.bn_groups)
+        if isinstance(recipe, recipes.PCL):
+            recipe = replace(recipe, num_prototypes=sizes.prototypes, num_negatives=sizes.negatives)
+        if isinstance(recipe, recipes.SPCL):
+            recipe = replace(recipe, num_prototypes=(min(recipe.num_prototypes[0], sizes.images // 20),))
+        labels = torch.arange(sizes.images) % 1000
+        self.method = import_module(f"pretrain.{name}").build(recipe, labels, 1000, 0).to(device, memory_format=layout).train()
+        rng = np.random.default_rng(0)
+        if name == "pcl":
+            self.method.prototypes = [
+                (F.normalize(torch.randn(k, recipe.dim, device=device), dim=1), torch.full((k,), 0.2, device=device),
+                 torch.from_numpy(rng.integers(0, k, sizes.images)).to(device)) for k in sizes.prototypes]
+        if name == "spcl":
+            groups = rng.integers(0, recipe.num_prototypes[0], sizes.images)
+            self.method.groups, self.method.prototypes = groups, [torch.from_numpy(groups).to(device)]
+        chosen = self.method.draw_batches(0, 1)[0] if name == "spcl" else np.arange(sizes.batch)
+        self.index = torch.from_numpy(chosen).to(device)
+        self.views = [torch.randn(sizes.batch, 3, sizes.pixels, sizes.pixels, device=device).contiguous(memory_format=layout)
+                      for _ in range(2)]
+        if compiled:
+            loop.compile_networks(self.method)
+        self.optimizer, self.precision = optim.optimizer(recipe.train, self.method), precision
+
+    def __call__(self) -> None:
+        """One update."""
+        loop.update(self.method, self.optimizer, self.views, self.index, self.precision)
+
+
+def steps(sizes: Sizes, device: str) -> Iterator[Ratio | Figure]:
+    """Each method: plain fp32 in the default layout, against bf16 in channels last; MoCo compiled, too, for the network is the
+    same in all and takes a minute to compile; then an epoch of PCL against one of MoCo."""
+    bf16 = flops(torch.bfloat16, device)
+    yield Figure("matrix products of 8192 in bf16, fp32, TF32, TFLOP/s", ", ".join(f"{f / 1e12:.0f}" for f in (
+        bf16, flops(torch.float32, device), flops(torch.float32, device, tf32=True))))
+    ours: dict[str, float] = {}
+    for name in RECIPES:
+        plain = Step(name, sizes, device, "fp32", torch.contiguous_format, compiled=False)
+        for _ in range(2):
+            plain()
+        for title, compiled in (("bf16, channels last", False), ("the same, compiled", True))[: 2 if name == "moco" else 1]:
+            peak_memory(device)
+            step = Step(name, sizes, device, "bf16", torch.channels_last, compiled)
+            for _ in range(3):
+                step()
+            memory, waits = peak_memory(device), _waits(step, device)
+            times = alternate(lambda plain=plain: spent(lambda: [plain() for _ in range(sizes.steps)], device),
+                              lambda step=step: spent(lambda: [step() for _ in range(sizes.steps)], device), 3,
+                              clock=time.perf_counter)
+            pairs = sorted(a / b for a, b in zip(*times, strict=True))
+            a, b = (statistics.median(way) / sizes.steps for way in times)
+            ours.setdefault(name, b)
+            least = sizes.batch * FORWARDS[name] * sizes.forward_flops / bf16
+            yield Ratio(f"a step of {name}, {sizes.arch}, {sizes.batch} images in two views, against fp32: {title}", a, b,
+                        (statistics.median(pairs), pairs[0], pairs[-1]),
+                        f"{sizes.batch / b:.0f} images/s{memory}; {waits}", limit=least)
+            del step
+        del plain
+        gc.collect()
+    network = Step("moco", sizes, device, "bf16", torch.channels_last, compiled=False).method.encoder_k.eval()
+    pixels = torch.randn(sizes.batch, 3, sizes.pixels, sizes.pixels, device=device).contiguous(memory_format=torch.channels_last)
+
+    @torch.inference_mode()
+    def forward() -> None:
+        with autocast("bf16", device):
+            network(pixels)
+
+    forward()
+    extraction = spent(lambda: [forward() for _ in range(sizes.steps)], device) / sizes.steps / sizes.batch * sizes.images
+    x, _ = _clustered(sizes, device)
+    clustering = sum(spent(lambda k=k: kmeans(x, k, seed=0, nredo=1, gpu=device != "cpu"), device) for k in sizes.prototypes)
+    batches = sizes.images // sizes.batch
+    moco, pcl = (batches * ours[name] for name in ("moco", "pcl"))
+    over = [(pcl + extraction + nredo * clustering) / moco for nredo in (1, 5)]
+    yield Figure("an epoch of PCL, of one of MoCo, E-step included (computed from these steps)",
+                 f"{over[0]:.2f}× with one start of k-means, {over[1]:.2f}× with the released five: MoCo {moco:.0f} s, PCL's "
+                 f"steps {pcl:.0f} s, features {extraction:.0f} s, k-means {clustering:.1f} s a start", "≤ 1.30×")
+
+
+def _waits(step: Step, device: str) -> str:
+    """What CUDA says of a step in which the host waits."""
+    if device == "cpu":
+        return "waiting not checked"
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    except RuntimeError as failure:
+        return f"**the host waits**: {str(failure).splitlines()[0]}"
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return "the host never waits"
+
+
+# k-means --------------------------------------------------------------------------------------------------------------
+
+def _clustered(sizes: Sizes, device: str) -> tuple[np.ndarray, torch.Tensor]:
+    """Unit vectors around 20 000 directions: on the host and on the device."""
+    generator = torch.Generator(device).manual_seed(0)
+    centre = torch.randn(min(20_000, sizes.images // 10), 128, device=device, generator=generator)
+    x = torch.randn(sizes.images, 128, device=device, generator=generator) * 1.2
+    x = F.normalize(x + centre[torch.arange(sizes.images, device=device) % len(centre)], dim=1)
+    return x.cpu().numpy(), x
+
+
+def _inertia(x: torch.Tensor, centroid_KC: torch.Tensor) -> float:
+    """Sum of squared distances to the nearest, in fp32."""
+    norm_K = centroid_KC.square().sum(1)
+    least = [(norm_K - 2 * part @ centroid_KC.T).min(1).values + part.square().sum(1) for part in x.split(2**14)]
+    return float(torch.cat(least).double().sum())
+
+
+def clusterings(sizes: Sizes, device: str) -> Iterator[Figure]:
+    """Twenty iterations at each K, by every library there is."""
+    host, x = _clustered(sizes, device)
+    fp32 = flops(torch.float32, device)
+
+    def by_faiss(k: int) -> torch.Tensor:
+        return torch.from_numpy(kmeans(host, k, seed=0, nredo=1, gpu=device != "cpu").centroids).to(device)
+
+    def by_fastkmeans(k: int) -> torch.Tensor:
+        search = import_module("fastkmeans").FastKMeans(128, k, niter=20, tol=0.0, device=device, seed=0)
+        search.train(host)
+        return torch.as_tensor(search.centroids, device=device, dtype=torch.float32)
+
+    def by_flash_kmeans(k: int) -> torch.Tensor:
+        _, centroid, *_ = import_module("flash_kmeans").batch_kmeans_Euclid(x[None], k, max_iters=20)
+        return centroid[0].float()
+
+    for k in sizes.prototypes:
+        first = None
+        limit = 20 * 2 * sizes.images * k * 128 / fp32
+        for library, cluster in (("faiss", by_faiss), ("fastkmeans", by_fastkmeans), ("flash_kmeans", by_flash_kmeans)):
+            if not find_spec(library):
+                yield Figure(f"k-means by {library}, K = {k}", "not installed")
+                continue
+            try:
+                cluster(min(64, k))  # kernels are compiled
+                peak_memory(device)
+                found: list[torch.Tensor] = []
+                seconds = spent(lambda cluster=cluster, found=found, k=k: found.append(cluster(k)), device)
+            except Exception as failure:  # one library's trouble is a row, not the end
+                yield Figure(f"k-means by {library}, K = {k}", f"failed: {type(failure).__name__}: {str(failure)[:120]}")
+                continue
+            inertia = _inertia(x, found[0])
+            first = first or inertia
+            yield Figure(f"k-means by {library}, N = {sizes.images}, K = {k}, 20 iterations",
+                         f"{seconds:.2f} s{peak_memory(device)}, {seconds / limit:.1f} times the fp32 limit; inertia "
+                         f"{100 * (inertia / first - 1):+.3f} % of the first's", "≤ 2.5 times, within 0.1 %")
+
+
+# The rest -------------------------------------------------------------------------------------------------------------
+
+def neighbours(sizes: Sizes, device: str) -> Iterator[Figure]:
+    """ImageNet's kNN from features in the host's memory."""
+    bank, labels = np.empty((sizes.images, sizes.width), np.float32), np.arange(sizes.images) % 1000
+    generator = torch.Generator(device).manual_seed(0)
+    for start in range(0, sizes.images, 2**16):
+        part = bank[start : start + 2**16]
+        part[:] = torch.randn(part.shape, device=device, generator=generator).cpu().numpy()
+    query = bank[np.linspace(0, sizes.images - 1, sizes.queries).astype(int)]
+    peak_memory(device)
+    truth = np.zeros(len(query), np.int64)
+    seconds = spent(lambda: knn.score(bank, labels, query, truth, (20, 200), 0.07, device=device), device)
+    least = 2 * sizes.queries * sizes.images * sizes.width / flops(torch.float32, device)
+    yield Figure(f"kNN, {sizes.queries} queries, bank {sizes.images} × {sizes.width}, k = 200",
+                 f"{seconds:.1f} s{peak_memory(device)}; fp32 limit {least:.1f} s", "≤ 15 s")
+
+
+def views(sizes: Sizes, device: str) -> Iterator[Figure]:
+    """Two views of a batch: whole (embedded tier and CIFAR), and the colours of the raw profile."""
+    recipe = replace(recipes.V2_AUGMENT, size=sizes.pixels)
+    pictures = torch.randint(0, 256, (sizes.batch, 3, sizes.pixels + 32, sizes.pixels + 32), dtype=torch.uint8, device=device)
+    crops = pictures[:, :, : sizes.pixels, : sizes.pixels].float() / 255
+    index = np.arange(sizes.batch)
+    for title, make in (("crop, colour, blur", lambda view: augment.of_batch(recipe, pictures, index, 0, view)),
+                        ("colour and blur of crops (raw profile)", lambda view: augment.coloured(recipe, crops, index, 0, view))):
+        make(0)
+        peak_memory(device)
+        times = [spent(lambda make=make: (make(0), make(1)), device) for _ in range(7)]
+        yield Figure(f"two views of {sizes.batch} images of {sizes.pixels} pixels: {title}",
+                     f"{middle(sizes.batch / seconds for seconds in times)} images/s{peak_memory(device)}")
+
+
+def detectors(sizes: Sizes, device: str) -> Iterator[Figure]:
+    """A training step of Faster R-CNN, where MMDetection is installed."""
+    if not find_spec("mmdet") or sizes is TINY:
+        yield Figure("a training step of Faster R-CNN R50-FPN", "not run: MMDetection is not installed, or tiny sizes")
+        return
+    detection = import_module("detection")
+    batch = [detection.scene(1000, 600, key) for key in range(8)]
+    ways = {"torchvision's own, fp32": detection.torchvisions(batch, device), "ours, fp32": detection.ours(batch, device),
+            "ours, backbone in bf16": detection.ours(batch, device, "bf16")}
+    for title, step in ways.items():
+        for _ in range(3):
+            step()
+        peak_memory(device)
+        times = [spent(step, device) for _ in range(10)]
+        yield Figure(f"a step of Faster R-CNN R50-FPN on 8 images of 1000 × 600: {title}",
+                     f"{middle(8 / seconds for seconds in times)} images/s{peak_memory(device)}")
+
+
+STAGES: dict[str, Callable[[Sizes, str], Iterator[Ratio | Figure]]] = {
+    "steps": steps, "kmeans": clusterings, "knn": neighbours, "views": views, "detection": detectors}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--tiny", action="store_true", help="sizes that a CPU can try")
+    parser.add_argument("--only", nargs="+", choices=STAGES, default=list(STAGES), help="some of the stages; nothing is written")
+    chosen = parser.parse_args()
+    if chosen.device == "cuda" and not torch.cuda.is_available():
+        parser.error("no GPU that torch can use; --device cpu --tiny tries the code")
+    sizes, started = TINY if chosen.tiny else Sizes(), time.monotonic()
+    rows: list[Ratio | Figure] = []
+    for name in chosen.only:
+        print(f"[{(time.monotonic() - started) / 60:.1f} min] {name}", flush=True)
+        for row in STAGES[name](sizes, chosen.device):
+            rows.append(row)
+            print("  " + " | ".join(cell for cell in row.cells() if cell), flush=True)
+        gc.collect()
+    if chosen.device == "cuda" and not chosen.tiny and chosen.only == list(STAGES):
+        path = RESULTS / f"benchmarks-{torch.cuda.get_device_name().replace(' ', '-')}.md"
+        about = [f"`python benchmarks/gpu.py` writes this file. {machine()} {(time.monotonic() - started) / 60:.1f} minutes."]
+        files.write_text(path, page("Speed on a GPU", rows, about))
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""Benchmarks are not timed here; that they run, agree and are listed is what breaks unseen."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def _beside_one_another(monkeypatch):
+    """Stages import their neighbours, as a script's own folder allows."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def test_every_stage_is_run_by_tox():
+    import all as whole
+
+    apart = {"all", "alternate", "gpu"}
+    assert {path.stem for path in BENCHMARKS.glob("*.py")} - apart == set(whole.STAGES)
+
+
+def test_a_page_says_what_fell_short():
+    import all as whole
+    from alternate import Figure, ratio
+
+    fast = ratio("quick", ([1.0, 1.2, 0.9], [0.01, 0.01, 0.01]), "equal", target=40)
+    slow = ratio("slow", ([1.0, 1.0, 1.0], [0.5, 0.4, 0.6]), "1e-6", target=3)
+    page = whole.page("Title", [fast, slow, Figure("whole", "3 s", "≤ 10 s")], ["about"])
+    quick = next(line for line in page.splitlines() if "quick" in line)
+    assert [cell.strip() for cell in quick.split("|")[1:-1]] == ["quick", "1 s", "10 ms", "100× (90–120)", "≥ 40×", "equal", ""]
+    assert "≥ 3× **short**" in page
+    assert "| whole   | 3 s        | ≤ 10 s  |" in page
+    assert page == whole.page("Title", [fast, slow, Figure("whole", "3 s", "≤ 10 s")], ["about"])
+
+
+@pytest.mark.parametrize("stage", ["concentration", "average_precision", "negatives"])
+def test_the_published_ways_agree_with_ours(stage):
+    """On small problems: a benchmark against a wrong rendering of the published way would flatter."""
+    import average_precision as published_ap
+    import concentration as published_phi
+    import negatives as published_draw
+    import torch
+
+    from evaluate.average_precision import average_precision
+    from pretrain.pcl import concentration
+
+    rng = np.random.default_rng(0)
+    if stage == "concentration":
+        assignment, distance = rng.integers(0, 50, 400), rng.uniform(0.2, 1.2, 400).astype(np.float32)
+        theirs = published_phi.published(distance, assignment, 50, 0.1)
+        np.testing.assert_allclose(concentration(distance, assignment, 50, temperature=0.1), theirs, rtol=1e-6)
+    elif stage == "average_precision":
+        score, positive = rng.normal(size=(200, 3)), rng.random((200, 3)) < 0.2
+        theirs = [published_ap.published(score[:, c], positive[:, c]) for c in range(3)]
+        np.testing.assert_allclose(average_precision(score, positive), theirs, atol=1e-12)
+    else:
+        prototype = torch.randint(0, 17_000, (20_000,))
+        drawn = published_draw.published(prototype, torch.arange(8)).tolist()
+        assert len(set(drawn)) == published_draw.R
+        assert not set(drawn) & set(prototype[:8].tolist())
+
+
+def test_a_stage_keeps_its_rows_for_the_page(tmp_path):
+    rows = tmp_path / "rows"
+    done = subprocess.run([sys.executable, BENCHMARKS / "average_precision.py", "--rows", rows], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (row,) = map(json.loads, rows.read_text().splitlines())
+    assert row["kind"] == "Ratio"
+    assert float(row["agreement"]) < 1e-12
+
+
+def test_the_gpu_s_benchmark_runs_on_a_cpu_in_small():
+    words = ["gpu.py", "--device", "cpu", "--tiny", "--only", "kmeans", "knn", "views"]
+    done = subprocess.run([sys.executable, *words], cwd=BENCHMARKS, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "k-means by faiss, N = 2000, K = 40" in done.stdout
+    assert "kNN, 100 queries" in done.stdout
+    assert "colour and blur of crops" in done.stdout
+
+
+def test_the_gpu_s_steps_run_on_a_cpu_in_small(monkeypatch):
+    import gpu
+
+    from pretrain import loop
+
+    compiled = []
+    monkeypatch.setattr(loop, "compile_networks", compiled.append)
+    stages = [row.stage for row in gpu.steps(gpu.TINY, "cpu")]
+    for name in ("moco", "simclr", "pcl", "spcl"):
+        assert any(f"a step of {name}" in stage for stage in stages)
+    assert len(compiled) == 1
+    assert "an epoch of PCL" in stages[-1]
+
+
+@pytest.mark.gpu
+def test_no_step_waits_for_the_gpu():
+    import gpu
+    import torch
+
+    sizes = gpu.replace(gpu.TINY, batch=64)
+    for name in gpu.RECIPES:
+        step = gpu.Step(name, sizes, "cuda", "bf16", torch.channels_last, compiled=False)
+        step()
+        assert gpu._waits(step, "cuda") == "the host never waits"
