@@ -9,7 +9,7 @@ from alternate import Ratio, alternate, ratio, show
 from evaluate import knn
 from protobench.features import unit_norm
 
-BANK, QUERIES, WIDTH, CLASSES, K, TEMPERATURE = 128_000, 384, 2048, 1000, 200, 0.07
+BANK, QUERIES, WIDTH, CLASSES, K, TEMPERATURE = 128_000, 192, 2048, 1000, 200, 0.07
 
 
 def published(bank: torch.Tensor, labels: torch.Tensor, query: torch.Tensor) -> torch.Tensor:

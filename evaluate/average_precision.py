@@ -11,7 +11,8 @@ def average_precision(score_NC: np.ndarray, positive_NC: np.ndarray, counted_NC:
     outside ``counted_NC`` (difficult images) are left out of the ranking. Ties keep the order of the rows.
     """
     area_C = np.empty(score_NC.shape[1])
-    for c, (score_N, positive_N) in enumerate(zip(score_NC.T, positive_NC.T, strict=True)):
+    columns = zip(np.ascontiguousarray(score_NC.T), np.ascontiguousarray(positive_NC.T), strict=True)
+    for c, (score_N, positive_N) in enumerate(columns):
         if counted_NC is not None:
             score_N, positive_N = score_N[counted_NC[:, c]], positive_N[counted_NC[:, c]]
         rank_H = _hit_ranks(score_N, positive_N)

@@ -211,6 +211,8 @@ def run_key(recipe: Recipe, images: ImageList | None, seed: int) -> str:
     content = {name: value for name, value in asdict(recipe).items() if name != "dataset"}
     for part, later in (("augment", {"profile": "faithful"}), ("train", {"precision": "fp32", "compile": False})):
         content[part] = {name: value for name, value in content[part].items() if name not in later or value != later[name]}
+    if isinstance(recipe, PCL) and any(recipe.num_negatives < k - recipe.train.batch_size for k in recipe.num_prototypes):
+        content["negatives"] = "permutation"  # before, they were drawn by another stream of random numbers
     return files.sha256({"version": VERSION, "method": recipe.method, "recipe": content, "seed": seed,
                          "data": images.fingerprint if images and recipe.train.epochs else None})
 

@@ -112,7 +112,7 @@ def test_networks_are_compiled_and_keep_their_names(train_images, tmp_path, monk
 
 
 KEYS = {"moco": "fdfe7d469bfcc00735e55ce65c6153d0c60132de5b179fd9ec20918532a589b2",
-        "pcl": "3fefcd79064bc37eb3f3a8efb9638f0ae09235a26db1fb5174f8c340567d2f96",
+        "pcl": "768ede981fcff0b35e851154a44b1e45c8e1295c4631a5ee083dfebc4a2c92c5",
         "spcl": "b643b723f15c18b9f8bff90465af72dad8811efabba0d7b9df37abd229f37760"}
 
 
@@ -120,8 +120,10 @@ def test_runs_of_older_versions_keep_their_keys():
     """As the committed records have them: what came later counts only where it is not as it was."""
     images = ImageList("x", None, ("a",), np.zeros(1, np.int64), ("a",), pixels=np.zeros((1, 2, 2, 3), np.uint8))
     kept = {name: recipes.run_key(recipe, images, 1) for name, recipe in
-            (("moco", recipes.MOCO_MINI), ("pcl", recipes.PCL_V1), ("spcl", recipes.SPCL_CIFAR10))}
+            (("moco", recipes.MOCO_MINI), ("pcl", recipes.PCL_MINI), ("spcl", recipes.SPCL_CIFAR10))}
     assert kept == KEYS
+    before = "3fefcd79064bc37eb3f3a8efb9638f0ae09235a26db1fb5174f8c340567d2f96"
+    assert recipes.run_key(recipes.PCL_V1, images, 1) != before, "it draws its negatives otherwise"
     for field, value in (("precision", "bf16"), ("compile", True)):
         train = replace(recipes.MOCO_MINI.train, **{field: value})
         assert recipes.run_key(replace(recipes.MOCO_MINI, train=train), images, 1) != KEYS["moco"]
