@@ -226,7 +226,8 @@ def report(record: dict[str, Any]) -> str:
     values = {k: [r["value"] for r in runs if (r["k"], r["cost"]) == (k, cost)] for k, cost in chosen.items()}
     data = record["data"]
     lines = [f"{data['name']} low-shot, protocol {params['protocol']}, {params['draws']} draws, "
-             f"{record['metric']['test_images']} test images, {record['metric']['name']} in %"]
+             f"{record['metric']['test_images']} test images, {record['metric']['name']} in %"
+             f"{', SVMs solved by Newton' if 'solver' in params else ''}"]
     if data["embedded"]:
         lines.append("EMBEDDED DATA: these numbers are not comparable with any paper's (give --data for the real ones)")
     lines.append("k     " + "".join(f"{k:>8}" for k in values))

@@ -77,7 +77,7 @@ def open_views(recipe: Recipe, images: ImageList, seed: int, device: str, worker
         if {picture.size for picture in pictures} == {first.size}:
             if recipe.augment.profile != "faithful":
                 raise UserError(f"{images.name} fits into memory, where views are made from whole batches: there is no profile "
-                                f"{recipe.augment.profile}", hint="leave out --augment.profile")
+                                f"{recipe.augment.profile}", hint="leave out --profile")
             return TensorViews(recipe, pictures, seed, device)
     return FolderViews(recipe, images, seed, device, workers)
 

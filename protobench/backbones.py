@@ -1,10 +1,13 @@
 """ResNets under torchvision's parameter names, from ResNet-152 down to the embedded tier's narrow ResNet-10."""
 
+import copy
 from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from protobench.cli import choose
@@ -105,6 +108,18 @@ class ResNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The pooled feature, 2048-D for a ResNet-50."""
         return self.features(x).mean((2, 3))
+
+
+def folded(backbone: ResNet) -> ResNet:
+    """A copy for evaluation alone, its BatchNorms made part of the convolutions before them: the same function up to rounding,
+    and faster, for activations go through memory once less often."""
+    fused = copy.deepcopy(backbone).eval()
+    for module in list(fused.modules()):
+        for (name, conv), (after, norm) in pairwise(list(module.named_children())):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(module, name, fuse_conv_bn_eval(conv, norm))
+                setattr(module, after, nn.Identity())
+    return fused
 
 
 def arch_of(state: dict[str, Any], cifar_stem: str = "cifar") -> Arch:

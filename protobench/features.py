@@ -16,6 +16,7 @@ import torch
 from filelock import FileLock
 
 from protobench import files
+from protobench.backbones import folded
 from protobench.checkpoints import Encoder
 from protobench.errors import UserError
 from protobench.images import ImageList
@@ -27,7 +28,7 @@ Pooling = Literal["average", "2x2", "embedding"]
 """average: global average pool (2048-D for a ResNet-50). 2x2: conv5 pooled to 2x2 (8192-D), as Goyal et al. use it.
 embedding: the projection head's output (128-D in MoCo and PCL)."""
 
-VERSION = 1
+VERSION = 2
 """Raise when features change for equal inputs."""
 
 SYNC_SECONDS = 60.0
@@ -141,7 +142,7 @@ def forward(encoder: Encoder, input_: EvalInput, pooling: Pooling, device: str) 
     if pooling == "embedding" and projection is None:
         raise UserError(f"{encoder.account['file']} holds no projection head of a known shape, so there is no embedding",
                         hint="evaluate the pooled feature instead: --feature pooled")
-    backbone = encoder.backbone.to(device).to(memory_format=torch.channels_last)
+    backbone = folded(encoder.backbone).to(device).to(memory_format=torch.channels_last)
     normalise = normaliser(input_, device)
     bf16 = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=encoder.precision == "bf16")
 

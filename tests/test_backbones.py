@@ -32,3 +32,23 @@ def test_unknown_names_and_networks_are_refused():
     assert "did you mean 'resnet50'" in str(error.value)
     with pytest.raises(UserError, match="no ResNet"):
         backbones.arch_of({"cls_token": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("name", ["resnet10-mini", "resnet18", "resnet50", "resnet18-cifar"])
+def test_a_folded_network_is_the_same_function(name):
+    """Without a BatchNorm, and the network itself left as it was."""
+    torch.manual_seed(0)
+    backbone = backbones.build(name).double()
+    for module in backbone.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.weight.data.uniform_(0.3, 1.5)
+            module.bias.data.normal_(0, 0.2)
+            module.running_mean.normal_(0, 0.3)
+            module.running_var.uniform_(0.4, 3.0)
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    folded = backbones.folded(backbone)
+    assert not [module for module in folded.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(folded(x), backbone.eval()(x), rtol=1e-9, atol=1e-12)
+    assert all(torch.equal(before[key], value) for key, value in backbone.state_dict().items())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from protobench import backbones, checkpoints, features, images, voc
+from protobench import backbones, checkpoints, features, files, images, voc
 from protobench.errors import UserError
 from protobench.layouts import Reading
 
@@ -152,7 +152,7 @@ def test_a_partial_file_shorter_than_its_counter_says_is_begun_anew(encoder, wor
 def test_a_full_disk_is_told_before_anything_is_computed_in_vain(encoder, world, tmp_path, monkeypatch):
     from collections import namedtuple
 
-    monkeypatch.setattr(features.shutil, "disk_usage", lambda _: namedtuple("usage", "free")(1000))
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: namedtuple("usage", "free")(1000))
     with pytest.raises(UserError, match="PROTOBENCH_CACHE"):
         features.extract(encoder, voc.read(world, "test"), cache=tmp_path)
 
