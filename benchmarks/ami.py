@@ -25,20 +25,20 @@ def partitions(k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def rows() -> Iterator[Ratio | Figure]:
-    """K = 5000 beside scikit-learn, whose time grows with K; K = 100 000 of ours alone."""
-    clusters, classes = partitions(5000)
-    values = []
-    times = alternate(lambda: values.append(adjusted_mutual_info_score(classes, clusters)),
-                      lambda: values.append(agreement(clusters, classes)["ami"]), 2)
-    yield ratio("AMI, N = 1.28 M, K = 5k, 1000 classes, against scikit-learn", times, f"{max(values) - min(values):.1e}",
-                bytes_moved=clusters.nbytes + classes.nbytes)
-    clusters, classes = partitions(100_000)
-    spent = []
+    """K = 25 000 beside scikit-learn, once, for it takes most of a minute; K = 100 000 of ours alone."""
+    clusters, classes = partitions(25_000)
+    started = time.process_time()
+    theirs = adjusted_mutual_info_score(classes, clusters)
+    spent, ours = time.process_time() - started, []
     for _ in range(3):
         started = time.process_time()
-        agreement(clusters, classes)
-        spent.append(time.process_time() - started)
-    yield Figure("AMI, N = 1.28 M, K = 100k", middle(spent, " s"), "≤ 1 s")
+        value = agreement(clusters, classes)["ami"]
+        ours.append(time.process_time() - started)
+    yield ratio("AMI, N = 1.28 M, K = 25k, 1000 classes, against scikit-learn", ([spent] * 3, ours), f"{abs(value - theirs):.1e}",
+                bytes_moved=clusters.nbytes + classes.nbytes)
+    clusters, classes = partitions(100_000)
+    times, _ = alternate(lambda: agreement(clusters, classes), lambda: None, 3)
+    yield Figure("AMI, N = 1.28 M, K = 100k", middle(times, " s"), "≤ 1 s")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from alternate import Ratio, alternate, ratio, show
 from evaluate import knn
 from protobench.features import unit_norm
 
-BANK, QUERIES, WIDTH, CLASSES, K, TEMPERATURE = 128_000, 192, 2048, 1000, 200, 0.07
+BANK, QUERIES, WIDTH, CLASSES, K, TEMPERATURE = 128_000, 384, 2048, 1000, 200, 0.07
 
 
 def published(bank: torch.Tensor, labels: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
@@ -35,9 +35,11 @@ def rows() -> Iterator[Ratio]:
     truth = rng.integers(0, CLASSES, QUERIES)
     bank, query = draw(labels), draw(truth)
     tensors = torch.from_numpy(bank), torch.from_numpy(labels), torch.from_numpy(query)
-    theirs = 100 * float((published(*tensors).numpy() == truth).mean())
-    (ours,) = knn.score(bank, labels, query, truth, (K,), TEMPERATURE)
-    times = alternate(lambda: published(*tensors), lambda: knn.score(bank, labels, query, truth, (K,), TEMPERATURE), 2)
+    answers: list[torch.Tensor] = []
+    scores: list[dict] = []
+    times = alternate(lambda: answers.append(published(*tensors)),
+                      lambda: scores.extend(knn.score(bank, labels, query, truth, (K,), TEMPERATURE)), 2)
+    theirs, ours = 100 * float((answers[0].numpy() == truth).mean()), scores[0]
     yield ratio(f"kNN, {QUERIES} queries, bank {BANK // 1000}k × {WIDTH}, k = {K}", times,
                 f"top-1 {theirs:.2f} and {ours['value']:.2f} %", target=8, flops=2 * QUERIES * BANK * WIDTH,
                 bytes_moved=4 * BANK * WIDTH)
