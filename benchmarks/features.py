@@ -31,7 +31,7 @@ def rows() -> Iterator[Ratio]:
 
     expected = published()
     for precision in ("fp32", "bf16"):
-        ours = features.forward(replace(encoder, precision=precision), encoder.input, "average", "cpu")
+        ours = features.Forward(replace(encoder, precision=precision), encoder.input, "average", "cpu")
         far = float((ours(pixels) - expected).abs().max() / expected.abs().max())
         cosine = float(torch.nn.functional.cosine_similarity(ours(pixels), expected).min())
         times = alternate(published, lambda ours=ours: ours(pixels), 3)

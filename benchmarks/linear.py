@@ -8,7 +8,7 @@ from alternate import Figure, alternate, middle, show
 from evaluate.linear import Heads
 from protobench import backbones
 from protobench.checkpoints import Encoder
-from protobench.features import forward
+from protobench.features import Forward
 from protobench.transforms import EvalInput
 
 BATCH, CLASSES = 16, 1000
@@ -19,7 +19,7 @@ def rows() -> Iterator[Figure]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     encoder = Encoder(backbones.build("resnet50").eval(), EvalInput(), "", {"file": ""})
-    compute = forward(encoder, encoder.input, "average", "cpu")
+    compute = Forward(encoder, encoder.input, "average", "cpu")
     pixels, labels = torch.randint(0, 256, (BATCH, 3, 224, 224), dtype=torch.uint8), torch.randint(0, CLASSES, (BATCH,))
     params = {"seed": 0, "batch_norm": False, "sgd_momentum": 0.9, "weight_decay": 0.0}
     one, four = (Heads(rates, 2048, CLASSES, params, "cpu") for rates in ((10.0,), (1.0, 5.0, 10.0, 30.0)))

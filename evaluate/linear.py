@@ -252,19 +252,19 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
         raise UserError(f"{len(training)} training images are less than a batch of {params['batch_size']}",
                         hint="lower --batch-size")
     device = device_of(config.device)
-    before = checkpoints.digest_of(encoder.backbone.state_dict())
     everything = np.arange(len(training))
     held = everything % HELD_OUT == 0 if len(rates) > 1 else np.zeros(len(training), dtype=bool)
     identity = unit(encoder.key, lists, config)
     key = files.sha256([identity, subject])
-    compute = features.forward(encoder, encoder.input, params["pooling"], device)
+    compute = features.Forward(encoder, encoder.input, params["pooling"], device)
+    before = checkpoints.digest_of(compute.backbone.state_dict())
     how: dict[str, Any] = {"pooling": params["pooling"], "device": device, "workers": config.workers}
     test_ND = features.extract(encoder, test, **how)
     heads = Heads(rates, test_ND.shape[1], len(training.classes), params, device)
     state_path = config.results / f".linear-{key[:12]}.pt"
     train(heads, compute, training, everything[~held], encoder.input, params, device=device, workers=config.workers,
           state_path=state_path, key=key)
-    if checkpoints.digest_of(encoder.backbone.state_dict()) != before:
+    if checkpoints.digest_of(compute.backbone.state_dict()) != before:
         raise RuntimeError("the frozen backbone moved while the probe was trained")
     top1, top5 = accuracies(heads, test_ND, test.labels, device)
     alive = heads.alive_L.tolist()

@@ -64,6 +64,8 @@ def decision(x_ND: np.ndarray, w_CD: np.ndarray) -> np.ndarray:
 
 
 def normalise(x_ND: np.ndarray) -> np.ndarray:
-    """Each row divided by its norm + 1e-5, in double precision, as the papers' SVM scripts do."""
+    """Each row divided by its norm + 1e-5, in double precision, as the papers' SVM scripts do. UserError for rows not finite."""
     x_ND = np.asarray(x_ND, dtype=np.float64)
+    if not np.isfinite(x_ND).all():
+        raise UserError("features contain NaN or infinity", hint="the encoder has diverged or its weights are damaged")
     return x_ND / (np.linalg.norm(x_ND, axis=1, keepdims=True) + 1e-5)

@@ -14,6 +14,8 @@ whose order of summation is not fixed.
 """
 
 import json
+import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -91,7 +93,11 @@ def pretrain(recipe: Recipe, images: ImageList | None, out: Path, *, seed: int, 
 
 
 def compile_networks(method: nn.Module) -> None:
-    """torch.compile of every network of the method, in place: names and checkpoints stay as they are."""
+    """torch.compile of every network of the method, in place: names and checkpoints stay as they are. UserError on a CPU without
+    the compiler that it needs there."""
+    compilers = (os.environ.get("CXX", "g++"), "clang++")
+    if next(method.parameters()).device.type == "cpu" and not any(map(shutil.which, compilers)):
+        raise UserError("--compile needs a C++ compiler on a CPU, and there is none", hint="install g++, or leave out --compile")
     for network in method.children():
         if not isinstance(network, nn.ModuleList):  # whose members are called one by one
             network.compile()
@@ -103,6 +109,14 @@ def _check(recipe: Recipe) -> None:
         raise UserError(f"{train.epochs} epochs of batches of {train.batch_size}", hint="--epochs from 0, --batch-size from 2")
     if not all(0 <= value < float("inf") for value in (train.lr, train.weight_decay, train.sgd_momentum)):
         raise UserError("--lr, --weight-decay and --sgd-momentum must be finite and not negative")
+    augment = recipe.augment
+    if not all(0 <= p <= 1 for p in (augment.flip, augment.jitter_p, augment.grayscale, augment.blur)):
+        raise UserError("--flip, --jitter-p, --grayscale and --blur are probabilities, from 0 to 1")
+    if augment.size < 1 or not 0 < augment.min_area <= 1:
+        raise UserError(f"views of --size {augment.size} from --min-area {augment.min_area}",
+                        hint="--size from 1, --min-area above 0 and at most 1")
+    if not all(0 <= x < float("inf") for x in augment.jitter) or augment.jitter[3] > 0.5:
+        raise UserError(f"--jitter {augment.jitter}: brightness, contrast and saturation are from 0, hue is from 0 to 0.5")
 
 
 def _probes(before: list[dict], method: Any, views: Views, images: ImageList, done: int, recipe: Recipe,

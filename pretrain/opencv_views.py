@@ -1,10 +1,12 @@
 """Views by OpenCV: the fast profile. The draws are those of the faithful one, the pixels are not.
 
 How far off they are, ``python benchmarks/augmentation.py`` measures. The differences come from resizing (bilinear without
-antialiasing, or by areas where the box shrinks by more than a quarter), from colour steps applied as one matrix without rounding
-in between, and from a hue in OpenCV's HSV. An encoder trained on them is no reproduction of a paper's row: its run key says so,
-and tables call its cells off protocol.
+antialiasing, or by areas where the box shrinks by more than a quarter), from rounding, from a hue in OpenCV's HSV, and from a
+blur by a Gaussian where Pillow has three box filters. An encoder trained on them is no reproduction of a paper's row: its run key
+says so, and tables call its cells off protocol.
 """
+
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -12,8 +14,7 @@ import numpy as np
 from pretrain.draws import BRIGHTNESS, CONTRAST, SATURATION, Draw
 
 _LUMA = np.array([[0.299, 0.587, 0.114]])
-_CUT = 0.5
-"""Pillow cuts to whole bytes after every colour step, OpenCV rounds."""
+_LEVELS = np.arange(256)
 
 
 def render(picture: np.ndarray, draw: Draw, size: int) -> np.ndarray:
@@ -29,33 +30,41 @@ def resized_crop(picture: np.ndarray, draw: Draw, size: int) -> np.ndarray:
     return cv2.flip(view, 1) if draw.flip else view
 
 
+def shrunk_crop(picture: np.ndarray, extent: tuple[int, int], draw: Draw, size: int) -> np.ndarray:
+    """``resized_crop`` of a picture that was shrunk, for a draw made for its former width and height."""
+    scale = [now / before for now, before in zip(picture.shape[1::-1], extent, strict=True)]
+    (left, top), (right, bottom) = ([round(x * s) for x, s in zip(corner, scale, strict=True)] for corner in (
+        (draw.left, draw.top), (draw.left + draw.width, draw.top + draw.height)))
+    left, top = min(left, picture.shape[1] - 1), min(top, picture.shape[0] - 1)
+    box = replace(draw, left=left, top=top, width=max(right - left, 1), height=max(bottom - top, 1))
+    return resized_crop(picture, box, size)
+
+
 def coloured(view: np.ndarray, draw: Draw) -> np.ndarray:
-    """Jitter, grey and blur. Brightness, contrast and saturation between two turns of hue are one matrix, clipped once."""
+    """Jitter, grey and blur, each step rounded and cut to bytes."""
     if draw.grey and draw.grey_first:
         view = _grey(view)
-    matrix = np.eye(3, 4)
     for kind, factor in draw.jitter:
         if kind == BRIGHTNESS:
-            matrix *= factor
+            view = cv2.LUT(view, _bytes(factor * _LEVELS))
         elif kind == CONTRAST:
-            mean = float((_LUMA @ (matrix[:, :3] @ cv2.mean(view)[:3] + matrix[:, 3]))[0])
-            matrix *= factor
-            matrix[:, 3] += (1 - factor) * mean
+            mean = int(float((_LUMA @ cv2.mean(view)[:3])[0]) + 0.5)
+            view = cv2.LUT(view, _bytes(mean + factor * (_LEVELS - mean)))
         elif kind == SATURATION:
-            matrix = (factor * np.eye(3) + (1 - factor) * np.repeat(_LUMA, 3, 0)) @ matrix
+            matrix = factor * np.eye(3) + (1 - factor) * np.repeat(_LUMA, 3, 0)
+            view = cv2.transform(view, np.column_stack([matrix, np.full(3, -0.5)]))  # rounded where Pillow cuts
         else:
-            view, matrix = _turned(_transformed(view, matrix), factor), np.eye(3, 4)
-            continue
-        matrix[:, 3] -= _CUT
-    view = _transformed(view, matrix)
+            view = _turned(view, factor)
     if draw.grey and not draw.grey_first:
         view = _grey(view)
-    side = 2 * int(2.5 * draw.sigma + 0.5) + 1
-    return cv2.GaussianBlur(view, (side, side), draw.sigma, borderType=cv2.BORDER_REPLICATE) if side > 1 else view
+    if not draw.sigma:
+        return view
+    side = 2 * int(np.ceil(2.5 * draw.sigma)) + 1
+    return cv2.GaussianBlur(view, (side, side), draw.sigma, borderType=cv2.BORDER_REPLICATE)
 
 
-def _transformed(view: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    return view if (matrix == np.eye(3, 4)).all() else cv2.transform(view, matrix)
+def _bytes(levels: np.ndarray) -> np.ndarray:
+    return levels.clip(0, 255).astype(np.uint8)
 
 
 def _grey(view: np.ndarray) -> np.ndarray:

@@ -62,9 +62,11 @@ def draw_negatives(positive_N: Tensor, num_prototypes: int, num_negatives: int, 
     """R distinct prototypes, none of them positive for an image of the batch, each such set equally likely; int64 [R].
 
     The first R of a permutation that are not positive: among the first R + N at most N are. Every shape is known beforehand, so
-    the host never waits for the device. R + N is at most ``num_prototypes``.
+    the host never waits for the device. ValueError where R + N are more than ``num_prototypes``.
     """
     r, device = num_negatives, positive_N.device
+    if r + len(positive_N) > num_prototypes:
+        raise ValueError(f"{r} negatives beside {len(positive_N)} images' own, of {num_prototypes} prototypes")
     shuffled_K = torch.randperm(num_prototypes, generator=generator, device=device, dtype=torch.int32)
     candidate = shuffled_K[: r + len(positive_N)].long()
     free_K = torch.ones(num_prototypes, dtype=torch.bool, device=device).index_fill_(0, positive_N, False)

@@ -1,8 +1,8 @@
 """Views with torchvision's pixels, bit for bit, in some half of its time: the faithful profile, and the default.
 
 ``render`` makes of a ``Draw`` the pixels that torchvision's transforms make through Pillow. Three things are done otherwise,
-with equal results (tests/test_views.py compares them): hue without pictures in HSV, the blur as a filter in single precision
-where no pixel can come near a tie, and grey pictures in one channel.
+with equal results on x86-64 (tests/test_views.py compares them, on your machine too): hue without pictures in HSV, the blur as a
+filter in single precision where no pixel can come near a tie, and grey pictures in one channel.
 """
 
 import math

@@ -176,7 +176,6 @@ class _RandomViews(Dataset):
     def __init__(self, images: ImageList, recipe: Augment, seed: int, epoch: int, names: tuple[int | str, ...],
                  raw: RawPictures | None):
         self.images, self.recipe, self.seed, self.epoch, self.names, self.raw = images, recipe, seed, epoch, names, raw
-        cv2.setNumThreads(1)  # a worker is one thread
 
     def __len__(self) -> int:
         return len(self.images)
@@ -184,6 +183,7 @@ class _RandomViews(Dataset):
     @cached_property
     def drawer(self) -> Drawer:
         """Every worker's own."""
+        cv2.setNumThreads(1)  # a worker is one thread
         return Drawer(self.recipe)
 
     def __getitem__(self, number: int) -> Tensor | UserError:
@@ -198,10 +198,10 @@ class _RandomViews(Dataset):
         return torch.from_numpy(views)
 
     def _open(self, index: int) -> tuple[Callable[[Draw, int], np.ndarray], tuple[int, int]]:
-        """What makes views of a picture, and its width and height."""
+        """What makes views of a picture, and the width and height that they are drawn for."""
         if self.raw:
-            pixels = self.raw[index]
-            return partial(opencv_views.resized_crop, pixels), (pixels.shape[1], pixels.shape[0])
+            width, height = self.raw.extent_I2[index].tolist()
+            return partial(opencv_views.shrunk_crop, self.raw[index], (width, height)), (width, height)
         picture = self.images.read(index)
         if self.recipe.profile == "fast":
             return partial(opencv_views.render, np.asarray(picture)), picture.size

@@ -62,7 +62,7 @@ def extract(encoder: Encoder, images: ImageList, *, pooling: Pooling = "average"
         if (found := _cached(path, images)) is not None:
             return found
         started = time.perf_counter()
-        _write(path, images, input_, forward(encoder, input_, pooling, device), device, workers, batch_size)
+        _write(path, images, input_, Forward(encoder, input_, pooling, device), device, workers, batch_size)
         features = np.load(path.with_suffix(".partial"), mmap_mode="r")
         try:
             _check(features, images)
@@ -97,9 +97,7 @@ def _write(path: Path, images: ImageList, input_: EvalInput, compute: Callable[[
                      batch_sampler=[range(i, min(i + batch_size, len(images))) for i in range(done, len(images), batch_size)])
     steps = math.ceil((len(images) - done) / batch_size)
     synced = time.monotonic()
-    with files.writing(path):
-        file = open(partial, "r+b" if done else "wb")  # noqa: SIM115 (closed below; only what writes may say "cannot write")
-    with file:
+    with files.opened(partial, "r+b" if done else "wb") as file:
         for step, pixels in enumerate(progress(loader, desc=f"features {images.name}", unit=" batches", total=steps)):
             rows = compute(pixels).float().cpu().numpy()
             last = step == steps - 1
@@ -133,32 +131,34 @@ def _header(rows: int, columns: int) -> bytes:
     return buffer.getvalue()
 
 
-def forward(encoder: Encoder, input_: EvalInput, pooling: Pooling, device: str) -> Callable[[torch.Tensor], torch.Tensor]:
+class Forward:
     """Pixels uint8 [N, 3, H, W] to features [N, D] on ``device``: normalised, through the frozen backbone, pooled.
 
-    UserError where an embedding is asked of a checkpoint without a projection head.
+    ``backbone`` is a copy of the encoder's, its BatchNorms folded. UserError where an embedding is asked of a checkpoint without
+    a projection head.
     """
-    projection = encoder.projection.to(device) if encoder.projection and pooling == "embedding" else None
-    if pooling == "embedding" and projection is None:
-        raise UserError(f"{encoder.account['file']} holds no projection head of a known shape, so there is no embedding",
-                        hint="evaluate the pooled feature instead: --feature pooled")
-    backbone = folded(encoder.backbone).to(device).to(memory_format=torch.channels_last)
-    normalise = normaliser(input_, device)
-    bf16 = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=encoder.precision == "bf16")
+
+    def __init__(self, encoder: Encoder, input_: EvalInput, pooling: Pooling, device: str):
+        self.projection = encoder.projection.to(device) if encoder.projection and pooling == "embedding" else None
+        if pooling == "embedding" and self.projection is None:
+            raise UserError(f"{encoder.account['file']} holds no projection head of a known shape, so there is no embedding",
+                            hint="evaluate the pooled feature instead: --feature pooled")
+        self.backbone = folded(encoder.backbone).to(device).to(memory_format=torch.channels_last)
+        self.pooling, self.normalise = pooling, normaliser(input_, device)
+        self.precision = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=encoder.precision == "bf16")
 
     @torch.inference_mode()
-    def compute(pixels: torch.Tensor) -> torch.Tensor:
-        with bf16:
-            return _pool(backbone.features(normalise(pixels)), pooling, projection).float()
-
-    return compute
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The features."""
+        with self.precision:
+            return _pool(self.backbone.features(self.normalise(pixels)), self.pooling, self.projection).float()
 
 
 def agreement(encoder: Encoder, images: ImageList, input_: EvalInput, pooling: Pooling, device: str) -> dict[str, Any]:
     """How far bf16 features differ from fp32 ones: least and mean cosine over up to 64 images spread over a list."""
     sample = images.subset(np.unique(np.linspace(0, len(images) - 1, 64).astype(int)))
     (pixels,) = batches(CentreCrops(sample, input_), workers=0, device=device, batch_size=len(sample))
-    fast, exact = (forward(replace(encoder, precision=precision), input_, pooling, device)(pixels)
+    fast, exact = (Forward(replace(encoder, precision=precision), input_, pooling, device)(pixels)
                    for precision in ("bf16", "fp32"))
     cosines = torch.nn.functional.cosine_similarity(fast, exact, dim=1)
     found = {"images": len(sample), "min_cosine": round(float(cosines.min()), 6), "mean_cosine": round(float(cosines.mean()), 6)}

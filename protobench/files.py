@@ -45,6 +45,19 @@ def writing(path: Path) -> Iterator[None]:
                         hint="check free space and permissions; what was there before is untouched") from failure
 
 
+@contextlib.contextmanager
+def opened(path: Path, mode: str) -> Iterator[BinaryIO]:
+    """An open file. What the system says against opening it, or at the end against writing what was still to be written, becomes
+    a UserError; what is raised in between passes as it is."""
+    with writing(path):
+        file = open(path, mode)  # noqa: SIM115 (closed below)
+    try:
+        yield file  # type: ignore[misc]
+    finally:
+        with writing(path):
+            file.close()
+
+
 def need(folder: Path, size: int, what: str) -> None:
     """UserError where the disk has not ``size`` bytes left for ``what``."""
     if (free := shutil.disk_usage(folder).free) < size:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import PIL
 from filelock import FileLock
 from PIL import Image
 from torch.utils.data import Dataset
@@ -22,19 +23,34 @@ from protobench.images import ImageList
 from protobench.loading import batches
 from protobench.progress import progress
 
+VERSION = 1
+"""Raise when what is kept of a picture changes."""
+
 SIDE = 256
 
 
 class RawPictures:
-    """Read by number: uint8 [H, W, 3], a view of the mapped file."""
+    """Read by number: uint8 [H, W, 3], a view of the mapped file. ``extent_I2``: width and height of the pictures as they were.
+
+    Raises UserError for files that are damaged.
+    """
 
     def __init__(self, path: Path):
-        size_I2 = np.load(_sizes(path))
-        self._size_I2, self._end_I = size_I2, 3 * np.cumsum(size_I2.prod(1))
-        self._bytes = np.memmap(path, np.uint8, "r")
+        self.path = path
+        damaged = UserError("the pictures kept here are damaged", at=path,
+                            hint=f"delete it and {_sizes(path).name}; both are made again")
+        try:
+            size_I4 = np.load(_sizes(path))
+            self._bytes = np.memmap(path, np.uint8, "r")
+        except (OSError, ValueError, EOFError) as failure:
+            raise damaged from failure
+        self._size_I2, self.extent_I2 = size_I4[:, :2], size_I4[:, 2:]
+        self._end_I = 3 * np.cumsum(self._size_I2.prod(1, dtype=np.int64))
         if len(self._bytes) != self._end_I[-1]:
-            raise UserError(f"the pictures kept here have {len(self._bytes)} bytes, not {self._end_I[-1]}", at=path,
-                            hint="delete the file; it is made again")
+            raise damaged
+
+    def __reduce__(self) -> tuple[type, tuple[Path]]:
+        return RawPictures, (self.path,)  # a worker maps the file itself; NumPy would send it every byte
 
     def __len__(self) -> int:
         return len(self._end_I)
@@ -48,14 +64,18 @@ class RawPictures:
 def keep(images: ImageList, workers: int) -> RawPictures:
     """Every picture of the list, from the cache; decoded into it first where it is not there. A stopped run goes on where it was.
 
-    Raises UserError for an image that cannot be read, and where the disk has no room.
+    Known by the list's fingerprint, so a file changed in place is noticed where the fingerprint notices it. Raises UserError for
+    an image that cannot be read, and where the disk has no room.
     """
-    path = files.cache_dir() / "raw" / f"{files.sha256([images.fingerprint, SIDE])[:32]}.u8"
-    with files.writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
-        if not path.exists():
-            _write(path, images, workers)
+    identity = [VERSION, SIDE, PIL.__version__, images.fingerprint]
+    path = files.cache_dir() / "raw" / f"{files.sha256(identity)[:32]}.u8"
+    if not path.exists():
+        with files.writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.with_suffix(".lock").touch()
+        with FileLock(path.with_suffix(".lock")):
+            if not path.exists():
+                _write(path, images, workers)
     return RawPictures(path)
 
 
@@ -75,21 +95,21 @@ def _write(path: Path, images: ImageList, workers: int, batch_size: int = 256) -
     """Bytes first, then the sizes that count them as on the disk; the name says when all are there."""
     growing = path.with_suffix(".partial")
     sizes = _kept(growing, path)
+    if not sizes:
+        _sizes(path).unlink(missing_ok=True)  # of other bytes
     todo = [range(i, min(i + batch_size, len(images))) for i in range(len(sizes), len(images), batch_size)]
     loader = batches(_Small(images), workers=workers, device="cpu", stack=list, batch_sampler=todo)
-    with files.writing(path):
-        file = open(growing, "r+b" if sizes else "wb")  # noqa: SIM115 (closed below; only what writes may say "cannot write")
     synced = time.monotonic()
-    with file:
-        file.seek(3 * sum(height * width for height, width in sizes))
+    with files.opened(growing, "r+b" if sizes else "wb") as file:
+        file.seek(3 * sum(height * width for height, width, *_ in sizes))
         file.truncate()
         for step, pictures in enumerate(progress(loader, desc=f"decoding {images.name}", unit=" batches", total=len(todo))):
             if step == 0:
-                mean = math.ceil(sum(picture.size for picture in pictures) / len(pictures))
+                mean = math.ceil(sum(pixels.size for pixels, _ in pictures) / len(pictures))
                 files.need(path.parent, mean * (len(images) - len(sizes)), "the decoded pictures")
             with files.writing(path):
-                file.writelines(picture.tobytes() for picture in pictures)
-                sizes += [picture.shape[:2] for picture in pictures]
+                file.writelines(pixels.tobytes() for pixels, _ in pictures)
+                sizes += [(*pixels.shape[:2], *extent) for pixels, extent in pictures]
                 if time.monotonic() - synced > SYNC_SECONDS or step == len(todo) - 1:
                     files.sync(file)
                     files.write_atomic(_sizes(path), partial(np.save, arr=np.array(sizes, np.int32)))
@@ -98,12 +118,12 @@ def _write(path: Path, images: ImageList, workers: int, batch_size: int = 256) -
         os.replace(growing, path)
 
 
-def _kept(growing: Path, path: Path) -> list[tuple[int, int]]:
+def _kept(growing: Path, path: Path) -> list[tuple[int, ...]]:
     """Sizes of the pictures that a stopped run left on the disk; none where the bytes are not what they count."""
-    with contextlib.suppress(OSError, ValueError, EOFError):
-        size_I2 = np.load(_sizes(path))
-        if growing.stat().st_size >= 3 * size_I2.prod(1).sum():
-            return [(height, width) for height, width in size_I2.tolist()]
+    with contextlib.suppress(OSError, ValueError, EOFError, IndexError):
+        size_I4 = np.load(_sizes(path))
+        if growing.stat().st_size >= 3 * size_I4[:, :2].prod(1, dtype=np.int64).sum():
+            return [tuple(size) for size in size_I4.tolist()]
     return []
 
 
@@ -114,8 +134,9 @@ class _Small(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> np.ndarray | UserError:
+    def __getitem__(self, index: int) -> tuple[np.ndarray, tuple[int, int]] | UserError:
         try:
-            return small(self.images.read(index))
+            picture = self.images.read(index)
+            return small(picture), picture.size
         except UserError as mistake:
             return mistake

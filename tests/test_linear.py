@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from evaluate import linear
-from protobench import checkpoints, imagenet, records
+from protobench import imagenet, records
 from protobench.transforms import EvalInput
 
 PARAMS = {"seed": 0, "batch_norm": False, "sgd_momentum": 0.9, "weight_decay": 0.0}
@@ -201,11 +201,9 @@ def test_a_moving_backbone_would_be_noticed(command, encoder_file, world, tmp_pa
     real = linear.train
 
     def careless(heads, compute, *rest, **more):
-        encoder.backbone.conv1.weight.data *= 1.01
+        compute.backbone.conv1.weight.data *= 1.01
         return real(heads, compute, *rest, **more)
 
-    encoder = checkpoints.load(encoder_file)
-    monkeypatch.setattr(checkpoints, "load", lambda *_, **__: encoder)
     monkeypatch.setattr(linear, "train", careless)
     code, _, err = command(linear.main, *_args(encoder_file, world, tmp_path))
     assert code == 2

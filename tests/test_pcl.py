@@ -97,6 +97,11 @@ def test_every_set_of_negatives_is_equally_likely(positive):
     assert stats.chisquare([drawn[one] for one in sets]).pvalue > 0.01
 
 
+def test_more_negatives_than_there_are_is_an_error():
+    with pytest.raises(ValueError, match="5 negatives beside 4 images' own, of 8 prototypes"):
+        draw_negatives(torch.tensor([1, 2, 3, 4]), 8, 5, torch.Generator())
+
+
 def _problem(seed=0):
     generator = torch.Generator().manual_seed(seed)
     q = F.normalize(torch.randn(6, 8, generator=generator, dtype=torch.float64), dim=1)

@@ -11,6 +11,7 @@ from torch import nn
 from pretrain import loop, optim, recipes, simclr
 from pretrain.precision import in_fp32
 from protobench import checkpoints
+from protobench.errors import UserError
 from protobench.images import ImageList
 
 METHODS = {"moco": replace(recipes.MOCO_MINI, queue=64, bn_groups=2),
@@ -105,10 +106,26 @@ def test_networks_are_compiled_and_keep_their_names(train_images, tmp_path, monk
     assert names["moco"] == names["pcl"] == ["encoder_k", "encoder_q"]
     assert names["simclr"] == ["backbone", "projection"]
     assert names["spcl"] == ["backbone", "metric", "projection"]
-    compiled.clear()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_run_ends_as_one_that_is_not(train_images, tmp_path, monkeypatch):
+    """Through torch.compile's tracing, but its eager backend: what a compiler makes of it rounds otherwise and takes minutes."""
+    compile_ = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self: compile_(self, backend="eager"))
+    recipe = METHODS["pcl"]
+    paths = [loop.pretrain(replace(recipe, train=replace(recipe.train, compile=chosen)), train_images, tmp_path / str(chosen),
+                           seed=1) for chosen in (False, True)]
+    plain, compiled = (checkpoints.load(path).backbone.state_dict() for path in paths)
+    assert plain.keys() == compiled.keys()
+    assert all(torch.equal(plain[name], compiled[name]) for name in plain)
+
+
+def test_compiling_without_a_compiler_is_a_clear_error(monkeypatch, train_images, tmp_path):
+    monkeypatch.setattr(loop.shutil, "which", lambda name: None)
     recipe = METHODS["moco"]
-    loop.pretrain(replace(recipe, train=replace(recipe.train, epochs=1, compile=True)), train_images, tmp_path, seed=1)
-    assert len(compiled) == 2
+    with pytest.raises(UserError, match="--compile needs a C\\+\\+ compiler"):
+        loop.pretrain(replace(recipe, train=replace(recipe.train, compile=True)), train_images, tmp_path, seed=1)
 
 
 KEYS = {"moco": "fdfe7d469bfcc00735e55ce65c6153d0c60132de5b179fd9ec20918532a589b2",

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.svm import LinearSVC
 
-from evaluate.svm import Problem, decision
+from evaluate.svm import Problem, decision, normalise
 from protobench.errors import UserError
 
 
@@ -51,3 +51,12 @@ def test_what_liblinear_would_accept_silently_is_refused():
         Problem(_data()[0]).fit(np.zeros(80, dtype=bool), 0.5)
     with pytest.raises(UserError, match="positive"):
         Problem(_data()[0]).fit(np.ones(80, dtype=bool), 0.5)
+
+
+def test_features_that_are_not_finite_are_refused_on_either_side():
+    """The test's, too: NaN scores would be ranked, and give a plausible number."""
+    x, _ = _data()
+    for wrong in (np.nan, np.inf):
+        x[3, 4] = wrong
+        with pytest.raises(UserError, match="NaN"):
+            normalise(x)
