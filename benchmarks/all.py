@@ -23,9 +23,9 @@ from protobench import files, records
 STAGES = ("concentration", "negatives", "clustering", "momentum", "pcl", "spcl", "augmentation", "loading", "features", "lowshot",
           "average_precision", "linear", "knn", "ami", "detection", "growth")
 ABOUT = """`tox -e bench` writes this file. The published way and ours run in turn in one process, on one thread: medians of CPU
-time, the ratio of each pair with its range, and how far the results agree. The limit is the time of the arithmetic, or of the
-memory traffic, that our way cannot avoid, at the speed at which this core multiplies matrices and copies. benchmarks/README.md
-says what stands behind the rows."""
+time, the ratio of each pair with its range, and how far the results agree. The limit is the time that our way's arithmetic, or
+reading and writing what it must, takes at the speed measured on this core, where it is easily counted. benchmarks/README.md says
+what stands behind the rows."""
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results"
 

@@ -1,7 +1,7 @@
 """Two views of a JPEG: Pillow and torchvision's transforms, as published, and the three profiles of pretraining.
 
-A worker's part only: the published way ends with normalised floats, as its workers do, ours with bytes, which the device
-normalises; in the raw profile the device gives colours and blur, too. Pictures are synthetic, 500 x 375, about 60 KB each.
+A worker's part: the published way's ends with normalised floats, ours with bytes, which the device normalises; two rows have both
+end alike. In the raw profile the device gives colours and blur, too. Pictures are synthetic, 500 x 375, about 60 KB each.
 """
 
 import io
@@ -21,7 +21,7 @@ from torchvision import transforms
 from pretrain import opencv_views, pillow_views, views
 from pretrain.recipes import MOCO_V1, SIMCLR, V2_AUGMENT, Augment
 from protobench import images, keyed, raw_pictures
-from protobench.transforms import IMAGENET_MEAN, IMAGENET_STD
+from protobench.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalInput
 
 PICTURES = 48
 
@@ -54,7 +54,7 @@ def published(recipe: Augment) -> transforms.Compose:
 
 
 def rows() -> Iterator[Ratio | Figure]:
-    """MoCo v2's views in every profile, MoCo v1's and SimCLR's in the default one."""
+    """A worker's part in every recipe and profile, then where both ways end alike."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         os.environ["PROTOBENCH_CACHE"] = folder
@@ -64,16 +64,20 @@ def rows() -> Iterator[Ratio | Figure]:
             (photos / f"{number:03d}.jpg").write_bytes(jpeg(number))
         source = images.image_folder(photos.parent, "photos")
         for name, recipe in (("MoCo v2", V2_AUGMENT), ("MoCo v1", MOCO_V1.augment), ("SimCLR", SIMCLR.augment)):
-            yield _row(source, name, recipe, 1.5, _equal(source, recipe))
+            yield _row(source, f"{name}, faithful", recipe, 1.5, _equal(source, recipe))
+        yield _row(source, "MoCo v2, faithful, both to bytes", V2_AUGMENT, None, "as above", theirs_end=-2)
+        yield _row(source, "MoCo v2, faithful, both to floats", V2_AUGMENT, None, "as above", ours_to_floats=True)
         kept = raw_pictures.keep(source, 0)
-        yield _row(source, "MoCo v2", replace(V2_AUGMENT, profile="fast"), 3, _far(source, V2_AUGMENT))
-        yield _row(source, "MoCo v2", replace(V2_AUGMENT, profile="raw"), 15, "crops alone, of pictures shrunk before", kept)
+        yield _row(source, "MoCo v2, fast", replace(V2_AUGMENT, profile="fast"), 3, _far(source, V2_AUGMENT))
+        yield _row(source, "MoCo v2, raw", replace(V2_AUGMENT, profile="raw"), 15,
+                   "crops alone, of pictures shrunk before, in memory", kept)
 
 
-def _row(source: images.ImageList, name: str, recipe: Augment, target: float, agreement: str,
-         kept: raw_pictures.RawPictures | None = None) -> Ratio:
-    transform = published(recipe)
+def _row(source: images.ImageList, name: str, recipe: Augment, target: float | None, agreement: str,
+         kept: raw_pictures.RawPictures | None = None, *, theirs_end: int | None = None, ours_to_floats: bool = False) -> Ratio:
+    transform = transforms.Compose(published(recipe).transforms[:theirs_end] + ([transforms.PILToTensor()] if theirs_end else []))
     ours = views._RandomViews(source, recipe, 0, 0, (0, 1), kept)
+    normalise = views._Normaliser(EvalInput(), "cpu")
 
     def theirs() -> None:
         for path in source.paths:
@@ -81,9 +85,14 @@ def _row(source: images.ImageList, name: str, recipe: Augment, target: float, ag
                 picture = file.convert("RGB")
             torch.stack([transform(picture) for _ in range(2)])
 
-    times = alternate(theirs, lambda: [ours[i] for i in range(PICTURES)], 5)
-    each = ([seconds / PICTURES for seconds in way] for way in times)
-    return ratio(f"two views of a JPEG, {name}, {recipe.profile}", tuple(each), agreement, target=target)  # type: ignore[arg-type]
+    def mine() -> None:
+        for number in range(PICTURES):
+            pixels = ours[number]
+            if ours_to_floats:
+                normalise(pixels.permute(0, 3, 1, 2).float() / 255)
+
+    each = ([seconds / PICTURES for seconds in way] for way in alternate(theirs, mine, 5))
+    return ratio(f"two views of a JPEG, {name}", tuple(each), agreement, target=target)  # type: ignore[arg-type]
 
 
 def _both(source: images.ImageList, recipe: Augment, render: Callable) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -1,7 +1,7 @@
 """Low-shot SVMs after features, at VOC07's size: 5011 and 4952 images, 2048-D, 20 classes.
 
 The published way is scikit-learn's LinearSVC for every class and cost, and average precision image by image. Features are
-synthetic (label-dependent, rectified), the costs those of the released script's commented-out sweeps: a decade around 0.5.
+synthetic (label-dependent, rectified); the grid of eleven costs, around the released script's 0.5, is ours.
 """
 
 import time
@@ -52,14 +52,16 @@ def rows() -> Iterator[Ratio | Figure]:
     for k in (1, 4, 16):
         draw = first[k]
         exact = lowshot.score(train, test, test_labels, [draw], COSTS, exact=True)
-        to_the_end = published(x, draw, normal, positive, (0.5,), 1e-10, 10**7).mean()
-        far = abs(to_the_end - next(run["value"] for run in exact if run["cost"] == 0.5))
+        some = (0.5, 100.0) if k < 16 else (0.5,)  # the last would take LIBLINEAR minutes
+        to_the_end = published(x, draw, normal, positive, some, 1e-10, 10**7).mean(1)
+        far = np.abs(to_the_end - [run["value"] for run in exact if run["cost"] in some]).max()
         theirs: list[np.ndarray] = []
         times = alternate(lambda d=draw, kept=theirs: kept.append(published(x, d, normal, positive, COSTS)),
                           lambda d=draw: _after_normalising(x, normal, test_labels, d), 3 if k < 16 else 2)
         stopped = np.abs(theirs[0].mean(1) - [run["value"] for run in exact]).max()
         yield ratio(f"SVMs and AP over {len(COSTS)} costs, 20 classes, k = {k}", times,
-                    f"mAP: {far:.0e} from tolerance 1e-10 (C = 0.5), {stopped:.0e} from 1e-4 (all C)", target=40,
+                    f"mAP: {far:.0e} from tolerance 1e-10 (C = {' and '.join(f'{c:g}' for c in some)}), {stopped:.0e} from "
+                    "1e-4 (all C)", target=40,  # double precision counts twice
                     flops=4 * 4952 * 2048 * min(len(draw.rows[0]), 20 * len(COSTS)), bytes_moved=8 * 4952 * 2048)
     for k in (1, 4, 16):
         draw = first[k]

@@ -43,6 +43,7 @@ from protobench.images import ImageList
 from protobench.layouts import Reading
 from protobench.progress import progress
 
+LARGEST_COST = 1e5
 VERSION = 1
 """Raise when a score changes for equal features and parameters."""
 
@@ -216,8 +217,9 @@ def _check(config: Config) -> None:
         raise UserError(f"--shots must be different numbers of at least 1, not {config.shots}")
     if config.draws < 1:
         raise UserError(f"--draws must be at least 1, not {config.draws}")
-    if not all(0 < cost < float("inf") for cost in config.costs) or len(set(config.costs)) < len(config.costs):
-        raise UserError(f"--costs must be different positive numbers, not {config.costs}")
+    if not all(0 < cost <= LARGEST_COST for cost in config.costs) or len(set(config.costs)) < len(config.costs):
+        raise UserError(f"--costs must be different positive numbers of at most {LARGEST_COST:g}, not {config.costs}",
+                        hint="beyond it LIBLINEAR stops before it is done; published grids end at 100")
 
 
 def report(record: dict[str, Any]) -> str:

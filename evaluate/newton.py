@@ -63,7 +63,8 @@ def _newton(gram_NN: np.ndarray, y_N: np.ndarray, cost_N: np.ndarray, b_N: np.nd
         active_N = y_N * f_N < 1
         if length == 1.0 and (active_N == before_N).all():
             return b_N
-    raise UserError(f"no SVM found at the cost {cost_N.min():g}", hint="--solver liblinear, or leave out the largest costs")
+    raise UserError(f"no SVM found at the cost {cost_N.min():g}: rounding hides what it asks for",
+                    hint="leave out the largest costs")
 
 
 def _line_search(y_N: np.ndarray, cost_N: np.ndarray, b_N: np.ndarray, f_N: np.ndarray, step_N: np.ndarray,

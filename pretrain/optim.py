@@ -73,6 +73,8 @@ class LARS(torch.optim.Optimizer):
                     ratio = torch.where((w_norm > 0) & (g_norm > 0), group["eta"] * w_norm / g_norm, torch.ones_like(w_norm))
                     g = g * ratio
                 state = self.state[w]
-                m = state.setdefault("momentum", torch.zeros_like(w))
+                if "momentum" not in state:
+                    state["momentum"] = torch.zeros_like(w)
+                m = state["momentum"]
                 m.mul_(group["momentum"]).add_(g)
                 w.sub_(m, alpha=group["lr"])

@@ -39,7 +39,7 @@ class Augment:
     blur: float = 0.0
     """probability of a Gaussian blur, sigma 0.1 to 2 pixels"""
     profile: Literal["faithful", "fast", "raw"] = "faithful"
-    """of images read from files. faithful: torchvision's pixels, as published. fast: OpenCV's, near them, in two thirds of the
+    """of images read from files. faithful: torchvision's pixels, as published. fast: OpenCV's, near them, in half the
     time. raw: crops of pictures that a cache holds decoded (short side 256, 0.26 MB each), colours and blur on the device. fast
     and raw are off protocol"""
 
@@ -62,7 +62,7 @@ class Train:
     weight_decay: float = 1e-4
     precision: Literal["fp32", "bf16"] = "fp32"
     """of the networks, by autocast, in steps and where features are clustered; weights and losses are always fp32. The papers'
-    code trains in fp32: bf16 is off protocol"""
+    code trains in fp32: bf16 is off protocol. (On a GPU, convolutions in fp32 may run in TF32, as torch has it by default.)"""
     compile: bool = False
     """networks compiled by torch.compile: a minute or two once, then faster steps on a GPU"""
 

@@ -94,7 +94,25 @@ def test_the_gpu_s_steps_run_on_a_cpu_in_small(monkeypatch):
     for name in ("moco", "simclr", "pcl", "spcl"):
         assert any(f"a step of {name}" in stage for stage in stages)
     assert len(compiled) == 1
-    assert "an epoch of PCL" in stages[-1]
+    (missing,) = gpu.epoch(gpu.TINY, "cpu")
+    assert "no time measured of: 20, 40" in missing.measured
+    list(gpu.clusterings(gpu.TINY, "cpu"))
+    (row,) = gpu.epoch(gpu.TINY, "cpu")
+    assert "with one start of k-means" in row.measured
+
+
+def test_a_stage_that_fails_or_comes_too_late_is_a_row(monkeypatch):
+    import gpu
+
+    def broken(sizes, device):
+        yield gpu.Figure("first", "1 s")
+        raise RuntimeError("out of memory\nmore")
+
+    monkeypatch.setitem(gpu.STAGES, "steps", broken)
+    told = [row.measured for row in gpu._guarded("steps", gpu.TINY, "cpu", 0.0)]
+    assert told == ["1 s", "**failed**: RuntimeError: out of memory"]
+    (late,) = gpu._guarded("steps", gpu.TINY, "cpu", 1000.0)
+    assert "left out: 16.7 minutes" in late.measured
 
 
 @pytest.mark.gpu
@@ -102,7 +120,7 @@ def test_no_step_waits_for_the_gpu():
     import gpu
     import torch
 
-    sizes = gpu.replace(gpu.TINY, batch=64)
+    sizes = gpu.replace(gpu.TINY, batch=64, prototypes=(300, 400), negatives=100)  # so few that negatives are drawn
     for name in gpu.RECIPES:
         step = gpu.Step(name, sizes, "cuda", "bf16", torch.channels_last, compiled=False)
         step()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pretrain import loop, optim, recipes, simclr
+from pretrain import loop, moco, optim, pcl, recipes, simclr, similarity, spcl, views
 from pretrain.precision import in_fp32
 from protobench import checkpoints
 from protobench.errors import UserError
@@ -33,18 +33,18 @@ def _set_up(name, optimizer="sgd"):
     if hasattr(method, "start_epoch"):
         method.start_epoch(0, lambda module, **how: np.random.default_rng(0).normal(size=(200, 64)).astype(np.float32))
     index = torch.from_numpy(method.draw_batches(0, 1)[0]) if hasattr(method, "draw_batches") else torch.arange(32)
-    views = [torch.randn(32, 3, 32, 32) for _ in range(method.num_views)]
-    return method.train(), optim.optimizer(recipe.train, method), views, index
+    batch = [torch.randn(32, 3, 32, 32) for _ in range(method.num_views)]
+    return method.train(), optim.optimizer(recipe.train, method), batch, index
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "lars"])
 @pytest.mark.parametrize("name", METHODS)
 def test_no_step_waits_for_the_device(name, optimizer):
     """By the operators that a step calls; on a GPU benchmarks/gpu.py asks CUDA itself."""
-    method, optimizer, views, index = _set_up(name, optimizer)
-    loop.update(method, optimizer, views, index, "fp32")
+    method, optimizer, batch, index = _set_up(name, optimizer)
+    loop.update(method, optimizer, batch, index, "fp32")
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        loss = loop.update(method, optimizer, views, index, "bf16")
+        loss = loop.update(method, optimizer, batch, index, "bf16")
     called = {event.key for event in profile.key_averages()}
     assert {"aten::convolution", "aten::mm"} & called, "the profiler saw nothing"
     assert not called & WAITS
@@ -58,11 +58,11 @@ def test_networks_compute_in_bf16_and_the_rest_in_fp32(name):
     """Weights stay fp32, and a loss in bf16 is that in fp32 but for the rounding of the networks."""
     losses, seen = {}, set()
     for precision in ("fp32", "bf16"):
-        method, optimizer, views, index = _set_up(name)
+        method, optimizer, batch, index = _set_up(name)
         for module in method.modules():
             if isinstance(module, nn.Conv2d):
                 module.register_forward_hook(lambda module, given, output: seen.add(output.dtype))
-        losses[precision] = loop.update(method, optimizer, views, index, precision)
+        losses[precision] = loop.update(method, optimizer, batch, index, precision)
         assert losses[precision].dtype == torch.float32
         assert {p.dtype for p in method.parameters()} == {torch.float32}
     assert seen == {torch.float32, torch.bfloat16}
@@ -70,17 +70,42 @@ def test_networks_compute_in_bf16_and_the_rest_in_fp32(name):
     torch.testing.assert_close(losses["bf16"], losses["fp32"], rtol=0.03, atol=0.03)
 
 
-def test_equations_are_computed_in_fp32():
-    """Cosines over a small temperature: in bf16 the logits would be off by tenths."""
+def _equations():
     generator = torch.Generator().manual_seed(0)
-    a, b = (nn.functional.normalize(torch.randn(16, 32, generator=generator), dim=1).bfloat16() for _ in range(2))
+    a, b, c = (nn.functional.normalize(torch.randn(16, 32, generator=generator), dim=1).bfloat16() for _ in range(3))
+    number = torch.arange(16)
+    logits = 10 * torch.randn(16, 8, generator=generator).bfloat16()
+    return {"info_nce": (moco.info_nce, a, b, c, 0.05),
+            "proto_nce": (pcl.proto_nce, a, c, torch.full((16,), 0.05), number % 8, torch.arange(8, 12)),
+            "nt_xent": (simclr.nt_xent, a, b, 0.05), "contrastive_loss": (spcl.contrastive_loss, a, b, number, 0.05),
+            "metric_loss": (spcl.metric_loss, logits, -logits), "prototype_loss": (spcl.prototype_loss, logits, number % 8),
+            "symmetric_cross_entropy": (spcl.symmetric_cross_entropy, logits, number % 8, 0.1, 1.0),
+            "tp_fn": (similarity.tp_fn, a, b, number % 4, number, number)}
+
+
+@pytest.mark.parametrize("name", _equations())
+def test_equations_are_computed_in_fp32(name):
+    """Cosines over a small temperature: cast to bf16, logits would be off by tenths."""
+    equation, *given = _equations()[name]
     with torch.autocast("cpu", torch.bfloat16):
-        loss = simclr.nt_xent(a, b, 0.05)
-        cast = simclr.nt_xent.__wrapped__(a, b, 0.05)
-    exact = simclr.nt_xent(a.double(), b.double(), 0.05)
-    assert loss == pytest.approx(float(exact), abs=1e-5)
-    assert abs(float(cast) - float(exact)) > 1e-4
-    assert in_fp32(lambda x: x @ x)(torch.eye(2, dtype=torch.float64)).dtype == torch.float64, "nothing is made less exact"
+        found = equation(*given)
+    exact = equation(*[arg.double() if isinstance(arg, torch.Tensor) and arg.is_floating_point() else arg for arg in given])
+    torch.testing.assert_close(found.double(), exact.double(), rtol=1e-5, atol=1e-6)
+
+
+def test_nothing_is_made_less_exact():
+    assert in_fp32(lambda x: x @ x)(torch.eye(2, dtype=torch.float64)).dtype == torch.float64
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_features_are_clustered_in_the_precision_of_the_run(precision, train_images):
+    seen = set()
+    opened = views.open_views(METHODS["pcl"], train_images, 0, "cpu", 0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
+    network[0].register_forward_hook(lambda module, given, output: seen.add(output.dtype))
+    found = loop._extract(network, opened, precision=precision)
+    assert found.dtype == np.float32
+    assert seen == {{"fp32": torch.float32, "bf16": torch.bfloat16}[precision]}
 
 
 def test_a_run_in_bf16_is_another_run_and_learns(train_images, tmp_path):

@@ -267,6 +267,38 @@ def test_views_of_every_profile_do_not_depend_on_workers_or_batches(profile, pho
     assert view.is_contiguous(memory_format=torch.channels_last)
 
 
+def test_raw_views_are_coloured_each_by_itself(photos, own_cache):
+    """On the device: grey where the recipe says always, blurred, and the two views otherwise than one another."""
+    def views_of(**changes):
+        recipe = replace(_recipe("raw"), augment=replace(_recipe("raw").augment, min_area=1.0, flip=0.0, **changes))
+        source = views.open_views(recipe, photos, 1, "cpu", 0)
+        return next(batch for batch, _ in source.batches(0, 2, np.arange(4)[None]))
+
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (recipes.MOCO_MINI.input.mean, recipes.MOCO_MINI.input.std))
+    plain = {"jitter_p": 0.0, "grayscale": 0.0, "blur": 0.0}
+    for view in views_of(**plain | {"grayscale": 1.0}):
+        pixels = view * std + mean
+        torch.testing.assert_close(pixels[:, :1].expand_as(pixels), pixels, atol=1e-4, rtol=0)
+    first, second = views_of(**plain)
+    coloured, otherwise = views_of(**plain | {"jitter_p": 1.0})
+    assert (coloured - first).abs().mean() > 0.05
+    assert ((coloured - first) - (otherwise - second)).abs().mean() > 0.05, "each view has its own colours"
+    blurred, _ = views_of(**plain | {"blur": 1.0})
+    assert blurred.diff(dim=3).abs().mean() < 0.95 * first.diff(dim=3).abs().mean()
+
+
+def test_fast_blur_is_as_strong_as_the_faithful_one():
+    recipe = replace(RECIPES["v2"], size=96, jitter_p=0.0, grayscale=0.0, blur=1.0, min_area=1.0)
+    drawer, left = Drawer(recipe), []
+    for seed in range(40):
+        picture = _picture("noise", 96, 96, seed)
+        draw = drawer(96, 96, seed)
+        left.append([np.abs(np.diff(view.astype(float), axis=1)).mean() for view in (
+            pillow_views.render(picture, draw, 96), opencv_views.render(np.asarray(picture), draw, 96))])
+    exact, fast = np.mean(left, 0)
+    assert fast == pytest.approx(exact, rel=0.1)
+
+
 def test_profiles_show_the_same_part_of_a_picture(photos, own_cache):
     """Colours apart: of the crop alone, fast is near faithful, and so is raw, though its picture is smaller."""
     crops = replace(RECIPES["v1"], size=64, jitter_p=0.0, grayscale=0.0)
