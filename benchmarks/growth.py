@@ -91,7 +91,7 @@ class Law:
 
 
 def law(stage: str, axis: str, largest: int, count: int, target: int, work: Callable[[int], Work], *, flops: float = 0,
-        bytes_moved: float = 0, check: bool = True, repeats: int = 5, parts: int = 1) -> Law:
+        bytes_moved: float = 0, check: bool = True, repeats: int = 3, parts: int = 1) -> Law:
     """Times ``work(size)()`` at ``count`` sizes in turn, so that a machine's mood hits them alike. ``check``: at the target too.
 
     ``flops`` and ``bytes_moved`` are those of the target. ``parts``: equal ones of the work, one of which is told.
@@ -117,7 +117,7 @@ def clustering() -> Iterator[Law | Figure]:
     """k-means of unit vectors, and PCL's E-step by both laws: every start's iterations, and the assignment."""
     x, few, passes = _unit(200_000).numpy(), SPCL_IMAGENET.num_prototypes[0], PCL_V1.nredo * PCL_V1.niter + 1
     once = partial(kmeans, seed=0, niter=1, nredo=1)
-    how: dict[str, Any] = {"check": False, "repeats": 3, "parts": 2}  # an iteration and the assignment, of equal cost
+    how: dict[str, Any] = {"check": False, "repeats": 2, "parts": 2}  # an iteration and the assignment, of equal cost
     with_n = law(f"k-means, a pass, K = {few}", "N (images)", len(x), 5, IMAGES, lambda n: partial(once, x[:n], few),
                  flops=2 * IMAGES * few * D, **how)
     yield with_n
@@ -189,10 +189,10 @@ def neighbours() -> Iterator[Law | Figure]:
         return partial(knn.score, x[:n], labels[:n], x[:m], labels[:m], (200,), 0.1)
 
     with_n = law(f"kNN, {few} queries", "N (bank)", 256_000, 5, IMAGES, lambda n: work(n, few), flops=2 * few * IMAGES * D,
-                 check=False, repeats=3)
+                 check=False, repeats=2)
     yield with_n
     with_m = law(f"kNN, bank {_short(part)}", "M (queries)", 8 * few, 5, QUERIES, lambda m: work(part, m),
-                 flops=2 * part * QUERIES * D, check=False, repeats=3)
+                 flops=2 * part * QUERIES * D, check=False, repeats=2)
     yield with_m
     yield _both("kNN, 50k queries, bank 1.28M", with_n, with_m, few, QUERIES, 1)
     seconds = []

@@ -68,7 +68,7 @@ def rows() -> Iterator[Figure]:
         for name, legacy in (("torch ≥ 1.6", False), ("before torch 1.6", True)):
             path = Path(folder) / "moco.pth.tar"
             write(path, legacy)
-            times = [(once(PUBLISHED, path, "time")[0], once(OURS, path, "time")[0]) for _ in range(2 if legacy else 3)]
+            times = [(once(PUBLISHED, path, "time")[0], once(OURS, path, "time")[0]) for _ in range(2)]
             memory = [once(what, path, "memory")[1] for what in (PUBLISHED, OURS)]
             yield Figure(f"loading a 341 MB MoCo file ({name}), of torch.load alone",
                          f"{middle(ours / theirs for theirs, ours in times)}× its time; memory beyond the file's pages "

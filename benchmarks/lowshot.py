@@ -57,7 +57,7 @@ def rows() -> Iterator[Ratio | Figure]:
         far = np.abs(to_the_end - [run["value"] for run in exact if run["cost"] in some]).max()
         theirs: list[np.ndarray] = []
         times = alternate(lambda d=draw, kept=theirs: kept.append(published(x, d, normal, positive, COSTS)),
-                          lambda d=draw: _after_normalising(x, normal, test_labels, d), 3 if k < 16 else 2)
+                          lambda d=draw: _after_normalising(x, normal, test_labels, d), 2)
         stopped = np.abs(theirs[0].mean(1) - [run["value"] for run in exact]).max()
         yield ratio(f"SVMs and AP over {len(COSTS)} costs, 20 classes, k = {k}", times,
                     f"mAP: {far:.0e} from tolerance 1e-10 (C = {' and '.join(f'{c:g}' for c in some)}), {stopped:.0e} from "

@@ -21,7 +21,7 @@ def rows() -> Iterator[Figure]:
     methods = {"MoCo": MoCo(recipes.MOCO_MINI, seed=0), "PCL": PCL(replace(recipes.PCL_MINI, warmup=0), seed=0)}
     spent: dict[str, list[float]] = {name: [] for name in methods}
     e_step = []
-    for epoch in range(5):
+    for epoch in range(4):
         for name, method in methods.items():
             recipe = recipes.MOCO_MINI if name == "MoCo" else recipes.PCL_MINI
             views = open_views(recipe, source, 0, "cpu", 0)

@@ -59,7 +59,7 @@ def rows() -> Iterator[Figure]:
     torch.set_num_threads(1)
     yield steps("embedded network, 128 images of 32 pixels", recipes.SPCL_MINI, recipes.SIMCLR_MINI, 128, 32, 15)
     yield steps("ResNet-18 with CIFAR's stem, 32 images, LARS", replace(recipes.SPCL_CIFAR10, num_prototypes=(64,)),
-                recipes.SIMCLR_CIFAR10, 32, 32, 5)
+                recipes.SIMCLR_CIFAR10, 32, 32, 3)
     yield from epoch()
 
 
