@@ -46,8 +46,9 @@ def concentration(distance_I: np.ndarray, assignment_I: np.ndarray, k: int, *, t
     Z is the cluster's size. In the released code's order: clusters of at most one image get the largest phi, then
     phi is clipped to the percentiles, then scaled. Finite and positive for every input, empty clusters included.
     """
-    size_K = np.bincount(assignment_I, minlength=k).astype(np.float64)
-    total_K = np.bincount(assignment_I, weights=distance_I, minlength=k)
+    prototype_I, distance = torch.from_numpy(assignment_I), torch.from_numpy(distance_I).double()
+    size_K = torch.bincount(prototype_I, minlength=k).double().numpy()  # torch counts faster than NumPy, and adds as it does
+    total_K = torch.zeros(k, dtype=torch.float64).scatter_add_(0, prototype_I, distance).numpy()
     phi_K = total_K / (np.maximum(size_K, 1) * np.log(size_K + alpha))
     if singleton_rule:
         phi_K[size_K <= 1] = phi_K[size_K > 1].max(initial=0.0)
