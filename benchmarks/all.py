@@ -70,6 +70,7 @@ def main() -> int:
     chosen = parser.parse_args().stages
     if unknown := set(chosen) - set(STAGES):
         parser.error(f"no such stage: {', '.join(sorted(unknown))}; there are {', '.join(STAGES)}")
+    records.commit()  # looked up now: growth.py draws a picture that git knows
     started, rows, failed = time.monotonic(), [], []
     for number, stage in enumerate(stages := chosen or STAGES, start=1):
         print(f"\n[{number}/{len(stages)}, {(time.monotonic() - started) / 60:.1f} min] {stage}", flush=True)
