@@ -10,6 +10,7 @@ Shapes: N training rows, M test rows, D feature, J costs.
 import numpy as np
 from scipy.linalg.lapack import dposv
 
+from evaluate.svm import finite, signs
 from protobench.errors import UserError
 
 MAX_STEPS = 100
@@ -17,9 +18,7 @@ MAX_STEPS = 100
 
 def gram(x_ND: np.ndarray) -> np.ndarray:
     """Inner products [N, N] of the rows, each with a constant 1 for the regularised bias. UserError for features not finite."""
-    if not np.isfinite(x_ND).all():
-        raise UserError("features contain NaN or infinity", hint="the encoder has diverged or its weights are damaged")
-    return x_ND @ x_ND.T + 1.0
+    return finite(x_ND) @ x_ND.T + 1.0
 
 
 def path(gram_NN: np.ndarray, positive_N: np.ndarray, costs: tuple[float, ...], positive_weight: float = 1.0) -> np.ndarray:
@@ -28,10 +27,7 @@ def path(gram_NN: np.ndarray, positive_N: np.ndarray, costs: tuple[float, ...], 
     C_n is the cost, times ``positive_weight`` for a positive row. Raises UserError for a single class, and where rounding keeps
     the system from being solved (costs beyond any published grid).
     """
-    if positive_N.all() or not positive_N.any():
-        raise UserError(f"an SVM needs two classes; all {len(positive_N)} training images are "
-                        f"{'positive' if positive_N.all() else 'negative'}", hint="draw more images per class")
-    y_N, weight_N = np.where(positive_N, 1.0, -1.0), np.where(positive_N, positive_weight, 1.0)
+    y_N, weight_N = signs(positive_N), np.where(positive_N, positive_weight, 1.0)
     found = np.empty((len(costs), len(y_N)))
     b_N = np.zeros(len(y_N))
     for j in np.argsort(costs):

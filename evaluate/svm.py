@@ -26,9 +26,7 @@ class Problem:
     """
 
     def __init__(self, x_ND: np.ndarray):
-        if not np.isfinite(x_ND).all():
-            raise UserError("features contain NaN or infinity", hint="the encoder has diverged or its weights are damaged")
-        n, d = x_ND.shape
+        n, d = finite(x_ND).shape
         self.nodes = np.empty((n, d + 2), dtype=feature_node)  # D values, the bias, the end mark
         self.nodes["index"][:, :d], self.nodes["value"][:, :d] = np.arange(1, d + 1), x_ND
         self.nodes["index"][:, d], self.nodes["value"][:, d] = d + 1, 1.0
@@ -41,10 +39,7 @@ class Problem:
 
         Raises UserError if there is one class only, which LIBLINEAR would accept.
         """
-        if positive_N.all() or not positive_N.any():
-            raise UserError(f"an SVM needs two classes; all {len(positive_N)} training images are "
-                            f"{'positive' if positive_N.all() else 'negative'}", hint="draw more images per class")
-        y_N = np.where(positive_N, 1.0, -1.0)
+        y_N = signs(positive_N)
         nodes = Nodes.__new__(Nodes)  # its constructor converts row by row in Python
         nodes.l, nodes.n, nodes.bias = len(y_N), self.nodes.shape[1] - 1, 1.0
         nodes.y = y_N.ctypes.data_as(ctypes.POINTER(ctypes.c_double))
@@ -65,7 +60,20 @@ def decision(x_ND: np.ndarray, w_CD: np.ndarray) -> np.ndarray:
 
 def normalise(x_ND: np.ndarray) -> np.ndarray:
     """Each row divided by its norm + 1e-5, in double precision, as the papers' SVM scripts do. UserError for rows not finite."""
-    x_ND = np.asarray(x_ND, dtype=np.float64)
+    x_ND = finite(np.asarray(x_ND, dtype=np.float64))
+    return x_ND / (np.linalg.norm(x_ND, axis=1, keepdims=True) + 1e-5)
+
+
+def finite(x_ND: np.ndarray) -> np.ndarray:
+    """The features. UserError where they are not finite: NaN would be trained on, or ranked, without a word."""
     if not np.isfinite(x_ND).all():
         raise UserError("features contain NaN or infinity", hint="the encoder has diverged or its weights are damaged")
-    return x_ND / (np.linalg.norm(x_ND, axis=1, keepdims=True) + 1e-5)
+    return x_ND
+
+
+def signs(positive_N: np.ndarray) -> np.ndarray:
+    """1 and -1 for bool [N]. UserError if there is one class only."""
+    if positive_N.all() or not positive_N.any():
+        raise UserError(f"an SVM needs two classes; all {len(positive_N)} training images are "
+                        f"{'positive' if positive_N.all() else 'negative'}", hint="draw more images per class")
+    return np.where(positive_N, 1.0, -1.0)
