@@ -54,9 +54,11 @@ def ours(batch: list, device: str, precision: str = "fp32") -> Any:
     samples = detector_training.Samples(images, [[max(width, height), min(width, height)]], 0, masks=False)
     ready = [samples[None, index] for index in range(len(batch))]
 
+    losses = detector_training.Losses(detector)
+
     def step() -> None:
         torch.manual_seed(0)
-        detector_training.loss_of(detector, ready, optimizer)
+        detector_training.loss_of(losses, ready, optimizer)
 
     return step
 

@@ -136,7 +136,7 @@ class Step:
 
     def __call__(self) -> None:
         """One update."""
-        loop.update(self.method, self.optimizer, self.views, self.index, self.precision)
+        loop.update(self.method.loss, self.optimizer, self.views, self.index, self.precision)
 
 
 def steps(sizes: Sizes, device: str) -> Iterator[Ratio | Figure]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from alternate import Figure, middle, show
 
-from pretrain import loop, optim, recipes
+from pretrain import loop, recipes
 from pretrain.moco import MoCo
 from pretrain.pcl import PCL
 from pretrain.views import open_views
@@ -19,13 +19,13 @@ def rows() -> Iterator[Figure]:
     torch.set_num_threads(1)
     source = images.image_folder(mini.ensure() / "imagenet" / "train", "imagenet-train")
     methods = {"MoCo": MoCo(recipes.MOCO_MINI, seed=0), "PCL": PCL(replace(recipes.PCL_MINI, warmup=0), seed=0)}
+    training = {name: loop.Training(method.recipe, method, open_views(method.recipe, source, 0, "cpu", 0))
+                for name, method in methods.items()}
     spent: dict[str, list[float]] = {name: [] for name in methods}
     e_step = []
-    for epoch in range(4):
-        for name, method in methods.items():
-            recipe = recipes.MOCO_MINI if name == "MoCo" else recipes.PCL_MINI
-            views = open_views(recipe, source, 0, "cpu", 0)
-            line = loop._epoch(method, optim.optimizer(recipe.train, method), views, recipe, epoch, len(source))
+    for _ in range(4):
+        for name in methods:
+            line = training[name].epoch()
             spent[name].append(line["seconds"])
             if name == "PCL":
                 e_step.append(line["e_step_seconds"])

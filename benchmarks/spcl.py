@@ -29,7 +29,7 @@ def steps(name: str, ours: recipes.SPCL, theirs: recipes.SimCLR, size: int, pixe
         optimizer = optim.optimizer(ours.train, method)
 
         def step(method=method, optimizer=optimizer) -> None:
-            loop.update(method, optimizer, views, chosen, "fp32")
+            loop.update(method.loss, optimizer, views, chosen, "fp32")
 
         step()
         calls.append(step)
@@ -43,9 +43,9 @@ def epoch() -> Iterator[Figure]:
     source = images.image_folder(mini.ensure() / "imagenet" / "train", "imagenet-train")
     recipe = recipes.SPCL_MINI
     method = spcl.build(recipe, torch.from_numpy(source.labels), len(source.classes), 0).to(memory_format=torch.channels_last)
-    views, optimizer = open_views(recipe, source, 0, "cpu", 0), optim.optimizer(recipe.train, method)
-    lines = [loop._epoch(method, optimizer, views, recipe, number, len(source)) for number in range(3)]
-    features = loop._extract(spcl._Unit(method.backbone), views, epoch=3, dtype=np.float16)
+    training = loop.Training(recipe, method, open_views(recipe, source, 0, "cpu", 0))
+    lines = [training.epoch() for _ in range(3)]
+    features = training.extract(spcl._Unit(method.backbone), epoch=3, dtype=np.float16)
     find = partial(kmeans, features, recipe.num_prototypes[0], seed=0, nredo=1, points_per_centroid=spcl.POINTS_PER_PROTOTYPE)
     clustering = statistics.median(alternate(find, find, 5)[0])
     seconds, e_step = (statistics.median(line[what] for line in lines) for what in ("seconds", "e_step_seconds"))

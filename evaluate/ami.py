@@ -99,9 +99,9 @@ def unit(encoder_key: str, lists: tuple[ImageList, ...], config: Config) -> dict
             "data": [images.fingerprint for images in lists], "params": config.params()}
 
 
-def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
+def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | None:
     """Scores the checkpoint and returns the path of the record written; ``subject`` as in evaluate/lowshot.py."""
-    from protobench import checkpoints, features
+    from protobench import checkpoints, features, ranks
     from protobench.devices import device_of
 
     _check(config)
@@ -109,12 +109,16 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
     embedding = config.feature == "embedding"
     encoder = checkpoints.load(config.ckpt, config.reading, prefer="momentum" if embedding else None)
     print(encoder.summary())
-    (train,) = data_lists(config.data, skip_bad_images=config.skip_bad_images)
-    device = device_of(config.device)
+    device = ranks.join(device_of(config.device))
+    with ranks.first_goes_first():
+        (train,) = data_lists(config.data, skip_bad_images=config.skip_bad_images)
     if max(config.clusters) > len(train):
-        raise UserError(f"{max(config.clusters)} clusters asked of {len(train)} images", hint="lower --num-clusters")
+        raise UserError(f"{max(config.clusters)} clusters asked of {len(train)} images", at=train.root,
+                        hint="lower --num-clusters")
     x_ND = features.extract(encoder, train, pooling="embedding" if embedding else "average", device=device,
                             workers=config.workers)
+    if not ranks.first():
+        return None
     runs = score(features.unit_norm(x_ND), train.labels, config, gpu=device != "cpu")
     return records.write(
         config.results, unit(encoder.key, (train,), config), runs,

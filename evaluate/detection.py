@@ -136,34 +136,38 @@ def unit(encoder_key: str, lists: tuple[BoxList, ...], config: Config) -> dict[s
             "data": [images.fingerprint for images in lists], "params": config.params()}
 
 
-def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
+def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | None:
     """Scores the checkpoint and returns the path of the record written, or of the same one that is there already; ``subject`` as
     in evaluate/lowshot.py."""
     import torch
 
     from evaluate import mmcv_operators
-    from protobench import checkpoints
+    from protobench import checkpoints, ranks
+    from protobench.saved import Saved
 
     params, where = config.params(), _check(config)
     encoder = checkpoints.load(config.ckpt, config.reading)
     print("\n".join(line for line in encoder.summary().split("\n") if not line.startswith("  input: ")))  # a classifier's crop
-    lists = data_lists(config.data, config.dataset, config.skip_bad_images)
+    with ranks.first_goes_first():
+        lists = data_lists(config.data, config.dataset, config.skip_bad_images)
     train, test = lists
     identity, subject = unit(encoder.key, lists, config), subject or records.subject_of(config.ckpt)
-    if known := _known(config.results, identity, subject):
+    if known := ranks.from_first(lambda: _known(config.results, identity, subject)):
         print(f"done before (delete the record to repeat it): {known}")
         return known
     operators, (longer, shorter) = mmcv_operators.provide(), params["test_scale"]
     print(f"{'Mask R-CNN, C4' if config.on_coco else 'Faster R-CNN, FPN'}, operators of {operators}: {len(train)} training and "
           f"{len(test)} test images, resized to at most {longer} by {shorter}, backbone in {encoder.precision}")
     key = files.sha256([identity, subject])
-    state = _State.read(config.results / f".detection-{key[:12]}.pt", key)
+    state = _State.read(Saved(config.results, f".detection-{key[:12]}", key))
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()  # of what this process did before
     for draw in range(len(state.runs), params["draws"]):
         state.runs.append(_train_and_score(encoder, train, test, params, draw, state, on_coco=config.on_coco, **where))
         state.losses, state.detector, state.optimizer = [], None, None
         state.write()
+    if not ranks.first():
+        return None
     curves, shown = ([run.pop(name) for run in state.runs] for name in ("curves", "shown"))
     per_step = fmean(run.pop("seconds") / run["steps"] for run in state.runs)
     path = records.write(
@@ -176,7 +180,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
               "images_per_second": round(params["batch_size"] / per_step, 2),
               "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
               "peak_gpu_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if torch.cuda.is_available() else None})
-    state.path.unlink(missing_ok=True)
+    state.saved.clear()
     return path
 
 
@@ -196,16 +200,21 @@ def _train_and_score(encoder: Any, train: BoxList, test: BoxList, params: dict[s
 
     from evaluate import detection_scores, detector_training, detectors
     from evaluate.detector_training import Samples
+    from protobench import batch_norm, ranks
 
     torch.manual_seed(keyed.seed(params["seed"], "heads", draw))
     build = detectors.mask_rcnn if on_coco else detectors.faster_rcnn
     detector: Any = build(encoder, len(train.classes), small=params["small"]).to(where["device"])
+    if ranks.count() > 1 and on_coco:  # on VOC no BatchNorm trains
+        batch_norm.synchronise(detector)
     before = None if on_coco else detectors.frozen(detector)
     steps = _train(detector, train, params, draw, state, on_coco=on_coco, **where)
     if before and detectors.frozen(detector) != before:
         raise RuntimeError("the frozen backbone changed in training")
     found = detector_training.predict(detector, Samples(test, [params["test_scale"]], 0, masks=False),
                                       batch_size=2 if on_coco else 8, **where)
+    if not ranks.first():
+        return {}
     scores = (detection_scores.coco if on_coco else detection_scores.voc)(found, test)
     return {"draw": draw, **scores, "loss": state.losses[-1], "losses": state.losses, "steps": steps,
             "backbone": f"frozen, unchanged, sha256 {before[:16]}" if before else "fine-tuned",
@@ -220,6 +229,7 @@ def _train(detector: Any, train: BoxList, params: dict[str, Any], draw: int, sta
 
     from evaluate import detector_training
     from evaluate.detector_training import Samples, Schedule
+    from protobench import stopping
 
     schedule = Schedule(np.array([objects.width >= objects.height for objects in train.objects]), params, draw)
     optimizer = detector_training.optimizer_of(detector, params)
@@ -234,15 +244,19 @@ def _train(detector: Any, train: BoxList, params: dict[str, Any], draw: int, sta
     def save() -> None:
         nonlocal saved_at
         state.trained = before + time.perf_counter() - begun
-        if time.monotonic() - saved_at >= SAVE_SECONDS and detector_training.is_finite(detector):
+        asked, due = stop.agreed(time.monotonic() - saved_at >= SAVE_SECONDS)
+        if (asked or due) and detector_training.is_finite(detector):
             state.detector, state.optimizer = detector.state_dict(), optimizer.state_dict()
             state.write()
             saved_at = time.monotonic()
+        if asked:
+            stop.now(asked)
 
     samples = Samples(train, params["scales"], keyed.seed(params["seed"], "draw", draw), masks=on_coco)
     try:
-        detector_training.train(detector, optimizer, samples, schedule, losses=state.losses, after=save, **where,
-                                desc=f"detector {draw + 1} of {params['draws']}")
+        with stopping.deferred() as stop:
+            detector_training.train(detector, optimizer, samples, schedule, losses=state.losses, after=save, **where,
+                                    desc=f"detector {draw + 1} of {params['draws']}")
     except torch.OutOfMemoryError as failure:
         hint = "--precision bf16 needs less" if on_coco else "another --batch-size is another protocol"
         raise UserError(f"the GPU's memory is too small for batches of {params['batch_size']}", hint=hint) from failure
@@ -255,8 +269,7 @@ def _train(detector: Any, train: BoxList, params: dict[str, Any], draw: int, sta
 class _State:
     """What a stopped run goes on from: the trainings done, and losses, detector and optimiser of the one under way."""
 
-    path: Path
-    key: str
+    saved: Any
     started: float = field(default_factory=time.perf_counter)
     seconds: float = 0.0
     """that earlier processes took"""
@@ -268,17 +281,10 @@ class _State:
     optimizer: dict[str, Any] | None = None
 
     @staticmethod
-    def read(path: Path, key: str) -> "_State":
-        import torch
+    def read(saved: Any) -> "_State":
+        from protobench import ranks
 
-        for stale in path.parent.glob(f".{path.name}.*.tmp"):  # of a run killed while it saved
-            stale.unlink(missing_ok=True)
-        if not path.exists():
-            return _State(path, key)
-        try:
-            return _State(path, key, **torch.load(path, map_location="cpu", weights_only=True))
-        except Exception as failure:  # torch.load raises half a dozen kinds for a damaged file
-            raise UserError("the training's saved state is damaged", at=path, hint="delete it to start anew") from failure
+        return _State(saved, **ranks.from_first(saved.read) or {})
 
     @property
     def total(self) -> float:
@@ -286,10 +292,11 @@ class _State:
         return self.seconds + time.perf_counter() - self.started
 
     def write(self) -> None:
-        import torch
+        from protobench import ranks
 
-        content = {name: getattr(self, name) for name in ("runs", "losses", "trained", "detector", "optimizer")}
-        files.write_atomic(self.path, lambda file: torch.save(content | {"seconds": self.total}, file))
+        if ranks.first():
+            content = {name: getattr(self, name) for name in ("runs", "losses", "trained", "detector", "optimizer")}
+            self.saved.write(content | {"seconds": self.total})
 
 
 def _shown(test: BoxList, found: list[Any]) -> list[dict[str, Any]]:
@@ -313,6 +320,7 @@ def _small(images: BoxList, index: int) -> str:
 
 def _check(config: Config) -> dict[str, Any]:
     """Device and workers; UserError for what a command line cannot mean."""
+    from protobench import ranks
     from protobench.devices import device_of
 
     params = config.params()
@@ -328,7 +336,7 @@ def _check(config: Config) -> dict[str, Any]:
     if config.reading.resize or config.reading.crop:
         raise UserError("--resize and --crop mean nothing to a detector, which sees whole images")
     # each batch waiting in a worker's queue holds open files, two per image, and COCO's bitmaps
-    return {"device": device_of(config.device), "workers": min(config.workers, 8)}
+    return {"device": ranks.join(device_of(config.device)), "workers": min(config.workers, 8)}
 
 
 def report(record: dict[str, Any]) -> str:
@@ -355,12 +363,17 @@ def report(record: dict[str, Any]) -> str:
 
 def main() -> int:
     """The command line: evaluates, reports, and draws the detections and curves that the record holds."""
-    from evaluate import detection_pictures
+    config = cli.parse(Config, __doc__ or "")
 
-    path = evaluate(cli.parse(Config, __doc__ or ""))
-    print(report(records.read(path)))
-    print(f"record: {path}")
-    detection_pictures.save(records.read(path), path)
+    from evaluate import detection_pictures
+    from protobench import ranks
+
+    records.expect(config.results)
+    if path := evaluate(config):
+        print(report(records.read(path)))
+        print(f"record: {path}")
+        detection_pictures.save(records.read(path), path)
+    ranks.leave()
     return cli.SAME
 
 

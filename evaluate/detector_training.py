@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # the synchronised one is no BatchNorm2d
 from torch.utils.data import Dataset
 
 from evaluate import mmcv_operators
-from protobench import keyed
+from protobench import keyed, ranks
 from protobench.boxes import BoxList, Objects
 from protobench.errors import UserError
 from protobench.loading import batches
@@ -146,7 +147,7 @@ class Schedule:
 
 def optimizer_of(detector: nn.Module, params: dict[str, Any]) -> torch.optim.Optimizer:
     """SGD over what trains. BatchNorm's weights and biases do not decay, as in Detectron2; on VOC none trains."""
-    norms = {id(parameter) for module in detector.modules() if isinstance(module, nn.BatchNorm2d)
+    norms = {id(parameter) for module in detector.modules() if isinstance(module, _BatchNorm)
              for parameter in module.parameters()}
     trained = [parameter for parameter in detector.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [{"params": [parameter for parameter in trained if id(parameter) not in norms]},
@@ -159,18 +160,23 @@ def train(detector: nn.Module, optimizer: torch.optim.Optimizer, samples: Sample
           after: Callable[[], None], device: str, workers: int, desc: str) -> None:
     """Trains from step ``CHECKED * len(losses)`` on. Appends the mean loss of every CHECKED steps (and of the last ones) to
     ``losses`` and then calls ``after``. UserError where a loss is not finite: nothing is lowered silently.
+
+    Under torchrun the processes share each batch, as MMDetection's do: BatchNorm where it trains sees all of it, each draws its
+    own regions and normalises its losses by their number, and gradients are averaged.
     """
     first, seed = min(CHECKED * len(losses), schedule.steps), (schedule.params["seed"], "step", schedule.draw)
     detector.train()
-    loader = batches(samples, workers=workers, device=device, stack=list, batch_sampler=schedule.where(first))
+    summed = ranks.averaging(Losses(detector), unused=True)
+    seed = (*seed, *([ranks.number()] if ranks.number() else []))
+    loader = batches(samples, workers=workers, device=device, stack=list, batch_sampler=map(_own, schedule.where(first)))
     recent: list[Tensor] = []
     for step, batch in enumerate(progress(loader, desc=desc, unit=" steps", total=schedule.steps - first), start=first):
         torch.manual_seed(keyed.seed(*seed, step))
         for group in optimizer.param_groups:
             group["lr"] = schedule.rate(step)
-        recent.append(loss_of(detector, batch, optimizer))
+        recent.append(loss_of(summed, batch, optimizer))
         if len(recent) == CHECKED or step + 1 == schedule.steps:
-            mean = float(torch.stack(recent).mean())
+            mean = float(ranks.mean(torch.stack(recent).mean()))
             if not np.isfinite(mean) or (step + 1 == schedule.steps and not is_finite(detector)):
                 raise UserError(f"detection training diverged by step {step + 1} of {schedule.steps}: the loss or a weight is "
                                 "not finite", hint=f"a lower --lr (it is {schedule.params['lr']:g}) or a longer --warmup (it is "
@@ -185,9 +191,27 @@ def is_finite(detector: nn.Module) -> bool:
     return all(bool(torch.isfinite(tensor).all()) for tensor in detector.state_dict().values())
 
 
-def loss_of(detector: Any, batch: list[tuple[Tensor, Any]], optimizer: torch.optim.Optimizer) -> Tensor:
-    """One step on a batch; its loss, the sum of all of the detector's, still on the device."""
-    loss, _ = detector.parse_losses(detector.loss(*_prepared(detector, batch, training=True)))
+class Losses(nn.Module):
+    """The sum of all of a detector's losses as a forward pass, which DistributedDataParallel asks for."""
+
+    def __init__(self, detector: Any):
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, batch: list[tuple[Tensor, Any]]) -> Tensor:
+        """Of images and samples as Samples gives them."""
+        loss, _ = self.detector.parse_losses(self.detector.loss(*_prepared(self.detector, batch, training=True)))
+        return loss
+
+
+def _own(batch: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """This process's share of a batch; of an epoch's last one, where it is too small, an image that another has too."""
+    return ranks.own(batch) or [batch[ranks.number() % len(batch)]]
+
+
+def loss_of(losses: nn.Module, batch: list[tuple[Tensor, Any]], optimizer: torch.optim.Optimizer) -> Tensor:
+    """One step on a batch; its loss, still on the device. ``losses``: a ``Losses``, or what averages its gradients."""
+    loss = losses(batch)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
@@ -203,14 +227,14 @@ def _prepared(detector: Any, batch: list[tuple[Tensor, Any]], *, training: bool)
 
 def precise_batch_norm(detector: Any, samples: Samples, schedule: Schedule, count: int, *, device: str, workers: int) -> None:
     """BatchNorm's running statistics become their plain means over ``count`` training batches (MoCo's PRECISE_BN)."""
-    norms = [module for module in detector.modules() if isinstance(module, nn.BatchNorm2d) and module.training]
+    norms = [module for module in detector.modules() if isinstance(module, _BatchNorm) and module.training]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # torch's sign for a plain mean
     torch.manual_seed(keyed.seed(schedule.params["seed"], "precise", schedule.draw))
     where = list(zip(range(min(count, schedule.steps)), schedule.where(0), strict=False))
-    loader = batches(samples, workers=workers, device=device, stack=list, batch_sampler=[batch for _, batch in where])
+    loader = batches(samples, workers=workers, device=device, stack=list, batch_sampler=[_own(batch) for _, batch in where])
     with torch.no_grad():
         for batch in progress(loader, desc="BatchNorm statistics", unit=" batches", total=len(where)):
             detector.loss(*_prepared(detector, batch, training=True))
@@ -235,13 +259,14 @@ class Detections:
 
 def predict(detector: Any, samples: Samples, *, batch_size: int, device: str, workers: int) -> list[Detections]:
     """Of every image, in order. Only images of one size share a batch: nothing is padded beyond what a single image would be, so
-    the batch size changes no result."""
+    the batch size changes no result. Processes share the batches, and the first has all results."""
     from pycocotools import mask as coco_mask
 
     of_size: dict[tuple[int, int], list[int]] = {}
     for index, objects in enumerate(samples.images.objects):
         of_size.setdefault((objects.width, objects.height), []).append(index)
-    order = [group[start : start + batch_size] for group in of_size.values() for start in range(0, len(group), batch_size)]
+    every = [group[start : start + batch_size] for group in of_size.values() for start in range(0, len(group), batch_size)]
+    order = ranks.own(every)
     loader = batches(samples, workers=workers, device=device, stack=list,
                      batch_sampler=[[(None, index) for index in batch] for batch in order])
     detector.eval()
@@ -253,4 +278,5 @@ def predict(detector: Any, samples: Samples, *, batch_size: int, device: str, wo
                 masks = coco_mask.encode(np.asfortranarray(of.masks.numpy().transpose(1, 2, 0).astype(np.uint8))) \
                     if "masks" in of and len(of) else ()
                 results[sample.img_id] = Detections(of.bboxes.numpy(), of.scores.numpy(), of.labels.numpy(), tuple(masks))
-    return [results[index] for index in range(len(samples))]
+    found = dict(ranks.listed(list(results.items())))
+    return [found[index] for index in range(len(samples))] if ranks.first() else []

@@ -31,17 +31,31 @@ def draw_of(k: int, number: int, rows: list[np.ndarray], positive: list[np.ndarr
 
 
 def all_draws(train: ImageList, protocol: str, shots: tuple[int, ...], draws: int, seed: int, order: str) -> list[Draw]:
-    """Every (k, draw). Keyed by (seed, k, draw), or in the released script's order. UserError where a class is too small."""
+    """Every (k, draw). Keyed by (seed, k, draw), or in the released script's order. UserError where a class is too small, or in
+    every image drawn."""
     present = presence(train.labels)
     for title, count in zip(train.classes, present.sum(0), strict=True):
         if count < max(shots):
             raise UserError(f"{train.name}: class {title!r} has {count} images, {max(shots)} are to be drawn",
                             at=train.root, hint="lower --shots; nothing is drawn twice")
+    if protocol == "goyal":
+        for title, count in zip(train.classes, (train.labels == -1).sum(0), strict=True):
+            if count < 19 * max(shots):
+                raise UserError(f"{train.name}: class {title!r} is absent from {count} images, goyal's protocol draws "
+                                f"{19 * max(shots)} of them", at=train.root, hint="lower --shots, or use --protocol pcl")
     if order == "released":
-        return released_draws(present, shots, draws)
-    one = goyal_draw if protocol == "goyal" else pooled_draw
-    return [one(train.labels, present, k, number, keyed.generator(seed, "lowshot", k, number))
-            for k in shots for number in range(draws)]
+        found = released_draws(present, shots, draws)
+    else:
+        one = goyal_draw if protocol == "goyal" else pooled_draw
+        found = [one(train.labels, present, k, number, keyed.generator(seed, "lowshot", k, number))
+                 for k in shots for number in range(draws)]
+    for draw in found:
+        for title, positive in zip(train.classes, draw.positive, strict=True):
+            if positive.all():
+                raise UserError(f"{train.name}: every one of the {len(positive)} images drawn shows class {title!r}, whose SVM "
+                                f"needs others too (k = {draw.k}, draw {draw.number})", at=train.root,
+                                hint="raise --shots, or leave out a class that is in every image")
+    return found
 
 
 def presence(labels: np.ndarray) -> np.ndarray:
@@ -80,9 +94,6 @@ def goyal_draw(labels: np.ndarray, present: np.ndarray, k: int, number: int, rng
     rows, positive = [], []
     for column, label in zip(present.T, labels.T, strict=True):
         absent = np.flatnonzero(label == -1)
-        if len(absent) < 19 * k:
-            raise UserError(f"a class has {len(absent)} negative images, goyal's protocol draws {19 * k} at k = {k}",
-                            hint="lower --shots, or use --protocol pcl")
         rows.append(np.concatenate([rng.permutation(np.flatnonzero(column))[:k], rng.permutation(absent)[: 19 * k]]))
         positive.append(np.arange(20 * k) < k)
     return draw_of(k, number, rows, positive)

@@ -114,9 +114,9 @@ def unit(encoder_key: str, lists: tuple[ImageList, ...], config: Config) -> dict
             "data": [images.fingerprint for images in lists], "params": config.params()}
 
 
-def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
+def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | None:
     """Scores the checkpoint and returns the path of the record written; ``subject`` as in evaluate/lowshot.py."""
-    from protobench import checkpoints, features
+    from protobench import checkpoints, features, ranks
     from protobench.devices import device_of
 
     if not all(0 < cost < float("inf") for cost in config.costs) or len(set(config.costs)) < len(config.costs):
@@ -124,11 +124,19 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
     started = time.perf_counter()
     encoder = checkpoints.load(config.ckpt, config.reading)
     print(encoder.summary())
-    train, test = data_lists(config.data, skip_bad_images=config.skip_bad_images)
+    device = ranks.join(device_of(config.device))
+    with ranks.first_goes_first():
+        train, test = data_lists(config.data, skip_bad_images=config.skip_bad_images)
+    for title, positive_N in zip(train.classes, (train.labels == 1).T, strict=True):
+        if positive_N.all() or not positive_N.any():
+            raise UserError(f"{train.name}: {'every' if positive_N.all() else 'no'} image shows class {title!r}; an SVM needs "
+                            "such images and others", at=train.root, hint="unpack the data set again")
     goyal = config.protocol == "goyal"
-    how: dict[str, Any] = {"pooling": "2x2" if goyal else "average", "warp": goyal, "device": device_of(config.device),
+    how: dict[str, Any] = {"pooling": "2x2" if goyal else "average", "warp": goyal, "device": device,
                            "workers": config.workers}
     train_ND, test_ND = (features.extract(encoder, images, **how) for images in (train, test))
+    if not ranks.first():
+        return None
     run = score(train_ND, train.labels, test_ND, test.labels, config.grid, drop_difficult=goyal)
     return records.write(
         config.results, unit(encoder.key, (train, test), config), [run],

@@ -107,9 +107,9 @@ def unit(encoder_key: str, lists: tuple[ImageList, ...], config: Config) -> dict
             "data": [images.fingerprint for images in lists], "params": config.params()}
 
 
-def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
+def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | None:
     """Chooses the images and returns the path of the record written; ``subject`` as in evaluate/lowshot.py."""
-    from protobench import checkpoints, features
+    from protobench import checkpoints, features, ranks
     from protobench.devices import device_of
     from protobench.kmeans import kmeans
 
@@ -119,12 +119,17 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
     started = time.perf_counter()
     encoder = checkpoints.load(config.ckpt, config.reading, prefer="momentum")
     print(encoder.summary())
-    lists = data_lists(config.data, skip_bad_images=config.skip_bad_images)
+    device = ranks.join(device_of(config.device))
+    with ranks.first_goes_first():
+        lists = data_lists(config.data, skip_bad_images=config.skip_bad_images)
     (train,) = lists
     if params["fine"] > len(train):
-        raise UserError(f"{params['fine']} clusters asked of {len(train)} images", hint="lower --fine and --coarse")
-    device = device_of(config.device)
-    x_ND = features.unit_norm(features.extract(encoder, train, pooling="embedding", device=device, workers=config.workers))
+        raise UserError(f"{params['fine']} clusters asked of {len(train)} images", at=train.root,
+                        hint="lower --fine and --coarse")
+    x_ND = features.extract(encoder, train, pooling="embedding", device=device, workers=config.workers)
+    if not ranks.first():
+        return None
+    x_ND = features.unit_norm(x_ND)
     fine, coarse = (kmeans(x_ND, params[which], seed=params["seed"], gpu=device != "cpu") for which in ("fine", "coarse"))
     groups = choose(fine, coarse, config.clusters, config.coarse_images, config.seed)
     if not groups:

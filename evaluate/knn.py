@@ -151,7 +151,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
     from protobench.devices import device_of
 
     _check(config)
-    device = ranks.join(device_of(config.device, several=True))
+    device = ranks.join(device_of(config.device))
     started = time.perf_counter()
     encoder = checkpoints.load(config.ckpt, config.reading)
     print(encoder.summary())
@@ -162,8 +162,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
         raise UserError(f"k = {max(config.k)} neighbours asked of {len(train)} images", hint="lower --k")
     how: dict[str, Any] = {"pooling": "embedding" if config.feature == "embedding" else "average", "device": device,
                            "workers": config.workers}
-    with ranks.first_goes_first():
-        query_MD, bank_ND = features.extract(encoder, val, **how), features.extract(keys, train, **how)
+    query_MD, bank_ND = features.extract(encoder, val, **how), features.extract(keys, train, **how)
     runs = score(bank_ND, train.labels, query_MD, val.labels, config.k, config.sharpness, device=device)
     if not ranks.first():
         return None
@@ -199,12 +198,7 @@ def report(record: dict[str, Any]) -> str:
 
 def main() -> int:
     """The command line."""
-    code = cli.scored(Config, __doc__ or "", evaluate, report)
-
-    from protobench import ranks
-
-    ranks.leave()
-    return code
+    return cli.scored(Config, __doc__ or "", evaluate, report)
 
 
 if __name__ == "__main__":

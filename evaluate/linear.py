@@ -23,7 +23,6 @@ features of one forward pass; a tenth of the training images is then held out an
 import math
 import time
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -39,6 +38,8 @@ from protobench.progress import progress
 VERSION = 1
 """Raise when a score changes for equal weights, images and parameters."""
 
+SAVE_SECONDS = 600.0
+"""How much of an epoch a kill can lose."""
 HELD_OUT = 10
 """One image in so many chooses among several learning rates."""
 
@@ -162,45 +163,54 @@ def order(images: np.ndarray, seed: int, epoch: int) -> np.ndarray:
 
 
 def train(heads: Heads, compute: Any, images: ImageList, chosen: np.ndarray, input_: Any, params: dict[str, Any], *,
-          device: str, workers: int, state_path: Path, key: str) -> None:
-    """Trains ``heads`` on random crops of the ``chosen`` images; goes on from the state left in ``state_path`` under ``key``."""
+          device: str, workers: int, saved: Any) -> None:
+    """Trains ``heads`` on random crops of the ``chosen`` images; goes on from the state left in ``saved``, which is renewed after
+    each epoch, every ten minutes and when the program is told to stop. Of several processes each computes the features of its
+    share of a batch, and the first one's heads are trained on all of them."""
     import torch
 
+    from protobench import ranks, stopping
     from protobench.loading import RandomCrops, batches
 
-    done = _resume(heads, state_path, key)
     labels = torch.from_numpy(images.labels).to(device)
     size, crops = params["batch_size"], RandomCrops(images, input_, params["seed"])
-    steps = len(chosen) // size
-    schedule = params.get("schedule", "steps")
-    bar = progress(desc="linear probe", unit=" steps", total=(params["epochs"] - done) * steps)
-    for epoch in range(done, params["epochs"]):
-        ordered = order(chosen, params["seed"], epoch)[: steps * size]
-        where = [[(epoch, int(i)) for i in part] for part in np.split(ordered, steps)]
-        for part, pixels in zip(where, batches(crops, workers=workers, device=device, batch_sampler=where), strict=True):
-            heads.step(compute(pixels), labels[[i for _, i in part]], factor(epoch, params["epochs"], schedule))
-            bar.update()
+    steps, schedule = len(chosen) // size, params.get("schedule", "steps")
+    done = ranks.from_first(lambda: _resume(heads, saved))
+    saved_at = time.monotonic()
+
+    def save(epoch: int, step: int) -> None:
+        nonlocal saved_at
         if not heads.alive_L.any():
             raise UserError(f"the probe diverged at every learning rate by epoch {epoch}", hint="lower --lr")
-        state = {"key": key, "epochs": epoch + 1, "heads": heads.state()}
-        files.write_atomic(state_path, partial(torch.save, state))
-    bar.close()
+        if ranks.first():
+            saved.write({"done": divmod(epoch * steps + step, steps), "heads": heads.state()})
+        saved_at = time.monotonic()
+
+    with progress(desc="linear probe", unit=" steps", total=params["epochs"] * steps - done[0] * steps - done[1]) as bar:
+        for epoch in range(done[0], params["epochs"]):
+            first = done[1] if epoch == done[0] else 0
+            ordered = order(chosen, params["seed"], epoch)[: steps * size]
+            where = [[(epoch, int(i)) for i in part] for part in np.split(ordered, steps)][first:]
+            mine = batches(crops, workers=workers, device=device, batch_sampler=list(map(ranks.own, where)))
+            with stopping.deferred() as stop:
+                for step, (part, pixels) in enumerate(zip(where, mine, strict=True), start=first + 1):
+                    sizes = [len(ranks.share(size, rank)) for rank in range(ranks.count())]
+                    if (x_ND := ranks.rows_at_first(compute(pixels), sizes)) is not None:
+                        heads.step(x_ND.to(device), labels[[i for _, i in part]], factor(epoch, params["epochs"], schedule))
+                    bar.update()
+                    asked, due = stop.agreed(step == steps or time.monotonic() - saved_at > SAVE_SECONDS)
+                    if asked or due:
+                        save(epoch, step)
+                    if asked:
+                        stop.now(asked)
 
 
-def _resume(heads: Heads, path: Path, key: str) -> int:
-    """How many epochs are done."""
-    import torch
-
-    if not path.exists():
-        return 0
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if state["key"] != key:
-            return 0
-        heads.restore(state["heads"])
-        return int(state["epochs"])
-    except Exception as failure:  # torch.load raises half a dozen kinds for a damaged file
-        raise UserError("the probe's saved state is damaged", at=path, hint="delete it to start anew") from failure
+def _resume(heads: Heads, saved: Any) -> tuple[int, int]:
+    """How many epochs, and steps of the next one, are done."""
+    if (state := saved.read()) is None:
+        return 0, 0
+    heads.restore(state["heads"])
+    return tuple(state["done"])
 
 
 def accuracies(heads: Heads, x_ND: np.ndarray, labels: np.ndarray, device: str) -> tuple[list[float], list[float]]:
@@ -235,10 +245,11 @@ def unit(encoder_key: str, lists: tuple[ImageList, ...], config: Config) -> dict
             "data": [images.fingerprint for images in lists], "params": config.params()}
 
 
-def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
+def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | None:
     """Scores the checkpoint and returns the path of the record written; ``subject`` as in evaluate/lowshot.py."""
-    from protobench import checkpoints, features
+    from protobench import checkpoints, features, ranks
     from protobench.devices import device_of
+    from protobench.saved import Saved
 
     params = config.params()
     rates = params["lr"]
@@ -246,12 +257,15 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
     started = time.perf_counter()
     encoder = checkpoints.load(config.ckpt, config.reading)
     print(encoder.summary())
-    lists = data_lists(config.data, config.dataset, config.skip_bad_images)
+    device = ranks.join(device_of(config.device))
+    with ranks.first_goes_first():
+        lists = data_lists(config.data, config.dataset, config.skip_bad_images)
     training, test = lists
     if len(training) < params["batch_size"]:
         raise UserError(f"{len(training)} training images are less than a batch of {params['batch_size']}",
                         hint="lower --batch-size")
-    device = device_of(config.device)
+    if params["batch_size"] < ranks.count():
+        raise UserError(f"a batch of {params['batch_size']} does not split over {ranks.count()} processes", hint="start fewer")
     everything = np.arange(len(training))
     held = everything % HELD_OUT == 0 if len(rates) > 1 else np.zeros(len(training), dtype=bool)
     identity = unit(encoder.key, lists, config)
@@ -261,18 +275,20 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
     how: dict[str, Any] = {"pooling": params["pooling"], "device": device, "workers": config.workers}
     test_ND = features.extract(encoder, test, **how)
     heads = Heads(rates, test_ND.shape[1], len(training.classes), params, device)
-    state_path = config.results / f".linear-{key[:12]}.pt"
+    saved = Saved(config.results, f".linear-{key[:12]}", key)
     train(heads, compute, training, everything[~held], encoder.input, params, device=device, workers=config.workers,
-          state_path=state_path, key=key)
+          saved=saved)
     if checkpoints.digest_of(compute.backbone.state_dict()) != before:
         raise RuntimeError("the frozen backbone moved while the probe was trained")
+    held_ND = features.extract(encoder, training.subset(everything[held]), **how) if len(rates) > 1 else None
+    if not ranks.first():
+        return None
     top1, top5 = accuracies(heads, test_ND, test.labels, device)
     alive = heads.alive_L.tolist()
     sweep = [{"lr": rate, "top1": a, "top5": b, "diverged": not ok}
              for rate, a, b, ok in zip(rates, top1, top5, alive, strict=True)]
     best = 0
-    if len(rates) > 1:
-        held_ND = features.extract(encoder, training.subset(everything[held]), **how)
+    if held_ND is not None:
         chosen_by, _ = accuracies(heads, held_ND, training.labels[held], device)
         sweep = [{**line, "held_out": value} for line, value in zip(sweep, chosen_by, strict=True)]
         best = max((i for i, ok in enumerate(alive) if ok), key=lambda i: chosen_by[i])
@@ -283,7 +299,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
         feature={"dim": int(test_ND.shape[1]), "pooling": params["pooling"]},
         data=records.data_of(config.dataset, lists, embedded=mini.is_used(config.data), held_out=int(held.sum())),
         cost={"seconds": round(time.perf_counter() - started, 2)})
-    state_path.unlink(missing_ok=True)
+    saved.clear()
     return path
 
 

@@ -174,23 +174,25 @@ def unit(encoder_key: str, lists: tuple[ImageList, ...], config: Config) -> dict
             "data": [images.fingerprint for images in lists], "params": config.params()}
 
 
-def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
+def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | None:
     """Scores the checkpoint and returns the path of the record written.
 
     ``subject`` says what the encoder is to a table (row, seed, source, recipe); it goes into the record as it is.
     """
-    from protobench import checkpoints, features
+    from protobench import checkpoints, features, ranks
     from protobench.devices import device_of
 
     _check(config)
     started = time.perf_counter()
     encoder = checkpoints.load(config.ckpt, config.reading)
     print(encoder.summary())
-    train, test = data_lists(config.data, config.dataset, config.skip_bad_images)
+    device = ranks.join(device_of(config.device))
+    with ranks.first_goes_first():
+        train, test = data_lists(config.data, config.dataset, config.skip_bad_images)
     draws = all_draws(train, config.protocol, config.shots, config.draws, config.seed, config.draw_order)
     goyal, is_voc = config.protocol == "goyal", config.dataset == "voc07"
     used = np.arange(len(train)) if is_voc else np.unique(np.concatenate([draw.rows[0] for draw in draws]))
-    how: dict[str, Any] = {"pooling": "2x2" if goyal else "average", "warp": goyal, "device": device_of(config.device),
+    how: dict[str, Any] = {"pooling": "2x2" if goyal else "average", "warp": goyal, "device": device,
                            "workers": config.workers}
     train_ND = features.extract(encoder, train.subset(used), **how)
     if not is_voc:  # of Places205's 2.4 million training images only those drawn are read
@@ -198,8 +200,11 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
         place_of[used] = np.arange(len(used))
         draws = [replace(draw, rows=[place_of[draw.rows[0]]] * len(draw.rows)) for draw in draws]
     test_ND = features.extract(encoder, test, **how)
-    runs = score(train_ND, test_ND, test.labels, draws, config.grid, drop_difficult=goyal,
+    runs = score(train_ND, test_ND, test.labels, ranks.own(draws), config.grid, drop_difficult=goyal,
                  positive_weight=2.0 if is_voc else 1.0, exact=config.exact, desc=f"SVMs {config.dataset}")
+    runs = ranks.listed(runs)
+    if not ranks.first():
+        return None
     return records.write(
         config.results, unit(encoder.key, (train, test), config), runs, subject=subject or records.subject_of(config.ckpt),
         metric={"name": "mAP" if is_voc else "top-1", "unit": "%", "higher_is_better": True, "test_images": len(test)},

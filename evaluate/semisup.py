@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
-from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -37,8 +37,10 @@ from protobench.progress import progress
 VERSION = 1
 """Raise when a score changes for equal weights, images and parameters."""
 
-SAVE_SECONDS = 30.0
-"""How much of a fine-tuning a kill can lose, beside the epoch under way."""
+SAVE_SECONDS = 300.0
+"""How much of a fine-tuning a kill can lose."""
+BATCH = 256
+"""Images that are tested together."""
 
 
 @dataclass(frozen=True)
@@ -120,10 +122,10 @@ def factor(epoch: int, epochs: int) -> float:
     return 0.2 ** sum(epoch >= round(share * epochs) for share in (0.6, 0.8))
 
 
-def order(rows: np.ndarray, params: dict[str, Any], draw: int, first_epoch: int) -> Iterator[list[tuple[int, int]]]:
-    """The batches from ``first_epoch`` on, each a list of (epoch, image); every epoch in another order."""
+def order(rows: np.ndarray, params: dict[str, Any], draw: int) -> Iterator[list[tuple[int, int]]]:
+    """All batches, each a list of (epoch, image); every epoch in another order."""
     size = params["batch_size"]
-    for epoch in range(first_epoch, params["epochs"]):
+    for epoch in range(params["epochs"]):
         shuffled = keyed.generator(params["seed"], "order", draw, epoch).permutation(rows)
         for start in range(0, len(rows) - size + 1, size):
             yield [(epoch, int(image)) for image in shuffled[start : start + size]]
@@ -136,6 +138,8 @@ class FineTuning:
         import torch
         from torch import nn
 
+        from protobench import batch_norm, ranks
+
         head = nn.Linear(backbone.out_channels, classes)
         rng = torch.Generator().manual_seed(keyed.seed(params["seed"], "head", draw))
         nn.init.normal_(head.weight, std=0.01, generator=rng)
@@ -145,17 +149,21 @@ class FineTuning:
             for module in self.network.modules():
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
+        if ranks.count() > 1 and params["batch_norm"] == "train":
+            batch_norm.synchronise(self.network)
+        self.forward = ranks.averaging(self.network)
         self.rates = (params["backbone_lr"], params["head_lr"])
         self.optimizer = torch.optim.SGD([{"params": part.parameters()} for part in self.network], lr=0.0, foreach=True,
                                          momentum=params["sgd_momentum"], weight_decay=params["weight_decay"])
 
     def step(self, x_N3HW: Any, y_N: Any, factor: float) -> Any:
-        """One step on the mean cross-entropy, at both rates x ``factor``; returns the loss, still on the device."""
+        """One step on the mean cross-entropy, at both rates x ``factor``; returns the loss, still on the device. Of several
+        processes each gives its share of the batch."""
         import torch
 
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = factor * rate
-        loss = torch.nn.functional.cross_entropy(self.network(x_N3HW), y_N)
+        loss = torch.nn.functional.cross_entropy(self.forward(x_N3HW), y_N)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -172,45 +180,66 @@ class FineTuning:
 
 
 def train(tuning: FineTuning, images: ImageList, input_: Any, rows: np.ndarray, params: dict[str, Any], draw: int, *,
-          first_epoch: int, after_epoch: Callable[[int], None], device: str, workers: int) -> float:
-    """Fine-tunes on random crops of the images at ``rows``, from ``first_epoch`` on, and calls ``after_epoch`` with the number
-    of epochs done after each but the last. Returns the last one's mean loss. UserError where a loss is not finite."""
+          first: int, losses: list[float], save: Callable[[int, list[float]], None], device: str, workers: int) -> float:
+    """Fine-tunes on random crops of the images at ``rows``, behind the ``first`` steps, of whose last epoch ``losses`` are. Every
+    five minutes, and when the program is told to stop, it calls ``save`` with the steps done and their epoch's losses. Returns
+    the last epoch's mean loss. UserError where a loss is not finite."""
     import torch
 
+    from protobench import ranks, stopping
     from protobench.loading import RandomCrops, batches, normaliser
 
     normalise, labels = normaliser(input_, device), torch.from_numpy(images.labels).to(device)
     crops = RandomCrops(images, input_, keyed.seed(params["seed"], "draw", draw))
-    loader = batches(crops, workers=workers, device=device, batch_sampler=order(rows, params, draw, first_epoch))
-    steps, epochs, losses, mean = len(rows) // params["batch_size"], params["epochs"], [], 0.0
-    bar = progress(zip(order(rows, params, draw, first_epoch), loader, strict=True), unit=" steps",
-                   desc=f"fine-tuning {params['percent']} %, subset {draw}", total=steps * (epochs - first_epoch))
-    for where, pixels in bar:
-        epoch = where[0][0]
-        losses.append(tuning.step(normalise(pixels), labels[[image for _, image in where]], factor(epoch, epochs)))
-        if len(losses) == steps:
-            mean = float(torch.stack(losses).mean())  # read once an epoch: a step never waits for the device
-            if not np.isfinite(mean):
-                raise UserError(f"fine-tuning diverged in epoch {epoch}: the loss is not finite",
-                                hint="lower --backbone-lr or --head-lr; nothing is recorded")
-            losses.clear()
-            if epoch + 1 < epochs:
-                after_epoch(epoch + 1)
-    return mean
+    steps = len(rows) // params["batch_size"]
+    total, recent, saved_at = steps * params["epochs"], [torch.tensor(loss, device=device) for loss in losses], time.monotonic()
+
+    def mean(epoch: int) -> float:
+        found = float(ranks.mean(torch.stack(recent).mean()))  # read once an epoch: a step never waits for the device
+        if not np.isfinite(found):
+            raise UserError(f"fine-tuning diverged in epoch {epoch}: the loss is not finite",
+                            hint="lower --backbone-lr or --head-lr; nothing is recorded")
+        return found
+
+    plan = [ranks.own(batch) for batch in islice(order(rows, params, draw), first, None)]
+    loader = batches(crops, workers=workers, device=device, batch_sampler=plan)
+    bar = progress(zip(plan, loader, strict=True), unit=" steps", total=total - first,
+                   desc=f"fine-tuning {params['percent']} %, subset {draw}")
+    with stopping.deferred() as stop:
+        for step, (where, pixels) in enumerate(bar, start=first + 1):
+            epoch = where[0][0]
+            recent.append(tuning.step(normalise(pixels), labels[[image for _, image in where]], factor(epoch, params["epochs"])))
+            if step % steps == 0 and step < total:
+                mean(epoch)
+                recent.clear()
+            asked, due = stop.agreed(time.monotonic() - saved_at > SAVE_SECONDS)
+            if asked or due:
+                kept = ranks.mean(torch.stack(recent)).tolist() if recent else []
+                if np.isfinite(kept).all():
+                    save(step, kept)
+                saved_at = time.monotonic()
+            if asked:
+                stop.now(asked)
+    return mean(params["epochs"] - 1)
 
 
-def accuracies(network: Any, batches: Iterable[Any], labels: np.ndarray) -> tuple[float, float]:
-    """Top-1 and top-5 in percent over all ``batches`` of inputs, in the order of ``labels`` [N]."""
+def right(network: Any, batches: Iterable[Any], labels: np.ndarray) -> Any:
+    """How many top-1 and top-5 answers are right over all ``batches`` of inputs, in the order of ``labels`` [N]; int64 [2]."""
     import torch
 
     network.eval()
-    with torch.inference_mode():
-        logits_NC = torch.cat([network(x).cpu() for x in batches])
-    if not torch.isfinite(logits_NC).all():  # the last step's damage no loss has seen
-        raise UserError("fine-tuning diverged: the network gives NaN or infinite logits",
-                        hint="lower --backbone-lr or --head-lr; nothing is recorded")
-    hit_NR = logits_NC.topk(min(5, logits_NC.shape[1])).indices.numpy() == labels[:, None]
-    return round(100 * float(hit_NR[:, 0].mean()), 6), round(100 * float(hit_NR.any(1).mean()), 6)
+    found, start = torch.zeros(2, dtype=torch.long), 0
+    for x in batches:
+        with torch.inference_mode():
+            logits_NC = network(x).cpu()
+        if not torch.isfinite(logits_NC).all():  # the last step's damage no loss has seen
+            raise UserError("fine-tuning diverged: the network gives NaN or infinite logits",
+                            hint="lower --backbone-lr or --head-lr; nothing is recorded")
+        truth_N1 = torch.from_numpy(labels[start : start + len(x)])[:, None]
+        start += len(x)
+        hit_NR = logits_NC.topk(min(5, logits_NC.shape[1])).indices == truth_N1
+        found += torch.stack([hit_NR[:, 0].sum(), hit_NR.sum()])
+    return found
 
 
 # From checkpoint to record --------------------------------------------------------------------------------------------
@@ -226,80 +255,69 @@ def unit(encoder_key: str, lists: tuple[ImageList, ...], config: Config) -> dict
             "data": [images.fingerprint for images in lists], "params": config.params()}
 
 
-def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
+def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | None:
     """Scores the checkpoint and returns the path of the record written; ``subject`` as in evaluate/lowshot.py."""
-    import torch
-
-    from protobench import checkpoints
+    from protobench import checkpoints, ranks
     from protobench.devices import device_of
     from protobench.loading import CentreCrops, batches, normaliser
+    from protobench.saved import Saved
 
     params = config.params()
     _check(config, params)
     started = time.perf_counter()
     encoder = checkpoints.load(config.ckpt, config.reading)
     print(encoder.summary())
-    lists, listing = data_lists(config.data, config.dataset, config.skip_bad_images), config.listing
+    device, listing = ranks.join(device_of(config.device)), config.listing
+    with ranks.first_goes_first():
+        lists = data_lists(config.data, config.dataset, config.skip_bad_images)
     training, val = lists
     subsets = [listed(training, listing, params["percent"]) if listing else
                drawn(len(training), params["percent"], params["seed"], draw) for draw in range(params["draws"])]
     if len(subsets[0]) < params["batch_size"]:
         raise UserError(f"a subset of {len(subsets[0])} images is less than a batch of {params['batch_size']}",
                         hint="lower --batch-size")
+    if params["batch_size"] % ranks.count():
+        raise UserError(f"a batch of {params['batch_size']} does not split over {ranks.count()} processes",
+                        hint="another --nproc_per_node; another --batch-size is another protocol")
     print(f"subset: {len(subsets[0])} images, {f'listed in {listing}' if listing else 'drawn at random'}; "
           f"fine-tunings: {len(subsets)}")
-    where: dict[str, Any] = {"device": device_of(config.device), "workers": config.workers}
+    where: dict[str, Any] = {"device": device, "workers": config.workers}
     identity = unit(encoder.key, lists, config)
     key = files.sha256([identity, subject])
-    state_path = config.results / f".semisup-{key[:12]}.pt"
-    state = _saved(state_path, key)
-    runs, saved_at, before = state["runs"], time.monotonic(), state["seconds"]
+    saved = Saved(config.results, f".semisup-{key[:12]}", key)
+    state = ranks.from_first(saved.read) or {"runs": [], "step": 0, "losses": [], "tuning": None, "seconds": 0.0}
+    runs, before, mine = state["runs"], state["seconds"], np.array(ranks.share(len(val)))
     for draw in range(len(runs), len(subsets)):
-        tuning = FineTuning(encoder.backbone, len(training.classes), params, draw, where["device"])
+        tuning = FineTuning(encoder.backbone, len(training.classes), params, draw, device)
         if state["tuning"]:
             tuning.restore(state["tuning"])
 
-        def save(epochs: int, tuning: FineTuning | None = tuning) -> None:
-            nonlocal saved_at
-            if time.monotonic() - saved_at > SAVE_SECONDS:
-                now = {"key": key, "runs": runs, "epochs": epochs, "tuning": tuning and tuning.state(),
-                       "seconds": before + time.perf_counter() - started}
-                files.write_atomic(state_path, partial(torch.save, now))
-                saved_at = time.monotonic()
+        def save(step: int, losses: list[float], tuning: FineTuning | None = tuning) -> None:
+            if ranks.first():
+                saved.write({"runs": runs, "step": step, "losses": losses, "tuning": tuning and tuning.state(),
+                             "seconds": before + time.perf_counter() - started})
 
-        loss = train(tuning, training, encoder.input, subsets[draw], params, draw, first_epoch=state["epochs"],
-                     after_epoch=save, **where)
-        crops = batches(CentreCrops(val, encoder.input), batch_size=256, **where)
-        top1, top5 = accuracies(tuning.network, map(normaliser(encoder.input, where["device"]), crops), val.labels)
+        loss = train(tuning, training, encoder.input, subsets[draw], params, draw, first=state["step"], losses=state["losses"],
+                     save=save, **where)
+        crops = batches(CentreCrops(val.subset(mine), encoder.input), batch_size=BATCH, **where)
+        hits = right(tuning.network, map(normaliser(encoder.input, device), crops), val.labels[mine])
+        top1, top5 = (100 * ranks.summed(hits).numpy() / len(val)).round(6).tolist()
         runs.append({"draw": draw, "value": top5, "top1": top1, "train_loss": round(loss, 4),
                      "classes": len(np.unique(training.labels[subsets[draw]])),
                      "subset": files.sha256(subsets[draw].tolist())[:16]})
-        state = {"epochs": 0, "tuning": None}
-        save(0, None)
+        state = {"step": 0, "losses": [], "tuning": None}
+        if draw + 1 < len(subsets):
+            save(0, [], None)
+    if not ranks.first():
+        return None
     path = records.write(
         config.results, identity, runs, subject=subject or records.subject_of(config.ckpt),
         metric={"name": "top-5", "unit": "%", "higher_is_better": True, "test_images": len(val)}, checkpoint=encoder.account,
         data=records.data_of(config.dataset, lists, embedded=config.data is None,
                           train_images=len(subsets[0]), subset=listing.name if listing else "random"),
         cost={"seconds": round(before + time.perf_counter() - started, 2)})
-    state_path.unlink(missing_ok=True)
+    saved.clear()
     return path
-
-
-def _saved(path: Path, key: str) -> dict[str, Any]:
-    """What a stopped run left: the draws that are done, and epochs, network and optimiser of the one under way."""
-    import torch
-
-    nothing: dict[str, Any] = {"runs": [], "epochs": 0, "tuning": None, "seconds": 0.0}
-    for stale in path.parent.glob(f".{path.name}.*.tmp"):  # of a run killed while it saved
-        stale.unlink(missing_ok=True)
-    if not path.exists():
-        return nothing
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        return state if state["key"] == key else nothing
-    except Exception as failure:  # torch.load raises half a dozen kinds for a damaged file
-        raise UserError("the fine-tuning's saved state is damaged", at=path, hint="delete it to start anew") from failure
 
 
 def _check(config: Config, params: dict[str, Any]) -> None:

@@ -87,9 +87,9 @@ def unit(encoder_key: str, lists: tuple[ImageList, ...], config: Config) -> dict
             "data": [images.fingerprint for images in lists], "params": config.params()}
 
 
-def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
+def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | None:
     """Places the images and returns the path of the record written; ``subject`` as in evaluate/lowshot.py."""
-    from protobench import checkpoints, features
+    from protobench import checkpoints, features, ranks
     from protobench.devices import device_of
 
     if config.classes < 1 or config.per_class < 1 or not 1 <= config.perplexity < float("inf"):
@@ -98,14 +98,18 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
     embedding = config.feature == "embedding"
     encoder = checkpoints.load(config.ckpt, config.reading, prefer="momentum" if embedding else None)
     print(encoder.summary())
-    lists = data_lists(config.data, skip_bad_images=config.skip_bad_images)
+    device = ranks.join(device_of(config.device))
+    with ranks.first_goes_first():
+        lists = data_lists(config.data, skip_bad_images=config.skip_bad_images)
     (train,) = lists
     shown = train.subset(chosen(train.labels, config.classes, config.per_class, config.seed))
     if config.perplexity >= len(shown):
         raise UserError(f"a perplexity of {config.perplexity:g} needs more than {len(shown)} images",
                         hint="lower --perplexity, or raise --per-class")
-    x_ND = features.extract(encoder, shown, pooling="embedding" if embedding else "average", device=device_of(config.device),
+    x_ND = features.extract(encoder, shown, pooling="embedding" if embedding else "average", device=device,
                             workers=config.workers)
+    if not ranks.first():
+        return None
     places_N2, run = score(features.unit_norm(x_ND), shown.labels, config.perplexity)
     return records.write(
         config.results, unit(encoder.key, lists, config), [run], subject=subject or records.subject_of(config.ckpt),

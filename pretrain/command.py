@@ -23,13 +23,15 @@ class Run:
     device: str = "auto"
     """auto (cuda where there is one), cpu, cuda"""
     workers: int = 4
-    """DataLoader processes; unused for images small enough to be held in memory"""
+    """DataLoader processes, of each process under torchrun; unused for images small enough to be held in memory"""
     threads: int = 1
     """torch threads on the CPU; one is fastest where several runs share a machine"""
     skip_bad_images: int = 0
     """leave out up to so many images that cannot be decoded; the encoder says how many"""
     resume: bool = True
     """continue from the run folder's checkpoint"""
+    keep_every: int = 50
+    """keep the checkpoint of every so many epochs for good (milestones); 0 keeps none"""
 
 
 def main(doc: str | None, recipes: dict[str, Recipe]) -> None:
@@ -56,15 +58,18 @@ def train(recipe: Recipe, run: Run) -> Path:
     import torch
 
     from pretrain import loop
-    from protobench import mini, pretraining
+    from protobench import mini, pretraining, ranks
     from protobench.devices import device_of
 
-    if run.threads < 1:
-        raise UserError(f"--threads {run.threads}: at least 1")
-    device = device_of(run.device)
+    if run.threads < 1 or run.workers < 0 or run.keep_every < 0:
+        raise UserError("--threads is at least 1, --workers and --keep-every are not negative")
+    device = ranks.join(device_of(run.device))
     torch.set_num_threads(run.threads)
-    root = run.data or mini.ensure()
     out = run.out or Path("runs") / f"{recipe.method}-{run.seed}"
-    images = pretraining.images(root, recipe.dataset, run.skip_bad_images)
-    return loop.pretrain(recipe, images, out,
-                         seed=run.seed, device=device, workers=run.workers, resume=run.resume)
+    with ranks.first_goes_first():
+        images = pretraining.images(run.data or mini.ensure(), recipe.dataset, run.skip_bad_images)
+    try:
+        return loop.pretrain(recipe, images, out, seed=run.seed, device=device, workers=run.workers, resume=run.resume,
+                             keep_every=run.keep_every)
+    finally:
+        ranks.leave()

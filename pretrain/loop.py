@@ -4,23 +4,32 @@ A method is a module with ``num_views``, ``backbone``, ``loss(views, index) -> T
 ``start_epoch(epoch, extract) -> dict`` run before each epoch, ``draw_batches(epoch, steps)`` for batches of its own choice (image
 numbers, [steps, batch]; else a permutation), and ``end_epoch() -> dict``; the dicts go to the log. ``renewed`` are the parameters
 that start_epoch has drawn anew, ``unscheduled`` those that keep the peak rate. Where it has them, its ``projection`` head and its
-``momentum_encoder`` (backbone, head) are exported too, for evaluations that use embeddings.
+``momentum_encoder`` (backbone, head) are exported too, for evaluations that use embeddings. Its ``state_dict`` holds everything
+that it goes on from in the middle of an epoch, clusters too.
 
-A run folder holds ``log.jsonl`` (one line per epoch), ``checkpoint.pt`` (to resume from; removed when done) and, when the run
-is finished, ``encoder.safetensors`` (checkpoints.export) and ``course.json`` (the log and the probes, see probe.py, with the
-run's key). Resuming is exact on the CPU: order, views and draws are
-functions of (seed, epoch, image), the rest is in the checkpoint. On a GPU the same holds up to the rounding of its kernels,
-whose order of summation is not fixed.
+Under torchrun the processes share each batch, and everything is as if one had done it: ``views`` are a process's share of the
+images of ``index``, gradients are averaged by DistributedDataParallel, BatchNorm's statistics are those of the whole batch or,
+where the method has ``bn_groups``, of as many groups of it, and ``extract`` gives features to the first process alone. What does
+not depend on a share (queue, clusters, draws) all processes have alike, so the first one's state is everybody's, and a run may go
+on with another number of processes.
+
+A run folder holds ``log.jsonl`` (one line per epoch), ``checkpoint-*.pt`` (see saved.py; written after each epoch, every ten
+minutes and when the run is told to stop; removed when done, milestones excepted) and, when the run is finished,
+``encoder.safetensors`` (checkpoints.export) and ``course.json`` (the log and the probes, see probe.py, with the run's key).
+Resuming is exact on the CPU: order, views and draws are functions of (seed, epoch, image), the rest is in the checkpoint. On a
+GPU the same holds up to the rounding of its kernels, whose order of summation is not fixed.
 """
 
+import contextlib
 import json
 import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib import import_module
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -28,68 +37,267 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pretrain import optim, probe
+from pretrain import optim, probe, recipes
 from pretrain.precision import Precision, autocast
-from pretrain.recipes import Recipe, run_key
+from pretrain.recipes import Recipe
 from pretrain.views import Views, open_views
-from protobench import checkpoints, files, keyed
+from protobench import batch_norm, checkpoints, files, keyed, ranks, stopping
 from protobench.errors import UserError
 from protobench.images import ImageList
 from protobench.progress import progress
+from protobench.saved import Saved
+
+SAVE_SECONDS = 600.0
+"""How much of an epoch a kill can lose."""
 
 
 def pretrain(recipe: Recipe, images: ImageList | None, out: Path, *, seed: int, device: str = "cpu", workers: int = 0,
-             resume: bool = True) -> Path:
+             resume: bool = True, keep_every: int = 0) -> Path:
     """Trains ``recipe`` on ``images`` into the folder ``out`` and returns the path of the exported encoder.
 
     ``images`` may be None for a recipe without epochs. Continues from the folder's checkpoint if there is one and
-    ``resume`` is set. Raises UserError if the folder belongs to another run, and if the loss is not finite (the
-    checkpoint of the epoch before stays).
+    ``resume`` is set. ``keep_every`` so many epochs the checkpoint is kept for good (0: none is). Raises UserError if the folder
+    belongs to another run or is in use, and if the loss is not finite (the last checkpoint stays).
     """
     _check(recipe)
-    key = run_key(recipe, images, seed)
-    encoder_path, checkpoint_path = out / "encoder.safetensors", out / "checkpoint.pt"
-    if encoder_path.exists() and resume:
-        try:
-            found = checkpoints.load(encoder_path).key
-        except UserError as damage:
-            print(f"training again, the encoder in the run folder cannot be used. {damage}")
-            encoder_path.unlink()
-            found = None
-        if found == key:
+    encoder_path, key = out / "encoder.safetensors", recipes.run_key(recipe, images, seed)
+    saved = Saved(out, "checkpoint", key, json.loads(files.canonical_json(recipes.identity(recipe, images, seed))))
+    with files.alone(out, "wait for it, or choose another --out") if ranks.first() else contextlib.nullcontext():
+        if ranks.from_first(partial(_finished, encoder_path, key, saved, resume)):
             return encoder_path
-        if found:
-            raise UserError("this folder holds the encoder of another run (other recipe, data or seed)", at=out,
-                            hint="choose another --out, or --no-resume to train anew")
-    stale = [*out.glob(".*.tmp")]  # of a killed run
-    for path in stale if resume else [*stale, encoder_path, checkpoint_path]:
-        path.unlink(missing_ok=True)
-    torch.manual_seed(keyed.seed(seed, "init"))
-    labels, num_classes = (torch.from_numpy(images.labels), len(images.classes)) if images else (torch.empty(0), 0)
-    method = import_module(f"pretrain.{recipe.method}").build(recipe, labels, num_classes, seed)
-    method = method.to(device, memory_format=torch.channels_last)
-    if recipe.train.compile:
-        compile_networks(method)
-    optimizer = optim.optimizer(recipe.train, method)
-    log, probes = _resume(checkpoint_path, key, method, optimizer, device) if resume else ([], [])
-    if images and recipe.train.epochs:
-        views = open_views(recipe, images, seed, device, workers)
-        todo = range(len(log), recipe.train.epochs)
-        for epoch in progress(todo, desc=f"{recipe.method} seed {seed}", unit=" epochs", total=len(todo)):
-            probes = _probes(probes, method, views, images, epoch, recipe, device)  # on what is saved: a kill costs no more
-            log.append(_epoch(method, optimizer, views, recipe, epoch, len(images)))
-            state = {"key": key, "log": log, "probes": probes, "method": method.state_dict(), "optimizer": optimizer.state_dict()}
-            files.write_atomic(checkpoint_path, partial(torch.save, state))
-            files.write_text(out / "log.jsonl", "".join(json.dumps(line) + "\n" for line in log))
-        probes = _probes(probes, method, views, images, recipe.train.epochs, recipe, device)
-        files.write_text(out / "course.json", json.dumps({"key": key, "epochs": log, "probes": probes}) + "\n")
-    checkpoints.export(encoder_path, method.backbone, projection=getattr(method, "projection", None),
-                       momentum=getattr(method, "momentum_encoder", None), key=key, input_=recipe.input, trained={
-        "method": recipe.method, "recipe": asdict(recipe), "seed": seed, "data": images and images.fingerprint,
-        "unreadable": len(images.unreadable) if images else 0,
-        "seconds": round(sum(line["seconds"] for line in log), 1)})
-    checkpoint_path.unlink(missing_ok=True)
+        torch.manual_seed(keyed.seed(seed, "init"))
+        labels, num_classes = (torch.from_numpy(images.labels), len(images.classes)) if images else (torch.empty(0), 0)
+        method = import_module(f"pretrain.{recipe.method}").build(recipe, labels, num_classes, seed)
+        method = method.to(device, memory_format=torch.channels_last)
+        at = Position()
+        if images and recipe.train.epochs:
+            training = Training(recipe, method, open_views(recipe, images, seed, device, workers), saved, keep_every)
+            training.resume()
+            training.run(images.labels)
+            at = training.at
+        if ranks.first():
+            if at.log:
+                files.write_text(out / "course.json", json.dumps({"key": key, "epochs": at.log, "probes": at.probes}) + "\n")
+            checkpoints.export(encoder_path, method.backbone, projection=getattr(method, "projection", None),
+                               momentum=getattr(method, "momentum_encoder", None), key=key, input_=recipe.input, trained={
+                "method": recipe.method, "recipe": asdict(recipe), "seed": seed, "data": images and images.fingerprint,
+                "unreadable": len(images.unreadable) if images else 0,
+                "seconds": round(sum(line["seconds"] for line in at.log), 1)})
+            saved.clear()
+        ranks.wait()  # nobody is told of a file that is not there yet
     return encoder_path
+
+
+def _finished(encoder_path: Path, key: str, saved: Saved, resume: bool) -> bool:
+    """Whether the run folder holds this very run's encoder. Without ``resume`` what it holds is removed; UserError where it is
+    another run's."""
+    if not resume:
+        encoder_path.unlink(missing_ok=True)
+        saved.clear(all_=True)
+    if not encoder_path.exists():
+        return False
+    try:
+        found = checkpoints.load(encoder_path).key
+    except UserError as damage:
+        print(f"training again, the encoder in the run folder cannot be used. {damage}")
+        encoder_path.unlink()
+        return False
+    if found != key:
+        raise UserError("this folder holds the encoder of another run (other recipe, data or seed)", at=encoder_path.parent,
+                        hint="choose another --out, or --no-resume to train anew")
+    return True
+
+
+@dataclass
+class Position:
+    """How far a run is. What its checkpoint holds beside the method and its optimiser."""
+
+    log: list[dict] = field(default_factory=list)
+    """a line per epoch done"""
+    probes: list[dict] = field(default_factory=list)
+    step: int = 0
+    """steps done of the epoch under way"""
+    begun: dict = field(default_factory=dict)
+    """what the method's start_epoch said of it"""
+    loss: Tensor = field(default_factory=lambda: torch.zeros(()))
+    """sum over its steps; read once an epoch, for a GPU would wait"""
+    e_step_seconds: float = 0.0
+    seconds: float = 0.0
+    """of its steps"""
+
+
+class Training:
+    """A run under way."""
+
+    def __init__(self, recipe: Recipe, method: Any, views: Views, saved: Saved | None = None, keep_every: int = 0):
+        self.recipe, self.views, self.saved, self.keep_every = recipe, views, saved, keep_every
+        self.device, self.steps = next(method.parameters()).device, len(views) // recipe.train.batch_size
+        self.at = Position()
+        self.saved_at = time.monotonic()
+        groups, processes = getattr(method, "bn_groups", 1), ranks.count()
+        if processes > 1:
+            _check_share(recipe, groups)
+        self.method: Any = batch_norm.synchronise(method) if processes > 1 and groups == 1 else method
+        if recipe.train.compile:
+            compile_networks(self.method)
+        self.optimizer = optim.optimizer(recipe.train, self.method)
+        self.loss: Any = self.method.loss
+        if processes > 1:  # the graph is static, but has parameters without gradient where a loss has no weight
+            self.loss = ranks.averaging(_Loss(self.method), static_graph=True)
+        self.statistics = batch_norm.RunningStatistics(self.method, groups // processes) if processes > 1 < groups else None
+
+    # Epochs -----------------------------------------------------------------------------------------------------------
+
+    def run(self, labels: np.ndarray) -> None:
+        """What is left of the epochs, with the probes that are due."""
+        epochs = self.recipe.train.epochs
+        done = len(self.at.log) * self.steps + self.at.step
+        with progress(desc=self.recipe.method, unit=" steps", total=epochs * self.steps - done) as bar:
+            for epoch in range(len(self.at.log), epochs):
+                if self.at.step == 0:  # what is measured here is what was saved: a kill costs no more
+                    self._probe(epoch, labels)
+                self.epoch(bar.update)
+        self._probe(epochs, labels)
+
+    def epoch(self, tell: Callable[[], Any] = lambda: None) -> dict[str, Any]:
+        """The epoch under way, from where it stands; its line of the log. Told to stop, it saves and passes the signal on."""
+        at, epoch = self.at, len(self.at.log)
+        if at.step == 0:
+            self._start(epoch)
+        if self.statistics:
+            self.statistics.start()
+        self.method.train()
+        draw_batches: Callable | None = getattr(self.method, "draw_batches", None)
+        chosen = draw_batches(epoch, self.steps) if draw_batches else self.views.order(epoch)
+        started, rate = time.perf_counter() - at.seconds, 0.0
+        with stopping.deferred() as stop:
+            for views, index in self.views.batches(epoch, self.method.num_views, chosen, at.step):
+                rate = optim.learning_rate(self.recipe.train, epoch, at.step, self.steps)
+                optim.set_rate(self.optimizer, rate)
+                at.loss = at.loss + update(self.loss, self.optimizer, views, index, self.recipe.train.precision)
+                if self.statistics:
+                    self.statistics.merge()
+                at.step += 1
+                tell()
+                asked, due = stop.agreed(time.monotonic() - self.saved_at > SAVE_SECONDS)
+                if (asked or due) and at.step < self.steps:
+                    at.seconds = time.perf_counter() - started
+                    self._save()
+                    if asked:
+                        stop.now(asked)
+            at.seconds = time.perf_counter() - started
+            self._end(epoch, rate)
+            self._save("" if not self.keep_every or (epoch + 1) % self.keep_every else f"epoch{epoch + 1}")
+            if asked := stop.agreed()[0]:
+                stop.now(asked)
+        return at.log[-1]
+
+    def _start(self, epoch: int) -> None:
+        started = time.perf_counter()
+        start_epoch: Callable | None = getattr(self.method, "start_epoch", None)
+        begun = start_epoch(epoch, self.extract) if start_epoch else {}
+        for parameter in getattr(self.method, "renewed", ()):
+            self.optimizer.state.pop(parameter, None)  # the momentum of weights that are no more
+        self.at.begun, self.at.e_step_seconds = begun, time.perf_counter() - started
+        self.at.loss = torch.zeros((), device=self.device)
+
+    def _end(self, epoch: int, rate: float) -> None:
+        at = self.at
+        mean = float(self._checked()) / self.steps
+        end_epoch: Callable | None = getattr(self.method, "end_epoch", None)
+        at.log.append({"epoch": epoch, "loss": mean, "lr": rate, "seconds": round(at.e_step_seconds + at.seconds, 3),
+                       "e_step_seconds": round(at.e_step_seconds, 3), **at.begun, **(end_epoch() if end_epoch else {})})
+        at.step, at.begun, at.seconds, at.e_step_seconds = 0, {}, 0.0, 0.0
+
+    def _checked(self) -> Tensor:
+        """The loss so far, over all processes; UserError where it is not finite."""
+        self.at.loss = ranks.mean(self.at.loss)
+        if not torch.isfinite(self.at.loss):
+            raise UserError(f"{self.recipe.method}: the loss is not finite in epoch {len(self.at.log)}",
+                            hint="lower --lr; the last checkpoint is kept")
+        return self.at.loss
+
+    def _probe(self, done: int, labels: np.ndarray) -> None:
+        """A probe where it is due. One that cannot be taken is told, and does not stop the training."""
+        taken = [line["epochs"] for line in self.at.probes]
+        if not probe.due(done, self.recipe.train.epochs) or done in taken or not probe.embeds(self.method):
+            return
+        started = time.perf_counter()
+        try:
+            found = probe.probe(self.method, self.extract, labels, done, device=str(self.device))
+        except UserError as mistake:
+            print(f"no probe after {done} epochs. {mistake}")
+            return
+        self.at.probes.append({**found, "seconds": round(time.perf_counter() - started, 3)})
+
+    @torch.inference_mode()
+    def extract(self, module: nn.Module, epoch: int | None = None, dtype: type = np.float32) -> np.ndarray:
+        """[I, C]: the module's output in eval mode for all images, in order; on their centre crops or, of an ``epoch``, on one
+        random view of each. Written row by row into the array returned, so nothing is held twice. Of several processes each takes
+        whole parts of the images, so that features do not depend on their number, and the first gets all; the others [0, 0].
+        """
+        was_training = module.training
+        module.eval()
+        parts = self.views.parts()
+        shares = [[parts[i] for i in ranks.share(len(parts), rank)] for rank in range(ranks.count())]
+        mine = shares[ranks.number()]
+        inputs = self.views.centre_crops(mine) if epoch is None else self.views.one_view(epoch, mine)
+        found: np.ndarray = np.empty((0, 0), dtype)
+        for now in zip_longest(*shares, fillvalue=parts[0][:0]):
+            rows = ranks.rows_at_first(self._output(module, next(inputs, None)), [len(part) for part in now])
+            if rows is not None:
+                found = found if found.size else np.empty((len(self.views), rows.shape[1]), dtype)
+                found[np.concatenate(now)] = rows.numpy()
+        module.train(was_training)
+        return found
+
+    def _output(self, module: nn.Module, inputs: Tensor | None) -> Tensor | None:
+        if inputs is None:
+            return None
+        with autocast(self.recipe.train.precision, inputs.device):
+            return module(inputs).float().cpu()
+
+    # Checkpoints ------------------------------------------------------------------------------------------------------
+
+    def _save(self, label: str = "") -> None:
+        """Writes a checkpoint, a milestone where it has a ``label``. UserError where there is nothing good to be written."""
+        self._checked()
+        if self.saved and ranks.first():
+            self.saved.write({"position": vars(self.at), "method": self.method.state_dict(),
+                              "optimizer": self.optimizer.state_dict()}, label)
+            files.write_text(self.saved.folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in self.at.log))
+        self.saved_at = time.monotonic()
+
+    def resume(self) -> None:
+        """Goes on from the newest checkpoint, where there is one."""
+        state = ranks.from_first(self.saved.read) if self.saved else None
+        if state:
+            self.at = Position(**state["position"])
+            self.at.loss = self.at.loss.to(self.device)
+            self.method.load_state_dict(state["method"])
+            self.optimizer.load_state_dict(state["optimizer"])
+
+
+class _Loss(nn.Module):
+    """A method's loss as a forward pass, which DistributedDataParallel asks for."""
+
+    def __init__(self, method: Any):
+        super().__init__()
+        self.method = method
+
+    def forward(self, views: list[Tensor], index_N: Tensor) -> Tensor:
+        return self.method.loss(views, index_N)
+
+
+def update(loss: Callable[[list[Tensor], Tensor], Tensor], optimizer: torch.optim.Optimizer, views: list[Tensor], index_N: Tensor,
+           precision: Precision) -> Tensor:
+    """One step on a method's ``loss``; its value, on the device. Nothing here waits for the device."""
+    with autocast(precision, index_N.device):
+        value = loss(views, index_N)
+    optimizer.zero_grad(set_to_none=True)
+    value.backward()
+    optimizer.step()
+    return value.detach()
 
 
 def compile_networks(method: nn.Module) -> None:
@@ -119,93 +327,12 @@ def _check(recipe: Recipe) -> None:
         raise UserError(f"--jitter {augment.jitter}: brightness, contrast and saturation are from 0, hue is from 0 to 0.5")
 
 
-def _probes(before: list[dict], method: Any, views: Views, images: ImageList, done: int, recipe: Recipe,
-            device: str) -> list[dict]:
-    """The probes so far, with one more where it is due. One that cannot be taken is told, and does not stop the training."""
-    if not probe.due(done, recipe.train.epochs) or done in [line["epochs"] for line in before] or not probe.embeds(method):
-        return before
-    started = time.perf_counter()
-    try:
-        extract = partial(_extract, views=views, precision=recipe.train.precision)
-        found = probe.probe(method, extract, images.labels, done, device=device)
-    except UserError as mistake:
-        print(f"no probe after {done} epochs. {mistake}")
-        return before
-    return [*before, {**found, "seconds": round(time.perf_counter() - started, 3)}]
-
-
-def _epoch(method: Any, optimizer: torch.optim.Optimizer, views: Views, recipe: Recipe, epoch: int, images: int) -> dict:
-    started = time.perf_counter()
-    start_epoch: Callable | None = getattr(method, "start_epoch", None)
-    extract = partial(_extract, views=views, precision=recipe.train.precision)
-    log = start_epoch(epoch, extract) if start_epoch else {}
-    for parameter in getattr(method, "renewed", ()):
-        optimizer.state.pop(parameter, None)  # the momentum of weights that are no more
-    e_step = time.perf_counter() - started
-    method.train()
-    steps = images // recipe.train.batch_size
-    draw_batches: Callable | None = getattr(method, "draw_batches", None)
-    chosen = draw_batches(epoch, steps) if draw_batches else views.order(epoch)
-    total, rate = torch.zeros((), device=next(method.parameters()).device), 0.0
-    for step, (batch, index) in enumerate(views.batches(epoch, method.num_views, chosen)):
-        rate = optim.learning_rate(recipe.train, epoch, step, steps)
-        optim.set_rate(optimizer, rate)
-        total += update(method, optimizer, batch, index, recipe.train.precision)  # read once an epoch
-    mean = float(total) / steps
-    if not np.isfinite(mean):
-        raise UserError(f"{recipe.method}: the loss is not finite in epoch {epoch}",
-                        hint="lower --lr; the checkpoint of the epoch before is kept")
-    end_epoch: Callable | None = getattr(method, "end_epoch", None)
-    log = {**log, **(end_epoch() if end_epoch else {})}
-    return {"epoch": epoch, "loss": mean, "lr": rate, "seconds": round(time.perf_counter() - started, 3),
-            "e_step_seconds": round(e_step, 3), **log}
-
-
-def update(method: Any, optimizer: torch.optim.Optimizer, views: list[Tensor], index_N: Tensor, precision: Precision) -> Tensor:
-    """One step of a method; its loss, on the device. Nothing here waits for the device."""
-    with autocast(precision, index_N.device):
-        loss = method.loss(views, index_N)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-    return loss.detach()
-
-
-@torch.inference_mode()
-def _extract(module: nn.Module, views: Views, epoch: int | None = None, dtype: type = np.float32,
-             precision: Precision = "fp32") -> np.ndarray:
-    """[I, C]: the module's output in eval mode for all images, in order; on their centre crops or, of an ``epoch``, on one random
-    view of each. Written row by row into the array returned, so nothing is held twice."""
-    was_training = module.training
-    module.eval()
-    found: np.ndarray = np.empty((0, 0), dtype)
-    done = 0
-    for inputs in views.centre_crops() if epoch is None else views.one_view(epoch):
-        with autocast(precision, inputs.device):
-            output = module(inputs)
-        output = output.float().cpu().numpy()
-        if not done:
-            found = np.empty((len(views), output.shape[1]), dtype)
-        found[done : done + len(output)] = output
-        done += len(output)
-    module.train(was_training)
-    return found
-
-
-def _resume(path: Path, key: str, method: nn.Module, optimizer: torch.optim.Optimizer,
-            device: str) -> tuple[list[dict], list[dict]]:
-    """The log and the probes of the epochs done."""
-    if not path.exists():
-        return [], []
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-    except Exception as failure:  # torch.load raises half a dozen kinds for a damaged file
-        raise UserError("the run's checkpoint is damaged", at=path, hint="delete it to start this run again") from failure
-    if not isinstance(state, dict) or not state.keys() >= {"key", "log", "method", "optimizer"}:
-        raise UserError("the run's checkpoint is not one of this program's", at=path, hint="delete it to start this run again")
-    if state["key"] != key:
-        raise UserError("this folder holds a checkpoint of another run (other recipe, data or seed)", at=path,
-                        hint="choose another --out, or --no-resume to train anew")
-    method.load_state_dict(state["method"])
-    optimizer.load_state_dict(state["optimizer"])
-    return state["log"], state.get("probes", [])
+def _check_share(recipe: Recipe, groups: int) -> None:
+    """UserError for a batch that processes cannot share."""
+    processes, size = ranks.count(), recipe.train.batch_size
+    if size % processes:
+        raise UserError(f"a batch of {size} images does not split over {processes} processes",
+                        hint="another --nproc_per_node; another --batch-size is another recipe")
+    if groups > 1 and groups % processes:
+        raise UserError(f"the {groups} groups that BatchNorm takes a batch in do not split over {processes} processes",
+                        hint=f"a --nproc_per_node that divides {groups}; another --bn-groups is another recipe (1: none)")

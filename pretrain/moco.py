@@ -6,8 +6,8 @@ Examples:
     python pretrain/moco.py mini                        # embedded data, about a minute and a half on one core
     python pretrain/moco.py v2 --data ROOT --device cuda  # ROOT/imagenet/train, the paper's recipe
 
-Departure from the released code: it shuffles keys between GPUs, whose BatchNorms see 32 images each; one process does the
-same with groups of its batch (``bn_groups``). Shapes: N batch, C embedding, K queue.
+Departure from the released code: it shuffles keys between GPUs, whose BatchNorms see 32 images each; here that is done with
+groups of the batch (``bn_groups``), however many processes share it. Shapes: N batch, C embedding, K queue.
 """
 
 if __name__ == "__main__":  # before torch is imported: --help should not wait for it
@@ -16,6 +16,7 @@ if __name__ == "__main__":  # before torch is imported: --help should not wait f
     command.main(__doc__, {"v1": recipes.MOCO_V1, "v2": recipes.MOCO_V2, "mini": recipes.MOCO_MINI})
 
 import copy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from pretrain import recipes
 from pretrain.precision import in_fp32
-from protobench import keyed
+from protobench import keyed, ranks
 from protobench.backbones import ResNet
 from protobench.backbones import build as build_backbone
 from protobench.errors import UserError
@@ -99,18 +100,25 @@ class MoCo(nn.Module):
         """The key encoder's backbone and head, whose embeddings kNN and AMI use."""
         return self.encoder_k.backbone, self.encoder_k.head
 
+    @property
+    def bn_groups(self) -> int:
+        """Groups of the whole batch that BatchNorm takes apart."""
+        return self.recipe.bn_groups
+
     def embed(self, views: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Queries [N, C] and, from the updated key encoder, keys [N, C] without gradient."""
-        groups = self.recipe.bn_groups
+        """Queries [n, C] of this process's share and, from the updated key encoder, the keys [N, C] of the whole batch, without
+        gradient."""
+        groups = max(self.bn_groups // ranks.count(), 1)
         q_NC = in_groups(self.encoder_q, views[0], groups)
         with torch.no_grad():
             momentum_update(self.encoder_k, self.encoder_q, self.recipe.momentum)
-            if groups == 1:
-                return q_NC, self.encoder_k(views[1])
-            shuffle_N = torch.randperm(len(q_NC), generator=self.generator("shuffle"), device=q_NC.device)
-            k_NC = torch.empty_like(q_NC)
-            k_NC[shuffle_N] = in_groups(self.encoder_k, views[1][shuffle_N], groups)
-        return q_NC, k_NC
+            if self.bn_groups == 1:
+                return q_NC, ranks.whole(self.encoder_k(views[1]))
+            x_N3HW = ranks.whole(views[1])
+            shuffle_N = torch.randperm(len(x_N3HW), generator=self.generator("shuffle"), device=q_NC.device)
+            shuffled = x_N3HW[ranks.own(shuffle_N)].contiguous(memory_format=torch.channels_last)
+            k_NC = ranks.whole(in_groups(self.encoder_k, shuffled, groups))
+        return q_NC, torch.empty_like(k_NC).index_copy_(0, shuffle_N, k_NC)
 
     def generator(self, *key: int | str) -> torch.Generator:
         """This step's random numbers for one purpose, on the method's device."""
@@ -124,20 +132,20 @@ class MoCo(nn.Module):
         self.steps += 1
 
     def loss(self, views: list[Tensor], index_N: Tensor) -> Tensor:
-        """InfoNCE of the batch; moves the key encoder and the queue one step on.
+        """InfoNCE of this process's share of the batch; moves the key encoder and the queue one step on.
 
         The queue is cloned because the backward pass still reads it after the keys have been put in.
         """
         q_NC, k_NC = self.embed(views)
-        loss = info_nce(q_NC, k_NC, self.queue.clone(), self.recipe.temperature)
+        loss = info_nce(q_NC, ranks.own(k_NC), self.queue.clone(), self.recipe.temperature)
         self.enqueue(k_NC)
         return loss
 
-    def get_extra_state(self) -> dict[str, int]:
+    def get_extra_state(self) -> dict[str, Any]:
         """Counters, for checkpoints."""
         return {"pointer": self.pointer, "steps": self.steps}
 
-    def set_extra_state(self, state: dict[str, int]) -> None:
+    def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restores the counters."""
         self.pointer, self.steps = state["pointer"], state["steps"]
 

@@ -27,6 +27,7 @@ if __name__ == "__main__":  # before torch is imported: --help should not wait f
     command.main(__doc__, {"v1": recipes.PCL_V1, "v2": recipes.PCL_V2, "mini": recipes.PCL_MINI, "mini-v2": recipes.PCL_V2_MINI})
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ from torch import Tensor
 from pretrain import recipes
 from pretrain.moco import MoCo, info_nce
 from pretrain.precision import in_fp32
+from protobench import ranks
 from protobench.kmeans import kmeans
 
 
@@ -81,17 +83,18 @@ def proto_nce(q_NC: Tensor, prototypes_KC: Tensor, phi_K: Tensor, positive_N: Te
     """The prototype term of Eq. 11 for one granularity, the mean over i: -log exp(q.c_s / phi_s) / sum_j exp(q.c_j / phi_j).
 
     j runs over all prototypes (``negative_R`` None), or over the batch's own and the drawn negatives; a prototype that
-    several images of the batch share counts once.
+    several images of the batch share counts once. ``positive_N`` are the whole batch's, ``q_NC`` may be this process's share of
+    it.
     """
     if negative_R is None:
-        return F.cross_entropy(q_NC @ prototypes_KC.T / phi_K, positive_N)
+        return F.cross_entropy(q_NC @ prototypes_KC.T / phi_K, ranks.own(positive_N))
     column = torch.cat([positive_N, negative_R])
     logits = q_NC @ prototypes_KC[column].T / phi_K[column]
-    n = len(positive_N)
-    again = (positive_N[:, None] == positive_N[None, :]).tril(-1).any(1)  # a later image of an already listed prototype
-    logits = logits.masked_fill(F.pad(again, (0, len(column) - n)), float("-inf"))
-    first = (positive_N[:, None] == positive_N[None, :]).int().argmax(1)  # where its prototype is listed
-    return F.cross_entropy(logits, first)
+    same_NN = positive_N[:, None] == positive_N
+    again = same_NN.tril(-1).any(1)  # a later image of an already listed prototype
+    logits = logits.masked_fill(F.pad(again, (0, len(negative_R))), float("-inf"))
+    first = same_NN.int().argmax(1)  # where its prototype is listed
+    return F.cross_entropy(logits, ranks.own(first))
 
 
 class PCL(MoCo):
@@ -103,33 +106,46 @@ class PCL(MoCo):
         self.prototypes: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def start_epoch(self, epoch: int, extract: Callable[[torch.nn.Module], np.ndarray]) -> dict[str, float]:
-        """E-step: clusters the momentum features of all images; returns what the log should know."""
+        """E-step: clusters the momentum features of all images; returns what the log should know. Of several processes the first
+        does so."""
         self.prototypes = []
         if epoch < self.recipe.warmup:
             return {}
         features_IC = extract(self.encoder_k)
+        found = ranks.from_first(lambda: [self._cluster(features_IC, m, k) for m, k in enumerate(self.recipe.num_prototypes)])
         log: dict[str, float] = {}
-        for m, k in enumerate(self.recipe.num_prototypes):
-            clusters = kmeans(features_IC, k, seed=m, niter=self.recipe.niter, nredo=self.recipe.nredo,
-                              gpu=self.queue.is_cuda)
-            phi_K = np.full(k, self.recipe.temperature)
-            if self.recipe.concentration == "estimated":
-                phi_K = concentration(clusters.distance, clusters.assignment, k, temperature=self.recipe.temperature,
-                                      alpha=self.recipe.alpha, singleton_rule=self.recipe.singleton_rule,
-                                      clip_percentiles=self.recipe.clip_percentiles)
-            device = self.queue.device
-            self.prototypes.append((F.normalize(torch.from_numpy(clusters.centroids).to(device), dim=1),
-                                    torch.from_numpy(phi_K).to(device, torch.float32),
-                                    torch.from_numpy(clusters.assignment).to(device)))
-            size_K = np.bincount(clusters.assignment, minlength=k)
+        for k, (centroids_KC, phi_K, prototype_I) in zip(self.recipe.num_prototypes, found, strict=True):
+            self.prototypes.append((F.normalize(torch.from_numpy(centroids_KC).to(self.queue), dim=1),
+                                    torch.from_numpy(phi_K).to(self.queue), torch.from_numpy(prototype_I).to(self.queue.device)))
+            size_K = np.bincount(prototype_I, minlength=k)
             log |= {f"clusters_{k}_empty": int((size_K == 0).sum()), f"clusters_{k}_sd": float(size_K.std()),
                     f"phi_{k}_min": float(phi_K.min()), f"phi_{k}_max": float(phi_K.max())}
         return log
 
+    def _cluster(self, features_IC: np.ndarray, m: int, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Centroids [K, C], their phi [K] and every image's prototype [I]."""
+        recipe = self.recipe
+        found = kmeans(features_IC, k, seed=m, niter=recipe.niter, nredo=recipe.nredo, gpu=self.queue.is_cuda)
+        phi_K = np.full(k, recipe.temperature)
+        if recipe.concentration == "estimated":
+            phi_K = concentration(found.distance, found.assignment, k, temperature=recipe.temperature, alpha=recipe.alpha,
+                                  singleton_rule=recipe.singleton_rule, clip_percentiles=recipe.clip_percentiles)
+        return found.centroids, phi_K, found.assignment
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Counters and the epoch's clusters, for checkpoints."""
+        return super().get_extra_state() | {"prototypes": [list(part) for part in self.prototypes]}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restores them."""
+        super().set_extra_state(state)
+        device = self.queue.device
+        self.prototypes = [(c.to(device), phi.to(device), image.to(device)) for c, phi, image in state["prototypes"]]
+
     def loss(self, views: list[Tensor], index_N: Tensor) -> Tensor:
-        """ProtoNCE, Eq. 11: InfoNCE plus the mean of the prototype terms over the M granularities."""
+        """ProtoNCE, Eq. 11: InfoNCE plus the mean of the prototype terms over the M granularities; of this process's share."""
         q_NC, k_NC = self.embed(views)
-        loss = info_nce(q_NC, k_NC, self.queue.clone(), self.recipe.temperature)
+        loss = info_nce(q_NC, ranks.own(k_NC), self.queue.clone(), self.recipe.temperature)
         terms = []
         for m, (prototypes_KC, phi_K, prototype_I) in enumerate(self.prototypes):
             positive_N = prototype_I[index_N]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from protobench import keyed
+from protobench import keyed, ranks
 from protobench.kmeans import kmeans
 from protobench.mutual_information import agreement, contingency, mutual_information, ross
 
@@ -42,10 +42,13 @@ def probe(method: Any, extract: Callable[[nn.Module], np.ndarray], labels: np.nd
     """``{"epochs", "feature_mi", "upper_bound", "clusters": {K: …}}``, mutual information in nats.
 
     The embedding is the momentum encoder's where there is one, as in PCL's clustering; k-means as there, too. ``extract`` gives a
-    module's output [I, C] for the centre crops of all images.
+    module's output [I, C] for the centre crops of all images. Of several processes the first looks at it, the others return no
+    more than ``{"epochs"}``.
     """
     backbone, head = getattr(method, "momentum_encoder", None) or (method.backbone, getattr(method, "projection", None))
     x_IC = extract(nn.Sequential(backbone, *([head] if head is not None else [])))
+    if not ranks.first():
+        return {"epochs": epochs_done}
     x_IC /= np.maximum(np.linalg.norm(x_IC, axis=1, keepdims=True), 1e-12)
     chosen = keyed.generator("probe").permutation(len(labels))[:SUBSAMPLE]
     clusters = {}

@@ -203,7 +203,12 @@ class Untrained(Recipe):
 
 
 def run_key(recipe: Recipe, images: ImageList | None, seed: int) -> str:
-    """Identity of a run's result: everything that determines the weights on one kind of device.
+    """Hash of a run's ``identity``."""
+    return files.sha256(identity(recipe, images, seed))
+
+
+def identity(recipe: Recipe, images: ImageList | None, seed: int) -> dict[str, Any]:
+    """Everything that determines a run's weights on one kind of device, however many processes share it.
 
     A recipe without epochs (the Random row) depends on no images, and no recipe on its data set's name: the images are known.
     What came later counts where it is not as it was before: runs of older versions keep their keys.
@@ -213,8 +218,8 @@ def run_key(recipe: Recipe, images: ImageList | None, seed: int) -> str:
         content[part] = {name: value for name, value in content[part].items() if name not in later or value != later[name]}
     if isinstance(recipe, PCL) and any(recipe.num_negatives < k - recipe.train.batch_size for k in recipe.num_prototypes):
         content["negatives"] = "permutation"  # before, they were drawn by another stream of random numbers
-    return files.sha256({"version": VERSION, "method": recipe.method, "recipe": content, "seed": seed,
-                         "data": images.fingerprint if images and recipe.train.epochs else None})
+    return {"version": VERSION, "method": recipe.method, "recipe": content, "seed": seed,
+            "data": images.fingerprint if images and recipe.train.epochs else None}
 
 
 # The paper's tier -----------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from pretrain import recipes
 from pretrain.precision import in_fp32
 from pretrain.similarity import Similarity
+from protobench import ranks
 from protobench.backbones import build as build_backbone
 
 
@@ -50,15 +51,24 @@ class SimCLR(nn.Module):
         self.projection = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, recipe.dim))
 
     def loss(self, views: list[Tensor], index_N: Tensor) -> Tensor:
-        """NT-Xent of the batch; both views pass together, so BatchNorm sees 2N images as in the original."""
-        z = F.normalize(self.projection(self.backbone(torch.cat(views))), dim=1)
-        a_NC, b_NC = z.chunk(2)
+        """NT-Xent of the whole batch, of which ``views`` may be a share; both views pass together, so BatchNorm sees 2N images as
+        in the original."""
+        z_VNC = F.normalize(self.projection(self.backbone(torch.cat(views))), dim=1).view(2, len(views[0]), -1)
+        a_NC, b_NC = ranks.whole_with_gradient(z_VNC, dim=1)
         self.similarity.add(a_NC.detach(), b_NC.detach(), self.labels[index_N], index_N, index_N)
         return nt_xent(a_NC, b_NC, self.recipe.temperature)
 
     def end_epoch(self) -> dict[str, float]:
         """TP and FN similarity, for the log."""
         return self.similarity.epoch()
+
+    def get_extra_state(self) -> dict[str, Tensor]:
+        """What the epoch has measured so far, for checkpoints."""
+        return {"similarity": self.similarity.total}
+
+    def set_extra_state(self, state: dict[str, Tensor]) -> None:
+        """Restores it."""
+        self.similarity.total = state["similarity"].to(self.labels.device)
 
 
 def build(recipe: recipes.SimCLR, labels: Tensor, num_classes: int, seed: int) -> SimCLR:

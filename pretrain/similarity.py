@@ -30,15 +30,15 @@ class Similarity:
     """The means over an epoch; nothing waits for the device before its end."""
 
     def __init__(self) -> None:
-        self.total: Tensor | float = 0.0
+        self.total = torch.zeros((), dtype=torch.float64)
 
     def add(self, *batch: Tensor) -> None:
         """A batch, as for ``tp_fn``."""
-        self.total = self.total + tp_fn(*batch)
+        found = tp_fn(*batch)
+        self.total = self.total.to(found.device) + found
 
     def epoch(self) -> dict[str, float]:
         """``{"tp", "fn"}``, without fn where no batch held two images of a class; starts anew."""
-        assert isinstance(self.total, Tensor)
         tp, views, fn, pairs = self.total.tolist()
-        self.total = 0.0
+        self.total = torch.zeros((), dtype=torch.float64)
         return {"tp": round(tp / views, 6), **({"fn": round(fn / pairs, 6)} if pairs else {})}

@@ -46,6 +46,7 @@ if __name__ == "__main__":  # before torch is imported: --help should not wait f
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ from torch import Tensor, nn
 from pretrain import recipes
 from pretrain.precision import in_fp32
 from pretrain.similarity import Similarity
-from protobench import keyed
+from protobench import keyed, ranks
 from protobench.backbones import build as build_backbone
 from protobench.errors import UserError
 from protobench.kmeans import kmeans, whitened
@@ -157,24 +158,43 @@ class SPCL(nn.Module):
 
         A cluster is known by the numbers of its images, so it does not matter in which order images are trained on.
         """
-        recipe = self.recipe
         log: dict[str, float] = {}
         self._renew(epoch)
         if numbers := self._clusterings():
             features_ID = extract(_Unit(self.backbone), epoch=epoch, dtype=np.float16)
-            if recipe.whiten:
-                features_ID = whitened(features_ID, recipe.whiten, seed=epoch)
-            found = [kmeans(features_ID, k, seed=keyed.seed(self.seed, "clusters", epoch, m) % 2**31, niter=recipe.niter,
-                            nredo=recipe.nredo, points_per_centroid=POINTS_PER_PROTOTYPE, gpu=self.labels.is_cuda).assignment
-                     for m, k in enumerate(numbers)]
+            found = ranks.from_first(lambda: self._cluster(features_ID, epoch, numbers))
             for k, assignment_I in zip(numbers, found, strict=True):
                 sizes = np.bincount(assignment_I, minlength=k)
                 log |= {f"clusters_{k}_empty": int((sizes == 0).sum()), f"clusters_{k}_single": int((sizes == 1).sum()),
                         f"clusters_{k}_sd": float(sizes.std())}
-            if recipe.pairs == "clusters":
-                self.groups = found[0]
-            self.prototypes = [torch.from_numpy(assignment_I).to(self.labels.device) for assignment_I in found]
+            self._use([torch.from_numpy(assignment_I) for assignment_I in found])
         return log
+
+    def _cluster(self, features_ID: np.ndarray, epoch: int, numbers: tuple[int, ...]) -> list[np.ndarray]:
+        """Every image's cluster [I], per number of clusters."""
+        recipe = self.recipe
+        if recipe.whiten:
+            features_ID = whitened(features_ID, recipe.whiten, seed=epoch)
+        return [kmeans(features_ID, k, seed=keyed.seed(self.seed, "clusters", epoch, m) % 2**31, niter=recipe.niter,
+                       nredo=recipe.nredo, points_per_centroid=POINTS_PER_PROTOTYPE, gpu=self.labels.is_cuda).assignment
+                for m, k in enumerate(numbers)]
+
+    def _use(self, clusters: list[Tensor]) -> None:
+        """Makes ``clusters``, [I] each, the epoch's prototypes and, where the recipe says so, its groups."""
+        if clusters and self.recipe.pairs == "clusters":
+            self.groups = clusters[0].cpu().numpy()
+        self.prototypes = [prototype_I.to(self.labels.device) for prototype_I in clusters]
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The epoch's clusters and what it has measured so far, for checkpoints."""
+        return {"prototypes": self.prototypes, "similarity": self.similarity.total,
+                "terms": {name: torch.stack(values) for name, values in self.terms.items()}}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restores them."""
+        self._use(state["prototypes"])
+        self.similarity.total = state["similarity"].to(self.labels.device)
+        self.terms = {name: list(values.to(self.labels.device)) for name, values in state["terms"].items()}
 
     def draw_batches(self, epoch: int, steps: int) -> np.ndarray:
         """The epoch's batches, [S, N]: see ``draw_batches`` above."""
@@ -186,9 +206,11 @@ class SPCL(nn.Module):
         return batches_SN
 
     def loss(self, views: list[Tensor], index_N: Tensor) -> Tensor:
-        """Eq. 5; all views pass together, as in SimCLR. A batch is laid out as ``draw_batches`` gives it."""
+        """Eq. 5; all views pass together, as in SimCLR. A batch is laid out as ``draw_batches`` gives it. Of several processes
+        each passes its share through the backbone, and all have the heads and losses of the whole batch, which are small beside
+        it."""
         recipe, n = self.recipe, len(index_N)
-        h_VND = self.backbone(torch.cat(views)).view(2, n, -1)
+        h_VND = ranks.whole_with_gradient(self.backbone(torch.cat(views)).view(2, len(views[0]), -1), dim=1)
         a_NC, b_NC = F.normalize(self.projection(h_VND), dim=2)
         draw_N = torch.arange(n, device=index_N.device)
         draw_N[n // 4 : n // 2] -= n // 4  # partners

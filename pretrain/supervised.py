@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain import recipes
+from protobench import ranks
 from protobench.backbones import build as build_backbone
 
 
@@ -32,7 +33,7 @@ class Supervised(nn.Module):
 
     def loss(self, views: list[Tensor], index_N: Tensor) -> Tensor:
         """Cross-entropy of one view."""
-        return F.cross_entropy(self.fc(self.backbone(views[0])), self.labels[index_N])
+        return F.cross_entropy(self.fc(self.backbone(views[0])), self.labels[ranks.own(index_N)])
 
 
 def build(recipe: recipes.Supervised, labels: Tensor, num_classes: int, seed: int) -> Supervised:

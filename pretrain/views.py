@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from pretrain import augment, opencv_views, pillow_views
 from pretrain.draws import Draw, Drawer
 from pretrain.recipes import Augment, Recipe
-from protobench import keyed, raw_pictures
+from protobench import keyed, ranks, raw_pictures
 from protobench.errors import UserError
 from protobench.images import ImageList
 from protobench.loading import CentreCrops, batches
@@ -36,21 +36,29 @@ class Views(Protocol):
     def order(self, epoch: int) -> np.ndarray:
         """All images shuffled, int64 [steps, B], without the last short batch."""
 
-    def batches(self, epoch: int, num_views: int, chosen: np.ndarray) -> Iterator[tuple[list[Tensor], Tensor]]:
-        """Of each row of ``chosen``, [steps, B]: normalised views, each [B, 3, H, W], and the images' numbers int64 [B]. An image
-        chosen again in the epoch is seen in other views."""
+    def batches(self, epoch: int, num_views: int, chosen: np.ndarray, first: int = 0) -> Iterator[tuple[list[Tensor], Tensor]]:
+        """Of each row of ``chosen``, [steps, B], from the ``first`` on: this process's share of the normalised views, each
+        [b, 3, H, W], and the numbers of all images, int64 [B]. An image chosen again in the epoch is seen in other views."""
 
-    def one_view(self, epoch: int) -> Iterator[Tensor]:
-        """A random view of every image in order, another than ``batches`` shows, [b, 3, H, W] each."""
+    def parts(self) -> list[np.ndarray]:
+        """The numbers of all images in order, cut for a pass without gradient."""
 
-    def centre_crops(self) -> Iterator[Tensor]:
-        """Normalised centre crops of all images in order, [b, 3, H, W] each."""
+    def one_view(self, epoch: int, parts: list[np.ndarray]) -> Iterator[Tensor]:
+        """A random view of every image of each part, another than ``batches`` shows, [b, 3, H, W] each."""
+
+    def centre_crops(self, parts: list[np.ndarray]) -> Iterator[Tensor]:
+        """Normalised centre crops of the images of each part, [b, 3, H, W] each."""
 
 
 def order(n: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:
     """The epoch's batches as int64 [steps, batch_size], without the last short one."""
     steps = n // batch_size
     return keyed.generator(seed, "order", epoch).permutation(n)[: steps * batch_size].reshape(steps, batch_size)
+
+
+def cut(n: int, size: int) -> list[np.ndarray]:
+    """0 … n - 1 in parts of about, and at most, ``size``."""
+    return np.array_split(np.arange(n), -(-n // size))
 
 
 def numbered(chosen: np.ndarray, n: int) -> np.ndarray:
@@ -107,23 +115,28 @@ class TensorViews:
         """See ``Views``."""
         return order(len(self), self.recipe.train.batch_size, self.seed, epoch)
 
-    def batches(self, epoch: int, num_views: int, chosen: np.ndarray) -> Iterator[tuple[list[Tensor], Tensor]]:
+    def batches(self, epoch: int, num_views: int, chosen: np.ndarray, first: int = 0) -> Iterator[tuple[list[Tensor], Tensor]]:
         """See ``Views``."""
-        for keys, index in zip(numbered(chosen, len(self)), torch.from_numpy(chosen).to(self.device), strict=True):
-            pixels = self.pixels[index]
-            yield [self.normalise(augment.of_batch(self.recipe.augment, pixels, keys, self.seed, epoch, view))
+        keys_SB = numbered(chosen, len(self))[first:]
+        for keys, index in zip(keys_SB, torch.from_numpy(chosen[first:]).to(self.device), strict=True):
+            pixels = self.pixels[ranks.own(index)]
+            yield [self.normalise(augment.of_batch(self.recipe.augment, pixels, ranks.own(keys), self.seed, epoch, view))
                    for view in range(num_views)], index
 
-    def one_view(self, epoch: int) -> Iterator[Tensor]:
+    def parts(self) -> list[np.ndarray]:
         """See ``Views``."""
-        for chosen in np.array_split(np.arange(len(self)), -(-len(self) // 512)):
-            pixels = self.pixels[torch.from_numpy(chosen).to(self.device)]
-            yield self.normalise(augment.of_batch(self.recipe.augment, pixels, chosen, self.seed, epoch, ONE_VIEW))
+        return cut(len(self), 512)
 
-    def centre_crops(self) -> Iterator[Tensor]:
+    def one_view(self, epoch: int, parts: list[np.ndarray]) -> Iterator[Tensor]:
         """See ``Views``."""
-        for crops in self.crops.split(512):
-            yield self.normalise(crops.float() / 255)
+        for part in parts:
+            pixels = self.pixels[torch.from_numpy(part).to(self.device)]
+            yield self.normalise(augment.of_batch(self.recipe.augment, pixels, part, self.seed, epoch, ONE_VIEW))
+
+    def centre_crops(self, parts: list[np.ndarray]) -> Iterator[Tensor]:
+        """See ``Views``."""
+        for part in parts:
+            yield self.normalise(self.crops[part[0] : part[-1] + 1].float() / 255)
 
 
 class FolderViews:
@@ -141,20 +154,25 @@ class FolderViews:
         """See ``Views``."""
         return order(len(self), self.recipe.train.batch_size, self.seed, epoch)
 
-    def batches(self, epoch: int, num_views: int, chosen: np.ndarray) -> Iterator[tuple[list[Tensor], Tensor]]:
+    def batches(self, epoch: int, num_views: int, chosen: np.ndarray, first: int = 0) -> Iterator[tuple[list[Tensor], Tensor]]:
         """See ``Views``."""
-        views = self._views(epoch, tuple(range(num_views)), list(numbered(chosen, len(self))))
-        yield from zip(views, torch.from_numpy(chosen).to(self.device), strict=True)  # the numbers are copied once an epoch
+        keys = [ranks.own(row) for row in numbered(chosen, len(self))[first:]]
+        views = self._views(epoch, tuple(range(num_views)), keys)
+        yield from zip(views, torch.from_numpy(chosen[first:]).to(self.device), strict=True)  # numbers are copied once an epoch
 
-    def one_view(self, epoch: int) -> Iterator[Tensor]:
+    def parts(self) -> list[np.ndarray]:
         """See ``Views``."""
-        for (view,) in self._views(epoch, (ONE_VIEW,), np.array_split(np.arange(len(self)), -(-len(self) // 256))):
+        return cut(len(self), 256)
+
+    def one_view(self, epoch: int, parts: list[np.ndarray]) -> Iterator[Tensor]:
+        """See ``Views``."""
+        for (view,) in self._views(epoch, (ONE_VIEW,), parts):
             yield view
 
-    def centre_crops(self) -> Iterator[Tensor]:
+    def centre_crops(self, parts: list[np.ndarray]) -> Iterator[Tensor]:
         """See ``Views``."""
         for crops in batches(CentreCrops(self.images, self.recipe.input), workers=self.workers, device=self.device,
-                             batch_size=256):
+                             batch_sampler=[part.tolist() for part in parts]):
             yield self.normalise(crops.to(self.device, non_blocking=True).float() / 255)
 
     def _views(self, epoch: int, names: tuple[int | str, ...], keys: list[np.ndarray]) -> Iterator[list[Tensor]]:

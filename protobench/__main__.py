@@ -9,6 +9,7 @@ Examples:
     python -m protobench export encoder.safetensors out.pth --layout detectron2
     python -m protobench convert --trust old.pth.tar out.safetensors     # runs whatever code the file holds
     python -m protobench check-data /data                                # counts, classes, every image decoded; resumable
+    python -m protobench doctor                                          # what this machine and its installation lack
 
 export and convert take the flags of an evaluation too: --weights, --prefix, --normalisation, …
 """
@@ -20,10 +21,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from protobench import cli, doctor
+from protobench.errors import UserError
+
+if __name__ == "__main__" and sys.argv[1:2] == ["doctor"]:  # before the imports below, of packages that may be broken
+    cli.run(lambda: doctor.main(sys.argv[2:]))
+
 import tyro
 
-from protobench import cli
-from protobench.errors import UserError
 from protobench.layouts import Reading
 
 
@@ -143,7 +148,7 @@ def main() -> int:
     if command in ("-h", "--help"):
         print(__doc__)
         return cli.SAME
-    match cli.choose("command", command, ("inspect", "layouts", "fetch", "export", "convert", "check-data")):
+    match cli.choose("command", command, ("inspect", "layouts", "fetch", "export", "convert", "check-data", "doctor")):
         case "layouts":
             layouts()
         case "inspect":
@@ -159,6 +164,8 @@ def main() -> int:
 
             config = cli.parse(CheckData, __doc__ or "", args)
             return check_data.check(config.data, config.dataset, config.workers)
+        case "doctor":
+            return doctor.main(args)
     return cli.SAME
 
 

@@ -97,11 +97,11 @@ def _report(name: str, lists: tuple[ImageList, ImageList], *, published: bool, w
     elif published and known.order and files.sha256_text("\n".join(lists[0].classes)) != known.order:
         odd.append("the classes are not the published ones in their order, so labels mean something else")
     found = [readable.check(images, workers) for images in lists]
-    bad = [f"{images.root / images.paths[i]}: {why}" for images, of in zip(lists, found, strict=True)
+    bad = [printable(f"{images.root / images.paths[i]}: {why}") for images, of in zip(lists, found, strict=True)
            for i, why in of.bad.items()]
     print(f"  {sum(map(len, lists)) - len(bad)} images decoded, {len(bad)} unreadable")
     for line in bad[:SHOWN]:
-        print(f"    unreadable: {printable(line)}")
+        print(f"    unreadable: {line}")
     if len(bad) > SHOWN:
         listing = files.cache_dir() / "readable" / f"{name}-unreadable.txt"
         files.write_text(listing, "\n".join(bad) + "\n")

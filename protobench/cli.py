@@ -1,24 +1,30 @@
 """How every script of the suite starts and ends: flags by tyro, errors in one form, exit codes in one place."""
 
+import io
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
+from protobench import failures
 from protobench.errors import UserError
 
 SAME, DIFFERS, TROUBLE, INCOMPLETE, STOPPED, INTERRUPTED = 0, 1, 2, 3, 75, 130
 """Exit codes, after diff(1). 75: stopped by SIGTERM, 130: by Ctrl-C; everything finished until then is kept."""
 
+PATIENCE = 5.0
+"""Seconds after which a process of several tells an error that the first one has not had."""
+
 T = TypeVar("T")
 
 
 class Terminated(BaseException):
-    """SIGTERM, as schedulers send it."""
+    """SIGTERM, as schedulers send it, or SIGUSR2, as submitit does before the time is over."""
 
 
 def _terminated(*_) -> None:
@@ -40,11 +46,15 @@ def parse(config: Callable[..., T], description: str, args: Sequence[str] | None
 def scored(config: Callable[..., T], description: str, evaluate: Callable[[T], Path | None],
            report: Callable[[dict[str, Any]], str]) -> int:
     """The command line of an evaluation: reads ``config``, evaluates, prints a report of the record and its path."""
-    from protobench import records
+    parsed: Any = parse(config, description)
 
-    if path := evaluate(parse(config, description)):
+    from protobench import ranks, records
+
+    records.expect(parsed.results)
+    if path := evaluate(parsed):
         print(report(records.read(path)))
         print(f"record: {path}")
+    ranks.leave()
     return SAME
 
 
@@ -56,27 +66,46 @@ def run(main: Callable[[], int | None]) -> None:
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may hold what cannot be printed; stderr does so anyway
     signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGUSR2, _terminated)
     try:
         code = main() or SAME
     except UserError as mistake:
         if debug:
             traceback.print_exc()
-        print(mistake, file=sys.stderr)
+        _complain(str(mistake))
         code = TROUBLE
     except BrokenPipeError:  # the reader, head for example, has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (what is left is flushed there at exit)
         code = SAME
     except (KeyboardInterrupt, Terminated) as stop:
-        print("\nstopped; what was finished is kept, the same command continues", file=sys.stderr)
+        if _rank() == 0:
+            print("\nstopped; what was finished is kept, the same command continues", file=sys.stderr)
         code = STOPPED if isinstance(stop, Terminated) else INTERRUPTED
     except Exception as surprise:
         if debug:
             traceback.print_exc()
-        print(f"error: {type(surprise).__name__}: {surprise}\n  hint: --debug shows where", file=sys.stderr)
+        known = failures.explained(surprise)
+        _complain(str(known or f"error: {type(surprise).__name__}: {surprise}\n  hint: --debug shows where"))
         code = TROUBLE
     sys.stdout.flush()
     sys.exit(code)
+
+
+def _complain(text: str) -> None:
+    """Prints an error. Of several processes the first does so at once; torchrun then ends the others, which would repeat it."""
+    if rank := _rank():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(PATIENCE)
+        text = f"process {rank}: {text}"
+    print(text, file=sys.stderr)
+
+
+def _rank() -> int:
+    """Of this process in a torchrun."""
+    return int(os.environ.get("RANK", "0"))
 
 
 def choose(what: str, name: str, known: Sequence[str]) -> str:

@@ -2,16 +2,11 @@
 
 import torch
 
-from protobench import ranks
 from protobench.errors import UserError
 
 
-def device_of(device: str, *, several: bool = False) -> str:
-    """Resolves "auto" to cuda where there is one. UserError where cuda is asked for and absent, and under torchrun unless the
-    caller knows how to work as ``several`` processes."""
-    if not several and ranks.world() > 1:
-        raise UserError("this does not share its work among processes yet: each of torchrun's would do all of it",
-                        hint="start it with python, on one device")
+def device_of(device: str) -> str:
+    """Resolves "auto" to cuda where there is one. UserError where cuda is asked for and absent."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device.split(":")[0] not in ("cpu", "cuda"):

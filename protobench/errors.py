@@ -29,5 +29,9 @@ def _rebuild(what: str, at: Path | str | None, hint: str | None) -> UserError:
 
 def printable(text: str) -> str:
     """Control characters and undecodable bytes, which names in files may hold, written out."""
-    text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
+    return decodable(re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text))
+
+
+def decodable(text: str) -> str:
+    """The text where it is UTF-8, as nearly all is; undecodable bytes written out, so that it can be hashed and recorded."""
     return text.encode("utf-8", "backslashreplace").decode()

@@ -1,5 +1,6 @@
 """A backbone written for other programs, with a model card beside it; every file is read back and compared."""
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -59,9 +60,11 @@ def export(encoder: Encoder, path: Path, target: Target) -> None:
                             hint={"protobench": "give it the suffix .safetensors", "torchvision": ".safetensors or .pth",
                                   "timm": ".safetensors or .pth"}.get(target, "give it the suffix .pth"))
         _verify(encoder, temporary, path)
-        os.replace(temporary, path)
+        with files.writing(path):
+            os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it is not there, nor is perhaps the folder
+            temporary.unlink()
 
 
 def _history(encoder: Encoder) -> dict[str, Any]:

@@ -2,10 +2,9 @@
 
 import contextlib
 import io
-import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +14,7 @@ import PIL
 import torch
 from filelock import FileLock
 
-from protobench import files
+from protobench import files, ranks
 from protobench.backbones import folded
 from protobench.checkpoints import Encoder
 from protobench.errors import UserError
@@ -40,8 +39,9 @@ def extract(encoder: Encoder, images: ImageList, *, pooling: Pooling = "average"
     """float32 [N, D] in the order of ``images``, mapped from the cache; computed first where it has not been.
 
     They are written there batch by batch, so the data's size does not matter to memory, and a stopped extraction goes on where
-    it was. In bf16 the difference from fp32 goes into ``encoder.account``. Raises UserError for unreadable images, for features
-    that are not finite or all alike (a collapsed encoder), and where the disk has no room.
+    it was. Under torchrun the processes share the batches, and each gets all features. In bf16 the difference from fp32 goes into
+    ``encoder.account``. Raises UserError for unreadable images, for features that are not finite or all alike (a collapsed
+    encoder), and where the disk has no room.
     """
     input_ = replace(encoder.input, warp=warp)
     weights = [encoder.account[part] for part in ("sha256", "prefix", "arch")]
@@ -53,66 +53,85 @@ def extract(encoder: Encoder, images: ImageList, *, pooling: Pooling = "average"
         if "bf16" not in encoder.account:
             encoder.account["bf16"] = agreement(encoder, images, input_, pooling, device)
     path = (cache or files.cache_dir() / "features") / f"{files.sha256(identity)}.npy"
-    if (found := _cached(path, images)) is not None:
-        return found
+    how, started = "taken from the cache", time.perf_counter()
+    if not ranks.from_first(lambda: _is_there(path)):
+        with _locked(path) if ranks.first() else contextlib.nullcontext():
+            if not ranks.from_first(lambda: _is_there(path)):  # two evaluations at once: the second waits for the first one's
+                _write(path, images, input_, Forward(encoder, input_, pooling, device), device, workers, batch_size)
+                if ranks.first():
+                    _finish(path, images)
+                ranks.wait()
+                how = f"{time.perf_counter() - started:.1f} s"
+    if not _is_there(path):
+        raise UserError("the features that the first process has written are not to be seen by another", at=path,
+                        hint="PROTOBENCH_CACHE must name a folder on a file system that all machines share")
+    found: np.ndarray = np.load(path, mmap_mode="r")
+    print(f"features of {images.name}: {found.shape[0]} x {found.shape[1]}, {how}")
+    return found
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
     with files.writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.with_suffix(".lock").touch()
-    with FileLock(path.with_suffix(".lock")):  # two evaluations at once: the second waits for the first one's features
-        if (found := _cached(path, images)) is not None:
-            return found
-        started = time.perf_counter()
-        _write(path, images, input_, Forward(encoder, input_, pooling, device), device, workers, batch_size)
-        features = np.load(path.with_suffix(".partial"), mmap_mode="r")
-        try:
-            _check(features, images)
-        except UserError:
-            path.with_suffix(".partial").unlink()
-            path.with_suffix(".rows").unlink(missing_ok=True)
-            raise
-        with files.writing(path):
-            os.replace(path.with_suffix(".partial"), path)
-        path.with_suffix(".rows").unlink(missing_ok=True)
-    print(f"features of {images.name}: {features.shape[0]} x {features.shape[1]}, {time.perf_counter() - started:.1f} s")
-    return features
+    with FileLock(path.with_suffix(".lock")):
+        yield
 
 
-def _cached(path: Path, images: ImageList) -> np.ndarray | None:
-    """What is in the cache; None where there is nothing, or a file cut short."""
+def _is_there(path: Path) -> bool:
+    """Whether the cache holds the file, and not one cut short."""
     with contextlib.suppress(OSError, ValueError, EOFError):
-        found = np.load(path, mmap_mode="r")
-        print(f"features of {images.name}: {found.shape[0]} x {found.shape[1]}, taken from the cache")
-        return found
-    return None
+        return len(np.load(path, mmap_mode="r")) > 0
+    return False
+
+
+def _finish(path: Path, images: ImageList) -> None:
+    """Gives written features their name, if they are good."""
+    partial, counter = path.with_suffix(".partial"), path.with_suffix(".rows")
+    try:
+        _check(np.load(partial, mmap_mode="r"), images)
+    except UserError:
+        partial.unlink()
+        counter.unlink(missing_ok=True)
+        raise
+    with files.writing(path):
+        os.replace(partial, path)
+    counter.unlink(missing_ok=True)
 
 
 def _write(path: Path, images: ImageList, input_: EvalInput, compute: Callable[[torch.Tensor], torch.Tensor], device: str,
            workers: int, batch_size: int) -> None:
-    """Fills ``path``'s .partial, an .npy file; goes on behind the rows that its .rows counts as on the disk."""
+    """Features to .partial, an .npy file; goes on behind the rows that its .rows counts as on the disk. Of several processes each
+    computes every so-manyth batch, and the first writes them all in their order."""
     partial, counter = path.with_suffix(".partial"), path.with_suffix(".rows")
-    done = _rows_kept(partial, counter)
-    if done >= len(images):
+    done = ranks.from_first(lambda: _rows_kept(partial, counter))
+    parts = [range(i, min(i + batch_size, len(images))) for i in range(done, len(images), batch_size)]
+    if not parts:
         return
-    loader = batches(CentreCrops(images, input_), workers=workers, device=device,
-                     batch_sampler=[range(i, min(i + batch_size, len(images))) for i in range(done, len(images), batch_size)])
-    steps = math.ceil((len(images) - done) / batch_size)
+    rounds = [parts[i : i + ranks.count()] for i in range(0, len(parts), ranks.count())]
+    mine = iter(batches(CentreCrops(images, input_), workers=workers, device=device,
+                        batch_sampler=parts[ranks.number() :: ranks.count()]))
     synced = time.monotonic()
-    with files.opened(partial, "r+b" if done else "wb") as file:
-        for step, pixels in enumerate(progress(loader, desc=f"features {images.name}", unit=" batches", total=steps)):
-            rows = compute(pixels).float().cpu().numpy()
-            last = step == steps - 1
+    with files.opened(partial, "r+b" if done else "wb") if ranks.first() else contextlib.nullcontext() as file:
+        for now in progress(rounds, desc=f"features {images.name}", unit=" batches", total=len(rounds)):
+            pixels = next(mine, None)
+            found = None if pixels is None else compute(pixels).float().cpu()
+            rows = ranks.rows_at_first(found, [len(now[i]) if i < len(now) else 0 for i in range(ranks.count())])
+            if rows is None or file is None:
+                continue
             with files.writing(path):
-                if step == 0:
+                if now is rounds[0]:
                     header = _header(len(images), rows.shape[1])
                     files.need(path.parent, len(header) + rows.shape[1] * 4 * (len(images) - done), "the features")
                     file.write(header)
                     file.seek(len(header) + done * rows.shape[1] * 4)
                     file.truncate()
-                file.write(rows.tobytes())
-                if last or time.monotonic() - synced > SYNC_SECONDS:
+                file.write(rows.numpy().tobytes())
+                if now is rounds[-1] or time.monotonic() - synced > SYNC_SECONDS:
                     files.sync(file)
                     synced = time.monotonic()
-                    files.write_text(counter, f"{min(done + (step + 1) * batch_size, len(images))} {file.tell()}")
+                    files.write_text(counter, f"{now[-1].stop} {file.tell()}")
 
 
 def _rows_kept(partial: Path, counter: Path) -> int:

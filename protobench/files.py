@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from filelock import FileLock, Timeout
+
 from protobench.errors import UserError
 
 
@@ -20,8 +22,9 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "protobench"
 
 
-def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Writes through a temporary file, fsync and rename: a reader, or a kill, never sees half a file."""
+def write_atomic(path: Path, write: Callable[[BinaryIO], Any], renamed: Callable[[], Path] | None = None) -> None:
+    """Writes through a temporary file, fsync, rename and fsync of the folder: a reader, or a kill, never sees half a file, and
+    what is there when this returns survives a power cut. ``renamed``: what the path is to be, where only the writing tells."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with writing(path):
@@ -29,7 +32,8 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
             with open(temporary, "wb") as file:
                 write(file)
                 sync(file)
-            os.replace(temporary, path)
+            os.replace(temporary, renamed() if renamed else path)
+            _sync_folder(path.parent)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -58,17 +62,62 @@ def opened(path: Path, mode: str) -> Iterator[BinaryIO]:
             file.close()
 
 
-def need(folder: Path, size: int, what: str) -> None:
+def need(folder: Path, size: int, what: str,
+         hint: str = "make room, or set PROTOBENCH_CACHE to a folder on another disk") -> None:
     """UserError where the disk has not ``size`` bytes left for ``what``."""
     if (free := shutil.disk_usage(folder).free) < size:
-        raise UserError(f"{what} need {size / 1e9:.1f} GB, {free / 1e9:.1f} GB are free", at=folder,
-                        hint="make room, or set PROTOBENCH_CACHE to a folder on another disk")
+        raise UserError(f"{what} need {size / 1e9:.2g} GB, {free / 1e9:.2g} GB are free", at=folder, hint=hint)
+
+
+@contextlib.contextmanager
+def alone(folder: Path, hint: str) -> Iterator[None]:
+    """One process at a time in a folder, which is made where there is none; the system lets go of the lock of a killed one."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UserError("another run is writing into this folder", at=folder, hint=hint) from None
+    try:
+        sweep(folder)
+        yield
+    finally:
+        lock.release()
+
+
+def sweep(folder: Path, name: str = "*") -> None:
+    """Removes what killed processes left half written, of files of one ``name`` (a pattern)."""
+    for stale in folder.glob(f".{name}.*.tmp"):
+        with contextlib.suppress(OSError):
+            if not _alive(int(stale.suffixes[-2][1:])):
+                stale.unlink()
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid != os.getpid()  # a process that has our number and is dead
 
 
 def sync(file: BinaryIO) -> None:
     """Returns when what was written is on the disk."""
     file.flush()
     os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """The same for names in a folder; some network file systems cannot, and need not."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:

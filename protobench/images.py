@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import warnings
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -9,8 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from protobench import files, keyed
-from protobench.errors import UserError
+from protobench import failures, files, keyed
+from protobench.errors import UserError, decodable, printable
+
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # read() refuses what Pillow would only warn about
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".webp"}
 SAMPLED_FILES = 256
@@ -52,6 +55,11 @@ class ImageList:
         return replace(self, paths=tuple(self.paths[i] for i in indices), labels=self.labels[indices],
                        pixels=None if self.pixels is None else self.pixels[indices])
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The paths as text that can be hashed and recorded: a file system's names need not be UTF-8."""
+        return tuple(map(decodable, self.paths))
+
     @cached_property
     def fingerprint(self) -> str:
         """Hash of all names and labels and of the contents of up to 256 files spread over the list, or of all pixels.
@@ -66,9 +74,10 @@ class ImageList:
         try:
             contents = [files.sha256_file(self.root / self.paths[i]) for i in chosen]
         except OSError as failure:
-            raise UserError(f"{self.name}: an image of the list is missing", at=failure.filename,
-                            hint="unpack the data set again, or correct the list") from failure
-        return files.sha256([self.paths, self.labels.tolist(), self.classes, contents])
+            raise failures.explained(failure) or UserError(
+                f"{self.name}: cannot read an image of the list: {failure.strerror}", at=failure.filename,
+                hint="unpack the data set again, or correct the list") from failure
+        return files.sha256([self.names, self.labels.tolist(), self.classes, contents])
 
     def read(self, index: int) -> Image.Image:
         """The image as RGB, fully decoded. UserError naming the file where it cannot be."""
@@ -85,6 +94,8 @@ class ImageList:
         except FileNotFoundError as failure:
             raise UserError(f"{self.name}: image not found", at=path, hint="unpack the data set again") from failure
         except Exception as failure:  # decoders raise whatever they like
+            if failures.explained(failure):  # of little memory the file is not to blame, and must not be left out for it
+                raise
             raise UserError(f"{self.name}: cannot decode image {index}: {failure}", at=path,
                             hint="replace the file; a half-read image is never evaluated") from failure
 
@@ -114,12 +125,12 @@ def text_of(path: Path) -> str:
 
 def image_folder(root: Path, name: str) -> ImageList:
     """``root/<class>/*.jpg`` as ImageNet's train and val are kept; classes in sorted order. UserError for a folder that is
-    missing, cannot be read, is flat, or holds an empty class or a name that is not UTF-8."""
+    missing, cannot be read, is flat, or holds an empty class."""
     try:
         return _image_folder(root, name)
     except OSError as failure:
         raise UserError(f"{name}: cannot read this folder: {failure.strerror}", at=failure.filename or root,
-                        hint="check its permissions, and the disk") from failure
+                        hint="check permissions, links and the disk") from failure
 
 
 def _image_folder(root: Path, name: str) -> ImageList:
@@ -137,8 +148,6 @@ def _image_folder(root: Path, name: str) -> ImageList:
         if not found:
             raise UserError(f"{name}: class {title!r} has no image", at=root / title,
                             hint="remove the empty folder or unpack the class again")
-        if odd := next((path for path in found if path != path.encode(errors="ignore").decode()), None):
-            raise UserError(f"{name}: a file's name is not UTF-8 text: {odd!r}", at=root / title, hint="rename it")
         paths += found
         labels += [label] * len(found)
-    return ImageList(name, root, tuple(paths), np.array(labels), tuple(classes))
+    return ImageList(name, root, tuple(paths), np.array(labels), tuple(map(printable, classes)))

@@ -37,7 +37,7 @@ def kmeans(x_ND: np.ndarray, k: int, *, seed: int, niter: int = 20, nredo: int =
     """
     if k > len(x_ND):
         raise UserError(f"k-means: {k} clusters asked of {len(x_ND)} images",
-                        hint="lower num_clusters; the paper's 25000/50000/100000 are for ImageNet")
+                        hint="lower --num-clusters, in pretraining --num-prototypes; 25000, 50000 and 100000 are for ImageNet")
     if not all(np.isfinite(block).all() for block in _blocks(x_ND)):
         raise UserError("k-means: features contain NaN or infinity", hint="the encoder has diverged; lower the learning rate")
     if gpu and faiss.get_num_gpus() == 0 and len(x_ND) * k > HOURS_ON_A_CPU:

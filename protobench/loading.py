@@ -1,6 +1,7 @@
 """Batches of images read by worker processes; a broken file comes back as an error that names it."""
 
 import os
+import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from protobench import keyed
+from protobench import failures, keyed
 from protobench.errors import UserError
 from protobench.images import ImageList
 from protobench.transforms import EvalInput
@@ -62,12 +63,21 @@ def normaliser(input_: EvalInput, device: str) -> Callable[[Tensor], Tensor]:
 
 def batches(dataset: Dataset, *, workers: int, device: str, stack: Callable[[list], Any] = torch.stack, **how: Any,
             ) -> Iterator[Any]:
-    """Items in order, ``stack``ed, in pinned memory where they go to a GPU. Raises the UserError of an unreadable image."""
+    """Items in order, ``stack``ed, in pinned memory where they go to a GPU. Raises the UserError of an unreadable image, and
+    where workers run out of memory, shared memory or open files."""
     workers, collate = min(workers, os.cpu_count() or 1), partial(_collate, stack)
-    for batch in DataLoader(dataset, num_workers=workers, collate_fn=collate, pin_memory=device != "cpu", **how):
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
+    loader = DataLoader(dataset, num_workers=workers, collate_fn=collate, pin_memory=device != "cpu", **how)
+    try:
+        for batch in loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+        return
+    except (RuntimeError, OSError, MemoryError) as failure:
+        if not (told := failures.explained(failure)):
+            raise
+        traceback.clear_frames(failure.__traceback__)
+    raise told  # not from the failure: it would hold on to the workers, and whoever let go of it wait ten seconds for them
 
 
 def _collate(stack: Callable[[list], Any], batch: list) -> Any:

@@ -51,14 +51,18 @@ def ensure(root: Path | None = None, counts: dict[str, int] | None = None, seed:
 def made(name: str, root: Path | None, identity: dict[str, Any], write: Callable[[Path], None]) -> Path:
     """``root``, by default in the cache, with what ``write`` puts into a folder: made at first, verified later."""
     root = root or files.cache_dir() / f"{name}-v{identity['version']}-{files.sha256(identity)[:8]}"
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(root.with_name(root.name + ".lock")):
+    lock = root.with_name(root.name + ".lock")
+    with files.writing(lock):
+        root.parent.mkdir(parents=True, exist_ok=True)
+        lock.touch()
+    with FileLock(lock):
         if (root / "manifest.json").exists():
             verify(root)
             return root
         temporary = root.with_name(f".{root.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
-        write(temporary)
+        with files.writing(root):
+            write(temporary)
         hashes = _hashes(temporary)
         manifest = identity | {"fingerprint": files.sha256(hashes), "files": hashes}
         files.write_text(temporary / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True))

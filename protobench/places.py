@@ -56,4 +56,5 @@ def read_both(data: Path) -> tuple[ImageList, ImageList]:
 
 def _refuse_365(classes: int, where: Path) -> None:
     if classes == 365:
-        raise UserError("this has 365 classes: it is Places365, the table is about Places205", at=where)
+        raise UserError("this has 365 classes: it is Places365, the table is about Places205", at=where,
+                        hint="give Places205's folder as --data: another data set, of 2014, with lists of its own")

@@ -18,7 +18,7 @@ import PIL
 from filelock import FileLock
 
 from protobench import files
-from protobench.errors import UserError
+from protobench.errors import UserError, decodable, printable
 from protobench.images import ImageList
 from protobench.progress import progress
 
@@ -49,13 +49,14 @@ def check(images: ImageList, workers: int) -> Found:
     if images.pixels is not None:
         return Found({}, np.array([int(hashlib.sha256(pixels.tobytes()).hexdigest()[:16], 16) for pixels in images.pixels],
                                   dtype=np.uint64))
-    identity = [VERSION, PIL.__version__, CHUNK, images.name, str(images.root.absolute()), images.paths]
+    identity = [VERSION, PIL.__version__, CHUNK, images.name, decodable(str(images.root.absolute())), images.names]
     path = files.cache_dir() / "readable" / f"{files.sha256(identity)[:32]}.jsonl"
     chunks = [range(i, min(i + CHUNK, len(images))) for i in range(0, len(images), CHUNK)]
     bad: dict[int, str] = {}
     digests = np.zeros(len(images), dtype=np.uint64)
     with files.writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".lock").touch()
     with FileLock(path.with_suffix(".lock")), ThreadPoolExecutor(max(workers, 1)) as pool:  # a second process waits
         known = _known(path)
         work = _as_they_come(pool, images, chunks, known, max(workers, 1))
@@ -84,7 +85,7 @@ def leave_out(lists: Lists, limit: int) -> Lists:
         raise UserError(f"{len(bad)} images cannot be decoded, more than --skip-bad-images {limit}: " + "; ".join(bad[:3]),
                         at=lists[0].root, hint="python -m protobench check-data names them all")
     for line in bad:
-        print(f"left out: {line}")
+        print(f"left out: {printable(line)}")
     kept = tuple(replace(images.subset(np.setdiff1d(np.arange(len(images)), list(of))),
                          unreadable=tuple(images.paths[i] for i in of)) if of else images
                  for images, of in zip(lists, found, strict=True))

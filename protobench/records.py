@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from protobench import files
-from protobench.errors import UserError, printable
+from protobench.errors import UserError, decodable, printable
 from protobench.images import ImageList
 
 SCHEMA = 1
@@ -39,6 +39,14 @@ def write(folder: Path, unit: dict[str, Any], runs: list[dict[str, Any]], *, sub
     return path
 
 
+def expect(folder: Path) -> None:
+    """UserError where no record could be written into ``folder``: before the work, not after it."""
+    nearest = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        why = "may not be written to" if nearest.is_dir() else "is no folder"
+        raise UserError(f"the results cannot be written: {nearest} {why}", at=folder, hint="name another folder: --results")
+
+
 def subject_of(ckpt: Path) -> dict[str, Any]:
     """What a record says of a checkpoint that belongs to no table."""
     name = printable(ckpt.name)
@@ -47,7 +55,7 @@ def subject_of(ckpt: Path) -> dict[str, Any]:
 
 def data_of(name: str, lists: tuple[ImageList, ...], *, embedded: bool, **more: Any) -> dict[str, Any]:
     """What a record says of its data; the training images come first in ``lists``."""
-    left_out = [f"{images.name}/{path}" for images in lists for path in images.unreadable]
+    left_out = [decodable(f"{images.name}/{path}") for images in lists for path in images.unreadable]
     told = {"unreadable": {"count": len(left_out), "sha256": files.sha256(left_out)}} if left_out else {}
     return {"name": name, "embedded": embedded, "classes": len(lists[0].classes), "train_images": len(lists[0]), **told, **more}
 

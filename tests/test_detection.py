@@ -294,8 +294,8 @@ def test_a_weight_that_is_not_finite_at_the_end_is_an_error(encoder, scene_data,
     params = detection.Config(Path("x"), iterations=20, batch_size=1).params()
     detector = detectors.faster_rcnn(encoder, 20, small=True)
 
-    def loss_of(detector, *_):
-        detector.neck.fpn_convs[0].conv.bias.data[0] = float("nan")
+    def loss_of(losses, *_):
+        losses.detector.neck.fpn_convs[0].conv.bias.data[0] = float("nan")
         return torch.tensor(1.0)
 
     monkeypatch.setattr(detector_training, "loss_of", loss_of)
@@ -570,8 +570,8 @@ def test_precision_is_told_and_recorded(command, encoder_file, scene_data, tmp_p
 
 
 def test_a_backbone_that_changes_in_training_stops_the_run(moco_file, scene_data, tmp_path, monkeypatch):
-    def touches(detector, *_):
-        detector.backbone.resnet.layer1[0].bn1.running_var += 1e-6
+    def touches(losses, *_):
+        losses.detector.backbone.resnet.layer1[0].bn1.running_var += 1e-6
         return torch.tensor(1.0)
 
     monkeypatch.setattr(detector_training, "loss_of", touches)
@@ -591,8 +591,8 @@ def test_batchnorm_statistics_are_made_anew_on_coco_alone(moco_file, scene_data,
 
 def test_draws_start_from_heads_of_their_own(moco_file, scene_data, tmp_path, monkeypatch):
     heads = []
-    monkeypatch.setattr(detector_training, "loss_of", lambda detector, *_: (
-        heads.append(detector.rpn_head.rpn_conv.weight.detach().sum().item()), torch.tensor(1.0))[1])
+    monkeypatch.setattr(detector_training, "loss_of", lambda losses, *_: (
+        heads.append(losses.detector.rpn_head.rpn_conv.weight.detach().sum().item()), torch.tensor(1.0))[1])
     detection.evaluate(detection.Config(moco_file, scene_data, iterations=1, batch_size=2, draws=2, workers=0, results=tmp_path))
     assert len(set(heads)) == 2
 
@@ -605,7 +605,7 @@ def test_a_damaged_state_is_told(moco_file, scene_data, tmp_path, monkeypatch):
         detection.evaluate(config)
     (state,) = tmp_path.glob(".detection*.pt")
     state.write_bytes(state.read_bytes()[:1000])
-    with pytest.raises(UserError, match="saved state is damaged"):
+    with pytest.raises(UserError, match="is damaged"):
         detection.evaluate(config)
 
 

@@ -151,14 +151,21 @@ def test_places_may_be_folders_but_not_imagenet_s(tmp_path):
         places.read_both(tmp_path)
 
 
-def test_names_that_are_not_utf_8_are_refused(tmp_path):
-    (tmp_path / "a").mkdir()
+def test_names_that_are_not_utf_8_are_read_and_can_be_hashed(tmp_path):
     try:
-        (tmp_path / os.fsdecode(b"a/caf\xe9.jpg")).touch()
+        (tmp_path / os.fsdecode(b"a\xe9")).mkdir()
     except OSError:
         pytest.skip("this file system takes UTF-8 alone")
-    with pytest.raises(UserError, match="not UTF-8 text"):
-        images.image_folder(tmp_path, "x")
+    prints = []
+    for name in (b"caf\xe9.png", b"caf\xe8.png"):
+        path = tmp_path / os.fsdecode(b"a\xe9") / os.fsdecode(name)
+        Image.new("RGB", (4, 4)).save(path)
+        found = images.image_folder(tmp_path, "x")
+        assert found.read(0).size == (4, 4)
+        assert found.classes == (r"a\udce9",)
+        prints.append(found.fingerprint)
+        path.unlink()
+    assert prints[0] != prints[1]
 
 
 def test_whatever_a_decoder_raises_names_the_file(tmp_path, monkeypatch):

@@ -11,8 +11,7 @@ import torch
 from sklearn.neighbors import KNeighborsClassifier
 
 from evaluate import knn
-from protobench import checkpoints, devices, features, images, ranks, records
-from protobench.errors import UserError
+from protobench import checkpoints, features, images, ranks, records
 
 
 def _unit(rng, n, d=16):
@@ -156,13 +155,6 @@ def test_processes_that_share_the_bank_find_what_one_finds(moco_file, world, tmp
         assert done.stdout.count("top-1") == 1
     (one,), (two,) = (records.read_all(tmp_path / name).values() for name in ("one", "two"))
     assert one["runs"] == two["runs"]
-
-
-def test_other_evaluations_refuse_to_run_as_several_processes(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(UserError, match="does not share its work"):
-        devices.device_of("cpu")
-    assert devices.device_of("cpu", several=True) == "cpu"
 
 
 def test_parts_cover_everything_once(monkeypatch):

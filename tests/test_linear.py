@@ -1,5 +1,7 @@
 """The heads against autograd, on features whose answer is known, and through the command line, killed and resumed."""
 
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -187,14 +189,40 @@ def test_a_stopped_probe_goes_on_from_its_last_epoch(command, encoder_file, worl
     assert whole["runs"] == cut["runs"]
 
 
+def test_a_probe_told_to_stop_saves_the_step(command, encoder_file, world, tmp_path, monkeypatch):
+    command(linear.main, *_args(encoder_file, world, tmp_path / "whole"))
+    real, seen = linear.Heads.step, []
+
+    def signalled(self, *args):
+        seen.append(0)
+        if len(seen) == 10:
+            signal.raise_signal(signal.SIGTERM)
+        return real(self, *args)
+
+    monkeypatch.setattr(linear.Heads, "step", signalled)
+    code, _, err = command(linear.main, *_args(encoder_file, world, tmp_path / "cut"))
+    assert code == 75
+    code, _, err = command(linear.main, *_args(encoder_file, world, tmp_path / "cut"))
+    assert code == 0, err
+    whole, cut = (next(iter(records.read_all(tmp_path / name).values())) for name in ("whole", "cut"))
+    assert whole["runs"] == cut["runs"]
+    monkeypatch.undo()
+    epochs, steps = whole["unit"]["params"]["epochs"], 200 // whole["unit"]["params"]["batch_size"]
+    assert steps > 1
+    assert len(seen) == epochs * steps, "no step was done twice"
+
+
 def test_a_damaged_state_is_told(command, encoder_file, world, tmp_path, monkeypatch):
     monkeypatch.setattr(linear, "accuracies", lambda *_: 1 / 0)
     command(linear.main, *_args(encoder_file, world, tmp_path))
-    (state,) = tmp_path.glob(".linear-*.pt")
-    state.write_bytes(b"damaged")
+    states = list(tmp_path.glob(".linear-*.pt"))
+    assert len(states) == 2
+    for state in states:
+        state.write_bytes(b"damaged")
     code, _, err = command(linear.main, *_args(encoder_file, world, tmp_path))
     assert code == 2
-    assert "saved state is damaged" in err
+    assert "is damaged" in err
+    assert "to start this run again" in err
 
 
 def test_a_moving_backbone_would_be_noticed(command, encoder_file, world, tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 import json
 import os
+import signal
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -8,8 +10,8 @@ import torch
 from PIL import Image
 
 from pretrain import command as pretrain_command
-from pretrain import loop, optim, recipes, views
-from protobench import checkpoints, images
+from pretrain import loop, optim, pcl, recipes, views
+from protobench import checkpoints, files, images, stopping
 from protobench.errors import UserError
 
 
@@ -38,36 +40,74 @@ def _losses(path):
     return [json.loads(line)["loss"] for line in (path.parent / "log.jsonl").read_text().splitlines()]
 
 
+def _logged(path):
+    """The log and the probes, without times."""
+    course = json.loads((path.parent / "course.json").read_text())
+    assert [line["epoch"] for line in course["epochs"]] == list(range(len(course["epochs"])))
+    lines = course["epochs"] + course["probes"]
+    return [{name: value for name, value in line.items() if "seconds" not in name} for line in lines]
+
+
 def _equal(a, b):
     return all(torch.equal(x, y) for x, y in zip(_weights(a).values(), _weights(b).values(), strict=True))
 
 
-@pytest.mark.parametrize("stop", [1, 2])
-@pytest.mark.parametrize("name", METHODS)
-def test_a_run_stopped_after_any_epoch_ends_as_if_it_had_not_been(name, stop, train_images, tmp_path, monkeypatch):
-    """Stopped in the middle of an epoch, after ``stop`` whole ones: for PCL at the end of warm-up and after an E-step."""
-    recipe = METHODS[name]
-    whole = loop.pretrain(recipe, train_images, tmp_path / "whole", seed=1)
-    steps = 0
+STEPS = 6
+"""Of an epoch: 200 images in batches of 32."""
 
-    def stop_in_the_middle(*args):
-        nonlocal steps
-        steps += 1
-        if steps == 6 * stop + 3:  # six steps an epoch
+
+class _Clock:
+    """Time that stands at the end of the epoch, or runs so fast that every step is saved."""
+
+    def __init__(self, fast):
+        self.now, self.fast = 0.0, fast
+
+    def __call__(self):
+        self.now += 2 * loop.SAVE_SECONDS if self.fast else 0
+        return self.now
+
+
+def _killed_at(step, recipe, images, out, monkeypatch, *, saving):
+    """A run that ends without a word before a step of the whole run; ``saving``: every step was saved, or every epoch."""
+    monkeypatch.setattr(loop.time, "monotonic", _Clock(saving))
+    taken, real = 0, optim.learning_rate
+
+    def die(*args):
+        nonlocal taken
+        taken += 1
+        if taken > step:
             raise KeyboardInterrupt
         return real(*args)
 
-    real = optim.learning_rate
-    monkeypatch.setattr(optim, "learning_rate", stop_in_the_middle)
+    monkeypatch.setattr(optim, "learning_rate", die)
     with pytest.raises(KeyboardInterrupt):
-        loop.pretrain(recipe, train_images, tmp_path / "stopped", seed=1)
-    assert not (tmp_path / "stopped" / "encoder.safetensors").exists()
-    monkeypatch.setattr(optim, "learning_rate", real)
-    resumed = loop.pretrain(recipe, train_images, tmp_path / "stopped", seed=1)
-    assert _equal(whole, resumed)
-    assert _losses(whole) == _losses(resumed)
-    assert len(_losses(whole)) == 3
-    assert not (tmp_path / "stopped" / "checkpoint.pt").exists()
+        loop.pretrain(recipe, images, out, seed=1)
+    monkeypatch.undo()
+    assert not (out / "encoder.safetensors").exists()
+    state = max(out.glob("checkpoint-*"), default=None)
+    return torch.load(state, weights_only=True)["state"]["position"] if state else None
+
+
+@pytest.mark.parametrize("step", [3, STEPS, STEPS + 3, 2 * STEPS + 5])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_killed_at_any_step_ends_as_if_it_had_not_been(name, step, wholes, train_images, tmp_path, monkeypatch):
+    """Within an epoch, of PCL's warm-up and after an E-step too, and between two; from a state within the epoch and from its
+    start."""
+    for saving in (True, False):
+        out = tmp_path / str(saving)
+        at = _killed_at(step, METHODS[name], train_images, out, monkeypatch, saving=saving)
+        assert (len(at["log"]), at["step"]) == (divmod(step, STEPS) if saving else (step // STEPS, 0)) if at else step < STEPS
+        resumed = loop.pretrain(METHODS[name], train_images, out, seed=1)
+        assert _equal(wholes(name), resumed)
+        assert _logged(wholes(name)) == _logged(resumed)
+        assert len(_losses(resumed)) == 3
+        assert not list(out.glob("checkpoint-*"))
+
+
+@pytest.fixture(scope="module")
+def wholes(train_images, tmp_path_factory):
+    """The encoders of uninterrupted runs."""
+    return cache(lambda name: loop.pretrain(METHODS[name], train_images, tmp_path_factory.mktemp("whole"), seed=1))
 
 
 def test_seeds_and_methods_differ_and_a_seed_repeats(train_images, tmp_path):
@@ -79,23 +119,126 @@ def test_seeds_and_methods_differ_and_a_seed_repeats(train_images, tmp_path):
 
 def test_a_finished_run_is_not_run_again_and_another_run_is_refused(train_images, tmp_path, monkeypatch):
     path = loop.pretrain(_short(MOCO, 1), train_images, tmp_path, seed=1)
-    monkeypatch.setattr(loop, "_epoch", lambda *args: pytest.fail("ran again"))
+    monkeypatch.setattr(loop.Training, "epoch", lambda *args: pytest.fail("ran again"))
     assert loop.pretrain(_short(MOCO, 1), train_images, tmp_path, seed=1) == path
     with pytest.raises(UserError, match="another run"):
         loop.pretrain(_short(MOCO, 1), train_images, tmp_path, seed=2)
 
 
-def test_foreign_and_damaged_checkpoints_are_refused(train_images, tmp_path):
-    torch.save({"key": "other", "log": [], "probes": [], "method": {}, "optimizer": {}}, tmp_path / "checkpoint.pt")
-    with pytest.raises(UserError, match="another run"):
+def test_another_run_s_checkpoint_is_refused_and_the_differences_are_named(train_images, tmp_path, monkeypatch):
+    _killed_at(STEPS, MOCO, train_images, tmp_path, monkeypatch, saving=False)
+    before = {path: path.read_bytes() for path in tmp_path.glob("checkpoint-*")}
+    for other, complaint in ((replace(MOCO, temperature=0.3), "recipe.temperature is 0.1 there, 0.3 here"),
+                             (replace(MOCO, train=replace(MOCO.train, lr=0.5)), "recipe.train.lr is 0.06 there, 0.5 here"),
+                             (PCL, "method is moco there, pcl here")):
+        with pytest.raises(UserError, match=complaint):
+            loop.pretrain(other, train_images, tmp_path, seed=1)
+    with pytest.raises(UserError, match="seed is 1 there, 2 here"):
+        loop.pretrain(MOCO, train_images, tmp_path, seed=2)
+    with pytest.raises(UserError, match=r"data is [0-9a-f]+ there, [0-9a-f]+ here"):
+        loop.pretrain(MOCO, train_images.subset(np.arange(150)), tmp_path, seed=1)
+    assert {path: path.read_bytes() for path in tmp_path.glob("checkpoint-*")} == before
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[: len(content) // 2], lambda content: b"",
+                                    lambda content: content[:5000] + bytes([content[5000] ^ 1]) + content[5001:]],
+                         ids=["cut short", "empty", "one bit"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(damage, wholes, train_images, tmp_path, monkeypatch, capsys):
+    _killed_at(2 * STEPS, MOCO, train_images, tmp_path, monkeypatch, saving=False)
+    older, newer = sorted(tmp_path.glob("checkpoint-*"))
+    newer.write_bytes(damage(newer.read_bytes()))
+    resumed = loop.pretrain(MOCO, train_images, tmp_path, seed=1)
+    said = capsys.readouterr().err
+    assert f"warning: {newer} is damaged" in said
+    assert f"warning: going on from {older}" in said
+    assert _equal(wholes("moco"), resumed)
+
+
+def test_only_damaged_checkpoints_are_an_error(train_images, tmp_path, monkeypatch):
+    _killed_at(2 * STEPS, MOCO, train_images, tmp_path, monkeypatch, saving=False)
+    for path in tmp_path.glob("checkpoint-*"):
+        path.write_bytes(b"half")
+    with pytest.raises(UserError, match="every checkpoint of this run is damaged"):
         loop.pretrain(MOCO, train_images, tmp_path, seed=1)
-    for content in ([1, 2], {"epoch": 3}):
-        torch.save(content, tmp_path / "checkpoint.pt")
-        with pytest.raises(UserError, match="not one of this program's"):
+
+
+def test_milestones_stay(train_images, tmp_path):
+    loop.pretrain(_short(MOCO, 4), train_images, tmp_path, seed=1, keep_every=2)
+    kept = sorted(tmp_path.glob("checkpoint-*"))
+    assert [path.stem.rpartition("-")[2] for path in kept] == ["epoch2", "epoch4"]
+    assert [len(torch.load(path, weights_only=True)["state"]["position"]["log"]) for path in kept] == [2, 4]
+    loop.pretrain(_short(MOCO, 4), train_images, tmp_path, seed=1, resume=False)
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_a_full_disk_is_told_and_costs_no_checkpoint(wholes, train_images, tmp_path, monkeypatch):
+    """Before anything is written, where it can be known; and where a write fails halfway."""
+    _killed_at(2 * STEPS, MOCO, train_images, tmp_path, monkeypatch, saving=False)
+    before = {path: path.read_bytes() for path in tmp_path.glob("checkpoint-*")}
+    with monkeypatch.context() as patched:
+        patched.setattr(files.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
+        with pytest.raises(UserError, match=r"checkpoints need .* GB, 1e-06 GB are free"):
             loop.pretrain(MOCO, train_images, tmp_path, seed=1)
-    (tmp_path / "checkpoint.pt").write_bytes(b"half")
-    with pytest.raises(UserError, match="damaged"):
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "sync", lambda file: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(UserError, match="cannot write: No space left on device"):
+            loop.pretrain(MOCO, train_images, tmp_path, seed=1)
+    assert {path: path.read_bytes() for path in tmp_path.glob("checkpoint-*")} == before
+    assert not list(tmp_path.glob(".*.tmp"))
+    assert _equal(wholes("moco"), loop.pretrain(MOCO, train_images, tmp_path, seed=1))
+
+
+def test_two_runs_do_not_share_a_folder(train_images, tmp_path):
+    with files.alone(tmp_path, ""), pytest.raises(UserError, match="another run is writing"):
         loop.pretrain(MOCO, train_images, tmp_path, seed=1)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR2, 75), (signal.SIGINT, 130)])
+def test_a_signal_saves_the_step_and_says_so(number, code, command, wholes, world, train_images, tmp_path, monkeypatch):
+    def main():
+        return pretrain_command._main("doc", {"mini": MOCO})
+
+    args = ("mini", "--data", world, "--seed", 1, "--out", tmp_path, "--device", "cpu")
+    taken, real = 0, optim.learning_rate
+
+    def signalled(*given):
+        nonlocal taken
+        taken += 1
+        if taken == STEPS + 4:
+            signal.raise_signal(number)
+        return real(*given)
+
+    monkeypatch.setattr(optim, "learning_rate", signalled)
+    found, _, err = command(main, *args)
+    assert found == code
+    assert "the same command continues" in err
+    monkeypatch.undo()
+    state = torch.load(max(tmp_path.glob("checkpoint-*")), weights_only=True)["state"]["position"]
+    assert (len(state["log"]), state["step"]) == (1, 4), "the step was finished and saved"
+    assert signal.getsignal(number) is not None
+    resumed = loop.pretrain(MOCO, train_images, tmp_path, seed=1)
+    assert _equal(wholes("moco"), resumed)
+
+
+def test_a_second_ctrl_c_quits_at_once(train_images, tmp_path, monkeypatch):
+    taken, real = 0, optim.learning_rate
+
+    def signalled(*given):
+        nonlocal taken
+        taken += 1
+        if taken == STEPS + 4:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)  # the same one, by way of torchrun
+            monkeypatch.setattr(stopping, "AGAIN", -1.0)
+            signal.raise_signal(signal.SIGINT)
+            pytest.fail("went on")
+        return real(*given)
+
+    monkeypatch.setattr(optim, "learning_rate", signalled)
+    with pytest.raises(KeyboardInterrupt):
+        loop.pretrain(MOCO, train_images, tmp_path, seed=1)
+    state = torch.load(max(tmp_path.glob("checkpoint-*")), weights_only=True)["state"]["position"]
+    assert (len(state["log"]), state["step"]) == (1, 0), "the epoch's end was saved, the step was not"
 
 
 def test_divergence_is_reported_and_keeps_the_last_good_checkpoint(train_images, tmp_path, monkeypatch):
@@ -104,14 +247,14 @@ def test_divergence_is_reported_and_keeps_the_last_good_checkpoint(train_images,
     with pytest.raises(UserError, match="not finite in epoch 1"):
         loop.pretrain(MOCO, train_images, tmp_path, seed=1)
     assert not (tmp_path / "encoder.safetensors").exists()
-    kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    assert [line["epoch"] for line in kept["log"]] == [0]
+    kept = torch.load(max(tmp_path.glob("checkpoint-*")), weights_only=True)["state"]
+    assert [line["epoch"] for line in kept["position"]["log"]] == [0]
     assert all(torch.isfinite(tensor).all() for tensor in kept["method"].values() if isinstance(tensor, torch.Tensor))
 
 
 def test_training_anew_forgets_the_old_run_at_once(train_images, tmp_path, monkeypatch):
     path = loop.pretrain(_short(MOCO, 1), train_images, tmp_path, seed=1)
-    monkeypatch.setattr(loop, "_epoch", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(loop.Training, "epoch", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         loop.pretrain(_short(MOCO, 1), train_images, tmp_path, seed=1, resume=False)
     assert not path.exists(), "a later run must not return the old encoder"
@@ -151,7 +294,7 @@ def test_views_read_from_files_do_not_depend_on_workers(train_images, monkeypatc
         source = views.open_views(MOCO, train_images, 1, "cpu", workers)
         assert isinstance(source, views.FolderViews)
         (first, second), index = next(source.batches(2, 2, source.order(2)))
-        seen.append((first, second, index, next(source.centre_crops())))
+        seen.append((first, second, index, next(source.centre_crops(source.parts()))))
     for other in seen[1:]:
         assert all(torch.equal(a, b) for a, b in zip(seen[0], other, strict=True))
 
@@ -164,9 +307,10 @@ def test_images_of_different_sizes_are_read_from_files(tmp_path):
 
 
 def test_centre_crops_are_the_same_from_files_and_from_memory(train_images, monkeypatch):
-    memory = torch.cat(list(views.open_views(MOCO, train_images, 1, "cpu", 0).centre_crops()))
+    memory = views.open_views(MOCO, train_images, 1, "cpu", 0)
     monkeypatch.setattr(views, "IN_MEMORY_BYTES", 0)
-    files_ = torch.cat(list(views.open_views(MOCO, train_images, 1, "cpu", 0).centre_crops()))
+    files_ = views.open_views(MOCO, train_images, 1, "cpu", 0)
+    memory, files_ = (torch.cat(list(source.centre_crops(source.parts()))) for source in (memory, files_))
     assert torch.equal(memory, files_)
 
 
@@ -180,8 +324,8 @@ def test_an_epoch_s_order_is_a_permutation_of_its_own():
 
 def test_pcl_s_e_step_sees_images_in_data_set_order(train_images, tmp_path):
     source = views.open_views(PCL, train_images, 1, "cpu", 0)
-    method = torch.nn.Flatten()
-    features = loop._extract(method, source)
+    training = loop.Training(PCL, pcl.build(PCL, torch.empty(0), 0, 1), source)
+    features = training.extract(torch.nn.Flatten())
     assert features.shape == (200, 3 * 32 * 32)
     crop = PCL.input.pixels(train_images.read(123)) / 255
     expected = ((crop - np.array(PCL.input.mean)) / np.array(PCL.input.std)).transpose(2, 0, 1).reshape(-1)

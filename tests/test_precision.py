@@ -42,9 +42,9 @@ def _set_up(name, optimizer="sgd"):
 def test_no_step_waits_for_the_device(name, optimizer):
     """By the operators that a step calls; on a GPU benchmarks/gpu.py asks CUDA itself."""
     method, optimizer, batch, index = _set_up(name, optimizer)
-    loop.update(method, optimizer, batch, index, "fp32")
+    loop.update(method.loss, optimizer, batch, index, "fp32")
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        loss = loop.update(method, optimizer, batch, index, "bf16")
+        loss = loop.update(method.loss, optimizer, batch, index, "bf16")
     called = {event.key for event in profile.key_averages()}
     assert {"aten::convolution", "aten::mm"} & called, "the profiler saw nothing"
     assert not called & WAITS
@@ -62,7 +62,7 @@ def test_networks_compute_in_bf16_and_the_rest_in_fp32(name):
         for module in method.modules():
             if isinstance(module, nn.Conv2d):
                 module.register_forward_hook(lambda module, given, output: seen.add(output.dtype))
-        losses[precision] = loop.update(method, optimizer, batch, index, precision)
+        losses[precision] = loop.update(method.loss, optimizer, batch, index, precision)
         assert losses[precision].dtype == torch.float32
         assert {p.dtype for p in method.parameters()} == {torch.float32}
     assert seen == {torch.float32, torch.bfloat16}
@@ -103,7 +103,8 @@ def test_features_are_clustered_in_the_precision_of_the_run(precision, train_ima
     opened = views.open_views(METHODS["pcl"], train_images, 0, "cpu", 0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
     network[0].register_forward_hook(lambda module, given, output: seen.add(output.dtype))
-    found = loop._extract(network, opened, precision=precision)
+    recipe = replace(METHODS["pcl"], train=replace(METHODS["pcl"].train, precision=precision))
+    found = loop.Training(recipe, pcl.build(recipe, torch.empty(0), 0, 0), opened).extract(network)
     assert found.dtype == np.float32
     assert seen == {{"fp32": torch.float32, "bf16": torch.bfloat16}[precision]}
 

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SCRIPTS = ["pretrain/moco.py", "pretrain/simclr.py", "pretrain/pcl.py", "pretrain/supervised.py", "pretrain/untrained.py",
            "evaluate/lowshot.py", "evaluate/fullsvm.py", "evaluate/linear.py", "evaluate/knn.py", "evaluate/ami.py",
-           "evaluate/semisup.py", "evaluate/course.py", "evaluate/tsne.py", "evaluate/gallery.py",
+           "evaluate/semisup.py", "evaluate/detection.py", "evaluate/course.py", "evaluate/tsne.py", "evaluate/gallery.py",
            "protobench/__main__.py", "tables/__main__.py"]
 
 

@@ -141,7 +141,7 @@ def test_an_image_drawn_again_is_seen_in_other_views(train_images):
                   views.FolderViews(TINY, train_images, 0, "cpu", 0))
         (a, b), index = next(source.batches(1, 2, chosen))
         assert index.tolist() == [5, 5, 7, 5]
-        seen = [*a[[0, 1, 3]], *b[[0, 1, 3]], *torch.cat(list(source.one_view(1)))[[5]]]
+        seen = [*a[[0, 1, 3]], *b[[0, 1, 3]], *torch.cat(list(source.one_view(1, source.parts())))[[5]]]
         assert all(not torch.equal(x, y) for i, x in enumerate(seen) for y in seen[:i])
 
 
@@ -195,7 +195,7 @@ def test_pseudo_labels_belong_to_their_images_in_any_order(numbered_images, work
     method = spcl.build(NUMBERED, torch.from_numpy(source.labels), 3, seed)
     method.backbone = _Colour()
     opened = views.open_views(NUMBERED, source, seed, "cpu", workers or 0)
-    method.start_epoch(3, lambda module, **how: loop._extract(module, opened, **how))
+    method.start_epoch(3, loop.Training(NUMBERED, method, opened).extract)
     (prototype_I,) = method.prototypes
     same = prototype_I[:, None] == prototype_I
     angle = torch.from_numpy(number_of)
@@ -316,9 +316,11 @@ def test_the_optimiser_forgets_renewed_heads(train_images):
     recipe = replace(TINY, num_prototypes=(4,))
     opened = views.open_views(recipe, train_images, 0, "cpu", 0)
     method = spcl.build(recipe, torch.from_numpy(train_images.labels), 20, 0)
-    optimizer = torch.optim.SGD(method.parameters(), 0.0, momentum=0.9)
-    for epoch in (0, 1):
-        loop._epoch(method, optimizer, opened, recipe, epoch, 16)  # one step
+    training = loop.Training(recipe, method, opened)
+    training.optimizer = optimizer = torch.optim.SGD(method.parameters(), 0.0, momentum=0.9)
+    training.steps = 1
+    for _ in range(2):
+        training.epoch()
     head, trunk = method.prototype_heads[0].weight, method.backbone.conv1.weight
     torch.testing.assert_close(optimizer.state[head]["momentum_buffer"], head.grad)
     assert not torch.allclose(optimizer.state[trunk]["momentum_buffer"], trunk.grad)
@@ -386,7 +388,7 @@ def test_one_batch_can_be_learnt(train_images):
     recipe = replace(TINY, num_prototypes=(4,))
     method = spcl.build(recipe, torch.from_numpy(train_images.labels), 20, 0)
     opened = views.open_views(recipe, train_images, 0, "cpu", 0)
-    method.start_epoch(0, lambda module, **how: loop._extract(module, opened, **how))
+    method.start_epoch(0, loop.Training(recipe, method, opened).extract)
     pictures, index = next(opened.batches(0, 2, method.draw_batches(0, 1)))
     optimizer = torch.optim.SGD(method.parameters(), 0.1, momentum=0.9)
     losses = []

@@ -262,7 +262,7 @@ def test_views_of_every_profile_do_not_depend_on_workers_or_batches(profile, pho
     for other in seen[1:]:
         for a, b in zip(seen[0], other, strict=True):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
-    (view,) = source.one_view(2)
+    (view,) = source.one_view(2, source.parts())
     assert view.shape == (20, 3, 32, 32)
     assert view.is_contiguous(memory_format=torch.channels_last)
 

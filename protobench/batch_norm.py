@@ -1,0 +1,91 @@
+"""BatchNorm that does not depend on how many processes share a batch.
+
+Either its statistics are those of the whole batch (``synchronise``: SimCLR's "global BN", and what one process does anyway), or
+those of groups of it (MoCo), of which each process has some; then ``RunningStatistics`` become what one process would have,
+through whose hands all groups go in turn.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from protobench import ranks
+
+
+def synchronise(module: nn.Module) -> nn.Module:
+    """The module with BatchNorms that see the batches of all processes; parameters, buffers and their names stay. Torch's own are
+    for GPUs alone: on a CPU they are ``_OnCPU``."""
+    return nn.SyncBatchNorm.convert_sync_batchnorm(module) if next(module.parameters()).is_cuda else _synchronise_on_cpu(module)
+
+
+def _synchronise_on_cpu(module: nn.Module) -> nn.Module:
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, _OnCPU.of(child))
+        else:
+            _synchronise_on_cpu(child)
+    return module
+
+
+class _OnCPU(nn.BatchNorm2d):
+    """In training, mean and variance of x [n, C, H, W] over all processes, with gradient; all have as many images."""
+
+    @staticmethod
+    def of(norm: nn.BatchNorm2d) -> "_OnCPU":
+        """A BatchNorm with the parameters and buffers of ``norm``."""
+        found = _OnCPU(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        found.weight, found.bias = norm.weight, norm.bias
+        for name, buffer in norm.named_buffers(recurse=False):
+            setattr(found, name, buffer)
+        return found.train(norm.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As BatchNorm2d of the whole batch."""
+        if not self.training:
+            return super().forward(x)
+        processes, seen = ranks.count(), x.numel() // x.shape[1] * ranks.count()
+        mean_C = ranks.summed(x.mean((0, 2, 3))) / processes
+        centred = x - mean_C[:, None, None]
+        variance_C = ranks.summed(centred.square().mean((0, 2, 3))) / processes
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+            share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum  # type: ignore[arg-type]
+            self.running_mean.lerp_(mean_C.to(self.running_mean.dtype), share)  # type: ignore[union-attr]
+            unbiased_C = variance_C * (seen / (seen - 1))
+            self.running_var.lerp_(unbiased_C.to(self.running_var.dtype), share)  # type: ignore[union-attr]
+        return centred * (self.weight * (variance_C + self.eps).rsqrt())[:, None, None] + self.bias[:, None, None]
+
+
+class RunningStatistics:
+    """The running means and variances of a module whose BatchNorms see ``groups`` groups a step in each process.
+
+    A group g changes statistics r to (1 - m) r + m s_g. Processes start a step from the same r and end it with their own r_p;
+    what follows from all groups in order of rank is r d^P + sum_p (r_p - d r) d^(P - 1 - p), where d = (1 - m)^groups and P
+    processes.
+    """
+
+    def __init__(self, module: nn.Module, groups: int):
+        norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
+        self.buffers: list[Any] = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
+        self.counters: list[Any] = [norm.num_batches_tracked for norm in norms]
+        self.decay, self.groups = (1 - (norms[0].momentum or 0.0)) ** groups, groups
+        self.start()
+
+    def start(self) -> None:
+        """To be called before the first step, and where the buffers were set."""
+        self.before = self._flat()
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """To be called after each step."""
+        processes = ranks.count()
+        later = self.before * self.decay**processes
+        for number, after in enumerate(ranks.gathered(self._flat())):
+            later += (after - self.decay * self.before) * self.decay ** (processes - 1 - number)
+        torch._foreach_copy_(self.buffers, list(later.split([len(buffer) for buffer in self.buffers])))
+        torch._foreach_add_(self.counters, self.groups * (processes - 1))
+        self.before = later
+
+    def _flat(self) -> Tensor:
+        return torch.cat(self.buffers)
