@@ -315,8 +315,9 @@ def _check(recipe: Recipe) -> None:
     train = recipe.train
     if train.epochs < 0 or train.batch_size < 2:
         raise UserError(f"{train.epochs} epochs of batches of {train.batch_size}", hint="--epochs from 0, --batch-size from 2")
-    if not all(0 <= value < float("inf") for value in (train.lr, train.weight_decay, train.sgd_momentum)):
-        raise UserError("--lr, --weight-decay and --sgd-momentum must be finite and not negative")
+    if not (0 < train.lr < float("inf") and 0 <= train.weight_decay < float("inf") and 0 <= train.sgd_momentum < float("inf")):
+        raise UserError(f"--lr {train.lr:g}, --weight-decay {train.weight_decay:g}, --sgd-momentum {train.sgd_momentum:g}",
+                        hint="--lr is positive, the others are not negative, and all are finite")
     augment = recipe.augment
     if not all(0 <= p <= 1 for p in (augment.flip, augment.jitter_p, augment.grayscale, augment.blur)):
         raise UserError("--flip, --jitter-p, --grayscale and --blur are probabilities, from 0 to 1")

@@ -38,6 +38,7 @@ from pretrain import recipes
 from pretrain.moco import MoCo, info_nce
 from pretrain.precision import in_fp32
 from protobench import ranks
+from protobench.errors import UserError
 from protobench.kmeans import kmeans
 
 
@@ -162,5 +163,8 @@ class PCL(MoCo):
 
 
 def build(recipe: recipes.PCL, labels: Tensor, num_classes: int, seed: int) -> PCL:
-    """The method as the loop wants it; labels are not used."""
+    """The method as the loop wants it; labels are not used. UserError where there are more prototypes than images."""
+    if recipe.train.epochs and max(recipe.num_prototypes, default=0) > len(labels):
+        raise UserError(f"PCL: {max(recipe.num_prototypes)} clusters asked of {len(labels)} images",
+                        hint="lower --num-prototypes; the paper's 25000, 50000 and 100000 are for ImageNet")
     return PCL(recipe, seed)

@@ -74,11 +74,15 @@ def numbered(chosen: np.ndarray, n: int) -> np.ndarray:
 def open_views(recipe: Recipe, images: ImageList, seed: int, device: str, workers: int) -> "TensorViews | FolderViews":
     """Small square images are held as one tensor, everything else is read from the files by workers.
 
-    Raises UserError where the data set is smaller than one batch, and for a profile of views from files where there are none.
+    Raises UserError where the data set is smaller than one batch or than the queue, and for a profile of views from files where
+    there are none.
     """
     if len(images) < recipe.train.batch_size:
         raise UserError(f"{images.name} has {len(images)} images, less than one batch of {recipe.train.batch_size}",
                         at=images.root, hint="lower --batch-size")
+    if (queue := getattr(recipe, "queue", 0)) > len(images):
+        raise UserError(f"a queue of {queue} negatives for {images.name}'s {len(images)} images", at=images.root,
+                        hint="lower --queue: the same image would be in it several times")
     first = images.read(0)
     if first.width == first.height and len(images) * first.width * first.height * 3 <= IN_MEMORY_BYTES:
         pictures = [images.read(i) for i in range(len(images))]

@@ -13,4 +13,6 @@ def device_of(device: str) -> str:
         raise UserError(f"unknown device {device!r}", hint="auto, cpu, cuda or cuda:1")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError("no GPU that torch can use", hint="--device cpu, or a torch build for this machine's driver")
+    if device.startswith("cuda:") and not (device[5:].isdigit() and int(device[5:]) < torch.cuda.device_count()):
+        raise UserError(f"no GPU {device!r}: this machine has {torch.cuda.device_count()}, from cuda:0 on")
     return device

@@ -59,7 +59,7 @@ def extract(encoder: Encoder, images: ImageList, *, pooling: Pooling = "average"
             if not ranks.from_first(lambda: _is_there(path)):  # two evaluations at once: the second waits for the first one's
                 _write(path, images, input_, Forward(encoder, input_, pooling, device), device, workers, batch_size)
                 if ranks.first():
-                    _finish(path, images)
+                    _finish(path, images, encoder)
                 ranks.wait()
                 how = f"{time.perf_counter() - started:.1f} s"
     if not _is_there(path):
@@ -86,11 +86,11 @@ def _is_there(path: Path) -> bool:
     return False
 
 
-def _finish(path: Path, images: ImageList) -> None:
+def _finish(path: Path, images: ImageList, encoder: Encoder) -> None:
     """Gives written features their name, if they are good."""
     partial, counter = path.with_suffix(".partial"), path.with_suffix(".rows")
     try:
-        _check(np.load(partial, mmap_mode="r"), images)
+        _check(np.load(partial, mmap_mode="r"), images, encoder.account["file"])
     except UserError:
         partial.unlink()
         counter.unlink(missing_ok=True)
@@ -199,14 +199,14 @@ def _pool(map_NCHW: torch.Tensor, pooling: Pooling, projection: torch.nn.Module 
     return torch.nn.functional.avg_pool2d(map_NCHW, side - 1, stride=1).flatten(1)
 
 
-def _check(features: np.ndarray, images: ImageList) -> None:
+def _check(features: np.ndarray, images: ImageList, file: str) -> None:
     low, high = np.full(features.shape[1], np.inf), np.full(features.shape[1], -np.inf)
     for start in range(0, len(features), 65_536):  # 0.5 GB of 2048-D features at a time
         part = features[start : start + 65_536]
         if not np.isfinite(part).all():
-            raise UserError(f"the encoder gives NaN or infinite features on {images.name}",
+            raise UserError(f"the encoder gives NaN or infinite features on {images.name}", at=file,
                             hint="training diverged, or the weights are damaged; nothing is scored")
         low, high = np.minimum(low, part.min(0)), np.maximum(high, part.max(0))
     if len(features) > 1 and (high - low).max() < 1e-6 * max(np.abs(low).max(), np.abs(high).max(), 1e-12):
-        raise UserError(f"the encoder gives the same feature for every image of {images.name}: it has collapsed",
+        raise UserError(f"the encoder gives the same feature for every image of {images.name}: it has collapsed", at=file,
                         hint="train again with a lower learning rate or another temperature; nothing is scored")

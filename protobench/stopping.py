@@ -55,10 +55,11 @@ class Stop:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[Stop]:
-    """Within, signals wait until they are asked for. (Elsewhere than in the main thread there are none.)"""
+    """Within, signals wait until they are asked for; one that is ignored stays so. (Only the main thread has any.)"""
     stop = Stop()
     if threading.current_thread() is threading.main_thread():
-        stop.before = {number: signal.signal(number, stop.hear) for number in SIGNALS}
+        heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+        stop.before = {number: signal.signal(number, stop.hear) for number in heeded}
     try:
         yield stop
     finally:

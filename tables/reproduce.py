@@ -5,11 +5,12 @@ Examples (``tox -e reproduce-table1 -- FLAGS`` passes the flags on):
     python -m tables reproduce table1                       # embedded data, 3 seeds, minutes on two cores
     python -m tables reproduce table1 --plan                # what would run and what it costs; runs nothing
     python -m tables reproduce table1 --rows pcl moco --seeds 5
+    python -m tables reproduce table1 --tier paper --data ROOT --slurm --slurm-partition gpu --slurm-gpus 8
     python -m tables reproduce table1 --tier paper --data ROOT --ckpt moco=moco_v1_200ep.pth.tar --ckpt pcl=pcl_v1.pth.tar
 
 ROOT holds imagenet/, VOCdevkit/, places205/, coco/ and CIFAR's folders, whichever a table needs. Rows without --ckpt are trained
 by the paper's recipe. A stopped run continues when the same command is given again: what is finished is kept, a training goes on
-from its last epoch.
+from its last checkpoint.
 """
 
 import contextlib
@@ -23,19 +24,20 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from filelock import FileLock, Timeout
 
-from protobench import cli, mini, pretraining
+from protobench import cli, failures, files, mini
 from protobench.errors import UserError
 from protobench.progress import progress
-from tables import plan, publish
+from tables import cluster, plan, publish, work
+from tables.cluster import Slurm
 from tables.plan import Job
 from tables.schema import Figure, Table, Tier
+from tables.work import Where
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Reproduce:
     lr: float | None = None
     """paper tier of tables 5 and 6 and their figure: train all rows' detectors at this rate, where the paper's diverges; such
     cells are off protocol, and no table mixes rates"""
+    cluster: Slurm = field(default_factory=Slurm)
     results: Path = Path("results")
     runs: Path = Path("runs")
     """checkpoints and logs"""
@@ -106,22 +109,31 @@ def reproduce(config: Reproduce, table: Table | Figure) -> int:
     if config.plan:
         print(plan.describe(table, config.tier, jobs, config.jobs or os.cpu_count() or 1))
         return cli.SAME
-    failures = []
+    failed: list[str] = []
+    asked = {score.key for job in jobs for score in job.scores if score.key}
+    where = Where(config.tier, config.data, config.results, config.runs, config.device,
+                  work.workers_of(config.tier, config.workers), config.skip_bad_images)
     if running:
-        with _alone(config.results), _alone(config.runs / config.tier):
-            failures = _run(running, config)
+        hint = "wait for it, or give --results (and --runs) another folder"
+        with files.alone(config.results, hint), files.alone(config.runs / config.tier, hint):
+            if config.cluster.slurm:
+                last = cluster.Publication(table, where, config.strict, frozenset(asked))
+                print(cluster.submit(running, config.cluster, where, last))
+            else:
+                failed = _run(running, config, where)
+        if config.cluster.slurm:
+            return cli.INCOMPLETE
     impossible = [f"{job.name}: {job.why}" for job in jobs if job.encoder == "impossible"]
     impossible += [f"{job.name}, {score.name}: {score.why}" for job in jobs for score in job.scores
                    if score.state == "impossible" and job.encoder != "impossible"]
-    asked = {score.key for job in jobs for score in job.scores if score.key}
     code = publish.publish(table, config.tier, config.results, strict=config.strict, asked=asked)
     for line in impossible:
         print(f"not possible: {line}", file=sys.stderr)
-    for line in failures:
+    for line in failed:
         print(f"failed: {line}", file=sys.stderr)
-    if failures:
-        print(f"{len(failures)} of {len(running)} encoders failed; the same command continues with them", file=sys.stderr)
-    return cli.TROUBLE if failures else code
+    if failed:
+        print(f"{len(failed)} of {len(running)} encoders failed; the same command continues with them", file=sys.stderr)
+    return cli.TROUBLE if failed else code
 
 
 def _set(config: Reproduce, table: Table | Figure) -> Table | Figure:
@@ -153,34 +165,17 @@ def _given(config: Reproduce) -> dict[str, Path]:
     return given
 
 
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One run at a time in a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise UserError("another run is writing into this folder", at=folder,
-                        hint="wait for it, or give --results (and --runs) another folder") from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _run(jobs: list[Job], config: Reproduce) -> list[str]:
+def _run(jobs: list[Job], config: Reproduce, where: Where) -> list[str]:
     """Runs the jobs in parallel processes, the longest first; returns what failed. On Ctrl-C ends them and re-raises."""
     gpu = config.device == "cuda" or (config.device == "auto" and config.tier == "paper")
     parallel = config.jobs or (1 if gpu else os.cpu_count() or 1)
-    workers = config.workers if config.workers is not None else (os.cpu_count() or 1) if config.tier == "paper" else 0
     threads = 1 if parallel > 1 else 0
-    failures = []
+    failed = []
     with _bar(jobs, config.results / config.tier / "records") as bar, _threads_per_process(threads):
         pool = ProcessPoolExecutor(min(parallel, len(jobs)), mp_context=multiprocessing.get_context("spawn"),
                                    initializer=_start_worker, initargs=(threads,))
         try:
-            pending: dict[Future, Job] = {pool.submit(run_job, job, config, workers): job
+            pending: dict[Future, Job] = {pool.submit(run_job, job, _folder(job, config), where): job
                                           for job in sorted(jobs, key=plan.estimate, reverse=True)}
             while pending:
                 finished, _ = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
@@ -188,8 +183,8 @@ def _run(jobs: list[Job], config: Reproduce) -> list[str]:
                     job = pending.pop(future)
                     if mistake := future.exception():
                         broken = "a process died (out of memory?)" if isinstance(mistake, BrokenProcessPool) else repr(mistake)
-                        what = str(mistake) if isinstance(mistake, UserError) else broken
-                        failures.append(f"{job.name}: {what}\n  log: {_folder(job, config) / 'output.log'}")
+                        what = mistake if isinstance(mistake, UserError) else failures.explained(mistake) or broken
+                        failed.append(f"{job.name}: {what}\n  log: {_folder(job, config) / 'output.log'}")
                 bar.show(pending.values())
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -198,42 +193,18 @@ def _run(jobs: list[Job], config: Reproduce) -> list[str]:
             pool.shutdown()
             raise
         pool.shutdown()
-    return failures
+    return failed
 
 
 def _folder(job: Job, config: Reproduce) -> Path:
     return config.runs / config.tier / f"{job.row.name}-given" if job.given else job.checkpoint.parent
 
 
-def run_job(job: Job, config: Reproduce, workers: int) -> None:
+def run_job(job: Job, folder: Path, where: Where) -> None:
     """Pretrains (unless done or given) and scores one encoder; what it prints goes to the run folder's output.log."""
-    from pretrain import loop
-    from protobench.devices import device_of
-
-    folder = _folder(job, config)
     folder.mkdir(parents=True, exist_ok=True)
-    device = device_of(config.device)
-    data = config.data if config.tier == "paper" else None
     with open(folder / "output.log", "a") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        if job.trains:
-            source = None
-            if job.recipe.train.epochs:
-                source = pretraining.images(data or mini.ensure(), job.recipe.dataset, config.skip_bad_images)
-            loop.pretrain(job.recipe, source, job.checkpoint.parent, seed=job.seed, device=device, workers=workers)
-        mistakes = []
-        how: dict[str, Any] = {"data": data, "device": device, "workers": workers, "skip_bad_images": config.skip_bad_images,
-               "results": config.results / config.tier / "records"}
-        for score in job.scores:
-            if score.state == "to run":
-                try:
-                    plan.evaluation(score.evaluation).evaluate(plan.score_config(job, score, **how), job.subject())
-                except UserError as mistake:  # one score's; the others go on
-                    print(f"{score.name}: {mistake}")
-                    mistakes.append((score, mistake))
-        if mistakes:
-            score, first = mistakes[0]
-            more = f" (and {len(mistakes) - 1} more, in the log)" if len(mistakes) > 1 else ""
-            raise UserError(f"{score.name}: {first.what}{more}", at=first.at, hint=first.hint)
+        work.everything(job, where)
 
 
 def _start_worker(threads: int) -> None:

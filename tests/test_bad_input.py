@@ -413,9 +413,11 @@ def test_senseless_numbers_of_an_evaluation(refused, folder, encoder_file, moco_
 @pytest.mark.parametrize(("method", "flags", "told", "hint"), [
     ("pcl", ("--num-prototypes", 13), "13 clusters asked of 12 images", "--num-prototypes"),
     ("moco", ("--epochs", -1), "-1 epochs", "--epochs from 0"),
-    ("moco", ("--lr", -1), "--lr, --weight-decay and --sgd-momentum must be finite", None),
-    ("moco", ("--lr", "inf"), "--lr, --weight-decay and --sgd-momentum must be finite", None),
+    ("moco", ("--lr", -1), "sgd-momentum 0.9", "--lr is positive"),
+    ("moco", ("--lr", "inf"), "sgd-momentum 0.9", "--lr is positive"),
     ("moco", ("--batch-size", 13, "--queue", 13), "12 images, less than one batch of 13", "lower --batch-size"),
+    ("moco", ("--lr", 0), "--lr 0", "--lr is positive"),
+    ("moco", ("--queue", 16), "a queue of 16 negatives for imagenet-train's 12 images", "lower --queue"),
     ("moco", ("--queue", 9), "queue 9 is not a multiple of the batch size 4", "change --queue"),
     ("moco", ("--lr", "1e30", "--epochs", 2), "the loss is not finite", "lower --lr"),
 ])
