@@ -154,7 +154,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
     identity, subject = unit(encoder.key, lists, config), subject or records.subject_of(config.ckpt)
     if known := ranks.from_first(lambda: _known(config.results, identity, subject)):
         print(f"done before (delete the record to repeat it): {known}")
-        return known
+        return known if ranks.first() else None
     operators, (longer, shorter) = mmcv_operators.provide(), params["test_scale"]
     print(f"{'Mask R-CNN, C4' if config.on_coco else 'Faster R-CNN, FPN'}, operators of {operators}: {len(train)} training and "
           f"{len(test)} test images, resized to at most {longer} by {shorter}, backbone in {encoder.precision}")

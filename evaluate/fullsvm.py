@@ -122,9 +122,9 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
     if not all(0 < cost < float("inf") for cost in config.costs) or len(set(config.costs)) < len(config.costs):
         raise UserError(f"--costs must be different positive numbers, not {config.costs}")
     started = time.perf_counter()
+    device = ranks.join(device_of(config.device))
     encoder = checkpoints.load(config.ckpt, config.reading)
     print(encoder.summary())
-    device = ranks.join(device_of(config.device))
     with ranks.first_goes_first():
         train, test = data_lists(config.data, skip_bad_images=config.skip_bad_images)
     for title, positive_N in zip(train.classes, (train.labels == 1).T, strict=True):

@@ -117,9 +117,9 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
     if min(params["fine"], params["coarse"], config.clusters, config.coarse_images) < 1 or params["coarse"] >= params["fine"]:
         raise UserError("--fine, --coarse, --clusters and --coarse-images are at least 1, and --coarse is less than --fine")
     started = time.perf_counter()
+    device = ranks.join(device_of(config.device))
     encoder = checkpoints.load(config.ckpt, config.reading, prefer="momentum")
     print(encoder.summary())
-    device = ranks.join(device_of(config.device))
     with ranks.first_goes_first():
         lists = data_lists(config.data, skip_bad_images=config.skip_bad_images)
     (train,) = lists

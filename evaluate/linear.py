@@ -255,9 +255,9 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
     rates = params["lr"]
     _check(params)
     started = time.perf_counter()
+    device = ranks.join(device_of(config.device))
     encoder = checkpoints.load(config.ckpt, config.reading)
     print(encoder.summary())
-    device = ranks.join(device_of(config.device))
     with ranks.first_goes_first():
         lists = data_lists(config.data, config.dataset, config.skip_bad_images)
     training, test = lists

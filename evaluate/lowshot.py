@@ -184,9 +184,9 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
 
     _check(config)
     started = time.perf_counter()
+    device = ranks.join(device_of(config.device))
     encoder = checkpoints.load(config.ckpt, config.reading)
     print(encoder.summary())
-    device = ranks.join(device_of(config.device))
     with ranks.first_goes_first():
         train, test = data_lists(config.data, config.dataset, config.skip_bad_images)
     draws = all_draws(train, config.protocol, config.shots, config.draws, config.seed, config.draw_order)

@@ -265,9 +265,10 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
     params = config.params()
     _check(config, params)
     started = time.perf_counter()
+    device = ranks.join(device_of(config.device))
     encoder = checkpoints.load(config.ckpt, config.reading)
     print(encoder.summary())
-    device, listing = ranks.join(device_of(config.device)), config.listing
+    listing = config.listing
     with ranks.first_goes_first():
         lists = data_lists(config.data, config.dataset, config.skip_bad_images)
     training, val = lists

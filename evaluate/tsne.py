@@ -96,9 +96,9 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
         raise UserError("--classes, --per-class and --perplexity are at least 1")
     started = time.perf_counter()
     embedding = config.feature == "embedding"
+    device = ranks.join(device_of(config.device))
     encoder = checkpoints.load(config.ckpt, config.reading, prefer="momentum" if embedding else None)
     print(encoder.summary())
-    device = ranks.join(device_of(config.device))
     with ranks.first_goes_first():
         lists = data_lists(config.data, skip_bad_images=config.skip_bad_images)
     (train,) = lists

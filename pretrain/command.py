@@ -68,8 +68,7 @@ def train(recipe: Recipe, run: Run) -> Path:
     out = run.out or Path("runs") / f"{recipe.method}-{run.seed}"
     with ranks.first_goes_first():
         images = pretraining.images(run.data or mini.ensure(), recipe.dataset, run.skip_bad_images)
-    try:
-        return loop.pretrain(recipe, images, out, seed=run.seed, device=device, workers=run.workers, resume=run.resume,
-                             keep_every=run.keep_every)
-    finally:
-        ranks.leave()
+    encoder = loop.pretrain(recipe, images, out, seed=run.seed, device=device, workers=run.workers, resume=run.resume,
+                            keep_every=run.keep_every)
+    ranks.leave()
+    return encoder

@@ -105,6 +105,7 @@ def _finished(encoder_path: Path, key: str, saved: Saved, resume: bool) -> bool:
     if found != key:
         raise UserError("this folder holds the encoder of another run (other recipe, data or seed)", at=encoder_path.parent,
                         hint="choose another --out, or --no-resume to train anew")
+    saved.clear()  # of a run that was killed before it could
     return True
 
 
@@ -222,12 +223,14 @@ class Training:
         taken = [line["epochs"] for line in self.at.probes]
         if not probe.due(done, self.recipe.train.epochs) or done in taken or not probe.embeds(self.method):
             return
-        started = time.perf_counter()
-        try:
-            found = probe.probe(self.method, self.extract, labels, done, device=str(self.device))
-        except UserError as mistake:
-            print(f"no probe after {done} epochs. {mistake}")
-            return
+        started, x_IC = time.perf_counter(), self.extract(probe.embedding(self.method))
+        found: dict[str, Any] = {"epochs": done}
+        if ranks.first():  # the others need not know
+            try:
+                found = probe.probe(x_IC, labels, done, device=str(self.device))
+            except UserError as mistake:
+                print(f"no probe after {done} epochs. {mistake}")
+                return
         self.at.probes.append({**found, "seconds": round(time.perf_counter() - started, 3)})
 
     @torch.inference_mode()

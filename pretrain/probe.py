@@ -5,14 +5,13 @@ takes one pass over the centre crops, as PCL's E-step does, and a clustering per
 all nine, some minutes each at ImageNet's size on a GPU. Methods without an embedding (Supervised) have none.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from protobench import keyed, ranks
+from protobench import keyed
 from protobench.kmeans import kmeans
 from protobench.mutual_information import agreement, contingency, mutual_information, ross
 
@@ -37,18 +36,16 @@ def cluster_numbers(images: int) -> tuple[int, ...]:
     return (25_000, 50_000, 100_000) if images > 1_000_000 else tuple(max(images // n, 1) for n in (80, 40, 20))
 
 
-def probe(method: Any, extract: Callable[[nn.Module], np.ndarray], labels: np.ndarray, epochs_done: int, *,
-          device: str) -> dict[str, Any]:
-    """``{"epochs", "feature_mi", "upper_bound", "clusters": {K: …}}``, mutual information in nats.
-
-    The embedding is the momentum encoder's where there is one, as in PCL's clustering; k-means as there, too. ``extract`` gives a
-    module's output [I, C] for the centre crops of all images. Of several processes the first looks at it, the others return no
-    more than ``{"epochs"}``.
-    """
+def embedding(method: Any) -> nn.Module:
+    """What is looked at: the momentum encoder's embedding where there is one, as in PCL's clustering."""
     backbone, head = getattr(method, "momentum_encoder", None) or (method.backbone, getattr(method, "projection", None))
-    x_IC = extract(nn.Sequential(backbone, *([head] if head is not None else [])))
-    if not ranks.first():
-        return {"epochs": epochs_done}
+    return nn.Sequential(backbone, *([head] if head is not None else []))
+
+
+def probe(x_IC: np.ndarray, labels: np.ndarray, epochs_done: int, *, device: str) -> dict[str, Any]:
+    """``{"epochs", "feature_mi", "upper_bound", "clusters": {K: …}}``, mutual information in nats, of the ``embedding``'s output
+    [I, C] for the centre crops of all images, which are divided by their norm in place. k-means as in PCL.
+    """
     x_IC /= np.maximum(np.linalg.norm(x_IC, axis=1, keepdims=True), 1e-12)
     chosen = keyed.generator("probe").permutation(len(labels))[:SUBSAMPLE]
     clusters = {}

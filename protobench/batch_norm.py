@@ -29,7 +29,7 @@ def _synchronise_on_cpu(module: nn.Module) -> nn.Module:
 
 
 class _OnCPU(nn.BatchNorm2d):
-    """In training, mean and variance of x [n, C, H, W] over all processes, with gradient; all have as many images."""
+    """In training, mean and variance of x [n, C, H, W] over all processes, with gradient."""
 
     @staticmethod
     def of(norm: nn.BatchNorm2d) -> "_OnCPU":
@@ -44,17 +44,18 @@ class _OnCPU(nn.BatchNorm2d):
         """As BatchNorm2d of the whole batch."""
         if not self.training:
             return super().forward(x)
-        processes, seen = ranks.count(), x.numel() // x.shape[1] * ranks.count()
-        mean_C = ranks.summed(x.mean((0, 2, 3))) / processes
-        centred = x - mean_C[:, None, None]
-        variance_C = ranks.summed(centred.square().mean((0, 2, 3))) / processes
+        y, count = x.float() if x.dtype == torch.bfloat16 else x, x.new_tensor([x.numel() // x.shape[1]], dtype=torch.float64)
+        n = ranks.summed(count).to(y.dtype)  # processes may have unequal shares
+        mean_C = ranks.summed(y.sum((0, 2, 3))) / n
+        centred = y - mean_C[:, None, None]
+        variance_C = ranks.summed(centred.square().sum((0, 2, 3))) / n
         with torch.no_grad():
             self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
             share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum  # type: ignore[arg-type]
             self.running_mean.lerp_(mean_C.to(self.running_mean.dtype), share)  # type: ignore[union-attr]
-            unbiased_C = variance_C * (seen / (seen - 1))
-            self.running_var.lerp_(unbiased_C.to(self.running_var.dtype), share)  # type: ignore[union-attr]
-        return centred * (self.weight * (variance_C + self.eps).rsqrt())[:, None, None] + self.bias[:, None, None]
+            self.running_var.lerp_((variance_C * n / (n - 1)).to(self.running_var.dtype), share)  # type: ignore[union-attr]
+        scaled = centred * (self.weight * (variance_C + self.eps).rsqrt())[:, None, None] + self.bias[:, None, None]
+        return scaled.to(x.dtype)
 
 
 class RunningStatistics:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import signal
 import sys
 import time
@@ -87,7 +88,9 @@ def run(main: Callable[[], int | None]) -> None:
     except Exception as surprise:
         if debug:
             traceback.print_exc()
-        known = failures.explained(surprise)
+        known: Any = failures.explained(surprise)
+        if "WORLD_SIZE" in os.environ and re.search("closed by peer|reset by peer", str(surprise)):
+            known = "error: another process has failed; its message is above"
         _complain(str(known or f"error: {type(surprise).__name__}: {surprise}\n  hint: --debug shows where"))
         code = TROUBLE
     sys.stdout.flush()

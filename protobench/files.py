@@ -89,7 +89,7 @@ def alone(folder: Path, hint: str) -> Iterator[None]:
 def sweep(folder: Path, name: str = "*") -> None:
     """Removes what killed processes left half written, of files of one ``name`` (a pattern)."""
     for stale in folder.glob(f".{name}.*.tmp"):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError, IndexError):  # of names that are not ours
             if not _alive(int(stale.suffixes[-2][1:])):
                 stale.unlink()
 

@@ -1,6 +1,7 @@
 """Batches of images read by worker processes; a broken file comes back as an error that names it."""
 
 import os
+import signal
 import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -66,7 +67,7 @@ def batches(dataset: Dataset, *, workers: int, device: str, stack: Callable[[lis
     """Items in order, ``stack``ed, in pinned memory where they go to a GPU. Raises the UserError of an unreadable image, and
     where workers run out of memory, shared memory or open files."""
     workers, collate = min(workers, os.cpu_count() or 1), partial(_collate, stack)
-    loader = DataLoader(dataset, num_workers=workers, collate_fn=collate, pin_memory=device != "cpu", **how)
+    loader = DataLoader(dataset, num_workers=workers, collate_fn=collate, pin_memory=device != "cpu", worker_init_fn=_deaf, **how)
     try:
         for batch in loader:
             if isinstance(batch, UserError):
@@ -78,6 +79,13 @@ def batches(dataset: Dataset, *, workers: int, device: str, stack: Callable[[lis
             raise
         traceback.clear_frames(failure.__traceback__)
     raise told  # not from the failure: it would hold on to the workers, and whoever let go of it wait ten seconds for them
+
+
+def _deaf(worker: int) -> None:
+    """A worker leaves it to its parent to stop, which may want the rest of a step: schedulers, torchrun and terminals send their
+    signals to whole groups of processes. (It ends with its parent, for which torch looks.)"""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _collate(stack: Callable[[list], Any], batch: list) -> Any:

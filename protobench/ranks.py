@@ -31,6 +31,9 @@ def join(device: str) -> str:
     """
     if world() > 1 and not dist.is_initialized():
         on_gpu = device.startswith("cuda")
+        if ":" in device:
+            raise UserError(f"--device {device} for {world()} processes, each of which takes a GPU of its own",
+                            hint="--device cuda")
         if on_gpu:
             local = int(os.environ.get("LOCAL_RANK", "0"))
             if local >= torch.cuda.device_count():
@@ -134,7 +137,7 @@ def averaging(module: nn.Module, *, static_graph: bool = False, unused: bool = F
 
 def whole(x: Tensor, dim: int = 0) -> Tensor:
     """All processes' parts as one tensor; without gradient."""
-    return torch.cat(gathered(x.detach()), dim)
+    return x.detach() if not dist.is_initialized() else torch.cat(gathered(x.detach()), dim)
 
 
 def whole_with_gradient(x: Tensor, dim: int = 0) -> Tensor:

@@ -79,6 +79,9 @@ class Saved:
                 for useless in damaged:  # it would count as one of the newest
                     useless.unlink(missing_ok=True)
             return found["state"]
+        if (older := self.folder / f"{self.name}.pt").exists():
+            raise UserError("this state was saved by an older version of this program, which cannot be gone on from", at=older,
+                            hint="delete it to start this run again, or finish it with that version")
         if paths:
             raise UserError(f"every {self.name} of this run is damaged", at=self.folder,
                             hint=f"delete {self.name}-*.pt to start this run again, and check the disk")
@@ -86,6 +89,8 @@ class Saved:
 
     def clear(self, *, all_: bool = False) -> None:
         """Removes the states, milestones only where ``all_`` are meant."""
+        if all_:
+            (self.folder / f"{self.name}.pt").unlink(missing_ok=True)  # an older version's
         for path in self.paths():
             if all_ or not self._parts(path)["label"]:
                 path.unlink(missing_ok=True)

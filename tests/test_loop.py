@@ -11,7 +11,7 @@ from PIL import Image
 
 from pretrain import command as pretrain_command
 from pretrain import loop, optim, pcl, recipes, views
-from protobench import checkpoints, files, images, stopping
+from protobench import checkpoints, files, images, loading, stopping
 from protobench.errors import UserError
 
 
@@ -162,6 +162,23 @@ def test_only_damaged_checkpoints_are_an_error(train_images, tmp_path, monkeypat
         loop.pretrain(MOCO, train_images, tmp_path, seed=1)
 
 
+def test_an_older_version_s_checkpoint_is_not_ignored(train_images, tmp_path):
+    (tmp_path / "checkpoint.pt").write_bytes(b"of some days")
+    with pytest.raises(UserError, match="older version"):
+        loop.pretrain(MOCO, train_images, tmp_path, seed=1)
+    loop.pretrain(_short(MOCO, 1), train_images, tmp_path, seed=1, resume=False)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_a_folder_may_hold_other_people_s_files(train_images, tmp_path):
+    for name in (".notes.bak.tmp", ".x.tmp", "checkpoint-mine.pt", "checkpoint-000001-zz.pt"):
+        (tmp_path / name).write_text("mine")
+    (tmp_path / f".checkpoint-000001.pt.{2**22 + 1}.tmp").write_text("of a killed process")
+    loop.pretrain(_short(MOCO, 1), train_images, tmp_path, seed=1)
+    assert {path.read_text() for path in (*tmp_path.glob(".*.tmp"), *tmp_path.glob("checkpoint-*"))} == {"mine"}
+    assert len([*tmp_path.glob(".*.tmp"), *tmp_path.glob("checkpoint-*")]) == 4
+
+
 def test_milestones_stay(train_images, tmp_path):
     loop.pretrain(_short(MOCO, 4), train_images, tmp_path, seed=1, keep_every=2)
     kept = sorted(tmp_path.glob("checkpoint-*"))
@@ -297,6 +314,24 @@ def test_views_read_from_files_do_not_depend_on_workers(train_images, monkeypatc
         seen.append((first, second, index, next(source.centre_crops(source.parts()))))
     for other in seen[1:]:
         assert all(torch.equal(a, b) for a, b in zip(seen[0], other, strict=True))
+
+
+class _Handlers(torch.utils.data.Dataset):
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        return torch.tensor([signal.getsignal(n) == signal.SIG_IGN for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)])
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_workers_leave_signals_to_their_parent(monkeypatch):
+    """torchrun, schedulers and terminals tell whole groups of processes; the step under way needs its images."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    (batch,) = loading.batches(_Handlers(), workers=1, device="cpu", batch_size=2)
+    assert batch.all()
+    (batch,) = loading.batches(_Handlers(), workers=0, device="cpu", batch_size=2)
+    assert not batch.any()
 
 
 def test_images_of_different_sizes_are_read_from_files(tmp_path):

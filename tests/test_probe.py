@@ -50,12 +50,8 @@ def test_balance_by_hand():
 def test_embeddings_that_are_the_classes_agree_wholly():
     labels = np.arange(400) % 5
 
-    class Method:
-        backbone = nn.Identity()
-        projection = nn.Identity()
-
-    found = probe.probe(Method(), lambda module: np.eye(5, dtype=np.float32)[labels] + 0.001 * np.random.default_rng(0).normal(
-        size=(400, 5)).astype(np.float32), labels, 7, device="cpu")
+    x_IC = np.eye(5, dtype=np.float32)[labels] + 0.001 * np.random.default_rng(0).normal(size=(400, 5)).astype(np.float32)
+    found = probe.probe(x_IC, labels, 7, device="cpu")
     assert found["epochs"] == 7
     assert list(found["clusters"]) == ["5", "10", "20"]
     assert found["clusters"]["5"]["ami"] == 1
@@ -98,14 +94,8 @@ def test_probes_look_at_the_momentum_encoder_as_pcl_s_clustering_does(train_imag
     with torch.no_grad():
         for parameter in method.encoder_k.parameters():
             parameter.add_(0.1)
-    seen = []
-
-    def extract(module):
-        seen.append([p.data_ptr() for p in module.parameters()])
-        return np.random.default_rng(0).normal(size=(200, 64)).astype(np.float32)
-
-    probe.probe(method, extract, np.arange(200) % 5, 0, device="cpu")
-    assert seen == [[p.data_ptr() for p in method.encoder_k.parameters()]]
+    seen = [p.data_ptr() for p in probe.embedding(method).parameters()]
+    assert seen == [p.data_ptr() for p in method.encoder_k.parameters()]
 
 
 def test_a_kill_before_the_course_was_written_loses_none_of_it(train_images, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Two processes, and four, against one: gradients in float64, queue, statistics, clusters, features, weights, checkpoints."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -186,6 +187,28 @@ def test_batch_norm_of_one_process_is_torch_s():
     assert _difference(dict(ours.state_dict()), dict(theirs.state_dict())) < 1e-12
 
 
+def _uneven_batch_norm():
+    """Shares of 4, 2 and no images."""
+    full = torch.randn(6, 3, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    norm = batch_norm.synchronise(torch.nn.Sequential(torch.nn.BatchNorm2d(3)).double())
+    mine = full.split([4, 2, 0])[ranks.number()].clone().requires_grad_()
+    output = norm(mine)
+    (output.sin().sum() * ranks.count()).backward()
+    return output.detach(), mine.grad / ranks.count(), norm.state_dict()
+
+
+def test_batch_norm_weighs_unequal_shares():
+    found = parallel.run(_uneven_batch_norm, processes=3)
+    full = torch.randn(6, 3, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    norm = torch.nn.Sequential(torch.nn.BatchNorm2d(3)).double()
+    output = norm(full)
+    output.sin().sum().backward()
+    torch.testing.assert_close(torch.cat([part[0] for part in found]), output.detach(), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(torch.cat([part[1] for part in found]), full.grad, rtol=1e-10, atol=1e-10)
+    for _, _, state in found:
+        assert _difference(dict(state), dict(norm.state_dict())) < 1e-12
+
+
 # Whole runs -----------------------------------------------------------------------------------------------------------
 
 def _slow(name):
@@ -284,6 +307,18 @@ def test_torchrun_trains_with_the_same_command(world, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("score it:") == 1
     assert checkpoints.load(tmp_path / "encoder.safetensors").account["trained"]["method"] == "pcl"
+
+
+def test_an_unreadable_image_of_another_process_is_named(world, tmp_path):
+    """It is met in the probe before the first epoch, between what processes exchange."""
+    data = shutil.copytree(world / "imagenet", tmp_path / "imagenet")
+    broken = sorted((data / "train").glob("*/*"))[-1]
+    broken.write_bytes(broken.read_bytes()[:200])
+    done = _torchrun("pretrain/moco.py", "mini", "--data", tmp_path, "--batch-size", 40, "--queue", 80, "--device", "cpu",
+                     "--workers", 0, "--out", tmp_path / "run")
+    assert done.returncode != 0
+    assert broken.name in done.stderr
+    assert "EnforceNotMet" not in done.stderr
 
 
 def test_torchrun_tells_a_mistake_once(world, tmp_path):
