@@ -1,5 +1,6 @@
-"""Functions run by several processes that work together, as torchrun starts them."""
+"""Functions run by several processes that work together, as torchrun starts them; they stay for the next function."""
 
+import contextlib
 import multiprocessing
 import os
 import pickle
@@ -8,33 +9,54 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+_groups: dict[int, "_Group"] = {}
+
 
 def run(function: Callable[..., Any], *args: Any, processes: int = 2) -> list[Any]:
     """What ``function(*args)`` returns in each process, in order of rank; it is imported there, by its name."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    pipes = [context.Pipe(duplex=False) for _ in range(processes)]
-    workers = [context.Process(target=_work, args=(rank, processes, port, sender, function, args))
-               for rank, (_, sender) in enumerate(pipes)]
-    for worker, (_, sender) in zip(workers, pipes, strict=True):
-        worker.start()
-        sender.close()
+    if processes not in _groups:
+        _groups[processes] = _Group(processes)
     try:
-        found = [pickle.loads(receiver.recv_bytes()) if receiver.poll(120) else (None, "no answer") for receiver, _ in pipes]
-    except EOFError:
-        found = [(None, "died")]
-    finally:
-        for worker in workers:
-            worker.join(20)
+        return _groups[processes].run(function, args)
+    except AssertionError:  # the others may wait for the one that failed
+        _groups.pop(processes).end()
+        raise
+
+
+class _Group:
+    def __init__(self, processes: int):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        context = multiprocessing.get_context("spawn")
+        pipes = [context.Pipe() for _ in range(processes)]
+        self.pipes = [ours for ours, _ in pipes]
+        self.workers = [context.Process(target=_work, args=(rank, processes, port, theirs), daemon=True)
+                        for rank, (_, theirs) in enumerate(pipes)]
+        for worker, (_, theirs) in zip(self.workers, pipes, strict=True):
+            worker.start()
+            theirs.close()
+
+    def run(self, function: Callable[..., Any], args: tuple[Any, ...]) -> list[Any]:
+        cache = os.environ.get("PROTOBENCH_CACHE", "")
+        for pipe in self.pipes:
+            pipe.send((function, args, cache))
+        found = []
+        for rank, pipe in enumerate(self.pipes):
+            answer: Any = (None, f"process {rank} gave no answer")
+            with contextlib.suppress(EOFError):
+                answer = pickle.loads(pipe.recv_bytes()) if pipe.poll(120) else answer
+            assert not answer[1], answer[1]
+            found.append(answer[0])
+        return found
+
+    def end(self) -> None:
+        for worker in self.workers:
             worker.kill()
-    if failures := [failure for _, failure in found if failure]:
-        raise AssertionError("\n".join(failures))
-    return [value for value, _ in found]
+            worker.join()
 
 
-def _work(rank: int, processes: int, port: int, sender: Any, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _work(rank: int, processes: int, port: int, pipe: Any) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     import torch
@@ -42,10 +64,11 @@ def _work(rank: int, processes: int, port: int, sender: Any, function: Callable[
     from protobench import ranks
 
     torch.set_num_threads(1)
-    try:
-        ranks.join("cpu")
-        answer = pickle.dumps((function(*args), None))
-        ranks.leave()
-    except Exception:
-        answer = pickle.dumps((None, traceback.format_exc()))
-    sender.send_bytes(answer)
+    ranks.join("cpu")
+    while True:
+        function, args, os.environ["PROTOBENCH_CACHE"] = pipe.recv()
+        try:
+            answer = pickle.dumps((function(*args), None))
+        except Exception:
+            answer = pickle.dumps((None, traceback.format_exc()))
+        pipe.send_bytes(answer)

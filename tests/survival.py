@@ -222,8 +222,9 @@ def table1(folder: Path, count: int, flags: list[str]) -> str:
     assert code in (0, 1, 3), code
     whole, killed = (_tables(folder / name) for name in ("whole", "killed"))
     assert whole == killed, f"differ: {[name for name in whole if whole[name] != killed.get(name)]}"
-    values = [sorted(json.dumps([record["unit"], record["subject"], record["runs"]]) for record in records.read_all(place).values())
-              for place in sorted(folder.glob("*/results/*/records"))]
+    places = sorted(folder.glob("*/results/*/records"))
+    values = [sorted(json.dumps([record[part] for part in ("unit", "subject", "runs")]) for record in
+                     records.read_all(place).values()) for place in places]
     assert len(values) == 2
     assert values[0] == values[1], "the records' values differ"
     return (f"{seconds:.0f} s undisturbed; {hits} kills, then to the end: exit {code}, {len(whole)} files of the table equal "
