@@ -58,10 +58,13 @@ def unit(encoder_key: str, lists: tuple[ImageList, ...], config: Config) -> dict
             "data": [images.fingerprint for images in lists], "params": config.params()}
 
 
-def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path:
+def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | None:
     """Reads the course and returns the path of the record written; ``subject`` as in evaluate/lowshot.py."""
-    from protobench import checkpoints
+    from protobench import checkpoints, ranks
 
+    ranks.join("cpu")
+    if not ranks.first():  # there is nothing to share
+        return None
     encoder = checkpoints.load(config.ckpt, config.reading)
     print(encoder.summary())
     lists = data_lists(config.data, config.dataset, config.skip_bad_images)

@@ -81,7 +81,7 @@ def pretrain(recipe: Recipe, images: ImageList | None, out: Path, *, seed: int, 
             checkpoints.export(encoder_path, method.backbone, projection=getattr(method, "projection", None),
                                momentum=getattr(method, "momentum_encoder", None), key=key, input_=recipe.input, trained={
                 "method": recipe.method, "recipe": asdict(recipe), "seed": seed, "data": images and images.fingerprint,
-                "unreadable": len(images.unreadable) if images else 0,
+                "unreadable": len(images.unreadable) if images else 0, **({"processes": n} if (n := ranks.count()) > 1 else {}),
                 "seconds": round(sum(line["seconds"] for line in at.log), 1)})
             saved.clear()
         ranks.wait()  # nobody is told of a file that is not there yet

@@ -48,7 +48,7 @@ class Slurm:
     slurm_hours: float = 24.0
     """after so long a job is requeued"""
     slurm_cluster: Literal["slurm", "local"] = "slurm"
-    """local: the same as processes of this machine, one after the other, to try it out"""
+    """local: the same as processes of this machine, one job after the other: to try it out, or to use all of its GPUs"""
 
 
 @dataclass(frozen=True)
@@ -175,8 +175,7 @@ def _parameters(slurm: Slurm, name: str, gpus: int, nodes: int, after: list[str]
     dependency = {"dependency": f"{'afterany' if any_end else 'afterok'}:{':'.join(after)}"} if after else {}
     dependency |= {"kill-on-invalid-dep": "yes"} if after and not any_end else {}
     gpus_or_one = max(gpus, 1)
-    on_gpu = gpus if slurm.slurm_cluster == "slurm" else 0
-    asked = {"name": name[:60], "nodes": nodes, "tasks_per_node": gpus_or_one, "gpus_per_node": on_gpu,
+    asked = {"name": name[:60], "nodes": nodes, "tasks_per_node": gpus_or_one, "gpus_per_node": gpus,
             "cpus_per_task": slurm.slurm_cpus, "mem_gb": slurm.slurm_memory * gpus_or_one,
             "timeout_min": max(round(60 * slurm.slurm_hours), 1), "slurm_partition": slurm.slurm_partition,
             "slurm_account": slurm.slurm_account, "slurm_qos": slurm.slurm_qos, "slurm_signal_delay_s": WARNING_SECONDS,

@@ -79,6 +79,10 @@ class Reproduce:
 def reproduce(config: Reproduce, table: Table | Figure) -> int:
     """Plans, runs, compares, writes the table's files; returns the exit code."""
     given = _given(config)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("this starts processes itself, and is not one of torchrun's",
+                        hint="python -m tables reproduce …; on several GPUs --slurm --slurm-gpus N, on one machine with "
+                             "--slurm-cluster local")
     if config.tier == "paper" and config.data is None:
         raise UserError("the paper tier needs the real data",
                         hint="--data ROOT with imagenet/, VOCdevkit/, places205/, coco/ or CIFAR's folders below it")

@@ -195,6 +195,14 @@ def test_mistakes_are_told_before_anything_runs(command, tmp_path, flags, compla
     assert not (tmp_path / "runs").exists()
 
 
+def test_torchrun_is_told_that_it_has_no_part_in_this(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, err = _reproduce(command, tmp_path, "--tier", "quick")
+    assert code == 2
+    assert "--slurm-gpus" in err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_two_runs_on_one_results_folder(command, tmp_path):
     (tmp_path / "results").mkdir()
     with FileLock(tmp_path / "results" / ".lock"):
