@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import faiss
 import numpy as np
 
-from protobench import keyed
+from protobench import keyed, ranks
 from protobench.errors import UserError
 
 
@@ -31,7 +31,8 @@ def kmeans(x_ND: np.ndarray, k: int, *, seed: int, niter: int = 20, nredo: int =
     """Lloyd's iterations in L2, the best of ``nredo`` starts (settings of the released PCL code).
 
     Learns from at most ``points_per_centroid`` x K images, drawn at random; features in half precision are drawn before, and
-    assigned in blocks, so that memory beyond them is bounded. ``gpu``: on the GPUs that faiss sees; small problems fall back to
+    assigned in blocks, so that memory beyond them is bounded. ``gpu``: on a GPU, under torchrun on those of all processes
+    of this machine, which wait (faiss copies the centroids to each and divides the images); small problems fall back to
     the CPU where it sees none, with the same result up to rounding. Raises UserError for K > N, for features that are not
     finite, and for a large problem without the GPU asked for.
     """
@@ -43,7 +44,8 @@ def kmeans(x_ND: np.ndarray, k: int, *, seed: int, niter: int = 20, nredo: int =
     if gpu and faiss.get_num_gpus() == 0 and len(x_ND) * k > HOURS_ON_A_CPU:
         raise UserError(f"k-means of {len(x_ND)} images into {k} clusters on a GPU, but faiss sees none",
                         hint="install a faiss-gpu that fits this driver: python -c 'import faiss; print(faiss.get_num_gpus())'")
-    search = faiss.Kmeans(x_ND.shape[1], k, niter=niter, nredo=nredo, seed=seed, gpu=int(gpu and faiss.get_num_gpus() > 0),
+    gpus = min(faiss.get_num_gpus(), ranks.count_here()) if gpu else 0
+    search = faiss.Kmeans(x_ND.shape[1], k, niter=niter, nredo=nredo, seed=seed, gpu=gpus,
                           min_points_per_centroid=1, max_points_per_centroid=points_per_centroid)
     search.train(_sample(x_ND, points_per_centroid * k, seed))
     found = [search.index.search(np.ascontiguousarray(block, np.float32), 1) for block in _blocks(x_ND)]

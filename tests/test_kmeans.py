@@ -28,6 +28,18 @@ def test_a_missing_gpu_is_an_error_only_where_the_cpu_would_take_hours(monkeypat
         kmeans(x, 4, seed=0, gpu=True)
 
 
+@pytest.mark.parametrize(("seen", "processes", "used"), [(8, 1, 1), (8, 4, 4), (2, 4, 2), (0, 1, 0)])
+def test_the_gpus_of_all_processes_of_a_machine_are_used(seen, processes, used, monkeypatch):
+    """As faiss is asked for; by itself, a process leaves the GPUs that it was not given alone."""
+    asked, real = [], faiss.Kmeans
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: seen)
+    monkeypatch.setattr(kmeans_file.ranks, "count_here", lambda: processes)
+    monkeypatch.setattr(faiss, "Kmeans", lambda *args, gpu, **how: (asked.append(gpu), real(*args, gpu=False, **how))[1])
+    kmeans(np.random.default_rng(0).normal(size=(50, 3)), 4, seed=0, gpu=True)
+    kmeans(np.random.default_rng(0).normal(size=(50, 3)), 4, seed=0)
+    assert asked == [used, 0]
+
+
 def test_impossible_clusterings_are_refused():
     with pytest.raises(UserError, match="25 clusters asked of 20 images"):
         kmeans(np.zeros((20, 3)), 25, seed=0)
