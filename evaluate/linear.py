@@ -6,6 +6,7 @@ Examples:
     python evaluate/linear.py --ckpt pcl_v2.pth.tar --data /data/imagenet --lr 1 5 10 30   # one pass trains all four
     python evaluate/linear.py --ckpt pcl_v2.pth.tar --data /data/places205 --dataset places205
     python evaluate/linear.py --ckpt spcl.pth --data /data/cifar --dataset cifar10
+    torchrun --nproc_per_node 8 evaluate/linear.py --ckpt pcl_v2.pth.tar --data /data/imagenet
     python evaluate/linear.py --ckpt encoder.safetensors                 # no data at hand: the embedded images
 
   imagenet   pooled feature (2048-D), 100 epochs, learning rate 10 (appendix E; the released code has 5, MoCo's 30).

@@ -5,6 +5,7 @@ Examples:
     python evaluate/semisup.py --ckpt pcl_v1.pth.tar --data /data/imagenet
     python evaluate/semisup.py --ckpt pcl_v1.pth.tar --data /data/imagenet --dataset imagenet-10pct --draws 3
     python evaluate/semisup.py --ckpt pcl_v1.pth.tar --data /data/imagenet --subset-list imagenet_subsets/1percent.txt
+    torchrun --nproc_per_node 8 evaluate/semisup.py --ckpt pcl_v1.pth.tar --data /data/imagenet
     python evaluate/semisup.py --ckpt encoder.safetensors                # no data at hand: the embedded images
 
 Appendix E's recipe: the whole network, SGD with momentum 0.9 and weight decay 5e-4, batches of 256, 20 epochs, rates x 0.2 at 12

@@ -5,6 +5,7 @@ Examples:
 
     python pretrain/moco.py mini                        # embedded data, about a minute and a half on one core
     python pretrain/moco.py v2 --data ROOT --device cuda  # ROOT/imagenet/train, the paper's recipe
+    torchrun --nproc_per_node 8 pretrain/moco.py v2 --data ROOT  # the same batch, shared by eight GPUs
 
 Departure from the released code: it shuffles keys between GPUs, whose BatchNorms see 32 images each; here that is done with
 groups of the batch (``bn_groups``), however many processes share it. Shapes: N batch, C embedding, K queue.

@@ -5,6 +5,7 @@ Examples:
     python pretrain/pcl.py mini                            # embedded data, about a minute and a half on one core
     python pretrain/pcl.py v1 --data ROOT --device cuda       # ROOT/imagenet/train, the paper's recipe
     python pretrain/pcl.py v2 --data ROOT --concentration fixed
+    torchrun --nproc_per_node 8 pretrain/pcl.py v1 --data ROOT  # the same batch, shared by eight GPUs
 
 Every epoch: E-step, k-means on the momentum features of centre crops; M-step, ProtoNCE. Builds on MoCo, as the paper.
 

@@ -5,6 +5,7 @@ Examples:
     python pretrain/simclr.py mini                          # embedded data
     python pretrain/simclr.py paper --data ROOT --device cuda   # batch 256, 200 epochs, as a row of PCL's Table 1
     python pretrain/simclr.py cifar10 --data ROOT --device cuda # batch 512, 1000 epochs, as a row of SPCL's Table 2
+    torchrun --nproc_per_node 8 pretrain/simclr.py paper --data ROOT   # the same batch, shared by eight GPUs
 
 Departure: inputs are normalised by ImageNet's mean and deviation, as for all methods here (the original uses 0..1).
 Shapes: N batch, C embedding.

@@ -5,6 +5,7 @@ Examples:
     python pretrain/spcl.py mini                             # embedded data, about two minutes on one core
     python pretrain/spcl.py cifar10 --data ROOT --device cuda   # ROOT/cifar-10-batches-py; also cifar100
     python pretrain/spcl.py imagenet --data ROOT --device cuda
+    torchrun --nproc_per_node 8 pretrain/spcl.py imagenet --data ROOT
     python pretrain/spcl.py mini --pairs labels                 # the leak: pairs drawn by true class
 
 Every epoch: k-means on the backbone's features of one random view of each image. Every step: pairs of images of one prototype p

@@ -104,6 +104,32 @@ def test_a_run_killed_at_any_step_ends_as_if_it_had_not_been(name, step, wholes,
         assert not list(out.glob("checkpoint-*"))
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_a_run_on_files_ends_the_same_with_any_workers_also_when_killed(train_images, tmp_path, monkeypatch):
+    recipe, found = _short(PCL, 2), set()
+    for workers in (0, 1, 3):
+        monkeypatch.setattr(os, "cpu_count", lambda: 8)
+        monkeypatch.setattr(views, "IN_MEMORY_BYTES", 0)
+        whole = loop.pretrain(recipe, train_images, tmp_path / str(workers), seed=1, workers=workers)
+        found.add(checkpoints.digest_of(_weights(whole)))
+    monkeypatch.setattr(loop, "SAVE_SECONDS", -1.0)
+    out, taken, real = tmp_path / "killed", 0, optim.learning_rate
+
+    def dies_in_the_second_epoch(*args):
+        nonlocal taken
+        taken += 1
+        if taken == STEPS + 3:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(optim, "learning_rate", dies_in_the_second_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        loop.pretrain(recipe, train_images, out, seed=1, workers=0)
+    found.add(checkpoints.digest_of(_weights(loop.pretrain(recipe, train_images, out, seed=1, workers=3))))
+    assert taken == 2 * STEPS + 1
+    assert len(found) == 1
+
+
 @pytest.fixture(scope="module")
 def wholes(train_images, tmp_path_factory):
     """The encoders of uninterrupted runs."""
