@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from pretrain.recipes import Recipe
+from pretrain.recipes import KEEP_EVERY, Recipe
 from protobench import cli
 from protobench.errors import UserError
 
@@ -30,7 +30,7 @@ class Run:
     """leave out up to so many images that cannot be decoded; the encoder says how many"""
     resume: bool = True
     """continue from the run folder's checkpoint"""
-    keep_every: int = 50
+    keep_every: int = KEEP_EVERY
     """keep the checkpoint of every so many epochs for good (milestones); 0 keeps none"""
 
 

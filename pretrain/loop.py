@@ -137,7 +137,7 @@ class Training:
         self.saved_at = time.monotonic()
         groups, processes = getattr(method, "bn_groups", 1), ranks.count()
         if processes > 1:
-            _check_share(recipe, groups)
+            recipes.check_share(recipe, processes)
         self.method: Any = batch_norm.synchronise(method) if processes > 1 and groups == 1 else method
         if recipe.train.compile:
             compile_networks(self.method)
@@ -329,14 +329,3 @@ def _check(recipe: Recipe) -> None:
                         hint="--size from 1, --min-area above 0 and at most 1")
     if not all(0 <= x < float("inf") for x in augment.jitter) or augment.jitter[3] > 0.5:
         raise UserError(f"--jitter {augment.jitter}: brightness, contrast and saturation are from 0, hue is from 0 to 0.5")
-
-
-def _check_share(recipe: Recipe, groups: int) -> None:
-    """UserError for a batch that processes cannot share."""
-    processes, size = ranks.count(), recipe.train.batch_size
-    if size % processes:
-        raise UserError(f"a batch of {size} images does not split over {processes} processes",
-                        hint="another --nproc_per_node; another --batch-size is another recipe")
-    if groups > 1 and groups % processes:
-        raise UserError(f"the {groups} groups that BatchNorm takes a batch in do not split over {processes} processes",
-                        hint=f"a --nproc_per_node that divides {groups}; another --bn-groups is another recipe (1: none)")

@@ -13,9 +13,12 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from protobench import files
+from protobench.errors import UserError
 from protobench.images import ImageList
 from protobench.transforms import NORMALISATIONS, EvalInput
 
+KEEP_EVERY = 50
+"""Epochs between two checkpoints that are kept for good."""
 VERSION = 2
 """Raise when a run's result changes for equal recipe, data and seed."""
 
@@ -200,6 +203,17 @@ class Untrained(Recipe):
 
     method: ClassVar[str] = "untrained"
     train: Train = field(default_factory=lambda: Train(epochs=0))
+
+
+def check_share(recipe: Recipe, processes: int) -> None:
+    """UserError for batches that so many processes cannot share."""
+    size, groups = recipe.train.batch_size, getattr(recipe, "bn_groups", 1)
+    if size % processes:
+        raise UserError(f"{recipe.method}: a batch of {size} images does not split over {processes} processes",
+                        hint="another number of GPUs; another --batch-size is another recipe")
+    if groups > 1 and groups % processes:
+        raise UserError(f"{recipe.method}: the {groups} groups that BatchNorm takes a batch in do not split over {processes} "
+                        "processes", hint=f"a number of GPUs that divides {groups}; another --bn-groups is another recipe")
 
 
 def run_key(recipe: Recipe, images: ImageList | None, seed: int) -> str:

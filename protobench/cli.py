@@ -78,9 +78,8 @@ def run(main: Callable[[], int | None]) -> None:
             traceback.print_exc()
         _complain(str(mistake))
         code = TROUBLE
-    except BrokenPipeError:  # the reader, head for example, has seen enough
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (what is left is flushed there at exit)
-        code = SAME
+    except BrokenPipeError as failure:
+        code = _without_reader(failure)
     except (KeyboardInterrupt, Terminated) as stop:
         if _rank() == 0:
             print("\nstopped; what was finished is kept, the same command continues", file=sys.stderr)
@@ -95,6 +94,17 @@ def run(main: Callable[[], int | None]) -> None:
         code = TROUBLE
     sys.stdout.flush()
     sys.exit(code)
+
+
+def _without_reader(failure: BrokenPipeError) -> int:
+    """The exit code where a pipe has broken: that to our reader, head for example, which has seen enough, or another."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (what is left is flushed there at exit)
+        return SAME
+    _complain(f"error: a process that this one talks to has died: {failure}\n  hint: --debug shows where")
+    return TROUBLE
 
 
 def _complain(text: str) -> None:

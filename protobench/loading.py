@@ -77,6 +77,7 @@ def batches(dataset: Dataset, *, workers: int, device: str, stack: Callable[[lis
     except (RuntimeError, OSError, MemoryError) as failure:
         if not (told := failures.explained(failure)):
             raise
+        told.add_note(traceback.format_exc())  # for --debug
         traceback.clear_frames(failure.__traceback__)
     raise told  # not from the failure: it would hold on to the workers, and whoever let go of it wait ten seconds for them
 

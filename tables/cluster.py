@@ -8,11 +8,14 @@ same command given again submits only what neither exists nor is on its way.
 
 import contextlib
 import json
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pretrain import recipes
 from protobench import cli, files
 from protobench.errors import UserError
 from tables import publish, work
@@ -20,8 +23,8 @@ from tables.plan import Job, Score
 from tables.schema import Figure, Table
 from tables.work import Where
 
-GRACE_SECONDS = 300.0
-"""How long a job that has saved waits for the scheduler to end it."""
+GRACE_SECONDS, REQUEUE_SECONDS = 3600.0, 60.0
+"""How long a job that has saved waits for the scheduler to end it; its other processes, for the first to have it requeued."""
 WARNING_SECONDS = 180
 """Before its time is over a job is told to stop: a step, and a checkpoint of some hundred MB."""
 
@@ -61,8 +64,14 @@ class Unit:
 
     @property
     def name(self) -> str:
-        """For logs and the list of jobs."""
-        return f"{self.job.checkpoint.parent.name}{f'-{self.score.evaluation}-{self.score.dataset}' if self.score else ''}"
+        """For logs and the list of jobs; two units have two names."""
+        encoder = f"{self.job.row.name}-seed{self.job.seed}-{self.job.identity[:8]}"
+        return f"{encoder}-{self.score.evaluation}-{self.score.dataset}-{self.score.key[:8]}" if self.score else encoder
+
+    @property
+    def entry(self) -> str:
+        """In the list of jobs: a score may be wanted in several folders of results."""
+        return f"{self.name} in {self.where.results.absolute()}" if self.score else self.name
 
     def __call__(self) -> None:
         """Does it, as one of the job's processes."""
@@ -77,9 +86,11 @@ class Unit:
                 work.score(self.job, self.score, self.where)
             else:
                 work.train(self.job, self.where)
-        except cli.Terminated:
-            if ranks.first():  # saved; Slurm ends a preempted job, and requeues it
-                time.sleep(GRACE_SECONDS)
+        except cli.Terminated:  # saved
+            if not ranks.first():  # the first process has asked Slurm to requeue the job, or waits; a failure now would end both
+                time.sleep(REQUEUE_SECONDS)
+                sys.exit(0)
+            time.sleep(GRACE_SECONDS)  # Slurm ends a preempted job, and requeues it
             raise
         ranks.leave()
 
@@ -99,7 +110,10 @@ class Publication:
     strict: bool
     asked: frozenset[str]
 
-    name = "table"
+    @property
+    def name(self) -> str:
+        """For logs."""
+        return f"table-{self.table.name}"
 
     def __call__(self) -> int:
         """Does so, and returns the exit code that ``diff`` would have."""
@@ -112,12 +126,12 @@ class Publication:
         return submitit.helpers.DelayedSubmission(self)
 
 
-def submit(jobs: list[Job], slurm: Slurm, where: Where, publication: Publication) -> str:
-    """Submits what the jobs still need, and says so. UserError without submitit, or without Slurm."""
-    if min(slurm.slurm_gpus, slurm.slurm_nodes, slurm.slurm_score_gpus, slurm.slurm_cpus, slurm.slurm_memory) < 1 \
-            or not slurm.slurm_hours > 0:
-        raise UserError("--slurm-gpus, --slurm-nodes, --slurm-score-gpus, --slurm-cpus and --slurm-memory are at least 1, "
-                        "--slurm-hours is positive")
+def submit(jobs: list[Job], slurm: Slurm, where: Where, publication: Publication) -> list[str]:
+    """Submits what the jobs still need, and says so. On a cluster it returns at once, on this machine when all is done: then with
+    what has failed, and the table is the caller's to write. UserError without submitit or Slurm, and where sbatch refuses a job.
+    """
+    _check(slurm, jobs)
+    local = slurm.slurm_cluster == "local"
     folder = (where.runs / where.tier / "slurm").absolute()
     executor = _executor(folder, slurm)
 
@@ -127,33 +141,62 @@ def submit(jobs: list[Job], slurm: Slurm, where: Where, publication: Publication
     ledger: dict[str, str] = {}
     with contextlib.suppress(FileNotFoundError, ValueError):
         ledger = json.loads(ledger_path.read_text())
-    lines, pending = [], []
+    pending: list[Any] = []
+    failed: list[str] = []
 
     def enqueue(unit: Unit | Publication, after: list[Any], gpus: int, nodes: int = 1, *, any_end: bool = False) -> Any:
-        if unit.name in ledger:
-            before: Any = (submitit.SlurmJob if slurm.slurm_cluster == "slurm" else submitit.LocalJob)(folder, ledger[unit.name])
-            if not before.done():
-                lines.append(f"  {unit.name}: on its way, job {before.job_id}")
-                return before
-        if slurm.slurm_cluster == "local":  # which knows no dependencies
-            for job in after:
-                job.wait()
         executor.update_parameters(**_parameters(slurm, unit.name, gpus, nodes, [job.job_id for job in after], any_end))
-        job = executor.submit(unit)
-        ledger[unit.name] = job.job_id
-        files.write_text(ledger_path, json.dumps(ledger, indent=1) + "\n")  # after each: a kill must not make doubles
+        try:
+            job = executor.submit(unit)
+        except Exception as failure:  # what sbatch says
+            raise UserError(f"{unit.name} cannot be submitted: {failure}",
+                            hint="--slurm-partition, --slurm-account and --slurm-qos as this cluster has them") from failure
         told = f", after {', '.join(before.job_id for before in after)}" if after else ""
-        lines.append(f"  {unit.name}: job {job.job_id}{told}")
+        print(f"  {unit.name}: job {job.job_id}{told}", flush=True)
+        if local and (mistake := job.exception()):  # waits for it
+            failed.append(f"{unit.name}: {str(mistake).strip().splitlines()[-1]}\n  log: {job.paths.stderr}")
+        return job
+
+    def once(unit: Unit, after: list[Any], gpus: int, nodes: int = 1) -> Any:
+        if unit.entry in ledger and not local:
+            before: Any = submitit.SlurmJob(folder, ledger[unit.entry])
+            if _under_way(before):
+                print(f"  {unit.name}: on its way, job {before.job_id}")
+                return before
+        job = enqueue(unit, after, gpus, nodes)
+        ledger[unit.entry] = job.job_id
+        files.write_text(ledger_path, json.dumps(ledger, indent=1) + "\n")  # after each: a kill must not make doubles
         return job
 
     for job in jobs:
-        after = [enqueue(Unit(job, None, where), [], slurm.slurm_gpus, slurm.slurm_nodes)] if job.trains else []
-        pending += after + [enqueue(Unit(job, score, where), after, slurm.slurm_score_gpus)
+        after = [once(Unit(job, None, where), [], slurm.slurm_gpus, slurm.slurm_nodes)] if job.trains else []
+        pending += after + [once(Unit(job, score, where), after, slurm.slurm_score_gpus)
                             for score in job.scores if score.state == "to run"]
-    last = enqueue(publication, pending, 0, any_end=True)
-    if slurm.slurm_cluster == "local":
-        last.wait()
-    return "\n".join([*lines, f"logs: {folder}; the last job writes the table; the same command submits again what has failed"])
+    if not local:
+        enqueue(publication, pending, 0, any_end=True)
+        print(f"logs and jobs.json: {folder}; the last job writes the table. The same command again submits what has failed")
+    return failed
+
+
+def _under_way(job: Any) -> bool:
+    """Whether Slurm still has the job; it may keep no account of those that have ended."""
+    if job.done(force_check=True):
+        return False
+    if job.state != "UNKNOWN":
+        return True
+    return bool(subprocess.run(["squeue", "--noheader", "--jobs", job.job_id], capture_output=True).stdout.strip())
+
+
+def _check(slurm: Slurm, jobs: list[Job]) -> None:
+    if min(slurm.slurm_gpus, slurm.slurm_nodes, slurm.slurm_score_gpus, slurm.slurm_cpus, slurm.slurm_memory) < 1 \
+            or not 0 < slurm.slurm_hours <= 8760:
+        raise UserError("--slurm-gpus, --slurm-nodes, --slurm-score-gpus, --slurm-cpus and --slurm-memory are at least 1, "
+                        "--slurm-hours is positive and at most a year")
+    if slurm.slurm_cluster == "local" and slurm.slurm_nodes > 1:
+        raise UserError("--slurm-cluster local is this one machine", hint="leave out --slurm-nodes")
+    for job in jobs:
+        if job.trains and job.recipe.train.epochs:
+            recipes.check_share(job.recipe, slurm.slurm_gpus * slurm.slurm_nodes)
 
 
 def _executor(folder: Path, slurm: Slurm) -> Any:
@@ -177,7 +220,9 @@ def _parameters(slurm: Slurm, name: str, gpus: int, nodes: int, after: list[str]
     gpus_or_one = max(gpus, 1)
     asked = {"name": name[:60], "nodes": nodes, "tasks_per_node": gpus_or_one, "gpus_per_node": gpus,
             "cpus_per_task": slurm.slurm_cpus, "mem_gb": slurm.slurm_memory * gpus_or_one,
-            "timeout_min": max(round(60 * slurm.slurm_hours), 1), "slurm_partition": slurm.slurm_partition,
+            "timeout_min": max(round(60 * slurm.slurm_hours), 1) if slurm.slurm_cluster == "slurm" else 525_600,
+            "slurm_partition": slurm.slurm_partition,
             "slurm_account": slurm.slurm_account, "slurm_qos": slurm.slurm_qos, "slurm_signal_delay_s": WARNING_SECONDS,
+            "slurm_srun_args": ["--kill-on-bad-exit=1"],  # else the others would wait for the one that has failed
             "slurm_additional_parameters": dependency | {"requeue": True}}
     return {name: value for name, value in asked.items() if value is not None}

@@ -83,6 +83,8 @@ def reproduce(config: Reproduce, table: Table | Figure) -> int:
         raise UserError("this starts processes itself, and is not one of torchrun's",
                         hint="python -m tables reproduce …; on several GPUs --slurm --slurm-gpus N, on one machine with "
                              "--slurm-cluster local")
+    if not config.cluster.slurm and config.cluster != Slurm():
+        raise UserError("--slurm-partition and the like belong to --slurm", hint="add --slurm")
     if config.tier == "paper" and config.data is None:
         raise UserError("the paper tier needs the real data",
                         hint="--data ROOT with imagenet/, VOCdevkit/, places205/, coco/ or CIFAR's folders below it")
@@ -116,16 +118,17 @@ def reproduce(config: Reproduce, table: Table | Figure) -> int:
     failed: list[str] = []
     asked = {score.key for job in jobs for score in job.scores if score.key}
     where = Where(config.tier, config.data, config.results, config.runs, config.device,
-                  work.workers_of(config.tier, config.workers), config.skip_bad_images)
+                  work.workers_of(config.tier, config.workers, config.cluster.slurm_cpus if config.cluster.slurm else None),
+                  config.skip_bad_images)
     if running:
         hint = "wait for it, or give --results (and --runs) another folder"
         with files.alone(config.results, hint), files.alone(config.runs / config.tier, hint):
             if config.cluster.slurm:
                 last = cluster.Publication(table, where, config.strict, frozenset(asked))
-                print(cluster.submit(running, config.cluster, where, last))
+                failed = cluster.submit(running, config.cluster, where, last)
             else:
                 failed = _run(running, config, where)
-        if config.cluster.slurm:
+        if config.cluster.slurm and config.cluster.slurm_cluster == "slurm":
             return cli.INCOMPLETE
     impossible = [f"{job.name}: {job.why}" for job in jobs if job.encoder == "impossible"]
     impossible += [f"{job.name}, {score.name}: {score.why}" for job in jobs for score in job.scores

@@ -1,10 +1,12 @@
 """What a plan's jobs do, wherever they run: pretrain an encoder, score it."""
 
 import os
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pretrain import recipes
 from protobench import mini, pretraining
 from protobench.errors import UserError
 from tables import plan
@@ -31,9 +33,9 @@ class Where:
         return self.data if self.tier == "paper" else None
 
 
-def workers_of(tier: Tier, asked: int | None) -> int:
-    """Image-reading processes: none on embedded data, else one per core."""
-    return asked if asked is not None else (os.cpu_count() or 1) if tier == "paper" else 0
+def workers_of(tier: Tier, asked: int | None, cores: int | None) -> int:
+    """Image-reading processes: none on embedded data, else one per core, of which a job may have its own number."""
+    return asked if asked is not None else (cores or os.cpu_count() or 1) if tier == "paper" else 0
 
 
 def train(job: Job, where: Where) -> None:
@@ -46,7 +48,8 @@ def train(job: Job, where: Where) -> None:
     if job.recipe.train.epochs:
         with ranks.first_goes_first():
             source = pretraining.images(where.source or mini.ensure(), job.recipe.dataset, where.skip_bad_images)
-    loop.pretrain(job.recipe, source, job.checkpoint.parent, seed=job.seed, device=device, workers=where.workers)
+    loop.pretrain(job.recipe, source, job.checkpoint.parent, seed=job.seed, device=device, workers=where.workers,
+                  keep_every=recipes.KEEP_EVERY)
 
 
 def score(job: Job, score: Score, where: Where) -> None:
@@ -72,6 +75,8 @@ def everything(job: Job, where: Where) -> None:
                 mistake: Any = failure if isinstance(failure, UserError) else failures.explained(failure)
                 if mistake is None:
                     raise
+                if mistake is not failure:
+                    traceback.print_exc()  # for the log
                 print(f"{one.name}: {mistake}")
                 mistakes.append((one, mistake))
     if mistakes:

@@ -18,7 +18,7 @@ def run(function: Callable[..., Any], *args: Any, processes: int = 2) -> list[An
         _groups[processes] = _Group(processes)
     try:
         return _groups[processes].run(function, args)
-    except AssertionError:  # the others may wait for the one that failed
+    except BaseException:  # the others may wait for the one that failed
         _groups.pop(processes).end()
         raise
 

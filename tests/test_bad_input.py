@@ -611,7 +611,7 @@ def test_one_score_s_workers_do_not_end_those_of_a_whole_table(folder, encoder_f
     with pytest.raises(UserError, match="memory is too small"):
         knn.evaluate(knn.Config(encoder_file, folder, (1,), "pooled", device="cpu", workers=2, results=tmp_path / "results"))
     gc.collect()
-    assert time.monotonic() - begun < 4
+    assert time.monotonic() - begun < 8
     assert not multiprocessing.active_children()
 
 

@@ -11,9 +11,10 @@ import time
 from dataclasses import replace
 
 import pytest
+import torch
 
 from pretrain import loop, recipes
-from protobench import checkpoints, cli, imagenet, mini
+from protobench import backbones, checkpoints, cli, imagenet, mini
 from tables import __main__ as tables_main
 from tables import catalogue, plan
 from tables.cluster import Unit
@@ -27,6 +28,10 @@ for last; do :; done
 cp "$last" {folder}/submitted/$((n + 100)).sh
 echo "Submitted batch job $((n + 100))"
 """
+SQUEUE = """#!/bin/sh
+for last; do :; done
+[ -e {folder}/ended ] || [ ! -e {folder}/submitted/$last.sh ] || echo $last
+"""
 
 
 def _reproduce(command, tmp_path, *flags):
@@ -37,9 +42,9 @@ def _reproduce(command, tmp_path, *flags):
 def test_jobs_of_this_machine_make_the_table(command, tmp_path):
     flags = ("--tier", "quick", "--rows", "random", "--slurm-cluster", "local", "--device", "cpu")
     code, out, err = _reproduce(command, tmp_path, *flags)
-    assert code == cli.INCOMPLETE, err
+    assert code == cli.INCOMPLETE, err  # of 70 cells
     assert re.search(r"random-seed1-\w+: job \d+\n", out)
-    assert re.search(r"random-seed1-\w+-lowshot-voc07: job \d+, after \d+\n", out)
+    assert re.search(r"random-seed1-\w+-lowshot-voc07-\w+: job \d+, after \d+\n", out)
     assert (tmp_path / "results" / "quick" / "table1.csv").exists()
     assert {path.name.rpartition("-")[0] for path in (tmp_path / "results" / "quick" / "records").glob("*.json")} == {
         "random-1-lowshot-voc07", "random-1-lowshot-places205"}
@@ -57,12 +62,13 @@ def _unit(tmp_path, world, epochs):
 
 
 @pytest.mark.skipif(not shutil.which("ps"), reason="needs ps to find the job's processes")
-def test_an_interrupted_job_is_requeued_and_ends_as_if_it_had_not_been(world, tmp_path, monkeypatch):
+def test_an_interrupted_job_is_requeued_and_ends_as_if_it_had_not_been(request, world, tmp_path, monkeypatch):
     monkeypatch.setattr(mini, "ensure", lambda: world)
     unit = _unit(tmp_path, world, 12)
     executor = submitit.AutoExecutor(tmp_path / "slurm", cluster="local")
     executor.update_parameters(timeout_min=60)
     job = executor.submit(unit)
+    request.addfinalizer(lambda: job.cancel(check=False))
     folder = unit.job.checkpoint.parent
     deadline = time.time() + 120
     while len((folder / "log.jsonl").read_text().splitlines() if (folder / "log.jsonl").exists() else []) < 3:
@@ -87,7 +93,7 @@ def slurm(tmp_path, monkeypatch):
     (tmp_path / "submitted").mkdir()
     (tmp_path / "bin").mkdir()
     for name, text in (("sbatch", SBATCH.format(folder=tmp_path)), ("srun", "#!/bin/sh\n"), ("sacct", "#!/bin/sh\n"),
-                       ("squeue", "#!/bin/sh\n")):
+                       ("squeue", SQUEUE.format(folder=tmp_path))):
         (tmp_path / "bin" / name).write_text(text)
         (tmp_path / "bin" / name).chmod(0o755 | stat.S_IEXEC)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
@@ -114,7 +120,8 @@ def test_slurm_gets_one_job_per_missing_unit_with_its_dependencies(command, tmp_
             assert "--ntasks-per-node=4" in text
             assert "--gpus-per-node=4" in text
             assert "--dependency" not in text
-        elif names[number] == "table":
+            assert "--kill-on-bad-exit=1" in text
+        elif names[number] == "table-table1":
             others = sorted(set(jobs) - {number})
             assert sorted(re.search(r"--dependency=afterany:(\S+)", text)[1].split(":")) == others
         else:
@@ -122,18 +129,44 @@ def test_slurm_gets_one_job_per_missing_unit_with_its_dependencies(command, tmp_
             assert f"--dependency=afterok:{own}\n" in text
             assert "--kill-on-invalid-dep=yes" in text
             assert "--ntasks-per-node=1" in text
-    assert json.loads((tmp_path / "runs" / "quick" / "slurm" / "jobs.json").read_text()) == {v: k for k, v in names.items()}
+    ledger = json.loads((tmp_path / "runs" / "quick" / "slurm" / "jobs.json").read_text())
+    assert sorted(ledger.values()) == sorted(number for number, name in names.items() if name != "table-table1")
     code, out, _ = _reproduce(command, tmp_path, *flags)
     assert code == cli.INCOMPLETE
-    assert out.count("on its way") == len(jobs)
-    assert len(list(slurm.glob("*.sh"))) == len(jobs), "nothing is submitted twice"
+    assert out.count("on its way") == len(jobs) - 1
+    assert len(list(slurm.glob("*.sh"))) == len(jobs) + 1, "only the table, which then waits for the same"
+    code, out, _ = command(tables_main.main, "reproduce", "table7", "--results", tmp_path / "results", "--runs",
+                           tmp_path / "runs", "--slurm", "--tier", "quick", "--rows", "moco", "--seeds", 1, "--slurm-gpus", 8)
+    assert re.search(r"moco-seed1-\w+: on its way, job", out), "tables share encoders"
+    assert "table-table7: job" in out
+    (tmp_path / "ended").touch()  # of all jobs nothing is left, and no account of them is kept
+    code, out, _ = _reproduce(command, tmp_path, *flags)
+    assert code == cli.INCOMPLETE
+    assert "on its way" not in out
+
+
+def test_checkpoints_of_one_folder_are_several_units(command, tmp_path, slurm):
+    for row in ("moco", "pcl"):
+        torch.manual_seed(len(row))
+        torch.save(backbones.build("resnet18").state_dict(), tmp_path / f"{row}.pth")
+    data = mini.ensure(tmp_path / "data", {"imagenet-train": 20, "imagenet-val": 20, "voc-trainval": 40, "voc-test": 40,
+                                           "places-train": 20, "places-val": 20})
+    code, out, err = _reproduce(command, tmp_path, "--tier", "paper", "--data", data, "--rows", "moco", "pcl", "--ckpt",
+                                f"moco={tmp_path / 'moco.pth'}", "--ckpt", f"pcl={tmp_path / 'pcl.pth'}")
+    assert code == cli.INCOMPLETE, err
+    names = [re.search(r"--job-name=(\S+)", path.read_text())[1] for path in slurm.glob("*.sh")]
+    assert len(set(names)) == len(names) > 2
+    assert {name.partition("-")[0] for name in names} == {"moco", "pcl", "table"}
+    assert "on its way" not in out
 
 
 def test_without_slurm_or_with_senseless_numbers_nothing_is_submitted(command, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     for flags, complaint in (((), "no Slurm on this machine"), (("--slurm-gpus", 0), "at least 1"),
-                             (("--slurm-hours", -1), "is positive")):
-        code, _, err = _reproduce(command, tmp_path, "--tier", "quick", "--rows", "random", *flags)
+                             (("--slurm-hours", -1), "is positive"), (("--slurm-hours", "inf"), "at most a year"),
+                             (("--slurm-cluster", "local", "--slurm-nodes", 2), "this one machine"),
+                             (("--slurm-gpus", 3), "moco: a batch of 128 images does not split over 3 processes")):
+        code, _, err = _reproduce(command, tmp_path, "--tier", "quick", "--rows", "random", "moco", *flags)
         assert code == 2
         assert complaint in err
         assert "Traceback" not in err
@@ -141,6 +174,9 @@ def test_without_slurm_or_with_senseless_numbers_nothing_is_submitted(command, t
     code, _, err = _reproduce(command, tmp_path, "--tier", "quick", "--rows", "random")
     assert code == 2
     assert "--slurm needs submitit" in err
+    code, _, err = command(tables_main.main, "reproduce", "table1", "--tier", "quick", "--slurm-gpus", 2)
+    assert code == 2
+    assert "add --slurm" in err
 
 
 def _children(pid):

@@ -292,7 +292,7 @@ def _refusals():
 
 def test_batches_that_cannot_be_shared_are_refused():
     for batch, groups in parallel.run(_refusals, processes=4):
-        assert "a batch of 30 images does not split over 4 processes" in batch
+        assert "moco: a batch of 30 images does not split over 4 processes" in batch
         assert "the 6 groups that BatchNorm takes a batch in do not split over 4 processes" in groups
 
 
