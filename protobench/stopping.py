@@ -49,7 +49,7 @@ class Stop:
     def restore(self) -> None:
         """Puts the handlers back that were there before."""
         for number, handler in self.before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)  # of one set outside Python nothing is known
         self.before = {}
 
 
