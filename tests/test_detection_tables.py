@@ -11,7 +11,7 @@ from PIL import Image
 
 from evaluate import detection, mmcv_operators
 from protobench import check_data, mini, scenes
-from tables import catalogue, compare, plan, reproduce
+from tables import catalogue, compare, plan, reproduce, work
 from tables import detections as detections_figure
 from tables.catalogue import load
 
@@ -90,9 +90,9 @@ def test_a_score_that_fails_does_not_stop_the_others(command, world, scene_data,
     monkeypatch.setattr(detection, "evaluate", evaluate)
     jobs = plan.make_plan(load("table5"), "quick", data=None, given={}, rows=("random",), seeds=1, results=tmp_path,
                           runs=tmp_path)
-    config = reproduce.Reproduce("table5", "quick", results=tmp_path, runs=tmp_path, device="cpu")
+    where = work.Where("quick", None, tmp_path, tmp_path, "cpu", 0)
     with pytest.raises(detection.UserError, match="detection voc07: detection training diverged") as mistake:
-        reproduce.run_job(jobs[0], config, 0)
+        reproduce.run_job(jobs[0], tmp_path / "log", where)
     assert mistake.value.hint == "a lower --lr"
     assert seen == ["voc07", "voc07+12"]
     code, out, _ = command(tables_main.main, "reproduce", "table5", "--tier", "quick", "--plan", "--results", tmp_path)

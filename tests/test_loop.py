@@ -52,6 +52,14 @@ def _equal(a, b):
     return all(torch.equal(x, y) for x, y in zip(_weights(a).values(), _weights(b).values(), strict=True))
 
 
+@pytest.fixture(autouse=True)
+def _hears_ctrl_c():
+    """Shells make background jobs deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 STEPS = 6
 """Of an epoch: 200 images in batches of 32."""
 
@@ -364,7 +372,8 @@ def test_images_of_different_sizes_are_read_from_files(tmp_path):
     (tmp_path / "a").mkdir()
     for i, size in enumerate([(64, 64)] + [(64, 90)] * 39):
         Image.new("RGB", size, (i, 0, 0)).save(tmp_path / "a" / f"{i:02d}.png")
-    assert isinstance(views.open_views(MOCO, images.image_folder(tmp_path, "x"), 1, "cpu", 0), views.FolderViews)
+    opened = views.open_views(replace(MOCO, queue=32), images.image_folder(tmp_path, "x"), 1, "cpu", 0)
+    assert isinstance(opened, views.FolderViews)
 
 
 def test_centre_crops_are_the_same_from_files_and_from_memory(train_images, monkeypatch):
@@ -385,7 +394,7 @@ def test_an_epoch_s_order_is_a_permutation_of_its_own():
 
 def test_pcl_s_e_step_sees_images_in_data_set_order(train_images, tmp_path):
     source = views.open_views(PCL, train_images, 1, "cpu", 0)
-    training = loop.Training(PCL, pcl.build(PCL, torch.empty(0), 0, 1), source)
+    training = loop.Training(PCL, pcl.build(PCL, torch.zeros(200), 0, 1), source)
     features = training.extract(torch.nn.Flatten())
     assert features.shape == (200, 3 * 32 * 32)
     crop = PCL.input.pixels(train_images.read(123)) / 255

@@ -104,7 +104,7 @@ def test_features_are_clustered_in_the_precision_of_the_run(precision, train_ima
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
     network[0].register_forward_hook(lambda module, given, output: seen.add(output.dtype))
     recipe = replace(METHODS["pcl"], train=replace(METHODS["pcl"].train, precision=precision))
-    found = loop.Training(recipe, pcl.build(recipe, torch.empty(0), 0, 0), opened).extract(network)
+    found = loop.Training(recipe, pcl.build(recipe, torch.zeros(200), 0, 0), opened).extract(network)
     assert found.dtype == np.float32
     assert seen == {{"fp32": torch.float32, "bf16": torch.bfloat16}[precision]}
 
