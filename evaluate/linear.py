@@ -176,6 +176,7 @@ def train(heads: Heads, compute: Any, images: ImageList, chosen: np.ndarray, inp
     labels = torch.from_numpy(images.labels).to(device)
     size, crops = params["batch_size"], RandomCrops(images, input_, params["seed"])
     steps, schedule = len(chosen) // size, params.get("schedule", "steps")
+    sizes = [len(ranks.share(size, rank)) for rank in range(ranks.count())]
     done = ranks.from_first(lambda: _resume(heads, saved))
     saved_at = time.monotonic()
 
@@ -195,7 +196,6 @@ def train(heads: Heads, compute: Any, images: ImageList, chosen: np.ndarray, inp
             mine = batches(crops, workers=workers, device=device, batch_sampler=list(map(ranks.own, where)))
             with stopping.deferred() as stop:
                 for step, (part, pixels) in enumerate(zip(where, mine, strict=True), start=first + 1):
-                    sizes = [len(ranks.share(size, rank)) for rank in range(ranks.count())]
                     if (x_ND := ranks.rows_at_first(compute(pixels), sizes)) is not None:
                         heads.step(x_ND.to(device), labels[[i for _, i in part]], factor(epoch, params["epochs"], schedule))
                     bar.update()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from protobench import failures, keyed
+from protobench import failures, keyed, stopping
 from protobench.errors import UserError
 from protobench.images import ImageList
 from protobench.transforms import EvalInput
@@ -85,7 +85,7 @@ def batches(dataset: Dataset, *, workers: int, device: str, stack: Callable[[lis
 def _deaf(worker: int) -> None:
     """A worker leaves it to its parent to stop, which may want the rest of a step: schedulers, torchrun and terminals send their
     signals to whole groups of processes. (It ends with its parent, for which torch looks.)"""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+    for number in stopping.SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
