@@ -65,7 +65,7 @@ class Config:
     @property
     def clusters(self) -> tuple[int, ...]:
         """The numbers of clusters tried."""
-        return self.num_clusters or ((100,) if self.data is None else (25_000,))
+        return self.num_clusters or ((100,) if mini.is_used(self.data) else (25_000,))
 
     def params(self) -> dict[str, Any]:
         """What determines the scores of a checkpoint on given images."""
@@ -126,7 +126,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
         metric={"name": "AMI", "unit": "", "higher_is_better": True, "test_images": len(train)},
         checkpoint=encoder.account,
         feature={"dim": int(x_ND.shape[1]), "pooling": config.feature, "copy": encoder.account["copy"]},
-        data=records.data_of("imagenet", (train,), embedded=config.data is None),
+        data=records.data_of("imagenet", (train,)),
         cost={"seconds": round(time.perf_counter() - started, 2)})
 
 

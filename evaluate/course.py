@@ -72,7 +72,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
         config.results, unit(encoder.key, lists, config), course["epochs"], probes=course["probes"],
         subject=subject or records.subject_of(config.ckpt), checkpoint=encoder.account,
         metric={"name": "loss", "unit": "nats", "higher_is_better": False, "test_images": len(lists[0])},
-        data=records.data_of(config.dataset, lists, embedded=mini.is_used(config.data)),
+        data=records.data_of(config.dataset, lists),
         cost={"seconds": round(sum(line["seconds"] for line in course["epochs"]), 2),
               "probe_seconds": round(sum(line["seconds"] for line in course["probes"]), 2)})
 

@@ -142,7 +142,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
     import torch
 
     from evaluate import mmcv_operators
-    from protobench import checkpoints, ranks
+    from protobench import checkpoints, input_check, ranks
     from protobench.saved import Saved
 
     params, where = config.params(), _check(config)
@@ -155,10 +155,11 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
     if known := ranks.from_first(lambda: _known(config.results, identity, subject)):
         print(f"done before (delete the record to repeat it): {known}")
         return known if ranks.first() else None
+    input_check.verify(encoder, test, encoder.input)
     operators, (longer, shorter) = mmcv_operators.provide(), params["test_scale"]
     print(f"{'Mask R-CNN, C4' if config.on_coco else 'Faster R-CNN, FPN'}, operators of {operators}: {len(train)} training and "
           f"{len(test)} test images, resized to at most {longer} by {shorter}, backbone in {encoder.precision}")
-    key = files.sha256([identity, subject])
+    key = files.sha256([identity, [images.cache_key for images in lists], subject])
     state = _State.read(Saved(config.results, f".detection-{key[:12]}", key))
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()  # of what this process did before
@@ -174,7 +175,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
         config.results, identity, state.runs, subject=subject, checkpoint=encoder.account,
         metric={"name": "box AP" if config.on_coco else "mAP@0.5", "unit": "%", "higher_is_better": True,
                 "test_images": len(test)},
-        data=records.data_of(config.dataset, lists, embedded=mini.is_used(config.data)), operators=operators,
+        data=records.data_of(config.dataset, lists), operators=operators,
         precision=encoder.precision, curves=curves[0], shown=shown[0],
         cost={"seconds": round(state.total, 2), "seconds_per_step": round(per_step, 4),
               "images_per_second": round(params["batch_size"] / per_step, 2),

@@ -25,6 +25,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
+from evaluate import chance
 from evaluate.average_precision import average_precision
 from evaluate.svm import GOYAL_COSTS, Problem, decision, normalise
 from protobench import cli, mini, readable, records, voc
@@ -81,9 +82,10 @@ def score(train_ND: np.ndarray, train_labels: np.ndarray, test_ND: np.ndarray, t
         chosen.append(cost)
         weights.append(problem.fit(positive_NC[:, c], cost, 2.0))
     counted = test_labels != 0 if drop_difficult else None
-    per_class = 100 * average_precision(decision(test_ND, np.stack(weights)), test_labels == 1, counted)
+    score_NC = decision(test_ND, np.stack(weights))
+    per_class = 100 * average_precision(score_NC, test_labels == 1, counted)
     return {"draw": 0, "value": round(float(per_class.mean()), 6), "per_class": [round(float(v), 2) for v in per_class],
-            "costs": chosen}
+            "costs": chosen, "rank_z": round(chance.rank_z(score_NC, test_labels == 1), 2)}
 
 
 def _cross_validated(x_ND: np.ndarray, positive_N: np.ndarray, costs: tuple[float, ...]) -> float:
@@ -143,7 +145,8 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
         subject=subject or records.subject_of(config.ckpt),
         metric={"name": "mAP", "unit": "%", "higher_is_better": True, "test_images": len(test)},
         checkpoint=encoder.account, feature={"dim": int(test_ND.shape[1]), "pooling": how["pooling"]},
-        data=records.data_of("voc07", (train, test), embedded=config.data is None, class_names=train.classes),
+        warnings=[chance.ranking_remark(run["rank_z"], len(test.classes), trained=not encoder.account["untouched"])],
+        data=records.data_of("voc07", (train, test), class_names=train.classes),
         cost={"seconds": round(time.perf_counter() - started, 2)})
 
 

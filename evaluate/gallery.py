@@ -64,7 +64,7 @@ class Config:
 
     def params(self) -> dict[str, Any]:
         """What determines the gallery of a checkpoint on given images."""
-        embedded = self.data is None
+        embedded = mini.is_used(self.data)
         return {"fine": self.fine or (200 if embedded else 100_000), "coarse": self.coarse or (100 if embedded else 50_000),
                 "clusters": self.clusters, "coarse_images": self.coarse_images, "seed": self.seed}
 
@@ -141,7 +141,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
         config.results, unit(encoder.key, lists, config), [{"draw": 0, "value": round(100 * purity, 4)}],
         subject=subject or records.subject_of(config.ckpt), checkpoint=encoder.account, groups=shown,
         metric={"name": "nearest five of one class", "unit": "%", "higher_is_better": True, "test_images": len(train)},
-        data=records.data_of("imagenet", lists, embedded=config.data is None),
+        data=records.data_of("imagenet", lists),
         cost={"seconds": round(time.perf_counter() - started, 2)})
 
 

@@ -27,6 +27,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
+from evaluate import chance
 from protobench import cli, imagenet, mini, readable, records
 from protobench.errors import UserError
 from protobench.images import ImageList
@@ -166,13 +167,15 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
     runs = score(bank_ND, train.labels, query_MD, val.labels, config.k, config.sharpness, device=device)
     if not ranks.first():
         return None
+    odd = [chance.accuracy_remark(round(run["value"] * len(val) / 100), val.labels, trained=not encoder.account["untouched"])
+           for run in runs]
     return records.write(
         config.results, unit(keys.key, (train, val), config), runs,
         subject=subject or records.subject_of(config.ckpt),
         metric={"name": "top-1", "unit": "%", "higher_is_better": True, "test_images": len(val)}, checkpoint=encoder.account,
         feature={"dim": int(query_MD.shape[1]), "pooling": config.feature, "copy": encoder.account["copy"],
                  "bank": keys.account["copy"], **({"bank_bf16": keys.account["bf16"]} if "bf16" in keys.account else {})},
-        data=records.data_of("imagenet", (train, val), embedded=config.data is None),
+        data=records.data_of("imagenet", (train, val)), warnings=odd,
         cost={"seconds": round(time.perf_counter() - started, 2)})
 
 

@@ -30,6 +30,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
+from evaluate import chance
 from protobench import cifar, cli, files, imagenet, keyed, mini, places, readable, records
 from protobench.errors import UserError
 from protobench.images import ImageList
@@ -79,7 +80,7 @@ class Config:
     def params(self) -> dict[str, Any]:
         """What determines the score of a checkpoint on given images."""
         is_places, is_cifar = self.dataset == "places205", self.dataset.startswith("cifar")
-        epochs = self.epochs if self.epochs is not None else 10 if self.data is None else 40 if is_places else 100
+        epochs = self.epochs if self.epochs is not None else 10 if mini.is_used(self.data) else 40 if is_places else 100
         params = {"lr": self.lr or self._default_lr(), "epochs": epochs, "batch_size": self.batch_size,
                   "sgd_momentum": self.sgd_momentum, "weight_decay": self.weight_decay, "seed": self.seed,
                   "batch_norm": is_places if self.batch_norm is None else self.batch_norm,
@@ -88,7 +89,7 @@ class Config:
 
     def _default_lr(self) -> tuple[float, ...]:
         if self.dataset.startswith("cifar"):
-            return (0.1 * self.batch_size / 256,) if self.data else (0.1, 1.0, 10.0)
+            return (0.1, 1.0, 10.0) if mini.is_used(self.data) else (0.1 * self.batch_size / 256,)
         return (0.3,) if self.dataset == "places205" else (10.0,)
 
 
@@ -270,7 +271,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
     everything = np.arange(len(training))
     held = everything % HELD_OUT == 0 if len(rates) > 1 else np.zeros(len(training), dtype=bool)
     identity = unit(encoder.key, lists, config)
-    key = files.sha256([identity, subject])
+    key = files.sha256([identity, [images.cache_key for images in lists], subject])
     compute = features.Forward(encoder, encoder.input, params["pooling"], device)
     before = checkpoints.digest_of(compute.backbone.state_dict())
     how: dict[str, Any] = {"pooling": params["pooling"], "device": device, "workers": config.workers}
@@ -293,13 +294,14 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
         chosen_by, _ = accuracies(heads, held_ND, training.labels[held], device)
         sweep = [{**line, "held_out": value} for line, value in zip(sweep, chosen_by, strict=True)]
         best = max((i for i, ok in enumerate(alive) if ok), key=lambda i: chosen_by[i])
+    odd = chance.accuracy_remark(round(top1[best] * len(test) / 100), test.labels, trained=not encoder.account["untouched"])
     path = records.write(
         config.results, identity, [{"draw": 0, "value": top1[best], "top5": top5[best], "lr": rates[best]}],
         subject=subject or records.subject_of(config.ckpt), sweep=sweep,
         metric={"name": "top-1", "unit": "%", "higher_is_better": True, "test_images": len(test)}, checkpoint=encoder.account,
         feature={"dim": int(test_ND.shape[1]), "pooling": params["pooling"]},
-        data=records.data_of(config.dataset, lists, embedded=mini.is_used(config.data), held_out=int(held.sum())),
-        cost={"seconds": round(time.perf_counter() - started, 2)})
+        data=records.data_of(config.dataset, lists, held_out=int(held.sum())),
+        warnings=[odd], cost={"seconds": round(time.perf_counter() - started, 2)})
     saved.clear()
     return path
 

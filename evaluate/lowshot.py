@@ -33,7 +33,7 @@ import numpy as np
 import tyro
 from threadpoolctl import threadpool_limits
 
-from evaluate import newton
+from evaluate import chance, newton
 from evaluate.average_precision import average_precision
 from evaluate.draws import Draw, all_draws
 from evaluate.svm import GOYAL_COSTS, Problem, decision, normalise
@@ -101,7 +101,8 @@ class Config:
 def score(train_ND: np.ndarray, test_ND: np.ndarray, test_labels: np.ndarray, draws: list[Draw], costs: tuple[float, ...],
           *, drop_difficult: bool = False, positive_weight: float = 2.0, exact: bool = False,
           desc: str = "SVMs") -> list[dict[str, Any]]:
-    """One run per draw and cost: ``{"k", "draw", "cost", "value", "per_class", "subset"}``; values in percent.
+    """One run per draw and cost: ``{"k", "draw", "cost", "value", "per_class", "subset"}``, values in percent; where
+    images have several classes, ``"rank_z"`` too (chance.py).
 
     Labels [N, C] (1, 0, -1) give mean average precision, labels [N] give top-1 accuracy (no weights: pass 1). ``exact``: by
     Newton's method instead of LIBLINEAR.
@@ -116,7 +117,8 @@ def score(train_ND: np.ndarray, test_ND: np.ndarray, test_labels: np.ndarray, dr
             per_class = _metric(score_NC, test_labels, drop_difficult)
             runs.append({"k": draw.k, "draw": draw.number, "cost": cost, "value": round(float(per_class.mean()), 6),
                          "per_class": [round(float(value), 2) for value in per_class] if test_labels.ndim == 2 else None,
-                         "subset": draw.subset})
+                         "subset": draw.subset,
+                         **({"rank_z": round(chance.rank_z(score_NC, test_labels == 1), 2)} if test_labels.ndim == 2 else {})})
     return runs
 
 
@@ -209,8 +211,18 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
         config.results, unit(encoder.key, (train, test), config), runs, subject=subject or records.subject_of(config.ckpt),
         metric={"name": "mAP" if is_voc else "top-1", "unit": "%", "higher_is_better": True, "test_images": len(test)},
         checkpoint=encoder.account, feature={"dim": int(test_ND.shape[1]), "pooling": how["pooling"]},
-        data=records.data_of(config.dataset, (train, test), embedded=config.data is None),
+        warnings=[_remark(runs, test.labels, trained=not encoder.account["untouched"])],
+        data=records.data_of(config.dataset, (train, test)),
         cost={"seconds": round(time.perf_counter() - started, 2)})
+
+
+def _remark(runs: list[dict[str, Any]], labels: np.ndarray, *, trained: bool) -> str:
+    """What chance.py finds odd about the runs with most images: their mean, as the draws share their test images."""
+    most = [run for run in runs if run["k"] == max(run["k"] for run in runs)]
+    if labels.ndim == 2:
+        return chance.ranking_remark(float(np.mean([run["rank_z"] for run in most])), labels.shape[1], trained=trained)
+    right = float(np.mean([run["value"] for run in most])) * len(labels) / 100
+    return chance.accuracy_remark(round(right), labels, trained=trained)
 
 
 def _check(config: Config) -> None:

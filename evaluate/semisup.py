@@ -28,6 +28,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
+from evaluate import chance
 from evaluate.subsets import drawn, listed, names
 from protobench import cli, files, imagenet, keyed, mini, readable, records
 from protobench.errors import UserError
@@ -91,7 +92,7 @@ class Config:
     @property
     def listing(self) -> Path | None:
         """The subset's list: the one given, or SimCLR's beside the data."""
-        if self.subset_list or self.data is None or self.random_subset:
+        if self.subset_list or self.random_subset or mini.is_used(self.data):
             return self.subset_list
         home = self.data.absolute()
         found = [place / "imagenet_subsets" / f"{self.percent}percent.txt" for place in (home, home / "imagenet", home.parent)]
@@ -99,7 +100,7 @@ class Config:
 
     def params(self) -> dict[str, Any]:
         """What determines the score of a checkpoint on given images."""
-        embedded, listing = self.data is None, self.listing
+        embedded, listing = mini.is_used(self.data), self.listing
         # a batch of 20 is too small for a rate of 1: scaled linearly, the training loss of the two control rows fell lower in the
         # one run of each that was tried (0.9 and 1.8 for 6.3 and 3.1); at 10 %, with lower rates, not (1.3 and 2.7 for 1.0, 1.8)
         scale = 20 / 256 if embedded and self.percent == 1 else 1.0
@@ -258,7 +259,7 @@ def unit(encoder_key: str, lists: tuple[ImageList, ...], config: Config) -> dict
 
 def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | None:
     """Scores the checkpoint and returns the path of the record written; ``subject`` as in evaluate/lowshot.py."""
-    from protobench import checkpoints, ranks
+    from protobench import checkpoints, input_check, ranks
     from protobench.devices import device_of
     from protobench.loading import CentreCrops, batches, normaliser
     from protobench.saved import Saved
@@ -273,6 +274,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
     with ranks.first_goes_first():
         lists = data_lists(config.data, config.dataset, config.skip_bad_images)
     training, val = lists
+    input_check.verify(encoder, val, encoder.input)
     subsets = [listed(training, listing, params["percent"]) if listing else
                drawn(len(training), params["percent"], params["seed"], draw) for draw in range(params["draws"])]
     if len(subsets[0]) < params["batch_size"]:
@@ -285,7 +287,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
           f"fine-tunings: {len(subsets)}")
     where: dict[str, Any] = {"device": device, "workers": config.workers}
     identity = unit(encoder.key, lists, config)
-    key = files.sha256([identity, subject])
+    key = files.sha256([identity, [images.cache_key for images in lists], subject])
     saved = Saved(config.results, f".semisup-{key[:12]}", key)
     state = ranks.from_first(saved.read) or {"runs": [], "step": 0, "losses": [], "tuning": None, "seconds": 0.0}
     runs, before, mine = state["runs"], state["seconds"], np.array(ranks.share(len(val)))
@@ -312,10 +314,12 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
             save(0, [], None)
     if not ranks.first():
         return None
+    odd = [chance.accuracy_remark(round(run["top1"] * len(val) / 100), val.labels, trained=not encoder.account["untouched"])
+           for run in runs]
     path = records.write(
-        config.results, identity, runs, subject=subject or records.subject_of(config.ckpt),
+        config.results, identity, runs, subject=subject or records.subject_of(config.ckpt), warnings=odd,
         metric={"name": "top-5", "unit": "%", "higher_is_better": True, "test_images": len(val)}, checkpoint=encoder.account,
-        data=records.data_of(config.dataset, lists, embedded=config.data is None,
+        data=records.data_of(config.dataset, lists,
                           train_images=len(subsets[0]), subset=listing.name if listing else "random"),
         cost={"seconds": round(before + time.perf_counter() - started, 2)})
     saved.clear()

@@ -77,7 +77,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
         config.results, unit(encoder.key, lists, config), [{"draw": 0, "value": last["tp"], "fn": last["fn"]}],
         subject=subject or records.subject_of(config.ckpt), checkpoint=encoder.account, epoch=last["epoch"],
         metric={"name": "TP similarity", "unit": "cosine", "higher_is_better": True},
-        data=records.data_of(config.dataset, lists, embedded=mini.is_used(config.data)), cost={"seconds": 0.0})
+        data=records.data_of(config.dataset, lists), cost={"seconds": 0.0})
 
 
 def report(record: dict[str, Any]) -> str:

@@ -114,7 +114,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
     return records.write(
         config.results, unit(encoder.key, lists, config), [run], subject=subject or records.subject_of(config.ckpt),
         metric={"name": "nearest neighbour of the same class", "unit": "%", "higher_is_better": True, "test_images": len(shown)},
-        checkpoint=encoder.account, data=records.data_of("imagenet", lists, embedded=config.data is None),
+        checkpoint=encoder.account, data=records.data_of("imagenet", lists),
         places=[[round(float(x), 1), round(float(y), 1)] for x, y in places_N2], labels=shown.labels.tolist(),
         class_names=train.classes[: int(shown.labels.max()) + 1],
         cost={"seconds": round(time.perf_counter() - started, 2)})

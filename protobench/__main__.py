@@ -79,7 +79,7 @@ class CheckData:
 
     data: tyro.conf.Positional[Path | None] = None
     """folder with imagenet/, VOCdevkit/, places205/ and CIFAR's folders, or one of these; without it the embedded data"""
-    dataset: tuple[Literal["imagenet", "voc07", "places205", "cifar10", "cifar100"], ...] = ()
+    dataset: tuple[Literal["imagenet", "voc07", "voc07+12", "coco", "places205", "cifar10", "cifar100"], ...] = ()
     """only these; default all that are there"""
     workers: int = os.cpu_count() or 1
     """threads that decode"""

@@ -1,31 +1,19 @@
 """Verifies data sets: layout, classes and their order, counts, every image decoded, files that stand in two splits."""
 
 import os
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from protobench import cifar, cli, coco, files, imagenet, mini, places, readable, voc, voc_boxes
+from protobench import cifar, cli, coco, files, imagenet, mini, places, published, readable, voc, voc_boxes
 from protobench.errors import UserError, printable
 from protobench.images import ImageList
+from protobench.leftovers import is_leftover
 
 SHOWN = 20
 """Bad files that are named on the terminal; all of them go into the list."""
-
-
-@dataclass(frozen=True)
-class Known:
-    """A data set as it was published."""
-
-    read_both: Callable[[Path], tuple[ImageList, ImageList]]
-    images: tuple[int, int]
-    classes: int
-    order: str = ""
-    """SHA-256 of the classes in order, one a line, where they have one name everywhere"""
 
 
 PLACES = {"imagenet": ("imagenet",), "voc07": ("VOCdevkit", "VOC2007", "ImageSets"),
@@ -34,22 +22,21 @@ PLACES = {"imagenet": ("imagenet",), "voc07": ("VOCdevkit", "VOC2007", "ImageSet
           "cifar100": ("cifar100", cifar.FOLDERS["cifar100"])}
 """The folders below a root that a data set is known by."""
 
-DATASETS = {
-    "imagenet": Known(imagenet.read_both, (1_281_167, 50_000), 1000,
-                      "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd"),
-    "voc07": Known(voc.read_both, (5011, 4952), 20, files.sha256_text("\n".join(voc.CLASSES))),
-    "voc07+12": Known(partial(voc_boxes.read_both, training="voc07+12"), (16_551, 4952), 20,
-                      files.sha256_text("\n".join(voc.CLASSES))),
-    "coco": Known(coco.read_both, (117_266, 5000), 80),
-    "places205": Known(places.read_both, (2_448_873, 20_500), 205),
-    "cifar10": Known(partial(cifar.read_both, name="cifar10"), (50_000, 10_000), 10),
-    "cifar100": Known(partial(cifar.read_both, name="cifar100"), (50_000, 10_000), 100),
+DATASETS: dict[str, Callable[[Path], tuple[ImageList, ImageList]]] = {
+    "imagenet": imagenet.read_both,
+    "voc07": voc.read_both,
+    "voc07+12": partial(voc_boxes.read_both, training="voc07+12"),
+    "coco": coco.read_both,
+    "places205": places.read_both,
+    "cifar10": partial(cifar.read_both, name="cifar10"),
+    "cifar100": partial(cifar.read_both, name="cifar100"),
 }
+"""What reads both splits of a data set below a root; what they should hold is in published.py."""
 
 
 def check(data: Path | None, chosen: tuple[str, ...], workers: int) -> int:
-    """Prints what is found below ``data`` (None: the embedded data) and returns the exit code: 0 as published (embedded: as
-    made), 1 readable but other images or classes than published, 2 missing, unreadable or misplaced."""
+    """Prints what is found below ``data`` (None: the embedded data) and returns the exit code: 0 as published, or embedded and
+    readable, 1 readable but other images or classes than published, 2 missing, unreadable or misplaced."""
     root = data or mini.ensure()
     if not root.is_dir():
         raise UserError("no such folder", at=root)
@@ -64,7 +51,7 @@ def check(data: Path | None, chosen: tuple[str, ...], workers: int) -> int:
                 print(f"{name}: not here")
             continue
         try:
-            code = max(code, _report(name, DATASETS[name].read_both(root), published=data is not None, workers=workers))
+            code = max(code, _report(name, DATASETS[name](root), workers))
         except UserError as mistake:
             print(f"{name}: {mistake}")
             code = cli.TROUBLE
@@ -72,30 +59,31 @@ def check(data: Path | None, chosen: tuple[str, ...], workers: int) -> int:
 
 
 def _is_here(name: str, root: Path) -> bool:
-    """Whether a data set's folder is there, whole or not. train/ right in the root is ImageNet's if its classes are wnids."""
+    """Whether a data set's folder is there, whole or not. train/ right in the root belongs to the data set that its classes tell:
+    CIFAR's by their names, ImageNet's if they are wnids, else Places205's."""
     if any((root / place).is_dir() for place in PLACES[name]) or root.name == cifar.FOLDERS.get(name):
         return True
     folders = (of for other, of in PLACES.items() if not other.startswith("cifar"))  # those hold no train/
-    if (name not in ("imagenet", "places205") or not (root / "train").is_dir()
+    if (name not in ("imagenet", "places205", *cifar.CLASSES) or not (root / "train").is_dir()
             or any((root / place).is_dir() for of in folders for place in of)):
         return False
-    wnids = any(re.fullmatch(r"n\d{8}", entry.name) for entry in (root / "train").iterdir())
-    return wnids == (name == "imagenet")
+    titles = {entry.name for entry in (root / "train").iterdir() if not is_leftover(entry.name)}
+    if own := next((of for of, classes in cifar.CLASSES.items() if titles == set(classes)), None):
+        return name == own
+    if name in cifar.CLASSES:
+        return False
+    return (name == "imagenet") == (mini.holds(list(titles)) or any(map(published.WNID.fullmatch, titles)))
 
 
-def _report(name: str, lists: tuple[ImageList, ImageList], *, published: bool, workers: int) -> int:
-    known, odd = DATASETS[name], []
+def _report(name: str, lists: tuple[ImageList, ImageList], workers: int) -> int:
     print(f"{name} at {printable(os.path.commonpath([images.root.absolute() for images in lists]))}")
-    for images, expected in zip(lists, known.images, strict=True):
+    for images in lists:
         per_class = (images.labels == 1).sum(0) if images.labels.ndim == 2 else np.bincount(images.labels)
         print(f"  {images.name:<16} {len(images):>8} images, {len(images.classes)} classes, "
               f"{per_class.min()} to {per_class.max()} images each")
-        if published and len(images) != expected:
-            odd.append(f"{images.name} has {len(images)} images, not {expected}")
-    if published and len(lists[0].classes) != known.classes:
-        odd.append(f"{len(lists[0].classes)} classes, not {known.classes}")
-    elif published and known.order and files.sha256_text("\n".join(lists[0].classes)) != known.order:
-        odd.append("the classes are not the published ones in their order, so labels mean something else")
+    if mini.holds(lists[0].classes):
+        print("  the embedded data: numbers made with it are not comparable with any paper's")
+    odd = list(dict.fromkeys(told for images in lists for told in published.counts(images) + published.departures(images)))
     found = [readable.check(images, workers) for images in lists]
     bad = [printable(f"{images.root / images.paths[i]}: {why}") for images, of in zip(lists, found, strict=True)
            for i, why in of.bad.items()]
@@ -117,6 +105,6 @@ def _report(name: str, lists: tuple[ImageList, ImageList], *, published: bool, w
         print(f"  {repeated} {things} of {lists[0].name} repeat another, byte for byte")
     for line in odd:
         print(f"  not as published: {line}; cells made with it are off protocol")
-    if not odd and not bad and published:
+    if not odd and not bad and (known := published.split_of(lists[0])):
         print("  as published: counts" + (", classes and their order" if known.order else " and number of classes"))
     return cli.TROUBLE if bad else cli.DIFFERS if odd else cli.SAME

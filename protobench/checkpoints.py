@@ -44,6 +44,8 @@ class Encoder:
     """the projection head of this copy, where the file has one of known shape: pooled features [N, D] to [N, C]"""
     precision: Literal["fp32", "bf16"] = "fp32"
     """of the network's arithmetic"""
+    input_certain: bool = True
+    """whether the input's normalisation is known, from our header or from the user, and not assumed for the file's origin"""
 
     def summary(self) -> str:
         """A few lines for the terminal: what was loaded, what was left out, and the input it is given."""
@@ -107,7 +109,12 @@ def load(path: Path, reading: Reading | None = None, *, prefer: Copy | None = No
         "input": asdict(input_), "untouched": _untouched(state), "projection": {name: list(t.shape) for name, t in head.items()},
     }
     key = _key(path, match, arch, file, sha256, reading, input_, prefer)
-    return Encoder(backbone.eval(), input_, key, account, _projection(head), reading.precision)
+    certain = bool(file.header) or reading.normalisation is not None
+    if not certain and not account["untouched"] and _without_statistics(state):
+        raise UserError("the first BatchNorm has no statistics (all means 0, all variances equal), so whether the inputs were "
+                        f"normalised as usual for {account['origin']} cannot be checked", at=path,
+                        hint=f"say how they were with --normalisation: {', '.join(layouts.NORMALISATIONS)}, or six numbers")
+    return Encoder(backbone.eval(), input_, key, account, _projection(head), reading.precision, certain)
 
 
 # What the file holds --------------------------------------------------------------------------------------------------
@@ -277,6 +284,12 @@ def _untouched(state: State) -> bool:
              if re.search(r"(^|\.)(bn\d|downsample\.1)\.", name) and not name.endswith("num_batches_tracked")}
     return all(bool((tensor == (1.0 if name.endswith(("weight", "running_var")) else 0.0)).all())
                for name, tensor in norms.items())
+
+
+def _without_statistics(state: State) -> bool:
+    """Whether the first BatchNorm's running statistics tell nothing of the inputs, as where it was fused into the convolution."""
+    mean, variance = state["bn1.running_mean"], state["bn1.running_var"]
+    return bool((mean == 0).all() and (variance == variance[0]).all())
 
 
 def _key(path: Path, match: Match, arch: Arch, file: TensorFile, sha256: str, reading: Reading, input_: EvalInput,

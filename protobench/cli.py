@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from protobench import failures
 from protobench.errors import UserError
+from protobench.notices import notice
 
 SAME, DIFFERS, TROUBLE, INCOMPLETE, STOPPED, INTERRUPTED = 0, 1, 2, 3, 75, 130
 """Exit codes, after diff(1). 75: stopped by SIGTERM, 130: by Ctrl-C; everything finished until then is kept."""
@@ -53,7 +54,10 @@ def scored(config: Callable[..., T], description: str, evaluate: Callable[[T], P
 
     records.expect(parsed.results)
     if path := evaluate(parsed):
-        print(report(records.read(path)))
+        record = records.read(path)
+        print(report(record))
+        for text in record.get("warnings", ()):
+            notice(f"warning: {text}")
         print(f"record: {path}")
     ranks.leave()
     return SAME

@@ -14,7 +14,7 @@ import PIL
 import torch
 from filelock import FileLock
 
-from protobench import files, ranks
+from protobench import files, input_check, ranks
 from protobench.backbones import folded
 from protobench.checkpoints import Encoder
 from protobench.errors import UserError
@@ -45,13 +45,14 @@ def extract(encoder: Encoder, images: ImageList, *, pooling: Pooling = "average"
     """
     input_ = replace(encoder.input, warp=warp)
     weights = [encoder.account[part] for part in ("sha256", "prefix", "arch")]
-    identity = {"version": VERSION, "weights": weights, "data": images.fingerprint, "input": asdict(input_),
+    identity = {"version": VERSION, "weights": weights, "data": images.cache_key, "input": asdict(input_),
                 "pooling": pooling, "device": torch.device(device).type, "batch_size": batch_size,
                 "torch": torch.__version__, "pillow": PIL.__version__}
     if encoder.precision == "bf16":
         identity["precision"] = "bf16"
         if "bf16" not in encoder.account:
             encoder.account["bf16"] = agreement(encoder, images, input_, pooling, device)
+    input_check.verify(encoder, images, input_)
     path = (cache or files.cache_dir() / "features") / f"{files.sha256(identity)}.npy"
     how, started = "taken from the cache", time.perf_counter()
     if not ranks.from_first(lambda: _is_there(path)):

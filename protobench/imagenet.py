@@ -1,8 +1,8 @@
 """ImageNet (ILSVRC 2012) as folders, one per class: where it lies, and what is wrong where it does not."""
 
-import re
 from pathlib import Path
 
+from protobench import published
 from protobench.errors import UserError
 from protobench.images import ImageList, image_folder, pair
 
@@ -25,12 +25,8 @@ def folder(data: Path) -> Path:
 
 def read(data: Path, split: str) -> ImageList:
     """The images of train or val, classes in sorted order (that of the wnids). UserError for a flat or missing folder, and for
-    Places205's."""
-    images = image_folder(folder(data) / split, f"imagenet-{split}")
-    if len(images.classes) in (205, 365) and not any(re.fullmatch(r"n\d{8}", title) for title in images.classes):
-        raise UserError(f"{len(images.classes)} classes, none of them a wnid: this is Places, not ImageNet", at=images.root,
-                        hint="give ImageNet's folder as --data")
-    return images
+    another known data set in this layout."""
+    return published.check(image_folder(folder(data) / split, f"imagenet-{split}"))
 
 
 def read_both(data: Path) -> tuple[ImageList, ImageList]:

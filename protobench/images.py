@@ -2,8 +2,11 @@
 
 import hashlib
 import os
+import unicodedata
 import warnings
-from dataclasses import dataclass, replace
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -12,11 +15,17 @@ from PIL import Image
 
 from protobench import failures, files, keyed
 from protobench.errors import UserError, decodable, printable
+from protobench.leftovers import is_leftover
+from protobench.notices import notice, some
 
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # read() refuses what Pillow would only warn about
 
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".webp"}
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
+"""Of image files, in lower case: torchvision's list."""
+HASHED_BYTES = 2**30
+"""Files of a list that are together no larger are hashed whole: VOC07 takes a second, and is read anyway."""
 SAMPLED_FILES = 256
+"""How many of a larger list are hashed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,23 +70,58 @@ class ImageList:
         return tuple(map(decodable, self.paths))
 
     @cached_property
-    def fingerprint(self) -> str:
-        """Hash of all names and labels and of the contents of up to 256 files spread over the list, or of all pixels.
+    def states(self) -> np.ndarray:
+        """int64 [N, 2]: size in bytes and time of the last change in nanoseconds of every file. UserError for a file that is not
+        there. 1.28 million files take seconds, as nothing is opened."""
+        root, parts = str(self.root), [range(i, min(i + 8192, len(self))) for i in range(0, len(self), 8192)]
 
-        A sample, because reading 1.28 M files to name a data set would take as long as evaluating on it.
+        def of_part(part: range) -> list[tuple[int, int]]:
+            return [(found.st_size, found.st_mtime_ns) for i in part if (found := os.stat(f"{root}/{self.paths[i]}"))]
+
+        try:
+            with ThreadPoolExecutor(8) as pool:  # a cold disk or a network answers several at once
+                return np.array([state for part in pool.map(of_part, parts) for state in part], np.int64).reshape(-1, 2)
+        except OSError as failure:
+            raise self._cannot_read(failure) from failure
+
+    @property
+    def hashed_whole(self) -> bool:
+        """Whether the fingerprint holds the contents of every file."""
+        return self.pixels is not None or len(self) <= SAMPLED_FILES or int(self.states[:, 0].sum()) <= HASHED_BYTES
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of all names and labels and of all contents (pixels, or files of up to 1 GiB in all). It is the same on every
+        machine, so that records can be compared.
+
+        Of a larger data set, which would take as long to read as to evaluate on, every file's size and the contents of 256 files
+        spread over the list are hashed.
         """
         if self.pixels is not None:
             contents = [str(self.pixels.shape), hashlib.sha256(self.pixels.tobytes()).hexdigest()]
             return files.sha256([self.paths, self.labels.tolist(), self.classes, contents])
-        chosen = range(len(self)) if len(self) <= SAMPLED_FILES else sorted(
+        whole = self.hashed_whole
+        chosen = range(len(self)) if whole else sorted(
             keyed.generator("fingerprint", len(self)).choice(len(self), SAMPLED_FILES, replace=False).tolist())
         try:
             contents = [files.sha256_file(self.root / self.paths[i]) for i in chosen]
         except OSError as failure:
-            raise failures.explained(failure) or UserError(
-                f"{self.name}: cannot read an image of the list: {failure.strerror}", at=failure.filename,
-                hint="unpack the data set again, or correct the list") from failure
-        return files.sha256([self.names, self.labels.tolist(), self.classes, contents])
+            raise self._cannot_read(failure) from failure
+        sizes = [] if whole else [self.states[:, 0].tolist()]
+        return files.sha256([self.names, self.labels.tolist(), self.classes, contents, *sizes])
+
+    @cached_property
+    def cache_key(self) -> str:
+        """What is kept of these images on this machine is known by: the fingerprint and, where that does not hold every file's
+        contents, the size and the time of the last change of every file. A file that was replaced never goes unnoticed."""
+        if self.hashed_whole:
+            return self.fingerprint
+        return files.sha256([self.fingerprint, hashlib.sha256(self.states.tobytes()).hexdigest()])
+
+    def _cannot_read(self, failure: OSError) -> UserError:
+        return failures.explained(failure) or UserError(
+            f"{self.name}: cannot read an image of the list: {failure.strerror}", at=failure.filename,
+            hint="unpack the data set again, or correct the list")
 
     def read(self, index: int) -> Image.Image:
         """The image as RGB, fully decoded. UserError naming the file where it cannot be."""
@@ -123,31 +167,101 @@ def text_of(path: Path) -> str:
         raise UserError(f"cannot read this list: {failure.strerror}", at=path) from failure
 
 
-def image_folder(root: Path, name: str) -> ImageList:
-    """``root/<class>/*.jpg`` as ImageNet's train and val are kept; classes in sorted order. UserError for a folder that is
-    missing, cannot be read, is flat, or holds an empty class."""
+def image_folder(root: Path, name: str, *, leaves: bool = False) -> ImageList:
+    """``root/<class>/**/*.jpg`` as torchvision reads it: classes in sorted order, the images of a class from its folder and those
+    within, in the order of their paths. ``leaves``: every folder that holds images is a class, by its path below ``root``.
+
+    What systems and tools leave there (leftovers.py), and files that are no images, are left out with a notice. Names are
+    compared as Unicode text, however they are composed. UserError for a folder that is missing, cannot be read, is flat, or
+    holds a class without images.
+    """
     try:
-        return _image_folder(root, name)
+        found = _walk(root, name)
     except OSError as failure:
         raise UserError(f"{name}: cannot read this folder: {failure.strerror}", at=failure.filename or root,
                         hint="check permissions, links and the disk") from failure
+    images_of: dict[str, list[str]] = {} if leaves else {title: [] for title in found.classes}
+    for folder, names in sorted(found.images.items()):
+        images_of.setdefault(folder if leaves else folder.partition("/")[0], []).extend(f"{folder}/{name}" for name in names)
+    for title, paths in images_of.items():
+        if not paths:
+            others = Counter(Path(path).suffix or path for path in found.others if path.startswith(f"{title}/"))
+            raise UserError(f"{name}: class {title!r} has no image" + (
+                f", but {some([f'{n} {kind}' for kind, n in others.items()])}" if others else ""), at=root / title,
+                hint=f"images are files with one of the suffixes {' '.join(sorted(EXTENSIONS))}" if others
+                else "remove the empty folder or unpack the class again")
+    titles: dict[str, str] = {}
+    for title in images_of:
+        if (other := titles.setdefault(unicodedata.normalize("NFC", title), title)) != title:
+            raise UserError(f"{name}: two folders have the same name, {title!r}, composed in two ways", at=root,
+                            hint=f"move the images of one into the other: {other!r} and {title!r} differ in their bytes alone")
+    ordered = [titles[title] for title in sorted(titles)]
+    _tell(found, name, leaves=leaves)
+    return ImageList(name, root, tuple(path for title in ordered for path in images_of[title]),
+                     np.repeat(np.arange(len(ordered)), [len(images_of[title]) for title in ordered]),
+                     tuple(printable(title) for title in sorted(titles)))
 
 
-def _image_folder(root: Path, name: str) -> ImageList:
+@dataclass
+class _Walked:
+    """What lies in and below the folders of a root; paths are relative to it."""
+
+    classes: list[str]
+    images: dict[str, list[str]] = field(default_factory=dict)
+    """folder -> names of the images right in it, sorted"""
+    others: list[str] = field(default_factory=list)
+    """files that are no images"""
+    leftovers: list[str] = field(default_factory=list)
+
+
+def _walk(root: Path, name: str) -> _Walked:
     if not root.is_dir():
         raise UserError(f"{name}: no such folder", at=root, hint="expected one folder per class below it")
     with os.scandir(root) as entries:
-        classes = sorted(entry.name for entry in entries if entry.is_dir())
-    if not classes:
-        flat = any(path.suffix.lower() in EXTENSIONS for path in root.iterdir())
+        kinds = [(entry.name, entry.is_dir()) for entry in entries]
+    folders = sorted(title for title, is_folder in kinds if is_folder)
+    found = _Walked([title for title in folders if not is_leftover(title)],
+                    leftovers=[f"{title}/" for title in folders if is_leftover(title)])
+    if not found.classes:
+        flat = any(Path(title).suffix.lower() in EXTENSIONS for title, is_folder in kinds if not is_folder)
         raise UserError(f"{name}: {'images lie flat in this folder, not' if flat else 'no images'} in class folders",
                         at=root, hint="sort the images into one folder per class (ImageNet's val too)")
-    paths, labels = [], []
-    for label, title in enumerate(classes):
-        found = sorted(f"{title}/{name}" for name in os.listdir(root / title) if Path(name).suffix.lower() in EXTENSIONS)
-        if not found:
-            raise UserError(f"{name}: class {title!r} has no image", at=root / title,
-                            hint="remove the empty folder or unpack the class again")
-        paths += found
-        labels += [label] * len(found)
-    return ImageList(name, root, tuple(paths), np.array(labels), tuple(map(printable, classes)))
+    for title in found.classes:
+        _walk_class(str(root), title, found)
+    return found
+
+
+def _walk_class(root: str, title: str, found: _Walked) -> None:
+    for place, inner, names in os.walk(f"{root}/{title}", onerror=_raise, followlinks=True):
+        folder = place[len(root) + 1 :]
+        found.leftovers += [f"{folder}/{other}/" for other in inner if is_leftover(other)]
+        inner[:] = [other for other in inner if not is_leftover(other) and not _leads_back(f"{place}/{other}")]
+        kept = [other for other in names if not is_leftover(other)]
+        images = sorted(other for other in kept if os.path.splitext(other)[1].lower() in EXTENSIONS)
+        if images:
+            found.images[folder] = images
+        if len(images) < len(names):
+            found.leftovers += [f"{folder}/{other}" for other in names if is_leftover(other)]
+            found.others += [f"{folder}/{other}" for other in kept if os.path.splitext(other)[1].lower() not in EXTENSIONS]
+
+
+def _raise(failure: OSError) -> None:
+    raise failure
+
+
+def _leads_back(path: str) -> bool:
+    """Whether a folder is a link to one that it lies in."""
+    return os.path.islink(path) and f"{os.path.realpath(os.path.dirname(path))}/".startswith(f"{os.path.realpath(path)}/")
+
+
+def _tell(found: _Walked, name: str, *, leaves: bool) -> None:
+    """Prints what was left out, and where images lie deeper than usual."""
+    if found.leftovers:
+        notice(f"left out of {name}: {len(found.leftovers)} files or folders of systems and tools ({some(found.leftovers)})")
+    if found.others:
+        kinds = Counter(os.path.splitext(path)[1] or "no suffix" for path in found.others)
+        notice(f"left out of {name}: {len(found.others)} files that are no images "
+               f"({', '.join(f'{n} with {kind}' for kind, n in kinds.most_common(3))}; the first {sorted(found.others)[0]})")
+    if not leaves and (deeper := sorted(folder for folder in found.images if "/" in folder)):
+        notice(f"{name}: images lie in folders within the class folders ({some(deeper)}); the outermost folder is their class, "
+               "as in torchvision")

@@ -11,9 +11,10 @@ person's digit, a variant of a shape) belongs to one split only, so no evaluatio
 A scene is a texture with two favourite categories. Every image depends on (seed, split, number) alone.
 """
 
+import contextlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from PIL import Image
 
 from protobench import files, keyed
 from protobench.errors import UserError
+from protobench.leftovers import is_leftover
 from protobench.progress import progress
 from protobench.sprites import CATEGORIES, DIGITS, SHAPES, TEXTURES, Sprite, bright, compose, digits, shape
 
@@ -36,6 +38,8 @@ SHAPE_VARIANTS = 180
 SPLITS = {"imagenet-train": 4000, "imagenet-val": 1000, "voc-trainval": 1000, "voc-test": 1000,
           "places-train": 1000, "places-val": 1000}
 SCENES = tuple(f"{texture}-scene" for texture in TEXTURES)
+TITLES = tuple(f"c{number:02d}-{category}" for number, category in enumerate(CATEGORIES))
+"""The folders of the 20 categories in ImageNet's layout."""
 
 
 def ensure(root: Path | None = None, counts: dict[str, int] | None = None, seed: int = SEED) -> Path:
@@ -96,9 +100,30 @@ def is_embedded(root: Path) -> bool:
         return False
 
 
+def holds(classes: Sequence[str]) -> bool:
+    """Whether these are classes of the embedded data, which no other data set has: so it is known wherever it lies."""
+    return bool(classes) and {title.rpartition("/")[2] for title in classes} <= {*TITLES, *CATEGORIES, *SCENES}
+
+
 def is_used(data: Path | None) -> bool:
-    """Whether an evaluation's --data means embedded data: none was given, or its root or a folder of it."""
-    return data is None or any(is_embedded(place) for place in (data, *data.absolute().parents[:2]))
+    """Whether an evaluation's --data means embedded data: none was given, or its root, or any folder of it or of a copy, which
+    its classes tell."""
+    if data is None or any(is_embedded(place) for place in (data, *data.resolve().parents[:2])):
+        return True
+    folders = [*data.glob("train/*"), *data.glob("imagenet/train/*")]
+    lists = [path for kit in ("", "VOC2007/", "VOCdevkit/VOC2007/") for path in data.glob(f"{kit}ImageSets/Main/*_trainval.txt")]
+    scenes = [path for root in ("", "places205/") for path in data.glob(f"{root}data/vision/torralba/deeplearning/images256/*/*")]
+    found = [folder.name for folder in folders or scenes] or [path.name.removesuffix("_trainval.txt") for path in lists]
+    return holds([title for title in found if not is_leftover(title)]) or _coco_titles(data)
+
+
+def _coco_titles(data: Path) -> bool:
+    """Whether COCO's annotations here are those of the embedded scenes; of the real ones, 20 MB and more, nothing is read."""
+    for path in (data / place / "annotations" / "instances_val2017.json" for place in ("", "coco")):
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            if path.stat().st_size < 10_000_000:
+                return holds([category["name"] for category in json.loads(path.read_bytes())["categories"]])
+    return False
 
 
 def _hashes(root: Path) -> dict[str, str]:
@@ -189,7 +214,7 @@ def _write_splits(world: World, root: Path, counts: dict[str, int]) -> Iterator[
     for split in ("train", "val"):
         for number in range(counts[f"imagenet-{split}"]):
             image, category = world.one_object(f"imagenet-{split}", number)
-            save(image, root / "imagenet" / split / f"c{category:02d}-{CATEGORIES[category]}" / f"{split}_{number:05d}.jpg")
+            save(image, root / "imagenet" / split / TITLES[category] / f"{split}_{number:05d}.jpg")
             yield
     yield from _write_voc(world, root / "VOCdevkit" / "VOC2007", counts)
     yield from _write_places(world, root / "places205", counts)

@@ -1,13 +1,14 @@
 """Places205 from its released lists (``trainvalsplit_places205/{train,val}_places205.csv`` and the image tree), or as folders,
 one per scene, below train/ and val/."""
 
-import re
 from pathlib import Path
 
 import numpy as np
 
+from protobench import published
 from protobench.errors import UserError
 from protobench.images import ImageList, image_folder, pair, text_of
+from protobench.leftovers import is_leftover
 
 IMAGES = Path("data/vision/torralba/deeplearning/images256")
 
@@ -20,11 +21,11 @@ def read(data: Path, split: str) -> ImageList:
     root = data / "places205" if (data / "places205").is_dir() else data
     listing = root / "trainvalsplit_places205" / f"{split}_places205.csv"
     if not listing.parent.is_dir() and (root / "train").is_dir():
-        images = image_folder(root / split, f"places205-{split}")
+        folders = [place.name for place in (root / split).glob("*") if place.is_dir() and not is_leftover(place.name)]
+        letters = all(len(title) == 1 for title in folders)
+        images = image_folder(root / split, f"places205-{split}", leaves=letters)  # as its archive has them: train/a/abbey/
         _refuse_365(len(images.classes), root)
-        if all(re.fullmatch(r"n\d{8}", title) for title in images.classes):
-            raise UserError("these classes are ImageNet's, not Places205's", at=root, hint="give Places205's folder as --data")
-        return images
+        return published.check(images)
     if not listing.is_file():
         raise UserError("no Places205 list here" if root.is_dir() else "no such folder", at=listing,
                         hint=f"expected trainvalsplit_places205/ and {IMAGES.as_posix()}/, or train/ and val/ with a folder per "
@@ -46,7 +47,7 @@ def read(data: Path, split: str) -> ImageList:
     scenes = [""] * count
     for path, scene in zip(paths, labels, strict=True):
         scenes[scene] = scenes[scene] or Path(path).parent.as_posix()
-    return ImageList(f"places205-{split}", root / IMAGES, tuple(paths), np.array(labels), tuple(scenes))
+    return published.check(ImageList(f"places205-{split}", root / IMAGES, tuple(paths), np.array(labels), tuple(scenes)))
 
 
 def read_both(data: Path) -> tuple[ImageList, ImageList]:

@@ -64,10 +64,10 @@ class RawPictures:
 def keep(images: ImageList, workers: int) -> RawPictures:
     """Every picture of the list, from the cache; decoded into it first where it is not there. A stopped run goes on where it was.
 
-    Known by the list's fingerprint, so a file changed in place is noticed where the fingerprint notices it. Raises UserError for
-    an image that cannot be read, and where the disk has no room.
+    Known by the list's cache_key, so a file changed in place is noticed. Raises UserError for an image that cannot be read, and
+    where the disk has no room.
     """
-    identity = [VERSION, SIDE, PIL.__version__, images.fingerprint]
+    identity = [VERSION, SIDE, PIL.__version__, images.cache_key]
     path = files.cache_dir() / "raw" / f"{files.sha256(identity)[:32]}.u8"
     if not path.exists():
         with files.writing(path):

@@ -7,13 +7,14 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from protobench import files
+from protobench import files, mini, published
 from protobench.errors import UserError, decodable, printable
 from protobench.images import ImageList
 
@@ -22,14 +23,18 @@ PACKAGES = ("torch", "torchvision", "numpy", "scipy", "faiss-gpu", "liblinear-of
             "mmcv-lite", "pycocotools", "opencv-python-headless")
 
 
-def write(folder: Path, unit: dict[str, Any], runs: list[dict[str, Any]], *, subject: dict[str, Any], **rest: Any) -> Path:
+def write(folder: Path, unit: dict[str, Any], runs: list[dict[str, Any]], *, subject: dict[str, Any],
+          warnings: Sequence[str] = (), **rest: Any) -> Path:
     """Writes ``folder/<row>-<seed>-<evaluation>-<data>-<id>.json`` atomically and returns its path.
 
     unit: what was computed, the key under which it is found again. runs: one dict per value. subject: whose encoder
-    (row, seed, source). rest: checkpoint, data, metric, cost and whatever else a reader needs.
+    (row, seed, source). warnings: what is doubtful about the values, if anything. rest: checkpoint, data, metric, cost and
+    whatever else a reader needs.
     """
     content = {"schema": SCHEMA, "unit": unit, "subject": subject, "runs": runs, "code": _code(), "environment": environment(),
                "finished": datetime.now(UTC).isoformat(timespec="seconds"), **rest}
+    if odd := list(dict.fromkeys(filter(None, warnings))):
+        content["warnings"] = odd
     content = json.loads(files.canonical_json(content))  # as it will be read: tuples become lists before hashing
     record = {"record_id": files.sha256(content), **content}
     parts = [subject["row"], subject["seed"], unit["evaluation"], unit["data_name"]]
@@ -53,11 +58,17 @@ def subject_of(ckpt: Path) -> dict[str, Any]:
     return {"row": name.split(".")[0], "seed": None, "source": name, "recipe": None}
 
 
-def data_of(name: str, lists: tuple[ImageList, ...], *, embedded: bool, **more: Any) -> dict[str, Any]:
-    """What a record says of its data; the training images come first in ``lists``."""
+def data_of(name: str, lists: tuple[ImageList, ...], **more: Any) -> dict[str, Any]:
+    """What a record says of its data; the training images come first in ``lists``. Whether they are the embedded data, or not as
+    published, is told by what they are."""
     left_out = [decodable(f"{images.name}/{path}") for images in lists for path in images.unreadable]
-    told = {"unreadable": {"count": len(left_out), "sha256": files.sha256(left_out)}} if left_out else {}
-    return {"name": name, "embedded": embedded, "classes": len(lists[0].classes), "train_images": len(lists[0]), **told, **more}
+    told: dict[str, Any] = {}
+    if left_out:
+        told["unreadable"] = {"count": len(left_out), "sha256": files.sha256(left_out)}
+    if odd := list(dict.fromkeys(text for images in lists for text in published.departures(images))):
+        told["departures"] = odd
+    return {"name": name, "embedded": mini.holds(lists[0].classes), "classes": len(lists[0].classes),
+            "train_images": len(lists[0]), **told, **more}
 
 
 def _readable(record: dict[str, Any]) -> str:

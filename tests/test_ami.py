@@ -50,13 +50,14 @@ def test_pooled_features_need_no_head(command, encoder_file, world, tmp_path):
     assert "128-D pooled feature of the query encoder" in out
 
 
-def test_embedded_data_has_a_default_of_its_own():
-    assert ami.Config("x").clusters == (100,)
-    assert ami.Config("x", "data").clusters == (25_000,)
+def test_embedded_data_has_a_default_of_its_own(world):
+    assert ami.Config("x").clusters == ami.Config("x", world).clusters == ami.Config("x", world / "imagenet").clusters == (100,)
+    assert ami.Config("x", world.parent).clusters == (25_000,)
 
 
 @pytest.mark.parametrize(("flags", "complaint"), [
-    ((), "25000 clusters asked of 200 images"), (("--num-clusters", 0), "at least 1"), (("--num-clusters", 5, 5), "different"),
+    (("--num-clusters", 25_000), "25000 clusters asked of 200 images"),
+    (("--num-clusters", 0), "at least 1"), (("--num-clusters", 5, 5), "different"),
     (("--restarts", 0), "at least 1"),
 ])
 def test_senseless_parameters_are_refused(command, encoder_file, world, tmp_path, flags, complaint):

@@ -3,6 +3,7 @@
 import hashlib
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from evaluate import linear
 from pretrain import command as pretrain_command
 from pretrain import recipes
 from protobench import __main__ as main
-from protobench import backbones, check_data, checkpoints, cifar, cli, features, imagenet, readable
+from protobench import backbones, check_data, checkpoints, cifar, cli, features, imagenet, published, readable
 from protobench.errors import UserError
 from protobench.images import ImageList
 from protobench.layouts import Reading
@@ -161,18 +162,17 @@ def test_check_data_holds_cifar_against_what_was_published(command, tmp_path, mo
     assert "60 images decoded, 0 unreadable" in out
     assert "cifar100: not here" in out
     assert "imagenet: not here" in out
-    known = check_data.DATASETS["cifar10"]
-    as_here = check_data.Known(known.read_both, (50, 10), 10, known.order)
-    monkeypatch.setitem(check_data.DATASETS, "cifar10", as_here)
+    for split, count in (("train", 50), ("test", 10)):
+        monkeypatch.setitem(published.SPLITS, f"cifar10-{split}", replace(published.SPLITS[f"cifar10-{split}"], images=count))
     code, out, _ = command(main.main, "check-data", tmp_path)
     assert code == cli.SAME
-    assert "as published: counts and number of classes" in out
-    monkeypatch.setitem(check_data.DATASETS, "cifar10", check_data.Known(known.read_both, (50, 10), 10, "0" * 64))
+    assert "as published: counts, classes and their order" in out
+    monkeypatch.setitem(published.SPLITS, "cifar10-test", replace(published.SPLITS["cifar10-test"], order="0" * 64))
     assert check_data.check(tmp_path, ("cifar10",), 1) == cli.DIFFERS
     twice = np.concatenate([pixels["test_batch"], pixels["test_batch"]])
     lists = tuple(ImageList("x", tmp_path, ("name",) * len(of), np.arange(len(of)) % 10, tuple("abcdefghij"), pixels=of)
                   for of in (twice, pixels["test_batch"]))
-    monkeypatch.setitem(check_data.DATASETS, "cifar10", check_data.Known(lambda _: lists, (20, 10), 10))
+    monkeypatch.setitem(check_data.DATASETS, "cifar10", lambda _: lists)
     _, out, _ = command(main.main, "check-data", tmp_path)
     assert "10 images stand in both x and x, byte for byte" in out
     assert "10 images of x repeat another" in out

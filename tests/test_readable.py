@@ -2,6 +2,8 @@
 
 import os
 import shutil
+from dataclasses import replace
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from PIL import Image
 
 from evaluate import fullsvm
 from protobench import __main__ as main
-from protobench import check_data, imagenet, images, readable, records
+from protobench import check_data, imagenet, images, published, readable, records
 from protobench.errors import UserError
 
 
@@ -161,19 +163,37 @@ def test_the_embedded_data_is_whole_and_claims_to_be_nothing_else(command, root,
 
 
 def test_data_given_is_held_against_what_was_published(command, root, monkeypatch):
-    code, out, _ = command(main.main, "check-data", root, "--dataset", "voc07")
+    for folder in sorted((root / "imagenet").glob("*/c*")):
+        folder.rename(folder.with_name(f"n{folder.name[1:3]:0>8}"))
+    code, out, _ = command(main.main, "check-data", root, "--dataset", "imagenet")
     assert code == 1
-    assert "not as published: voc07-test has 120 images, not 4952" in out
-    known = check_data.Known(check_data.DATASETS["imagenet"].read_both, (200, 40), 20, "0" * 64)
-    monkeypatch.setitem(check_data.DATASETS, "imagenet", known)
+    assert "not as published: imagenet-val has 40 images, not 50000" in out
+    assert "not as published: 20 classes, not 1000" in out
+    splits = {"imagenet-train": published.Published("ImageNet", 200, 20, "0" * 64),
+              "imagenet-val": published.Published("ImageNet", 40, 20, "0" * 64)}
+    monkeypatch.setattr(published, "SPLITS", splits)
     code, out, _ = command(main.main, "check-data", root, "--dataset", "imagenet")
     assert code == 1
     assert "labels mean something else" in out
-    monkeypatch.setitem(check_data.DATASETS, "imagenet", check_data.Known(known.read_both, (200, 40), 20))
+    monkeypatch.setattr(published, "SPLITS", {name: replace(split, order="") for name, split in splits.items()})
     code, out, _ = command(main.main, "check-data", root, "--dataset", "imagenet")
     assert code == 0
-    assert "as published" in out
+    assert "as published: counts and number of classes" in out
     assert "fingerprints" in out
+
+
+def test_embedded_data_is_known_wherever_it_lies(command, root):
+    (root / "manifest.json").unlink()
+    code, out, err = command(main.main, "check-data", root / "imagenet")
+    assert code == 0
+    assert "imagenet at " in out
+    assert "embedded data" in out
+    assert "as published" not in out + err
+
+
+def test_every_data_set_can_be_chosen():
+    (choices,) = get_args(get_type_hints(main.CheckData)["dataset"])[:1]
+    assert set(get_args(choices)) == {*check_data.DATASETS}
 
 
 def test_bad_files_duplicates_and_absent_data_are_told(command, root, monkeypatch, tmp_path):
@@ -231,5 +251,5 @@ def test_places_is_not_scored_as_imagenet(tmp_path):
     for name in range(205):
         (tmp_path / "train" / f"scene{name}").mkdir(parents=True)
         Image.new("RGB", (2, 2)).save(tmp_path / "train" / f"scene{name}" / "x.png")
-    with pytest.raises(UserError, match="this is Places, not ImageNet"):
+    with pytest.raises(UserError, match="this is Places205, not ImageNet"):
         imagenet.read(tmp_path, "train")

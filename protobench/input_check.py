@@ -1,0 +1,74 @@
+"""Does the input's normalisation fit the weights? The first BatchNorm remembers how large the first convolution's outputs were in
+training; images that are normalised otherwise give outputs of another size.
+
+Measured (benchmarks/normalisation.py): 28 encoders, trained on the bundled synthetic data and on CIFAR-10 under five
+normalisations, and a published ResNet-50, on five kinds of images (the bundled data's three, CIFAR-10, photographs). Under
+the right normalisation the outputs' variance was 0.42 to 1.6 times the remembered one, whatever the images were. With
+ImageNet's taken for none, or none for ImageNet's, it was at most 0.09 or at least 7.7 times; with 0.5 and 0.5 for ImageNet's,
+or the reverse, 0.09 to 0.32 or 2.2 to 6.5 times. The shift of the mean does not tell: up to 0.9 standard deviations for the
+right normalisation on other images than those of the training, and as little as 0.2 for a wrong one.
+"""
+
+import math
+
+import numpy as np
+import torch
+
+from protobench.checkpoints import Encoder
+from protobench.errors import UserError
+from protobench.images import ImageList
+from protobench.loading import CentreCrops, batches, normaliser
+from protobench.notices import notice
+from protobench.transforms import NORMALISATIONS, EvalInput
+
+IMAGES = 32
+FITS = 3.0
+"""A variance within this factor of the remembered one is no reason for doubt."""
+CONTRADICTS = 6.0
+"""Beyond this factor, and where another usual normalisation fits, the assumed one is taken for wrong."""
+OTHERS = {**NORMALISATIONS, "0.5,0.5,0.5,0.5,0.5,0.5": ((0.5,) * 3, (0.5,) * 3),
+          "0,0,0,0.00392157,0.00392157,0.00392157": ((0.0,) * 3, (1 / 255,) * 3)}
+"""What the normalisation may be instead, as --normalisation takes it: beside the named ones -1 to 1 and 0 to 255."""
+
+
+def verify(encoder: Encoder, images: ImageList, input_: EvalInput) -> None:
+    """Compares the assumed normalisation with the weights on up to 32 images spread over a list; once for an encoder.
+
+    The finding goes into ``encoder.account["input_fit"]``, a doubt also to the terminal. UserError where the normalisation was
+    assumed, contradicts the weights, and another one fits them. Nothing can be said of BatchNorm that was never trained.
+    """
+    if "input_fit" in encoder.account or encoder.account["untouched"] or not bool(encoder.backbone.bn1.running_var.any()):
+        return
+    sample = images.subset(np.unique(np.linspace(0, len(images) - 1, IMAGES).astype(int)))
+    (pixels,) = batches(CentreCrops(sample, input_), workers=0, device="cpu", batch_size=len(sample))
+    ratio = variance_ratio(encoder, pixels, input_.mean, input_.std)
+    encoder.account["input_fit"] = {"images": len(sample), "variance_ratio": float(f"{ratio:.3g}")}
+    if _off(ratio) <= FITS:
+        return
+    fitting = [name for name, (mean, std) in OTHERS.items()
+               if _off(variance_ratio(encoder, pixels, mean, std)) < min(FITS, _off(ratio) / 2)]
+    what = (f"the input's normalisation does not fit the weights: on {len(sample)} images of {images.name} the outputs of the "
+            f"first convolution have {ratio:.2g} times the variance that its BatchNorm has seen in training")
+    if _off(ratio) > CONTRADICTS and fitting and not encoder.input_certain:
+        raise UserError(what, at=encoder.account["file"],
+                        hint=f"--normalisation {' or '.join(fitting)} fits. Mean {input_.mean} and deviation {input_.std} were "
+                             f"only assumed, for {encoder.account['origin']}; the same given as six numbers are taken")
+    encoder.account["input_fit"]["doubt"] = what
+    notice(f"warning: {what}" + (f"; --normalisation {' or '.join(fitting)} would fit" if fitting else ""))
+
+
+def variance_ratio(encoder: Encoder, pixels_N3HW: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> float:
+    """Variance of the first convolution's outputs over the one that BatchNorm remembers, median over channels. Pixels: uint8."""
+    normalise = normaliser(EvalInput(mean=mean, std=std), "cpu")  # type: ignore[arg-type]
+    norm = encoder.backbone.bn1
+    with torch.inference_mode():
+        seen_C = encoder.backbone.conv1(normalise(pixels_N3HW)).var((0, 2, 3))
+        remembered_C = norm.running_var
+        assert remembered_C is not None
+        alive_C = remembered_C > 1e-12 * remembered_C.max()
+        return float((seen_C[alive_C].clamp_min(1e-30) / remembered_C[alive_C]).log().median().exp())
+
+
+def _off(ratio: float) -> float:
+    """The factor by which a ratio differs from 1, either way."""
+    return math.exp(abs(math.log(ratio)))
