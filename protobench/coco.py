@@ -42,8 +42,8 @@ def read(data: Path, split: str) -> BoxList:
             written = image["width"], image["height"]
             image["width"], image["height"] = width, height = tuple(map(_whole, written))
             if not (width and height and width > 0 and height > 0):
-                raise UserError(f"image {image['id']} is {written[0]} x {written[1]} pixels; whole numbers above 0 are expected, "
-                                "not as text", at=path, hint=f"unpack {ANNOTATIONS} again")
+                raise UserError(f"image {image['id']} is {written[0]} x {written[1]} pixels; both must be whole numbers above 0, "
+                                "written as numbers", at=path, hint=f"unpack {ANNOTATIONS} again")
         size_of = {image["id"]: (image["height"], image["width"]) for image in images}
         for annotation in content["annotations"]:
             _check(annotation, of_image, label_of, path)
@@ -59,7 +59,7 @@ def read(data: Path, split: str) -> BoxList:
     except json.JSONDecodeError as failure:
         raise UserError(f"no JSON: {failure.msg}", at=f"{path}, line {failure.lineno}",
                         hint=f"unpack {ANNOTATIONS} again; this file may be cut short") from failure
-    except (LookupError, TypeError, ValueError, AttributeError) as failure:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as failure:
         raise UserError(f"not COCO's instances: {type(failure).__name__} {failure}", at=path,
                         hint=f"instances_{split}2017.json of {ANNOTATIONS} is expected") from failure
     if not images:

@@ -71,11 +71,11 @@ def classes(main: Path, split: str) -> tuple[str, ...]:
     """The classes that have a label file <class>_<split>.txt: VOC's 20, or others (embedded data). What a system or an editor
     left beside them is named and not read. UserError where some of the 20 lack theirs, and where others stand beside them."""
     year, suffix = main.parents[1].name, f"_{split}.txt"
-    names = sorted(path.name for path in main.glob(f"*{suffix}*"))
-    if left := [name for name in names if is_leftover(name)]:
+    there = sorted(path.name for path in main.glob(f"*{suffix}*"))
+    if left := [name for name in there if is_leftover(name)]:
         print(f"{year} {split}: left aside, not label files: {printable(', '.join(left[:3]))}"
               + (f" and {len(left) - 3} more" if len(left) > 3 else ""))
-    found = [name.removesuffix(suffix) for name in names if name.endswith(suffix) and not is_leftover(name)]
+    found = [name.removesuffix(suffix) for name in there if name.endswith(suffix) and not is_leftover(name)]
     if set(CLASSES) & set(found):
         if missing := [name for name in CLASSES if name not in found]:
             raise UserError(f"{year} {split} has no labels for {', '.join(missing)}", at=main, hint=f"unpack {year} again")
