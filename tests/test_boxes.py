@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import SCENES
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -362,6 +362,7 @@ def lengths(mask: np.ndarray) -> list[int]:
     return [0] * runs[0][0] + [length for _, length in runs]
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.data())
 def test_compressed_run_lengths_are_read_as_pycocotools_writes_them(data):
     height, width = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 40))
@@ -379,6 +380,7 @@ def test_great_run_lengths_and_steps_down_are_read():
     assert decoded(coco_mask.encode(mask)["counts"].decode()) == lengths(mask)
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.text(max_size=30) | st.text(st.characters(min_codepoint=48, max_codepoint=111), max_size=30))
 def test_any_text_is_run_lengths_or_refused(text):
     with suppress(ValueError):  # any other exception fails
