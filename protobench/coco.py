@@ -9,6 +9,7 @@ import numpy as np
 from protobench.boxes import BoxList, Objects, presence
 from protobench.errors import UserError
 from protobench.images import pair
+from protobench.run_lengths import decoded
 
 ANNOTATIONS = "annotations_trainval2017.zip"
 
@@ -17,7 +18,8 @@ def read(data: Path, split: str) -> BoxList:
     """The images of train2017 or val2017 below ``data`` or ``data/coco``, by rising id, with their objects and masks. Classes are
     in the order of their category ids. Of the training images only those with an annotation, as every toolbox trains, and of
     their objects, as in MMDetection, only those at least a pixel wide and high within the image: the published file has two of no
-    height, whose targets would be infinite.
+    height, whose targets would be infinite. Masks are polygons or run lengths, compressed or not; whole numbers may be written
+    as 96.0.
 
     UserError for a missing or malformed file, and, by its id, for an annotation of an unknown image or category, with a negative
     box, or without a mask that fits its image.
@@ -29,19 +31,20 @@ def read(data: Path, split: str) -> BoxList:
                         hint=f"unpack {ANNOTATIONS} below the folder given, or below coco/ in it")
     try:
         content = json.loads(path.read_bytes())
-        images = sorted(content["images"], key=lambda image: image["id"])
-        categories = sorted(content["categories"], key=lambda category: category["id"])
+        images, categories = _by_id(content["images"], "image", path), _by_id(content["categories"], "category", path)
         ids = [image["id"] for image in images]
         label_of = {category["id"]: label for label, category in enumerate(categories)}
-        size_of = {image["id"]: (image["height"], image["width"]) for image in images}
         titles = tuple(str(category["name"]) for category in categories)
         of_image: dict[Any, list[dict[str, Any]]] = {number: [] for number in ids}
         if len(of_image) < len(ids) or len(label_of) < len(titles) or len(set(titles)) < len(titles):
             raise UserError("two images or two categories have the same id or name", at=path, hint=f"unpack {ANNOTATIONS} again")
         for image in images:
-            width, height = image["width"], image["height"]
-            if not (isinstance(width, int) and isinstance(height, int) and width > 0 and height > 0):
-                raise UserError(f"image {image['id']} is {width} x {height} pixels", at=path, hint=f"unpack {ANNOTATIONS} again")
+            written = image["width"], image["height"]
+            image["width"], image["height"] = width, height = tuple(map(_whole, written))
+            if not (width and height and width > 0 and height > 0):
+                raise UserError(f"image {image['id']} is {written[0]} x {written[1]} pixels; both must be whole numbers above 0, "
+                                "written as numbers", at=path, hint=f"unpack {ANNOTATIONS} again")
+        size_of = {image["id"]: (image["height"], image["width"]) for image in images}
         for annotation in content["annotations"]:
             _check(annotation, of_image, label_of, path)
             annotation["segmentation"] = _mask(annotation, size_of[annotation["image_id"]], path)
@@ -56,7 +59,7 @@ def read(data: Path, split: str) -> BoxList:
     except json.JSONDecodeError as failure:
         raise UserError(f"no JSON: {failure.msg}", at=f"{path}, line {failure.lineno}",
                         hint=f"unpack {ANNOTATIONS} again; this file may be cut short") from failure
-    except (LookupError, TypeError, ValueError, AttributeError) as failure:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as failure:
         raise UserError(f"not COCO's instances: {type(failure).__name__} {failure}", at=path,
                         hint=f"instances_{split}2017.json of {ANNOTATIONS} is expected") from failure
     if not images:
@@ -76,37 +79,85 @@ def _wrong(annotation: dict[str, Any], what: str, path: Path) -> UserError:
     return UserError(f"annotation {annotation.get('id')}: {what}", at=path, hint=f"take the file of {ANNOTATIONS}")
 
 
+def _whole(value: Any) -> int | None:
+    """A whole number, which other tools may write as 96.0; None for anything else."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _by_id(entries: list[dict[str, Any]], what: str, path: Path) -> list[dict[str, Any]]:
+    """Images or categories in the order of their ids. UserError for an id that is neither a whole number nor text, and for both
+    kinds in one file."""
+    for entry in entries:
+        if not isinstance(entry["id"], str) and _whole(entry["id"]) is None:
+            raise UserError(f"the {what} id {entry['id']!r} is neither a whole number nor text", at=path,
+                            hint=f"take the file of {ANNOTATIONS}")
+    if len({isinstance(entry["id"], str) for entry in entries}) > 1:
+        raise UserError(f"some {what} ids are numbers and others text, which have no common order", at=path,
+                        hint=f"take the file of {ANNOTATIONS}")
+    return sorted(entries, key=lambda entry: entry["id"])
+
+
 def _check(annotation: dict[str, Any], of_image: dict[Any, Any], label_of: dict[Any, int], path: Path) -> None:
     if annotation["image_id"] not in of_image:
-        raise _wrong(annotation, f"image {annotation['image_id']} is not among the file's images", path)
+        raise _wrong(annotation, f"image {annotation['image_id']!r} is not among the file's images", path)
     if annotation["category_id"] not in label_of:
-        raise _wrong(annotation, f"category {annotation['category_id']} is not among the file's categories", path)
-    x, y, width, height = annotation["bbox"]
+        raise _wrong(annotation, f"category {annotation['category_id']!r} is not among the file's categories", path)
+    if not _numbers(box := annotation.get("bbox")):
+        raise _wrong(annotation, f"no box of four numbers: {box!r}", path)
+    x, y, width, height = box  # type: ignore[misc]
     if not np.isfinite([x, y, width, height]).all() or width < 0 or height < 0:
-        raise _wrong(annotation, f"no box: {annotation['bbox']}", path)
-    if annotation.get("iscrowd", 0) not in (0, 1):
+        raise _wrong(annotation, f"no box: {box}", path)
+    if annotation.get("iscrowd", 0) not in (0, 1):  # as are 0.0 and false
         raise _wrong(annotation, f"iscrowd must be 0 or 1, not {annotation['iscrowd']!r}", path)
 
 
+def _numbers(values: Any) -> bool:
+    """Whether it is a list of numbers; NumPy would take text that looks like some."""
+    return isinstance(values, list) and {int, float}.issuperset(map(type, values))
+
+
 def _mask(annotation: dict[str, Any], size: tuple[int, int], path: Path) -> Any:
-    """Polygons as arrays, which take a fifth of the memory of JSON's lists; run lengths as they are. In double precision:
-    pycocotools rounds to fifths of a pixel, and a third of COCO's polygons would come out otherwise in single."""
+    """Polygons as arrays, which take a fifth of the memory of JSON's lists; run lengths as whole numbers, however they are
+    written. Polygons in double precision: pycocotools rounds to fifths of a pixel, and a third of COCO's would come out otherwise
+    in single."""
     found, (height, width) = annotation.get("segmentation"), size
     if isinstance(found, dict):
-        counts = found["counts"]
-        runs = isinstance(counts, list) and all(isinstance(run, int) and run >= 0 for run in counts)
-        if list(found["size"]) != [height, width] or not runs or sum(counts) != height * width:
-            raise _wrong(annotation, f"its run lengths are not of an image of {width} x {height} pixels", path)
-        return {"size": [height, width], "counts": counts}
+        return {"size": [height, width], "counts": _run_lengths(annotation, found, height, width, path)}
     if not found:
-        raise _wrong(annotation, "it has no mask", path)
+        raise _wrong(annotation, "it has no mask, and Mask R-CNN needs one of every object", path)
+    if not isinstance(found, list) or not all(map(_numbers, found)):
+        raise _wrong(annotation, f"its mask is no polygon list, [[x, y, x, y, …], …]: {str(found)[:60]}", path)
     polygons = tuple(np.array(part, np.float64) for part in found)
     for polygon in polygons:
         # a corner may lie beyond the border, but one far away, or none, keeps pycocotools busy for ever
-        if polygon.ndim != 1 or len(polygon) < 6 or len(polygon) % 2 or not (np.abs(polygon) <= 4 * (width + height)).all():
+        if len(polygon) < 6 or len(polygon) % 2 or not (np.abs(polygon) <= 4 * (width + height)).all():
             shown = str(polygon.tolist())[:60]
             raise _wrong(annotation, f"its mask is no polygon of corners x, y within the image: {shown}", path)
     return polygons
+
+
+def _run_lengths(annotation: dict[str, Any], found: dict[str, Any], height: int, width: int, path: Path) -> list[int]:
+    """Of a mask in COCO's uncompressed or compressed spelling, whose counts are a list or text."""
+    counts = found.get("counts")
+    if found.get("size") != [height, width]:
+        raise _wrong(annotation, f"its run lengths are for a height and width of {str(found.get('size'))[:60]}, its image has "
+                                 f"{[height, width]}", path)
+    if isinstance(counts, str):
+        try:
+            counts = decoded(counts)
+        except ValueError as failure:
+            raise _wrong(annotation, f"its run lengths cannot be read: {failure}", path) from failure
+    if not isinstance(counts, list):
+        raise _wrong(annotation, f"its run lengths must be a list or text, not {str(counts)[:60]!r}", path)
+    runs = [_whole(run) for run in counts]
+    if odd := [written for written, run in zip(counts, runs, strict=True) if run is None or run < 0]:
+        raise _wrong(annotation, f"its run lengths must be whole numbers from 0, not {str(odd[0])[:60]}", path)
+    if sum(runs) != height * width:  # type: ignore[arg-type]
+        raise _wrong(annotation, f"its run lengths are not of an image of {width} x {height} pixels: they add up to "
+                                 f"{sum(runs)}, not {height * width}", path)  # type: ignore[arg-type]
+    return runs  # type: ignore[return-value]
 
 
 def _objects(image: dict[str, Any], annotations: list[dict[str, Any]], label_of: dict[Any, int], *, narrow: bool) -> Objects:

@@ -15,6 +15,9 @@ from protobench.progress import progress
 LARGEST = 1_000_000
 """Bytes of an annotation; the challenge's have a few thousand."""
 
+UNSAID = ("", "unspecified")
+"""How labelme and CVAT leave open whether an object is difficult. It then counts, as where the element is missing."""
+
 
 def read(data: Path, year: int, split: str) -> BoxList:
     """The images of ``split`` (trainval or test) of VOC2007 or VOC2012 and their objects.
@@ -35,7 +38,7 @@ def read(data: Path, year: int, split: str) -> BoxList:
     number = {title: label for label, title in enumerate(classes)}
     found = [objects(notes / f"{name}.xml", number) for name in progress(
         names, desc=f"VOC{year} {split} annotations", unit=" files", total=len(names))]
-    paths = tuple(f"{folder.name}/JPEGImages/{name}.jpg" for name in names)
+    paths = tuple(f"{folder.name}/{path}" for path in voc.pictures(folder, names))
     return BoxList(f"voc{year % 100:02d}-{split}-boxes", kit, paths, presence(found, len(classes)), classes, objects=tuple(found))
 
 
@@ -54,7 +57,7 @@ def read_both(data: Path, training: str) -> tuple[BoxList, BoxList]:
 
 def objects(path: Path, number: dict[str, int]) -> Objects:
     """An annotation's objects; ``number`` tells each class's label. Boxes are the file's less 1, as in MMDetection: inclusive
-    pixels from 0.
+    pixels from 0. Fractions are cut off, as there.
 
     UserError, with the line, for a file that is missing, over 1 MB, no XML or has a DOCTYPE or entities, and for an object of
     unknown class, without a box, or whose box is empty or reaches beyond the image.
@@ -76,15 +79,17 @@ def objects(path: Path, number: dict[str, int]) -> Objects:
         title = thing.only("name", path)
         if title.text not in number:
             raise _wrong(f"unknown class {title.text[:40]!r}", path, title)
-        difficult = thing.only("difficult", path).number("", path) if thing.all("difficult") else 0
+        flag = thing.only("difficult", path) if thing.all("difficult") else None
+        difficult = 0 if flag is None or flag.text.lower() in UNSAID else flag.number("", path)
         if difficult not in (0, 1):
-            raise _wrong(f"difficult must be 0 or 1, not {difficult:g}", path, thing.only("difficult", path))
+            raise _wrong(f"difficult must be 0 or 1, not {difficult:g}", path, flag or thing)
         box = thing.only("bndbox", path)
         xmin, ymin, xmax, ymax = corners = [int(box.number(side, path)) for side in ("xmin", "ymin", "xmax", "ymax")]
         if xmin >= xmax or ymin >= ymax:
             raise _wrong(f"an empty box: {corners}", path, box)
         if xmin < 1 or ymin < 1 or xmax > width + 1 or ymax > height + 1:  # as far as GluonCV lets the challenge's files reach
-            raise _wrong(f"the box {corners} reaches beyond the image of {width:g} x {height:g} pixels", path, box)
+            from_0 = "; VOC counts pixels from 1, some tools from 0" if min(xmin, ymin) == 0 else ""
+            raise _wrong(f"the box {corners} reaches beyond the image of {width:g} x {height:g} pixels{from_0}", path, box)
         boxes.append([value - 1 for value in corners])
         labels.append(number[title.text])
         ignored.append(difficult == 1)
@@ -155,4 +160,7 @@ def _parse(content: bytes, path: Path) -> _Element:
     except expat.ExpatError as failure:
         raise UserError(f"no well-formed XML: {expat.ErrorString(failure.code)}", at=f"{path}, line {failure.lineno}",
                         hint="take the challenge's file; this one may be cut short") from failure
+    except (LookupError, ValueError) as failure:  # of an encoding with several bytes a character, or that nobody knows
+        raise UserError(f"this XML is in an encoding that cannot be read: {failure}", at=path,
+                        hint="save it as UTF-8, and say so in its first line") from failure
     return stack[0].only("annotation", path)

@@ -2,17 +2,23 @@
 
 import json
 import shutil
+from contextlib import suppress
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import SCENES
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from evaluate.detector_training import bitmap
+from evaluate import detection_scores
+from evaluate.detector_training import Detections, bitmap, run_lengths
 from protobench import coco, mini, readable, scenes, voc, voc_boxes
 from protobench.boxes import BoxList, presence
 from protobench.errors import UserError
+from protobench.run_lengths import decoded
 
 coco_mask = pytest.importorskip("pycocotools.mask", reason="needs the extra detection")
 
@@ -171,6 +177,71 @@ def test_an_annotation_is_read_as_mmdetection_reads_it(tmp_path):
     assert found.ignored_N.tolist() == [False, True]
 
 
+@pytest.mark.parametrize(("written", "ignored"), [
+    ("", False), ("<difficult/>", False), ("<difficult></difficult>", False), ("<difficult> </difficult>", False),
+    ("<difficult>Unspecified</difficult>", False), ("<difficult>0</difficult>", False), ("<difficult>1</difficult>", True),
+    ("<difficult>1.0</difficult>", True),
+])
+def test_an_object_is_difficult_only_where_its_annotation_says_so(tmp_path, written, ignored):
+    """labelme's labelme2voc leaves the element empty, CVAT writes Unspecified, others leave it out."""
+    (tmp_path / "a.xml").write_text(WHOLE.replace("<difficult>1</difficult>", written))
+    assert voc_boxes.objects(tmp_path / "a.xml", {"cat": 0, "dog": 1}).ignored_N.tolist() == [False, ignored]
+
+
+LABELME = """<annotation>
+  <folder/><filename>a.jpg</filename><database/><annotation/><image/>
+  <size><height>50</height><width>100</width><depth>3</depth></size><segmented/>
+  <object><name>dog</name><pose/><truncated/><difficult/>
+    <bndbox><xmin>12.5</xmin><ymin>4.999</ymin><xmax>60.25</xmax><ymax>40.0</ymax></bndbox></object>
+</annotation>"""
+
+LABELIMG = """<?xml version="1.0" ?>
+<annotation verified="yes">
+	<folder>Bilder é</folder><filename>a.jpg</filename><path>C:\\Bilder é\\a.jpg</path>
+	<!-- checked twice -->
+	<source><database>Unknown</database></source>
+	<size><width>100</width><height>50</height><depth>3</depth></size><segmented>0</segmented>
+	<object><name>dog</name><pose>Unspecified</pose><truncated>0</truncated><difficult>0</difficult>
+		<bndbox><xmin>12</xmin><ymin>4</ymin><xmax>60</xmax><ymax>40</ymax></bndbox></object>
+</annotation>
+"""
+
+CHALLENGE = """<annotation><folder>VOC2007</folder><filename>000005.jpg</filename>
+	<source><database>The VOC2007 Database</database><annotation>PASCAL VOC2007</annotation><image>flickr</image></source>
+	<owner><flickrid>archintent louisville</flickrid><name>?</name></owner>
+	<size><width>100</width><height>50</height><depth>3</depth></size><segmented>0</segmented>
+	<object><name>dog</name><pose>Rear</pose><truncated>0</truncated><difficult>0</difficult>
+		<bndbox><xmin>12</xmin><ymin>4</ymin><xmax>60</xmax><ymax>40</ymax></bndbox>
+		<part><name>head</name><bndbox><xmin>20</xmin><ymin>5</ymin><xmax>30</xmax><ymax>9</ymax></bndbox></part></object>
+</annotation>"""
+
+
+@pytest.mark.parametrize("content", [
+    LABELME.encode(), LABELIMG.encode(), CHALLENGE.encode(), b"\xef\xbb\xbf" + LABELIMG.encode(), LABELIMG.encode("utf-16"),
+    LABELIMG.replace('?>', 'encoding="iso-8859-1"?>').encode("latin-1"), LABELIMG.replace("\n", "\r\n").encode(),
+    LABELIMG.replace('?>', 'encoding="windows-1252"?>').encode("cp1252"),
+])
+def test_the_same_box_is_read_whatever_tool_wrote_it(tmp_path, content):
+    """Fractions are cut off as in MMDetection, which takes int(float(text))."""
+    (tmp_path / "a.xml").write_bytes(content)
+    found = voc_boxes.objects(tmp_path / "a.xml", {"cat": 0, "dog": 1})
+    assert found.content == [100, 50, [[11, 3, 59, 39]], [1], [False], []]
+
+
+@pytest.mark.parametrize("encoding", ["gb2312", "nonsense"])
+def test_an_encoding_that_cannot_be_read_is_told(tmp_path, encoding):
+    (tmp_path / "a.xml").write_text(f'<?xml version="1.0" encoding="{encoding}"?>' + WHOLE)
+    with pytest.raises(UserError, match="in an encoding that cannot be read") as mistake:
+        voc_boxes.objects(tmp_path / "a.xml", {"cat": 0, "dog": 1})
+    assert "UTF-8" in str(mistake.value.hint)
+
+
+def test_a_box_that_counts_from_0_is_refused_with_the_reason(tmp_path):
+    (tmp_path / "a.xml").write_text(LABELME.replace("12.5", "0.5"))
+    with pytest.raises(UserError, match="VOC counts pixels from 1, some tools from 0"):
+        voc_boxes.objects(tmp_path / "a.xml", {"dog": 1})
+
+
 @pytest.mark.parametrize(("old", "new", "told", "line"), [
     ("<name>dog</name>", "<name>wolf</name>", "unknown class 'wolf'", 5),
     ("<xmin>3</xmin>", "<xmin>9</xmin>", "an empty box", 6),
@@ -181,6 +252,7 @@ def test_an_annotation_is_read_as_mmdetection_reads_it(tmp_path):
     ("<ymax>9</ymax>", "<ymax>nan</ymax>", "must hold a number", 6),
     ("<ymax>9</ymax>", "", "<bndbox> has 0 <ymax>, not one", 6),
     ("<difficult>1", "<difficult>2", "difficult must be 0 or 1", 5),
+    ("<difficult>1", "<difficult>perhaps", "<difficult> must hold a number, not 'perhaps'", 5),
     ("<width>100</width>", "<width>0</width>", "an image of 0 x 50", 2),
     ("<size>", "<sise>", "mismatched tag", 2),
     ("</annotation>", "", "no element found", 7),
@@ -284,6 +356,104 @@ def test_polygons_crowds_gaps_in_ids_and_empty_images(kit):
     assert train.labels.tolist() == [[0, 1]]
 
 
+def lengths(mask: np.ndarray) -> list[int]:
+    """Of runs down the columns, by itertools; the first one is of 0."""
+    runs = [(bit, len(list(group))) for bit, group in groupby(mask.T.ravel().tolist())]
+    return [0] * runs[0][0] + [length for _, length in runs]
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.data())
+def test_compressed_run_lengths_are_read_as_pycocotools_writes_them(data):
+    height, width = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 40))
+    bits = data.draw(st.integers(0, 2 ** (height * width) - 1))
+    mask = np.array([bits >> i & 1 for i in range(height * width)], np.uint8).reshape(height, width)
+    written = coco_mask.encode(np.asfortranarray(mask))
+    runs = decoded(written["counts"].decode())
+    assert runs == lengths(mask)
+    assert coco_mask.frPyObjects({"size": [height, width], "counts": runs}, height, width) == written
+
+
+def test_great_run_lengths_and_steps_down_are_read():
+    mask = np.zeros((700, 900), np.uint8, order="F")
+    mask[:, 10], mask[5:8, 20:600], mask[-1, -1] = 1, 1, 1
+    assert decoded(coco_mask.encode(mask)["counts"].decode()) == lengths(mask)
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.text(max_size=30) | st.text(st.characters(min_codepoint=48, max_codepoint=111), max_size=30))
+def test_any_text_is_run_lengths_or_refused(text):
+    with suppress(ValueError):  # any other exception fails
+        assert all(isinstance(run, int) for run in decoded(text))
+
+
+def as_text(counts: list[int], height: int, width: int) -> str:
+    return coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)["counts"].decode()
+
+
+def test_a_region_is_the_same_as_polygon_and_in_both_run_lengths(kit):
+    """Same pixels, area and AP; both run lengths give the very same objects, so that the fingerprint stays."""
+    def change(spelling):
+        def of(content):
+            image = content["images"][0]
+            height, width = image["height"], image["width"]
+            mask = np.zeros((height, width), bool)
+            mask[10:40, 20:60] = True
+            runs = scenes._run_lengths(mask)
+            masks = {"polygon": [[20, 10, 60, 10, 60, 40, 20, 40]], "list": {"size": [height, width], "counts": runs},
+                     "text": {"size": [height, width], "counts": as_text(runs, height, width)}}
+            content["annotations"] = [{"id": 1, "image_id": image["id"], "category_id": 1, "bbox": [20, 10, 40, 30], "iscrowd": 0,
+                                       "segmentation": masks[spelling]}]
+        return of
+
+    found, half = {}, np.zeros((200, 200), np.uint8)
+    half[10:40, 20:54] = 1
+    for spelling in ("polygon", "list", "text"):
+        changed(kit, "val", change(spelling))
+        val = coco.read(kit, "val")
+        (mask,), objects = val.objects[0].masks, val.objects[0]
+        seen = coco_mask.encode(np.asfortranarray(half[: objects.height, : objects.width]))
+        detected = Detections(objects.boxes_N4, np.array([0.9], np.float32), objects.labels_N, (seen,))
+        nothing = Detections(objects.boxes_N4[:0], np.zeros(0, np.float32), objects.labels_N[:0])
+        score = detection_scores.coco([detected] + [nothing] * (len(val) - 1), val)
+        found[spelling] = (bitmap(mask, objects).tolist(), coco_mask.area(run_lengths(mask, objects)), score, objects.content)
+    assert found["text"] == found["list"]
+    assert found["text"][:3] == found["polygon"][:3]
+    assert found["text"][1] == 30 * 40
+    assert found["text"][2]["mask"] == pytest.approx(80, abs=0.01), "an IoU of 0.85 passes 8 of the 10 thresholds"
+
+
+def test_compressed_masks_and_whole_floats_change_nothing_else(kit):
+    """All masks as pycocotools' text, all whole numbers as 96.0, true for 1, no iscrowd, a keypoint's fields."""
+    def change(content):
+        for image in content["images"]:
+            image.update(width=float(image["width"]), height=float(image["height"]), id=float(image["id"]))
+        for category in content["categories"]:
+            category["id"] = float(category["id"])
+        for number, annotation in enumerate(content["annotations"]):
+            mask = annotation["segmentation"]
+            mask["counts"] = (as_text(mask["counts"], *mask["size"]), list(map(float, mask["counts"])))[number % 2]
+            mask["size"] = list(map(float, mask["size"]))
+            annotation |= {"iscrowd": (0.0, False)[number % 2], "num_keypoints": 1, "keypoints": [1, 2, 2]}
+            if number % 3 == 0:
+                del annotation["iscrowd"]
+
+    before = coco.read(kit, "val")
+    changed(kit, "val", change)
+    after = coco.read(kit, "val")
+    assert after.fingerprint == before.fingerprint
+    assert {type(of.width) for of in after.objects} == {int}
+
+
+def test_leftovers_beside_cocos_files_are_no_data(kit):
+    before = coco.read_both(kit)
+    for folder in ("annotations", "train2017", "val2017"):
+        for name in (".DS_Store", "Thumbs.db", "._instances_train2017.json", "._000000000001.jpg", "instances_val2017.json~"):
+            (kit / "coco" / folder / name).write_bytes(b"\0\5\26\7")
+        (kit / "coco" / folder / "@eaDir").mkdir()
+    assert [images.fingerprint for images in coco.read_both(kit)] == [images.fingerprint for images in before]
+
+
 @pytest.mark.parametrize(("change", "told"), [
     (lambda c: c["annotations"][4].update(category_id=99), r"annotation 5: category 99 is not among"),
     (lambda c: c["annotations"][4].update(image_id=-1), r"annotation 5: image -1 is not among"),
@@ -297,7 +467,24 @@ def test_polygons_crowds_gaps_in_ids_and_empty_images(kit):
     (lambda c: c["annotations"][4]["segmentation"].update(counts=[5, 5]), r"annotation 5: its run lengths are not of an image"),
     (lambda c: c["annotations"][4]["segmentation"].update(counts=[-5, 5]), r"annotation 5: its run lengths"),
     (lambda c: c["annotations"][4]["segmentation"].update(counts="PPPP"), r"annotation 5: its run lengths"),
+    (lambda c: c["annotations"][4]["segmentation"].update(counts="PPPP"), r"compressed run lengths that are cut short"),
+    (lambda c: c["annotations"][4]["segmentation"].update(counts="a b"), r"annotation 5: .* the character ' ' does not occur"),
+    (lambda c: c["annotations"][4]["segmentation"].update(counts="11"), r"annotation 5: .* they add up to 2, not 12288"),
+    (lambda c: c["annotations"][4]["segmentation"].update(counts=[0.5, 5]), r"annotation 5: .* whole numbers from 0, not 0\.5"),
+    (lambda c: c["annotations"][4]["segmentation"].update(counts=7), r"annotation 5: .* a list or text, not '7'"),
+    (lambda c: c["annotations"][4]["segmentation"].pop("counts"), r"annotation 5: .* a list or text, not 'None'"),
     (lambda c: c["annotations"][4]["segmentation"].update(size=[5, 5]), r"annotation 5: its run lengths"),
+    (lambda c: c["annotations"][4].update(segmentation=[1, 2, 3, 4, 5, 6]), r"annotation 5: its mask is no polygon list"),
+    (lambda c: c["annotations"][4].update(segmentation=[["1", "2", "3", "4", "5", "6"]]), "annotation 5: its mask is no polygon"),
+    (lambda c: c["annotations"][4].update(bbox=["1", "2", "3", "4"]), r"annotation 5: no box of four numbers: \['1'"),
+    (lambda c: c["annotations"][4].pop("bbox"), r"annotation 5: no box of four numbers: None"),
+    (lambda c: c["annotations"][4].update(image_id="4"), r"annotation 5: image '4' is not among"),
+    (lambda c: c["annotations"][4].update(iscrowd=0.5), r"annotation 5: iscrowd must be 0 or 1, not 0.5"),
+    (lambda c: c["categories"][0].update(id=1.5), "the category id 1.5 is neither a whole number nor text"),
+    (lambda c: c["images"][0].update(id="a"), "some image ids are numbers and others text"),
+    (lambda c: c["images"][0].update(width=96.5), "image 0 is 96.5 x .*; both must be whole numbers above 0"),
+    (lambda c: c["images"][0].update(width=True), "image 0 is True x"),
+    (lambda c: c["annotations"][4].update(segmentation=[[10**400] * 6]), "not COCO's instances: OverflowError"),
     (lambda c: c["annotations"][4].update(bbox=[1, 2, 3]), "not COCO's instances: ValueError"),
     (lambda c: c["annotations"][4].update(segmentation=[]), "annotation 5: it has no mask"),
     (lambda c: c["images"][0].update(width="wide"), "image 0 is wide x"),
