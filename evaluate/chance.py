@@ -8,7 +8,7 @@ explains means that nothing was learned, or that the images are not what their l
 
 import numpy as np
 
-IMPOSSIBLE = 1e-6
+IMPOSSIBLE = 1e-5
 """Probability below which a score is called impossible; each record tests a few scores."""
 PLAUSIBLE = 1e-3
 """Probability above which a score is called no better than chance."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from protobench import published
 from protobench.boxes import BoxList, Objects, presence
 from protobench.errors import UserError
 from protobench.images import pair
@@ -67,7 +68,7 @@ def read(data: Path, split: str) -> BoxList:
     if not (root / f"{split}2017").is_dir():
         raise UserError(f"COCO's annotations without its images: no folder {split}2017", at=root,
                         hint=f"unpack {split}2017.zip here")
-    return BoxList(f"coco-{split}2017", root, paths, presence(found, len(titles)), titles, objects=tuple(found))
+    return published.check(BoxList(f"coco-{split}2017", root, paths, presence(found, len(titles)), titles, objects=tuple(found)))
 
 
 def read_both(data: Path) -> tuple[BoxList, BoxList]:

@@ -45,16 +45,17 @@ def verify(encoder: Encoder, images: ImageList, input_: EvalInput) -> None:
     encoder.account["input_fit"] = {"images": len(sample), "variance_ratio": float(f"{ratio:.3g}")}
     if _off(ratio) <= FITS:
         return
-    fitting = [name for name, (mean, std) in OTHERS.items()
-               if _off(variance_ratio(encoder, pixels, mean, std)) < min(FITS, _off(ratio) / 2)]
+    offs = {name: _off(variance_ratio(encoder, pixels, mean, std)) for name, (mean, std) in OTHERS.items()}
+    best = min(offs, key=lambda name: offs[name])
+    fits = offs[best] < min(FITS, _off(ratio) / 2)
     what = (f"the input's normalisation does not fit the weights: on {len(sample)} images of {images.name} the outputs of the "
             f"first convolution have {ratio:.2g} times the variance that its BatchNorm has seen in training")
-    if _off(ratio) > CONTRADICTS and fitting and not encoder.input_certain:
+    if _off(ratio) > CONTRADICTS and fits and not encoder.input_certain:
         raise UserError(what, at=encoder.account["file"],
-                        hint=f"--normalisation {' or '.join(fitting)} fits. Mean {input_.mean} and deviation {input_.std} were "
-                             f"only assumed, for {encoder.account['origin']}; the same given as six numbers are taken")
+                        hint=f"--normalisation {best} fits best of the usual ones. Mean {input_.mean} and deviation "
+                             f"{input_.std} were only assumed, for {encoder.account['origin']}; the same given as six numbers are taken")
     encoder.account["input_fit"]["doubt"] = what
-    notice(f"warning: {what}" + (f"; --normalisation {' or '.join(fitting)} would fit" if fitting else ""))
+    notice(f"warning: {what}" + (f"; --normalisation {best} would fit" if fits else ""))
 
 
 def variance_ratio(encoder: Encoder, pixels_N3HW: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> float:

@@ -6,12 +6,14 @@ stands for: another known data set is refused, and anything else that differs is
 
 import re
 from dataclasses import dataclass
+from typing import TypeVar
 
 from protobench import files, mini
 from protobench.errors import UserError
 from protobench.images import ImageList
 from protobench.notices import notice
 
+List = TypeVar("List", bound=ImageList)
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR100 = tuple(re.findall(r"\w+", """
     apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
@@ -70,7 +72,7 @@ def split_of(images: ImageList) -> Published | None:
     return None if known is None or mini.holds(images.classes) else known
 
 
-def check(images: ImageList) -> ImageList:
+def check(images: List) -> List:
     """The list itself. Prints what is not as published; UserError where these are the images of another known data set."""
     if (known := split_of(images)) is None:
         return images

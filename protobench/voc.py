@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
+from protobench import published
 from protobench.errors import UserError, printable
 from protobench.images import ImageList, pair, text_of
 from protobench.leftovers import is_leftover
+from protobench.notices import notice, some
 
-CLASSES = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
-           "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor")
+CLASSES = published.VOC
 TEST_ANNOTATIONS = "VOC 2007's test annotations are a separate download (VOCtest_06-Nov-2007.tar); unpack it over this VOCdevkit"
 
 
@@ -35,7 +36,7 @@ def read(data: Path, split: str) -> ImageList:
     main = voc / "ImageSets" / "Main"
     listed, titles = names(main, split), classes(main, split)
     labels = np.stack([_labels(main / f"{title}_{split}.txt", listed) for title in titles], axis=1)
-    return ImageList(f"voc07-{split}", voc, pictures(voc, listed), labels, titles)
+    return published.check(ImageList(f"voc07-{split}", voc, pictures(voc, listed), labels, titles))
 
 
 def pictures(voc: Path, names: list[str]) -> tuple[str, ...]:
@@ -73,8 +74,7 @@ def classes(main: Path, split: str) -> tuple[str, ...]:
     year, suffix = main.parents[1].name, f"_{split}.txt"
     there = sorted(path.name for path in main.glob(f"*{suffix}*"))
     if left := [name for name in there if is_leftover(name)]:
-        print(f"{year} {split}: left aside, not label files: {printable(', '.join(left[:3]))}"
-              + (f" and {len(left) - 3} more" if len(left) > 3 else ""))
+        notice(f"left out of {year} {split}: {len(left)} files of systems or tools among its label files ({some(left)})")
     found = [name.removesuffix(suffix) for name in there if name.endswith(suffix) and not is_leftover(name)]
     if set(CLASSES) & set(found):
         if missing := [name for name in CLASSES if name not in found]:

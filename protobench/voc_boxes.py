@@ -6,7 +6,7 @@ from xml.parsers import expat
 
 import numpy as np
 
-from protobench import voc
+from protobench import published, voc
 from protobench.boxes import BoxList, Objects, presence
 from protobench.errors import UserError
 from protobench.images import pair
@@ -39,7 +39,8 @@ def read(data: Path, year: int, split: str) -> BoxList:
     found = [objects(notes / f"{name}.xml", number) for name in progress(
         names, desc=f"VOC{year} {split} annotations", unit=" files", total=len(names))]
     paths = tuple(f"{folder.name}/{path}" for path in voc.pictures(folder, names))
-    return BoxList(f"voc{year % 100:02d}-{split}-boxes", kit, paths, presence(found, len(classes)), classes, objects=tuple(found))
+    return published.check(BoxList(f"voc{year % 100:02d}-{split}-boxes", kit, paths, presence(found, len(classes)), classes,
+                                   objects=tuple(found)))
 
 
 def read_both(data: Path, training: str) -> tuple[BoxList, BoxList]:
