@@ -1,9 +1,10 @@
-"""Weighted k-nearest-neighbour classification on ImageNet: PCL's Table 4.
+"""Weighted k-nearest-neighbour classification on ImageNet (PCL's Table 4) or CIFAR.
 
 Examples:
 
     python evaluate/knn.py --ckpt pcl_v1.pth.tar --data /data/imagenet
     python evaluate/knn.py --ckpt dino.pth --data /data/imagenet --feature pooled --k 10 20 100 200
+    python evaluate/knn.py --ckpt resnet50.pth --data /data/cifar --dataset cifar10 --feature pooled
     python evaluate/knn.py --ckpt encoder.safetensors                    # no data at hand: the embedded images
     torchrun --nproc_per_node 8 evaluate/knn.py --ckpt FILE --data DIR   # the bank in eight parts, one a GPU
 
@@ -28,7 +29,7 @@ import numpy as np
 import tyro
 
 from evaluate import chance
-from protobench import cli, imagenet, mini, readable, records
+from protobench import cifar, cli, imagenet, mini, readable, records
 from protobench.errors import UserError
 from protobench.images import ImageList
 from protobench.layouts import Reading
@@ -48,7 +49,9 @@ class Config:
     ckpt: Annotated[Path, tyro.conf.arg(aliases=["--pretrained"])]
     """checkpoint to score, in any layout that protobench/layouts.py lists"""
     data: Path | None = None
-    """ImageNet's folder (train/ and val/), or the folder that holds it as imagenet/; without it the embedded images"""
+    """ImageNet's folder (train/ and val/), or the folder that holds it as imagenet/, or that of CIFAR; without it the embedded
+    images"""
+    dataset: Literal["imagenet", "cifar10", "cifar100"] = "imagenet"
     k: tuple[int, ...] = (20, 200)
     """neighbours that vote; all in one pass"""
     feature: Literal["embedding", "pooled"] = "embedding"
@@ -135,13 +138,15 @@ def nearest(bank_ND: np.ndarray, query_MD: np.ndarray, k: int, device: str) -> t
 
 
 def data_lists(data: Path | None, dataset: str = "imagenet", skip_bad_images: int = 0) -> tuple[ImageList, ImageList]:
-    """Training and validation images; the embedded ones where ``data`` is None. See Config for ``skip_bad_images``."""
-    return readable.leave_out(imagenet.read_both(data or mini.ensure()), skip_bad_images)
+    """Training and test images; the embedded ones where ``data`` is None. See Config for ``skip_bad_images``."""
+    root = data or mini.ensure()
+    return readable.leave_out(cifar.read_both(root, dataset) if dataset.startswith("cifar") else imagenet.read_both(root),
+                              skip_bad_images)
 
 
 def unit(encoder_key: str, lists: tuple[ImageList, ...], config: Config) -> dict[str, Any]:
     """What a record is found by."""
-    return {"evaluation": "knn", "data_name": "imagenet", "version": VERSION, "encoder": encoder_key,
+    return {"evaluation": "knn", "data_name": config.dataset, "version": VERSION, "encoder": encoder_key,
             "data": [images.fingerprint for images in lists], "params": config.params()}
 
 
@@ -158,7 +163,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
     print(encoder.summary())
     keys = checkpoints.load(config.ckpt, config.reading, prefer="momentum") if config.feature == "embedding" else encoder
     with ranks.first_goes_first():
-        train, val = data_lists(config.data, skip_bad_images=config.skip_bad_images)
+        train, val = data_lists(config.data, config.dataset, config.skip_bad_images)
     if max(config.k) > len(train):
         raise UserError(f"k = {max(config.k)} neighbours asked of {len(train)} images", hint="lower --k")
     how: dict[str, Any] = {"pooling": "embedding" if config.feature == "embedding" else "average", "device": device,
@@ -175,7 +180,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
         metric={"name": "top-1", "unit": "%", "higher_is_better": True, "test_images": len(val)}, checkpoint=encoder.account,
         feature={"dim": int(query_MD.shape[1]), "pooling": config.feature, "copy": encoder.account["copy"],
                  "bank": keys.account["copy"], **({"bank_bf16": keys.account["bf16"]} if "bf16" in keys.account else {})},
-        data=records.data_of("imagenet", (train, val)), warnings=odd,
+        data=records.data_of(config.dataset, (train, val)), warnings=odd,
         cost={"seconds": round(time.perf_counter() - started, 2)})
 
 

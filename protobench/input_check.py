@@ -53,7 +53,8 @@ def verify(encoder: Encoder, images: ImageList, input_: EvalInput) -> None:
     if _off(ratio) > CONTRADICTS and fits and not encoder.input_certain:
         raise UserError(what, at=encoder.account["file"],
                         hint=f"--normalisation {best} fits best of the usual ones. Mean {input_.mean} and deviation "
-                             f"{input_.std} were only assumed, for {encoder.account['origin']}; the same given as six numbers are taken")
+                             f"{input_.std} were only assumed, for {encoder.account['origin']}; if they are right after all, "
+                             "give them as six numbers")
     encoder.account["input_fit"]["doubt"] = what
     notice(f"warning: {what}" + (f"; --normalisation {best} would fit" if fits else ""))
 
