@@ -91,23 +91,32 @@ class Outcome:
         rejected = verdicts.holm([p for _, p in tested])
         return [cell for (cell, _), sure in zip(tested, rejected, strict=True) if sure and cell.verdict == "short"]
 
-    def exit_code(self, strict: bool = False) -> int:
-        """2 if the controls failed or a row is invalid, 3 if cells are missing, 1 if the table differs from the paper, else 0.
+    def untested(self) -> list[Cell]:
+        """Short cells without a p-value: of a single pretraining, for example, whose draws cannot tell shortness from chance."""
+        return [cell for cell in self.cells.values() if cell.verdict == "short" and cell.p_short is None]
 
-        Differs: a cell is short, and beyond chance over the whole table where 5 runs or more can tell. With ``strict``
-        also a cell above its margin and a claim that is weaker or reversed. The embedded tier has nothing to compare
-        cell by cell, so it differs only by ``strict``.
+    @property
+    def incomplete(self) -> bool:
+        """Whether cells were not run, or not judged because the controls were not."""
+        return any(cell.verdict in ("not-run", "unchecked") for cell in self.cells.values())
+
+    def exit_code(self, strict: bool = False) -> int:
+        """2 if the controls failed or a row is invalid, 1 if the table differs from the paper, 3 if cells are missing, else 0.
+
+        Differs: a cell is short. Where 5 runs or more can tell, it must also be beyond chance over the whole table; without a
+        p-value nothing can tell, and it counts. With ``strict`` also a cell above its margin and a claim that is weaker or
+        reversed. The embedded tier has nothing to compare cell by cell, so it differs only by ``strict``.
         """
         cells = list(self.cells.values())
         if self.failed or any(cell.verdict == "invalid" for cell in cells):
             return cli.TROUBLE
-        if any(cell.verdict in ("not-run", "unchecked") for cell in cells):
-            return cli.INCOMPLETE
-        sure = {id(cell) for cell in self.beyond_chance()}
-        short = [cell for cell in cells if cell.verdict == "short" and (len(cell.values) < 5 or id(cell) in sure)]
+        counted = {id(cell) for cell in self.beyond_chance() + self.untested()}
+        short = [cell for cell in cells if cell.verdict == "short" and (len(cell.values) < 5 or id(cell) in counted)]
         contradicted = [result for result in self.claims if result.verdict in ("weaker", "reversed")]
         above = [cell for cell in cells if cell.verdict == "above"]
-        return cli.DIFFERS if short or (strict and (contradicted or above)) else cli.SAME
+        if short or (strict and (contradicted or above)):
+            return cli.DIFFERS
+        return cli.INCOMPLETE if self.incomplete else cli.SAME
 
 
 # Records to runs ------------------------------------------------------------------------------------------------------

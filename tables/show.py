@@ -128,10 +128,13 @@ def summary(outcome: Outcome, strict: bool = False) -> str:
     """One line: how many cells and claims came out how, and the exit code."""
     cells = Counter(cell.verdict for cell in outcome.cells.values())
     claims = Counter(result.verdict for result in outcome.claims)
-    sure = f" ({len(outcome.beyond_chance())} beyond chance over the whole table)"
+    untested = f", {count} with too few pretrainings to tell" if (count := len(outcome.untested())) else ""
+    sure = f" ({len(outcome.beyond_chance())} beyond chance over the whole table{untested})"
     told = ", ".join(f"{count} {verdict}{sure if verdict == 'short' else ''}" for verdict, count in cells.items())
+    code = outcome.exit_code(strict)
+    both = " (differs and is incomplete)" if code == cli.DIFFERS and outcome.incomplete else ""
     return (f"{told}; claims: {', '.join(f'{count} {verdict}' for verdict, count in claims.items())} "
-            f"-> exit {outcome.exit_code(strict)}")
+            f"-> exit {code}{both}")
 
 
 # The forms ------------------------------------------------------------------------------------------------------------

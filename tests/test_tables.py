@@ -80,6 +80,66 @@ def test_a_short_row_differs(command, tmp_path):
     assert "▼" in out
 
 
+def _retrained(results, seeds, shifts, sd=0.05):
+    """Every row pretrained by the user; ``shifts(row, seed)`` points from the paper's numbers."""
+    for row in RUNNABLE:
+        for seed in seeds:
+            _write(results, "paper", row, seed, _paper(row, shifts(row, seed)), source="retrained", sd=sd)
+
+
+@pytest.mark.parametrize("source", ["retrained", "checkpoint mine.pth, sha256 0123"])
+def test_short_cells_of_one_pretraining_are_never_called_equal(command, tmp_path, source):
+    """Five draws look like five runs, but only several pretrainings give a p-value."""
+    _fill(tmp_path)
+    _remove(tmp_path, "pcl")
+    _write(tmp_path, "paper", "pcl", 0, _paper("pcl", -7.0), source=source)
+    code, out, _ = _diff(command, tmp_path, "--tier", "paper")
+    assert code == 1
+    assert "10 short (0 beyond chance over the whole table, 10 with too few pretrainings to tell)" in out
+
+
+def test_one_retrained_seed_seven_points_low_differs(command, tmp_path):
+    _retrained(tmp_path, (1,), lambda row, seed: -7.0 if row == "pcl" else 0.0)
+    assert _diff(command, tmp_path, "--tier", "paper")[0] == 1
+
+
+def test_a_table_that_differs_and_is_incomplete_says_both(command, tmp_path):
+    _retrained(tmp_path, (1,), lambda row, seed: -7.0 if row == "pcl" else 0.0)
+    for path in (tmp_path / "paper" / "records").glob("simclr-*"):
+        path.unlink()
+    code, out, _ = _diff(command, tmp_path, "--tier", "paper")
+    assert code == 1
+    closing = next(line for line in out.splitlines() if "-> exit" in line)
+    assert "10 short" in closing
+    assert "10 not-run" in closing
+    assert closing.endswith("-> exit 1 (differs and is incomplete)")
+
+
+def test_a_missing_row_alone_is_incomplete(command, tmp_path):
+    _retrained(tmp_path, (1,), lambda row, seed: 0.0)
+    for path in (tmp_path / "paper" / "records").glob("simclr-*"):
+        path.unlink()
+    code, out, _ = _diff(command, tmp_path, "--tier", "paper")
+    assert code == 3
+    assert "-> exit 3\n" in out
+
+
+def test_trouble_is_told_before_all_else(command, tmp_path):
+    _retrained(tmp_path, (1,), lambda row, seed: {"pcl": -7.0, "supervised": -7.0}.get(row, 0.0))
+    for path in (tmp_path / "paper" / "records").glob("simclr-*"):
+        path.unlink()
+    assert _diff(command, tmp_path, "--tier", "paper")[0] == 2
+
+
+@pytest.mark.parametrize(("spread", "code", "told"), [
+    (0.1, 1, "10 short (10 beyond chance over the whole table)"), (6.0, 0, "10 short (0 beyond chance over the whole table)")])
+def test_with_five_seeds_chance_is_told_from_shortness(command, tmp_path, spread, code, told):
+    _retrained(tmp_path, range(1, 6), lambda row, seed: -7.0 + spread * (seed - 3) if row == "pcl" else 0.0)
+    found, out, _ = _diff(command, tmp_path, "--tier", "paper")
+    assert told in out
+    assert found == code
+
+
 def test_better_than_the_paper_differs_only_if_strict(command, tmp_path):
     _fill(tmp_path, pcl=+8.0)
     assert _diff(command, tmp_path, "--tier", "paper")[0] == 0
