@@ -16,6 +16,7 @@ Runs = dict[tuple[int, int], float]
 """(pretraining seed, draw) -> value"""
 PASSED = ("ok", "not run", "not checked")
 """States of the controls that do not speak against the pipeline."""
+NOT_RECORDED = "not recorded"
 Found = dict[str, list[dict[str, Any]]]
 """row -> its records, one per seed and data set"""
 
@@ -79,6 +80,8 @@ class Outcome:
     """departures from the paper's data and architecture, untrained rows"""
     sources: dict[str, str]
     """row -> "retrained", "released checkpoint …" (the paper's own encoder), "checkpoint …" (any other file)"""
+    processor: str
+    """what the records were computed on"""
 
     @property
     def failed(self) -> bool:
@@ -173,6 +176,13 @@ def score_of(record: dict[str, Any]) -> tuple[str, str]:
     return record["unit"]["evaluation"], record["unit"]["data_name"]
 
 
+def recorded(found: Found, what: str) -> str:
+    """What the environments of records say of ``what``; records of older versions say less."""
+    values = {record["environment"].get(what) for of in found.values() for record in of}
+    told = sorted(str(value) for value in values if value is not None)
+    return " and ".join([*told, "others not recorded"] if told and None in values else told) or NOT_RECORDED
+
+
 def runs_of(found: list[dict[str, Any]], column: Column) -> Runs:
     """A cell's runs out of its row's records."""
     return {(record["subject"]["seed"], run["draw"]): run[column.value] for record in found
@@ -231,7 +241,7 @@ def outcome(table: Table, tier: Tier, found: Found) -> Outcome:
               for claim in table.claims]
     remarks = [f"{table.row(name).title}: {text}" for name, texts in departures.items() for text in texts.values()]
     remarks += [f"{table.row(name).title} {why}: this looks like an untrained network" for name, why in untrained.items()]
-    return Outcome(table, tier, cells, claims, controls, remarks, sources)
+    return Outcome(table, tier, cells, claims, controls, remarks, sources, recorded(found, "processor"))
 
 
 def _cell(table: Table, tier: Tier, row: Row, column: Column, runs: Runs, source: str, departures: dict[str, str]) -> Cell:
