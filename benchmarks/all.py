@@ -53,9 +53,7 @@ def page(title: str, rows: list[Ratio | Figure], about: list[str]) -> str:
 
 def machine() -> str:
     """Processor, memory and versions."""
-    model = platform.processor() or platform.machine()
-    if (info := Path("/proc/cpuinfo")).exists():
-        model = next((line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line), model)
+    model = records.processor() or platform.machine()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else 0
     found = records.environment()
     packages = ("python", "torch", "torchvision", "numpy", "scikit-learn", "faiss-gpu", "pillow", "opencv-python-headless")

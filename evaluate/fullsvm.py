@@ -27,7 +27,7 @@ import tyro
 
 from evaluate import chance
 from evaluate.average_precision import average_precision
-from evaluate.svm import GOYAL_COSTS, Problem, decision, normalise
+from evaluate.svm import GOYAL_COSTS, Problem, check_costs, decision, normalise
 from protobench import cli, mini, readable, records, voc
 from protobench.errors import UserError
 from protobench.images import ImageList
@@ -121,8 +121,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
     from protobench import checkpoints, features, ranks
     from protobench.devices import device_of
 
-    if not all(0 < cost < float("inf") for cost in config.costs) or len(set(config.costs)) < len(config.costs):
-        raise UserError(f"--costs must be different positive numbers, not {config.costs}")
+    check_costs(config.costs)
     started = time.perf_counter()
     device = ranks.join(device_of(config.device))
     encoder = checkpoints.load(config.ckpt, config.reading)

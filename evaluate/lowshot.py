@@ -36,14 +36,13 @@ from threadpoolctl import threadpool_limits
 from evaluate import chance, newton
 from evaluate.average_precision import average_precision
 from evaluate.draws import Draw, all_draws
-from evaluate.svm import GOYAL_COSTS, Problem, decision, normalise
+from evaluate.svm import GOYAL_COSTS, Problem, check_costs, decision, normalise
 from protobench import cli, mini, places, readable, records, voc
 from protobench.errors import UserError
 from protobench.images import ImageList
 from protobench.layouts import Reading
 from protobench.progress import progress
 
-LARGEST_COST = 1e5
 VERSION = 1
 """Raise when a score changes for equal features and parameters."""
 
@@ -234,9 +233,7 @@ def _check(config: Config) -> None:
         raise UserError(f"--shots must be different numbers of at least 1, not {config.shots}")
     if config.draws < 1:
         raise UserError(f"--draws must be at least 1, not {config.draws}")
-    if not all(0 < cost <= LARGEST_COST for cost in config.costs) or len(set(config.costs)) < len(config.costs):
-        raise UserError(f"--costs must be different positive numbers of at most {LARGEST_COST:g}, not {config.costs}",
-                        hint="beyond it LIBLINEAR stops before it is done; published grids end at 100")
+    check_costs(config.costs)
 
 
 def report(record: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ A record holds one value per run (here: per k and draw) and everything needed to
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -21,6 +22,8 @@ from protobench.images import ImageList
 SCHEMA = 1
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "faiss-gpu", "liblinear-official", "scikit-learn", "pillow", "mmdet",
             "mmcv-lite", "pycocotools", "opencv-python-headless")
+
+CPU_INFO = Path("/proc/cpuinfo")
 
 
 def write(folder: Path, unit: dict[str, Any], runs: list[dict[str, Any]], *, subject: dict[str, Any],
@@ -126,12 +129,27 @@ def commit() -> str:
     return f"{(found['commit'] or 'unknown')[:12]}{' with changes' if found['dirty'] else ''}"
 
 
+def processor() -> str | None:
+    """The processor's model name, as far as the system tells."""
+    if CPU_INFO.is_file():
+        names = re.findall(r"^model name[ \t]*:[ \t]*(.*\S)", CPU_INFO.read_text(errors="replace"), re.MULTILINE)
+        return names[0] if names else None
+    if platform.system() == "Darwin":
+        try:
+            told = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=True)
+            return told.stdout.strip() or None
+        except (OSError, subprocess.CalledProcessError):
+            return None
+    return platform.processor() or None
+
+
 @cache
 def environment() -> dict[str, Any]:
     """Versions and hardware, without names of users, hosts or folders."""
     import torch
 
     found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}",
+             "processor": processor(), "instruction_set": torch.backends.cpu.get_cpu_capability(),
              "cpu_count": os.cpu_count(), "threads": torch.get_num_threads(),
              "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None}
     for package in PACKAGES:

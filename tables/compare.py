@@ -16,6 +16,7 @@ Runs = dict[tuple[int, int], float]
 """(pretraining seed, draw) -> value"""
 PASSED = ("ok", "not run", "not checked")
 """States of the controls that do not speak against the pipeline."""
+NOT_RECORDED = "not recorded"
 Found = dict[str, list[dict[str, Any]]]
 """row -> its records, one per seed and data set"""
 
@@ -79,6 +80,8 @@ class Outcome:
     """departures from the paper's data and architecture, untrained rows"""
     sources: dict[str, str]
     """row -> "retrained", "released checkpoint …" (the paper's own encoder), "checkpoint …" (any other file)"""
+    processor: str
+    """what the records were computed on"""
 
     @property
     def failed(self) -> bool:
@@ -91,23 +94,32 @@ class Outcome:
         rejected = verdicts.holm([p for _, p in tested])
         return [cell for (cell, _), sure in zip(tested, rejected, strict=True) if sure and cell.verdict == "short"]
 
-    def exit_code(self, strict: bool = False) -> int:
-        """2 if the controls failed or a row is invalid, 3 if cells are missing, 1 if the table differs from the paper, else 0.
+    def untested(self) -> list[Cell]:
+        """Short cells without a p-value: of a single pretraining, for example, whose draws cannot tell shortness from chance."""
+        return [cell for cell in self.cells.values() if cell.verdict == "short" and cell.p_short is None]
 
-        Differs: a cell is short, and beyond chance over the whole table where 5 runs or more can tell. With ``strict``
-        also a cell above its margin and a claim that is weaker or reversed. The embedded tier has nothing to compare
-        cell by cell, so it differs only by ``strict``.
+    @property
+    def incomplete(self) -> bool:
+        """Whether cells were not run, or not judged because the controls were not."""
+        return any(cell.verdict in ("not-run", "unchecked") for cell in self.cells.values())
+
+    def exit_code(self, strict: bool = False) -> int:
+        """2 if the controls failed or a row is invalid, 1 if the table differs from the paper, 3 if cells are missing, else 0.
+
+        Differs: a cell is short. Where 5 runs or more can tell, it must also be beyond chance over the whole table; without a
+        p-value nothing can tell, and it counts. With ``strict`` also a cell above its margin and a claim that is weaker or
+        reversed. The embedded tier has nothing to compare cell by cell, so it differs only by ``strict``.
         """
         cells = list(self.cells.values())
         if self.failed or any(cell.verdict == "invalid" for cell in cells):
             return cli.TROUBLE
-        if any(cell.verdict in ("not-run", "unchecked") for cell in cells):
-            return cli.INCOMPLETE
-        sure = {id(cell) for cell in self.beyond_chance()}
-        short = [cell for cell in cells if cell.verdict == "short" and (len(cell.values) < 5 or id(cell) in sure)]
+        counted = {id(cell) for cell in self.beyond_chance() + self.untested()}
+        short = [cell for cell in cells if cell.verdict == "short" and (len(cell.values) < 5 or id(cell) in counted)]
         contradicted = [result for result in self.claims if result.verdict in ("weaker", "reversed")]
         above = [cell for cell in cells if cell.verdict == "above"]
-        return cli.DIFFERS if short or (strict and (contradicted or above)) else cli.SAME
+        if short or (strict and (contradicted or above)):
+            return cli.DIFFERS
+        return cli.INCOMPLETE if self.incomplete else cli.SAME
 
 
 # Records to runs ------------------------------------------------------------------------------------------------------
@@ -162,6 +174,13 @@ def _as_printed(record: dict[str, Any], printed: dict[str, Any]) -> bool:
 def score_of(record: dict[str, Any]) -> tuple[str, str]:
     """Evaluation and data set."""
     return record["unit"]["evaluation"], record["unit"]["data_name"]
+
+
+def recorded(found: Found, what: str) -> str:
+    """What the environments of records say of ``what``; records of older versions say less."""
+    values = {record["environment"].get(what) for of in found.values() for record in of}
+    told = sorted(str(value) for value in values if value is not None)
+    return " and ".join([*told, "others not recorded"] if told and None in values else told) or NOT_RECORDED
 
 
 def runs_of(found: list[dict[str, Any]], column: Column) -> Runs:
@@ -222,7 +241,7 @@ def outcome(table: Table, tier: Tier, found: Found) -> Outcome:
               for claim in table.claims]
     remarks = [f"{table.row(name).title}: {text}" for name, texts in departures.items() for text in texts.values()]
     remarks += [f"{table.row(name).title} {why}: this looks like an untrained network" for name, why in untrained.items()]
-    return Outcome(table, tier, cells, claims, controls, remarks, sources)
+    return Outcome(table, tier, cells, claims, controls, remarks, sources, recorded(found, "processor"))
 
 
 def _cell(table: Table, tier: Tier, row: Row, column: Column, runs: Runs, source: str, departures: dict[str, str]) -> Cell:

@@ -14,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup, escape
 
 from protobench import files, records
-from tables import compare, pictures, show
+from tables import compare, pictures, reference, show
 from tables.compare import Cell, Found, Outcome
 from tables.schema import Figure, Row, Table, Tier
 
@@ -95,8 +95,8 @@ def _table(table: Table, tier: Tier, found: Found) -> dict[str, Any]:
             "source": f"{table.paper}; {table.source}. {table.source_note}", "picture": "",
             "summary": show.summary(outcome).partition(" ->")[0],
             "groups": groups, "spread": show.what_spread_means(outcome), "controls": outcome.controls, "remarks": outcome.remarks,
-            "legend": show.LEGEND, "claims": claims, "claimed_by": table.claimed_by, "notes": notes,
-            "provenance": _provenance(table.rows, found)}
+            "legend": show.LEGEND, "machine": reference.machine(outcome), "claims": claims, "claimed_by": table.claimed_by,
+            "notes": notes, "provenance": _provenance(table.rows, found)}
 
 
 def _figure(figure: Figure, tier: Tier, folder: Path, found: Found) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from protobench.images import ImageList
 from tables.schema import Figure, Row, Table, Tier
 
 State = Literal["done", "to run", "impossible"]
+NO_ENCODER = "no encoder"
 RESNET50_BYTES = 0.1e9
 PAPER_SCORE_MINUTES = {("lowshot", "voc07"): 2, ("lowshot", "places205"): 12, ("fullsvm", "voc07"): 3, ("knn", "imagenet"): 25,
                        ("ami", "imagenet"): 60, ("linear", "imagenet"): 720, ("linear", "places205"): 540,
@@ -180,7 +181,7 @@ def _job(table: Table | Figure, row: Row, seed: int, recipe: Recipe, given: Path
         if lists is None:
             scores.append(Score(name, dataset, "impossible", missing))
         elif key is None:
-            scores.append(Score(name, dataset, "impossible", "no encoder"))
+            scores.append(Score(name, dataset, "impossible", NO_ENCODER))
         elif given is not None and name in ("course", "similarity"):
             scores.append(Score(name, dataset, "impossible", "only a pretraining of this suite leaves its course"))
         else:
@@ -202,6 +203,16 @@ def _provenance(table: Table | Figure, row: Row, given: Path, sha256: str) -> st
         raise UserError(f"this is the published {known.title}: the row {others[0]}, not {row.name}", at=given,
                         hint=f"--ckpt {others[0]}={given}")
     return f"checkpoint {given.name}{f' ({known.title})' if known else ''}, sha256 {sha256[:12]}"
+
+
+def why_nothing(jobs: list[Job]) -> str:
+    """Why none of the scores is there or can be made: every reason, once. Empty where any is or can."""
+    scores = [score for job in jobs for score in job.scores]
+    if not scores or any(score.state != "impossible" for score in scores):
+        return ""
+    reasons = [job.why for job in jobs if job.encoder == "impossible"]
+    reasons += [score.why for job in jobs for score in job.scores if job.encoder != "impossible" or score.why != NO_ENCODER]
+    return "; ".join(dict.fromkeys(reasons))
 
 
 def describe(table: Table | Figure, tier: Tier, jobs: list[Job], workers: int) -> str:

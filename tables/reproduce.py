@@ -3,7 +3,7 @@
 Examples (``tox -e reproduce-table1 -- FLAGS`` passes the flags on):
 
     python -m tables reproduce table1                       # embedded data, 3 seeds, minutes on two cores
-    python -m tables reproduce table1 --plan                # what would run and what it costs; runs nothing
+    python -m tables reproduce table1 --plan                # what would run and what it costs; exit code 2 if nothing can
     python -m tables reproduce table1 --rows pcl moco --seeds 5
     python -m tables reproduce table1 --tier paper --data ROOT --slurm --slurm-partition gpu --slurm-gpus 8
     python -m tables reproduce table1 --tier paper --data ROOT --ckpt moco=moco_v1_200ep.pth.tar --ckpt pcl=pcl_v1.pth.tar
@@ -114,6 +114,9 @@ def reproduce(config: Reproduce, table: Table | Figure) -> int:
     running = [job for job in jobs if job.to_run]
     if config.plan:
         print(plan.describe(table, config.tier, jobs, config.jobs or os.cpu_count() or 1))
+    if why := plan.why_nothing(jobs):
+        raise UserError(f"nothing of {table.name} can be made: {why}")
+    if config.plan:
         return cli.SAME
     failed: list[str] = []
     asked = {score.key for job in jobs for score in job.scores if score.key}

@@ -8,12 +8,11 @@ from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
 from protobench import cli, colour, files
-from tables import compare
+from tables import compare, reference
 from tables.compare import Cell, ClaimResult, Outcome
 from tables.schema import Column, Table, Tier
 
@@ -45,7 +44,7 @@ def publish(table: Table, tier: Tier, results: Path, *, strict: bool = False, as
                             "tex": latex(outcome), "txt": printed}.items():
         files.write_text(results / tier / f"{table.name}.{ending}", content)
     print(colour.painted(printed))
-    if told := against_reference(outcome, results / "reference" / tier / f"{table.name}.cells.csv"):
+    if told := reference.against(outcome, collected.rows, results / "reference"):
         print(told)
     if collected.stale:
         print(f"left out: {collected.stale} records of other data, parameters or recipes in {results / tier / 'records'}")
@@ -108,6 +107,11 @@ def what_spread_means(outcome: Outcome) -> str:
     return f"{over_seeds}, in rows with several ({', '.join(map(str, counts[1:]))}); over draws in rows with one"
 
 
+def _below(outcome: Outcome) -> list[str]:
+    """What stands under a table: its legend in the paper's tier, its machine in the bundled one."""
+    return [line for line in (LEGEND if outcome.tier == "paper" else "", reference.machine(outcome)) if line]
+
+
 def claim_line(result: ClaimResult, decimals: int) -> str:
     """What a claim's verdict rests on."""
     if not result.leads:
@@ -128,10 +132,13 @@ def summary(outcome: Outcome, strict: bool = False) -> str:
     """One line: how many cells and claims came out how, and the exit code."""
     cells = Counter(cell.verdict for cell in outcome.cells.values())
     claims = Counter(result.verdict for result in outcome.claims)
-    sure = f" ({len(outcome.beyond_chance())} beyond chance over the whole table)"
+    untested = f", {count} with too few pretrainings to tell" if (count := len(outcome.untested())) else ""
+    sure = f" ({len(outcome.beyond_chance())} beyond chance over the whole table{untested})"
     told = ", ".join(f"{count} {verdict}{sure if verdict == 'short' else ''}" for verdict, count in cells.items())
+    code = outcome.exit_code(strict)
+    both = " (differs and is incomplete)" if code == cli.DIFFERS and outcome.incomplete else ""
     return (f"{told}; claims: {', '.join(f'{count} {verdict}' for verdict, count in claims.items())} "
-            f"-> exit {outcome.exit_code(strict)}")
+            f"-> exit {code}{both}")
 
 
 # The forms ------------------------------------------------------------------------------------------------------------
@@ -145,8 +152,7 @@ def text(outcome: Outcome, strict: bool = False) -> str:
     for heading, columns in groups(outcome):
         lines += [tabulate(_rows(outcome, columns), headers=[heading, *(c.heading for c in columns)], tablefmt="simple",
                            disable_numparse=True), ""]
-    if outcome.tier == "paper":
-        lines += [LEGEND, ""]
+    lines += [line for told in _below(outcome) for line in (told, "")]
     rows = [[result.verdict, result.claim.text, claim_line(result, table.decimals)] for result in outcome.claims]
     lines += [tabulate(rows, headers=[f"claim of {table.claimed_by}", "", "95 % interval of paired differences"],
                        tablefmt="simple", maxcolwidths=[None, 44, 62]), "", summary(outcome, strict)]
@@ -197,8 +203,7 @@ def markdown(outcome: Outcome, strict: bool = False) -> str:
     for heading, columns in groups(outcome):
         rows = [[word.replace("|", "\\|") for word in row] for row in _rows(outcome, columns)]
         lines += [tabulate(rows, headers=[heading, *(c.heading for c in columns)], tablefmt="pipe", disable_numparse=True), ""]
-    if outcome.tier == "paper":
-        lines += [LEGEND, ""]
+    lines += [line for told in _below(outcome) for line in (plain(told), "")]
     lines += [f"| Claim of {table.claimed_by} | Where | Verdict | 95 % interval of paired differences |", "|---|---|---|---|"]
     lines += [f"| {r.claim.text} | {r.claim.source} | **{r.verdict}** | {claim_line(r, table.decimals)} |"
               for r in outcome.claims]
@@ -234,19 +239,3 @@ def latex(outcome: Outcome) -> str:
 def _tex(text: str) -> str:
     """Text as TeX prints it."""
     return re.sub(r"[&%$#_{}]", r"\\\g<0>", text).replace("^", "\\textasciicircum{}")
-
-
-def against_reference(outcome: Outcome, reference: Path) -> str:
-    """How far this run lies from the committed one of the same tier; empty where there is none."""
-    if not reference.is_file():
-        return ""
-    with open(reference, newline="", encoding="utf-8") as file:
-        theirs = {(line["row"], line["column"]): line["mean"] for line in csv.DictReader(file)}
-    pairs = [(cell.mean, float(mean)) for key, cell in outcome.cells.items()
-             if cell.mean is not None and (mean := theirs.get(key))]
-    if not pairs:
-        return ""
-    differences = np.abs(np.subtract(*np.transpose(pairs)))
-    half = 0.5 * 10.0**-outcome.table.decimals
-    return (f"against the committed run: {int((differences < half).sum())} of {len(pairs)} cells equal to {half:g}, "
-            f"largest difference {differences.max():.{outcome.table.decimals + 1}f}")

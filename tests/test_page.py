@@ -48,6 +48,14 @@ def test_the_committed_contents_are_up_to_date(built):
     assert (built / "mini" / "README.md").read_text() == (REFERENCE / "mini" / "README.md").read_text()
 
 
+def test_the_committed_tables_are_up_to_date():
+    have = records.read_all(REFERENCE / "mini" / "records")
+    for table in map(catalogue.load, catalogue.TABLES):
+        outcome = compare.outcome(table, "mini", compare.among(table, have).rows)
+        for ending, form in (("md", show.markdown), ("txt", show.text), ("cells.csv", show.cells_csv)):
+            assert form(outcome) == (REFERENCE / "mini" / f"{table.name}.{ending}").read_text(encoding="utf-8"), ending
+
+
 def test_a_page_needs_nothing_but_itself(built):
     text = (built / "index.html").read_text()
     elements = _Elements(text).found

@@ -17,7 +17,32 @@ def test_a_record_round_trips_and_is_found_by_its_unit(tmp_path):
     unit = json.loads(files.canonical_json(UNIT))
     assert records.read_all(tmp_path) == {records.key(unit, SUBJECT): record}
     assert records.key(unit, SUBJECT) != records.key(unit, SUBJECT | {"row": "moco"})
-    assert set(record["environment"]) >= {"torch", "python", "threads"}
+    assert set(record["environment"]) >= {"torch", "python", "threads", "processor", "instruction_set"}
+
+
+@pytest.mark.parametrize(("told", "found"), [
+    ("processor\t: 0\nmodel name\t: AMD EPYC 9B14 \nprocessor\t: 1\nmodel name\t: AMD EPYC 9B14 \n", "AMD EPYC 9B14"),
+    ("processor\t: 0\nBogoMIPS\t: 50.00\nCPU part\t: 0xd0c\n", None), ("model name\t:\nflags\t: fpu\n", None)])
+def test_the_processor_is_named_where_the_system_names_it(tmp_path, monkeypatch, told, found):
+    """Linux on ARM tells no model."""
+    (tmp_path / "cpuinfo").write_text(told)
+    monkeypatch.setattr(records, "CPU_INFO", tmp_path / "cpuinfo")
+    assert records.processor() == found
+
+
+@pytest.mark.parametrize(("system", "found"), [("Darwin", None), ("Windows", "Intel64 Family 6")])
+def test_other_systems_name_the_processor_or_nothing_fails(tmp_path, monkeypatch, system, found):
+    monkeypatch.setattr(records, "CPU_INFO", tmp_path / "absent")
+    monkeypatch.setattr(records.platform, "system", lambda: system)
+    monkeypatch.setattr(records.platform, "processor", lambda: "Intel64 Family 6")
+    monkeypatch.setenv("PATH", "")  # no sysctl
+    assert records.processor() == found
+
+
+def test_records_from_before_the_processor_was_recorded_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "environment", lambda: {"torch": "2.15.0", "threads": 1})
+    path = records.write(tmp_path, UNIT, [], subject=SUBJECT)
+    assert records.read(path)["environment"] == {"torch": "2.15.0", "threads": 1}
 
 
 def test_nothing_private_is_recorded(tmp_path):

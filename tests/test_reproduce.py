@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,11 +93,54 @@ def test_the_paper_tier_s_plan_names_what_is_missing_and_what_it_costs(command, 
     assert "PCL: pretraining 1 x 672 V100-hours (about a week on 4 V100" in out
     assert "Supervised: no pretraining, scoring about 0.2 GPU-hours" in out
     assert "GB" in out
-    (tmp_path / "nothing").mkdir()
-    code, out, _ = _reproduce(command, tmp_path, "--plan", "--tier", "paper", "--data", tmp_path / "nothing")
-    assert code == 0
-    assert str(tmp_path / "nothing" / "imagenet" / "train") in out
-    assert "0 to run" in out
+
+
+@pytest.mark.parametrize("flags", [("--plan",), ()])
+def test_where_nothing_can_be_made_the_reasons_are_an_error(command, tmp_path, flags):
+    empty = tmp_path / "nothing"
+    empty.mkdir()
+    code, out, err = _reproduce(command, tmp_path, *flags, "--tier", "paper", "--data", empty)
+    assert code == 2
+    (line,) = err.splitlines()
+    assert line.startswith("error: nothing of table1 can be made: no ImageNet here: looked for ")
+    assert str(empty / "imagenet" / "train") in line
+    assert f"; no VOCdevkit here ({empty}); no Places205 list here (" in line
+    assert "no encoder" not in line
+    assert ("0 to run, 17 impossible" in out) == bool(flags)
+    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_plan_of_which_a_part_can_be_made_tells_the_rest(command, tmp_path, world):
+    """VOC07 is there, ImageNet and Places205 are not: the untrained row alone, on one of two data sets."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "VOCdevkit").symlink_to(world / "VOCdevkit")
+    code, out, err = _reproduce(command, tmp_path, "--plan", "--tier", "paper", "--data", tmp_path / "data")
+    assert code == 0, err
+    assert "units: 0 cached, 2 to run, 16 impossible" in out
+    assert "lowshot voc07 to run, lowshot places205 impossible (no Places205 list here" in out
+    code, _, err = _reproduce(command, tmp_path, "--plan", "--tier", "paper", "--data", tmp_path / "data", "--rows", "moco")
+    assert code == 2, "of this row nothing"
+    assert "nothing of table1 can be made: no ImageNet here" in err
+
+
+def test_what_is_there_already_is_no_reason_to_fail(tmp_path):
+    """A record of an encoder whose other data set has gone."""
+    row = catalogue.load("table1").row("random")
+    scores = (plan.Score("lowshot", "voc07", "done"), plan.Score("lowshot", "places205", "impossible", "gone"))
+    job = plan.Job(row, 1, row.recipe("paper"), tmp_path / "encoder.safetensors", False, "retrained", "", "to run", "", scores)
+    assert plan.why_nothing([job]) == ""
+    assert plan.why_nothing([replace(job, scores=scores[1:])]) == "gone"
+    assert plan.why_nothing([]) == ""
+
+
+def test_a_plan_without_a_reader_ends_quietly(tmp_path):
+    """As with ``--plan | head -1`` or a pager that was left."""
+    process = _start(tmp_path, "--plan")
+    process.stdout.close()
+    with process:
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
 
 
 NARROW = Arch("basic", (1, 1, 1, 1), 16)

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from sklearn.svm import LinearSVC
 
-from evaluate.svm import Problem, decision, normalise
+from evaluate import fullsvm, lowshot, newton
+from evaluate.svm import GOYAL_COSTS, LARGEST_COST, Problem, check_costs, decision, normalise
 from protobench.errors import UserError
 
 
@@ -60,3 +61,35 @@ def test_features_that_are_not_finite_are_refused_on_either_side():
         x[3, 4] = wrong
         with pytest.raises(UserError, match="NaN"):
             normalise(x)
+
+
+@pytest.mark.parametrize("script", [fullsvm, lowshot])
+@pytest.mark.parametrize("costs", [(1e5,), (0.5, 1001.0), ("inf",), (-1.0,), (0.5, 0.5)])
+def test_both_scripts_refuse_the_same_costs_before_anything_is_read(command, tmp_path, script, costs):
+    code, _, err = command(script.main, "--ckpt", tmp_path / "absent.pth", "--costs", *costs)
+    assert code == 2
+    assert "--costs must be different positive numbers of at most 1000, not" in err
+    check_costs(GOYAL_COSTS)
+    check_costs((LARGEST_COST,))
+
+
+def test_liblinear_reaches_its_optimum_at_the_largest_cost_and_not_far_beyond():
+    """Correlated features, as networks have them: on independent ones any cost is easy."""
+    rng = np.random.default_rng(0)
+    scales = 1 / np.arange(1.0, 513.0)
+    z = rng.normal(size=(320, 512)) * scales
+    rotation = np.linalg.qr(rng.normal(size=(512, 512)))[0]
+    x = normalise(np.maximum(0, z @ rotation * np.sqrt(512) / np.linalg.norm(scales) + 0.5))
+    score = z[:, :20].sum(1)
+    positive = score > np.quantile(score, 0.9)
+    with_bias, y = np.hstack([x, np.ones((320, 1))]), np.where(positive, 1.0, -1.0)
+
+    def excess(cost):
+        def objective(w):
+            return 0.5 * w @ w + cost * np.where(positive, 2, 1) @ np.maximum(0, 1 - y * (with_bias @ w)) ** 2
+
+        (b,) = newton.path(newton.gram(x), positive, (cost,), 2.0)
+        return objective(Problem(x).fit(positive, cost, 2.0)) / objective(with_bias.T @ b) - 1
+
+    assert excess(LARGEST_COST) < 1e-3
+    assert excess(100 * LARGEST_COST) > 2e-3

@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from evaluate import lowshot
 from protobench import records
 from protobench.errors import UserError
 from tables import __main__ as tables_main
-from tables import catalogue, compare, show
+from tables import catalogue, compare, reference, show
 from tables.table1 import TABLE
 
 
@@ -78,6 +79,66 @@ def test_a_short_row_differs(command, tmp_path):
     assert code == 1
     assert "10 short" in out
     assert "▼" in out
+
+
+def _retrained(results, seeds, shifts, sd=0.05):
+    """Every row pretrained by the user; ``shifts(row, seed)`` points from the paper's numbers."""
+    for row in RUNNABLE:
+        for seed in seeds:
+            _write(results, "paper", row, seed, _paper(row, shifts(row, seed)), source="retrained", sd=sd)
+
+
+@pytest.mark.parametrize("source", ["retrained", "checkpoint mine.pth, sha256 0123"])
+def test_short_cells_of_one_pretraining_are_never_called_equal(command, tmp_path, source):
+    """Five draws look like five runs, but only several pretrainings give a p-value."""
+    _fill(tmp_path)
+    _remove(tmp_path, "pcl")
+    _write(tmp_path, "paper", "pcl", 0, _paper("pcl", -7.0), source=source)
+    code, out, _ = _diff(command, tmp_path, "--tier", "paper")
+    assert code == 1
+    assert "10 short (0 beyond chance over the whole table, 10 with too few pretrainings to tell)" in out
+
+
+def test_one_retrained_seed_seven_points_low_differs(command, tmp_path):
+    _retrained(tmp_path, (1,), lambda row, seed: -7.0 if row == "pcl" else 0.0)
+    assert _diff(command, tmp_path, "--tier", "paper")[0] == 1
+
+
+def test_a_table_that_differs_and_is_incomplete_says_both(command, tmp_path):
+    _retrained(tmp_path, (1,), lambda row, seed: -7.0 if row == "pcl" else 0.0)
+    for path in (tmp_path / "paper" / "records").glob("simclr-*"):
+        path.unlink()
+    code, out, _ = _diff(command, tmp_path, "--tier", "paper")
+    assert code == 1
+    closing = next(line for line in out.splitlines() if "-> exit" in line)
+    assert "10 short" in closing
+    assert "10 not-run" in closing
+    assert closing.endswith("-> exit 1 (differs and is incomplete)")
+
+
+def test_a_missing_row_alone_is_incomplete(command, tmp_path):
+    _retrained(tmp_path, (1,), lambda row, seed: 0.0)
+    for path in (tmp_path / "paper" / "records").glob("simclr-*"):
+        path.unlink()
+    code, out, _ = _diff(command, tmp_path, "--tier", "paper")
+    assert code == 3
+    assert "-> exit 3\n" in out
+
+
+def test_trouble_is_told_before_all_else(command, tmp_path):
+    _retrained(tmp_path, (1,), lambda row, seed: {"pcl": -7.0, "supervised": -7.0}.get(row, 0.0))
+    for path in (tmp_path / "paper" / "records").glob("simclr-*"):
+        path.unlink()
+    assert _diff(command, tmp_path, "--tier", "paper")[0] == 2
+
+
+@pytest.mark.parametrize(("spread", "code", "told"), [
+    (0.1, 1, "10 short (10 beyond chance over the whole table)"), (6.0, 0, "10 short (0 beyond chance over the whole table)")])
+def test_with_five_seeds_chance_is_told_from_shortness(command, tmp_path, spread, code, told):
+    _retrained(tmp_path, range(1, 6), lambda row, seed: -7.0 + spread * (seed - 3) if row == "pcl" else 0.0)
+    found, out, _ = _diff(command, tmp_path, "--tier", "paper")
+    assert told in out
+    assert found == code
 
 
 def test_better_than_the_paper_differs_only_if_strict(command, tmp_path):
@@ -305,6 +366,114 @@ def test_distance_from_the_committed_run(command, tmp_path):
     (tmp_path / "reference" / "mini").mkdir(parents=True)
     (tmp_path / "mini" / "table1.cells.csv").rename(tmp_path / "reference" / "mini" / "table1.cells.csv")
     assert "against the committed run: 60 of 60 cells equal" in _diff(command, tmp_path)[1]
+
+
+def _runs(results, seeds=(1, 2, 3), **shifts):
+    """A mini run whose seeds lie a point apart."""
+    for row in RUNNABLE:
+        for seed in seeds:
+            _write(results, "mini", row, seed, _paper(row, seed + shifts.get(row.replace("-", "_"), 0.0)))
+
+
+def _committed(command, results, **shifts):
+    """A run that becomes the committed one."""
+    _runs(results, **shifts)
+    _diff(command, results)
+    (results / "reference").mkdir()
+    (results / "mini").rename(results / "reference" / "mini")
+
+
+def _environment(monkeypatch, **changed):
+    """The environment that records get from now on; None: as old ones, which lack it."""
+    environment = records.environment() | changed
+    known = {what: value for what, value in environment.items() if value is not None}
+    monkeypatch.setattr(records, "environment", lambda: known)
+
+
+def test_a_run_on_another_processor_is_compared_within_the_spread_of_the_seeds(command, tmp_path, monkeypatch):
+    _environment(monkeypatch, processor=None, instruction_set=None, torch="2.14.1")
+    _committed(command, tmp_path, pcl=1.0, moco=20.0)
+    _environment(monkeypatch, processor="Xeon", instruction_set="AVX512", torch="2.15.0")
+    _runs(tmp_path)
+    code, out, _ = _diff(command, tmp_path)
+    assert code == 0, "another machine is no failure"
+    told = out[out.index("against the committed run"):].splitlines()
+    assert told[0] == ("against the committed run: 40 of 60 cells equal to 0.05, 10 within the spread of the seeds, 10 beyond it "
+                       "(expected by chance: about 3); difference 3.50 on average, 20.00 at most")
+    assert re.match(r"  furthest beyond: (MoCo, \S+ k=\d+: \d\d\.\d\d \(committed: \d\d\.\d\d\)(; |$)){3}", told[1])
+    assert told[2] == ("  processor Xeon (committed: not recorded); instruction set AVX512 (committed: not recorded); "
+                       "versions that differ: torch 2.15.0 (committed: 2.14.1)")
+    assert told[3] == "  another processor moves a cell of PCL's Table 1 by about 1.2 points (up to 3.8 seen)"
+
+
+def test_a_run_on_the_same_processor_says_so_where_cells_differ(command, tmp_path, monkeypatch):
+    _environment(monkeypatch, processor="EPYC", instruction_set="AVX2")
+    _committed(command, tmp_path, pcl=1.0)
+    _runs(tmp_path)
+    _, out, _ = _diff(command, tmp_path)
+    assert "0 beyond it" in out
+    assert "furthest beyond" not in out
+    assert "  processor EPYC (the same); instruction set AVX2 (the same); versions the same\n" in out
+
+
+def test_an_equal_run_needs_no_words_about_machines(command, tmp_path):
+    _committed(command, tmp_path)
+    _runs(tmp_path)
+    _, out, _ = _diff(command, tmp_path)
+    assert "against the committed run: 60 of 60 cells equal to 0.05\n" in out
+    assert "(committed" not in out
+
+
+def test_a_single_seed_has_no_spread_to_be_compared_within(command, tmp_path):
+    _committed(command, tmp_path)
+    _runs(tmp_path, seeds=(1,))
+    _, out, _ = _diff(command, tmp_path)
+    assert "0 of 60 cells equal to 0.05, 60 of a single seed, whose spread is unknown; difference 1.0" in out
+    assert "by chance" not in out
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [((50.0, 1.0, 3), (52.0, 1.5, 3)), ((50.0, 1.0, 5), (52.5, 0.2, 3))])
+def test_the_spread_of_the_seeds_is_welch_s_interval(ours, theirs):
+    (_, sd1, n1), (_, sd2, n2) = ours, theirs
+    a, b = sd1**2 / n1, sd2**2 / n2
+    width = stats.t((a + b) ** 2 / (a**2 / (n1 - 1) + b**2 / (n2 - 1))).ppf(0.975) * np.sqrt(a + b)
+    for beyond, factor in ((False, 0.999), (True, 1.001)):
+        assert (reference.p_of_one_distribution((theirs[0] + factor * width, sd1, n1), theirs) < reference.CHANCE) == beyond
+
+
+def test_seeds_without_any_spread_are_beyond_it_once_they_differ():
+    assert reference.p_of_one_distribution((50.0, 0.0, 3), (50.1, 0.0, 3)) == 0.0
+
+
+def test_few_honest_cells_lie_beyond_the_spread_and_fewer_where_seeds_are_shared():
+    rng = np.random.default_rng(0)
+    own, shared = rng.normal(size=(2, 4000, 3)), rng.normal(size=(4000, 3))
+
+    def beyond(a, b):
+        return np.mean([reference.p_of_one_distribution((x.mean(), x.std(ddof=1), 3), (y.mean(), y.std(ddof=1), 3)) < 0.05
+                        for x, y in zip(a, b, strict=True)])
+
+    assert beyond(own[0] + shared, own[1] + shared) < 0.7 * beyond(*own) < 0.7 * 0.055
+
+
+@pytest.mark.parametrize(("processor", "line"), [
+    ("AMD EPYC", "Measured on AMD EPYC. Another processor moves"), (None, "Processor not recorded. Another processor moves")])
+def test_the_processor_stands_under_a_table_of_the_bundled_tier_alone(command, tmp_path, monkeypatch, processor, line):
+    _environment(monkeypatch, processor=processor)
+    for tier in ("mini", "paper"):
+        _fill(tmp_path, tier, seeds=(1, 2, 3))
+        _diff(command, tmp_path, "--tier", tier)
+    for ending in ("md", "txt", "html"):
+        assert line in (tmp_path / "mini" / f"table1.{ending}").read_text(), ending
+        assert "nother processor" not in (tmp_path / "paper" / f"table1.{ending}").read_text(), ending
+
+
+def test_records_of_two_processors_name_both(tmp_path, monkeypatch):
+    for seed, processor in ((1, "A"), (2, "B"), (3, None)):
+        _environment(monkeypatch, processor=processor)
+        _write(tmp_path, "mini", "pcl", seed, _paper("pcl"))
+    outcome = compare.outcome(TABLE, "mini", compare.collect(TABLE, tmp_path, "mini").rows)
+    assert reference.machine(outcome).startswith("Measured on A and B and others not recorded. Another")
 
 
 def test_unknown_words_get_a_suggestion(command):
