@@ -2,13 +2,18 @@
 
 import os
 import sys
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: for this process, those it starts and those that run beside it
+
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import parallel
 import pytest
 import torch
+from filelock import FileLock
 
 from pretrain import loop, recipes
 from protobench import cli, images, mini, scenes
@@ -19,8 +24,6 @@ TINY = {"imagenet-train": 200, "imagenet-val": 40, "voc-trainval": 200, "voc-tes
 
 SCENES = {"voc2007-trainval": 16, "voc2012-trainval": 8, "voc2007-test": 60, "coco-train": 16, "coco-val": 60}
 
-torch.set_num_threads(1)
-
 
 def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
@@ -29,24 +32,47 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+def pytest_sessionfinish():
+    parallel.end()
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory) -> Path:
+    """A folder for what is made once in a run of the tests, also where pytest-xdist spreads them over several processes."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def once(shared) -> Callable[[str, Callable[[Path], Any]], Any]:
+    """``once(name, make)``: what ``make(folder)`` returns, by one process after another: the later ones find it made."""
+    def made(name: str, make: Callable[[Path], Any]) -> Any:
+        with FileLock(shared / f"{name}.lock"):
+            return make(shared / name)
+
+    return made
+
+
 @pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory) -> Path:
+def cache(shared) -> Path:
     """Caches go to a temporary folder, for child processes too."""
-    folder = tmp_path_factory.mktemp("cache")
+    folder = shared / "cache"
     os.environ["PROTOBENCH_CACHE"] = str(folder)
     return folder
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory) -> Path:
+def world(shared) -> Path:
     """A tiny embedded world: never write into it."""
-    return mini.ensure(tmp_path_factory.mktemp("world") / "data", TINY)
+    return mini.ensure(shared / "world", TINY)
 
 
 @pytest.fixture(scope="session")
-def scene_data(tmp_path_factory) -> Path:
+def scene_data(shared) -> Path:
     """Tiny embedded scenes for detection: never write into them."""
-    return scenes.ensure(tmp_path_factory.mktemp("scenes") / "data", SCENES)
+    return scenes.ensure(shared / "scenes", SCENES)
 
 
 @pytest.fixture(scope="session")
@@ -65,16 +91,16 @@ def train_images(world) -> ImageList:
 
 
 @pytest.fixture(scope="session")
-def encoder_file(tmp_path_factory, train_images) -> Path:
+def encoder_file(once) -> Path:
     """An untrained embedded-tier encoder in our own format."""
-    return loop.pretrain(recipes.UNTRAINED_MINI, None, tmp_path_factory.mktemp("encoder"), seed=0)
+    return once("encoder", lambda folder: loop.pretrain(recipes.UNTRAINED_MINI, None, folder, seed=0))
 
 
 @pytest.fixture(scope="session")
-def moco_file(tmp_path_factory, train_images) -> Path:
+def moco_file(once, train_images) -> Path:
     """An embedded-tier MoCo after one epoch: it has a head and a momentum encoder."""
     recipe = replace(recipes.MOCO_MINI, train=replace(recipes.MOCO_MINI.train, epochs=1, batch_size=64), queue=64)
-    return loop.pretrain(recipe, train_images, tmp_path_factory.mktemp("moco"), seed=0)
+    return once("moco", lambda folder: loop.pretrain(recipe, train_images, folder, seed=0))
 
 
 @pytest.fixture

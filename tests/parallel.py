@@ -4,10 +4,11 @@ import contextlib
 import multiprocessing
 import os
 import pickle
-import socket
 import traceback
 from collections.abc import Callable
 from typing import Any
+
+from torch.distributed import TCPStore
 
 _groups: dict[int, "_Group"] = {}
 
@@ -23,15 +24,20 @@ def run(function: Callable[..., Any], *args: Any, processes: int = 2) -> list[An
         raise
 
 
+def end() -> None:
+    """Ends all processes; nothing is left for the interpreter to end in an order of its own."""
+    while _groups:
+        _groups.popitem()[1].end()
+
+
 class _Group:
     def __init__(self, processes: int):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        # served from here, on a port that the system chooses: one that was only looked up could be taken by another program
+        self.store = TCPStore("127.0.0.1", 0, processes, is_master=True, wait_for_workers=False)
         context = multiprocessing.get_context("spawn")
         pipes = [context.Pipe() for _ in range(processes)]
         self.pipes = [ours for ours, _ in pipes]
-        self.workers = [context.Process(target=_work, args=(rank, processes, port, theirs), daemon=True)
+        self.workers = [context.Process(target=_work, args=(rank, processes, self.store.port, theirs), daemon=True)
                         for rank, (_, theirs) in enumerate(pipes)]
         for worker, (_, theirs) in zip(self.workers, pipes, strict=True):
             worker.start()
@@ -45,7 +51,7 @@ class _Group:
         for rank, pipe in enumerate(self.pipes):
             answer: Any = (None, f"process {rank} gave no answer")
             with contextlib.suppress(EOFError):
-                answer = pickle.loads(pipe.recv_bytes()) if pipe.poll(120) else answer
+                answer = pickle.loads(pipe.recv_bytes()) if pipe.poll(300) else answer
             assert not answer[1], answer[1]
             found.append(answer[0])
         return found
@@ -54,16 +60,15 @@ class _Group:
         for worker in self.workers:
             worker.kill()
             worker.join()
+        for pipe in self.pipes:
+            pipe.close()
 
 
 def _work(rank: int, processes: int, port: int, pipe: Any) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
-                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    import torch
-
+                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     from protobench import ranks
 
-    torch.set_num_threads(1)
     ranks.join("cpu")
     while True:
         function, args, os.environ["PROTOBENCH_CACHE"] = pipe.recv()

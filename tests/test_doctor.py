@@ -45,12 +45,18 @@ def only(check):
 
 
 def absent(monkeypatch, *modules):
-    """Makes these, and what is below them, fail to import as if they were not installed."""
-    for loaded in list(sys.modules):
-        if any(loaded.startswith(f"{module}.") for module in modules):
-            monkeypatch.delitem(sys.modules, loaded)
-    for module in modules:
-        monkeypatch.setitem(sys.modules, module, None)
+    """Makes these, and what is below them, fail to import as if they were not installed.
+
+    Every module keeps its place in sys.modules: that is the order in which Python takes them down at its end, and torch's
+    complain at length in another.
+    """
+    for name in [*modules, *(loaded for module in modules for loaded in below(module))]:
+        monkeypatch.setitem(sys.modules, name, None)
+
+
+def below(module):
+    """The names of what is loaded of a package, but for itself."""
+    return [loaded for loaded in sys.modules if loaded.startswith(f"{module}.")]
 
 
 def stated(monkeypatch, **lines):
@@ -307,8 +313,8 @@ def test_absent_detection_is_a_warning(monkeypatch):
 def packages_of_detection(monkeypatch, tmp_path, **broken):
     """Fakes of all that detection needs; ``broken``: the code of a module."""
     for module in ("mmdet", "mmengine", "mmcv", "pycocotools"):
-        absent(monkeypatch, module)
-        monkeypatch.delitem(sys.modules, module)
+        for loaded in (module, *below(module)):
+            monkeypatch.delitem(sys.modules, loaded, raising=False)
         (tmp_path / module).mkdir()
         (tmp_path / module / "__init__.py").write_text(broken.get(module, ""))
     (tmp_path / "pycocotools" / "mask.py").touch()

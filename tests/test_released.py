@@ -1,5 +1,6 @@
 """Published files: recognised by hash or name, downloaded only on request, resumed, verified."""
 
+import contextlib
 import hashlib
 import http.server
 import re
@@ -42,7 +43,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if wanted:
             self.send_header("Content-Range", f"bytes {start}-{len(DATA) - 1}/{len(DATA)}")
         self.end_headers()
-        self.wfile.write(DATA[start : start + self.limit] if self.limit else DATA[start:])
+        with contextlib.suppress(ConnectionError):  # a client that does not want the file hangs up
+            self.wfile.write(DATA[start : start + self.limit] if self.limit else DATA[start:])
 
     def log_message(self, *_):
         pass
