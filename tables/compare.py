@@ -241,6 +241,7 @@ def outcome(table: Table, tier: Tier, found: Found) -> Outcome:
               for claim in table.claims]
     remarks = [f"{table.row(name).title}: {text}" for name, texts in departures.items() for text in texts.values()]
     remarks += [f"{table.row(name).title} {why}: this looks like an untrained network" for name, why in untrained.items()]
+    remarks += [f"{table.row(name).title}: {text}" for name, records_of in found.items() for text in _doubts(records_of)]
     return Outcome(table, tier, cells, claims, controls, remarks, sources, recorded(found, "processor"))
 
 
@@ -277,6 +278,7 @@ def _departures(table: Table, found: list[dict[str, Any]]) -> dict[str, str]:
             odd.append(f"{network} as architecture instead of {' or '.join(table.networks)}")
         if left_out := record["data"].get("unreadable", {}).get("count", 0):
             odd.append(f"{left_out} unreadable images left out")
+        odd += record["data"].get("departures", [])
         trained = record["checkpoint"].get("trained") or {}
         if left_out := trained.get("unreadable", 0):
             odd.append(f"{left_out} unreadable images left out of pretraining")
@@ -288,6 +290,13 @@ def _departures(table: Table, found: list[dict[str, Any]]) -> dict[str, str]:
         if odd:
             told[name] = f"{name} is off protocol: " + ", ".join(odd)
     return told
+
+
+def _doubts(found: list[dict[str, Any]]) -> list[str]:
+    """What records say against their own values: impossible scores, an input that does not fit the weights."""
+    told = [f"{record['unit']['data_name']}, {text}" for record in found for text in record.get("warnings", ())]
+    told += [doubt for record in found if (doubt := record["checkpoint"].get("input_fit", {}).get("doubt"))]
+    return list(dict.fromkeys(told))
 
 
 def _controls(table: Table, tier: Tier, runs: dict[tuple[str, str], Runs]) -> str:
