@@ -1,6 +1,8 @@
 """Benchmarks are not timed here; that they run, agree and are listed is what breaks unseen."""
 
+import hashlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +22,7 @@ def _beside_one_another(monkeypatch):
 def test_every_stage_is_run_by_tox():
     import all as whole
 
-    apart = {"all", "alternate", "gpu"}
+    apart = {"all", "alternate", "gpu", "machine"}
     assert {path.stem for path in BENCHMARKS.glob("*.py")} - apart == set(whole.STAGES)
 
 
@@ -72,6 +74,41 @@ def test_a_stage_keeps_its_rows_for_the_page(tmp_path):
     (row,) = map(json.loads, rows.read_text().splitlines())
     assert row["kind"] == "Ratio"
     assert float(row["agreement"]) < 1e-12
+
+
+def test_a_hash_of_an_encoder_is_of_all_bytes_in_the_order_of_names():
+    import machine
+    import torch
+
+    a, b = torch.tensor([1.0, 2.0]), torch.tensor([[3]])
+    whole = hashlib.sha256(a.numpy().tobytes() + b.numpy().tobytes()).hexdigest()[:16]
+    assert machine.hash_of({"a": a, "b": b}) == machine.hash_of({"b": b, "a": a}) == whole
+    assert machine.hash_of({"a": torch.tensor([1.0, np.nextafter(np.float32(2), np.float32(3))]), "b": b}) != whole
+
+
+def test_a_machine_that_gives_the_known_bits_is_named():
+    import machine
+
+    known = machine.KNOWN["Intel Xeon with AVX-512 and AMX, torch 2.15"]["AVX2"]["pcl"]
+    assert machine.equal_to("AVX2", machine.Trained("pcl", known, 1.0)) == "Intel Xeon with AVX-512 and AMX, torch 2.15"
+    assert machine.equal_to("default", machine.Trained("pcl", known, 1.0)) == ""
+    hashes = [known for by_setting in machine.KNOWN.values() for found in by_setting.values() for known in found.values()]
+    assert len(set(hashes)) == len(hashes), "no two settings or machines gave the same so far"
+
+
+def test_a_short_training_runs_in_a_child_under_its_setting(world, monkeypatch):
+    import machine
+
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")  # of the user's shell: no part of "default" here
+    monkeypatch.setitem(machine.SETTINGS, "default", {"PROTOBENCH_TEST": "1"})
+    handed = []
+    run = subprocess.run
+    monkeypatch.setattr(machine.subprocess, "run", lambda *words, **how: handed.append(how["env"]) or run(*words, **how))
+    (trained,) = machine.under("default", ["simclr"], world)
+    assert trained.method == "simclr"
+    assert re.fullmatch("[0-9a-f]{16}", trained.hash)
+    assert "ATEN_CPU_CAPABILITY" not in handed[0]
+    assert (handed[0]["PROTOBENCH_TEST"], handed[0]["OMP_NUM_THREADS"]) == ("1", "1")
 
 
 def test_the_gpu_s_benchmark_runs_on_a_cpu_in_small():
