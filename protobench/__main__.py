@@ -7,7 +7,7 @@ Examples:
     python -m protobench fetch                                           # the published files that are known
     python -m protobench fetch pcl-v2                                    # downloads it into checkpoints/
     python -m protobench export encoder.safetensors out.pth --layout detectron2
-    python -m protobench convert --trust old.pth.tar out.safetensors     # runs whatever code the file holds
+    python -m protobench convert --trust old.pth.tar out.safetensors     # runs the file's code; hardly any file needs it
     python -m protobench check-data /data                                # counts, classes, every image decoded; resumable
     python -m protobench doctor                                          # what this machine and its installation lack
 
@@ -67,7 +67,7 @@ class Export:
 
 @dataclass(frozen=True)
 class Convert(Export):
-    """As export, for a file that holds more than tensors: unpickles it whole."""
+    """As export, for the rare file whose tensors only its own code can make: unpickles it whole."""
 
     trust: bool = False
     """yes, run whatever code the file holds, with your rights"""
@@ -130,7 +130,8 @@ def export(config: Export) -> None:
     if trust:
         if not config.trust:  # type: ignore[attr-defined]
             raise UserError("convert unpickles the whole file, which runs whatever code it holds, with your rights",
-                            at=config.ckpt, hint="if you trust where it comes from, add --trust; for tensors alone, use export")
+                            at=config.ckpt, hint="hardly any file needs that: try export, which runs nothing. If that fails and "
+                                                 "you trust where the file comes from, add --trust")
         print(f"--trust: unpickling {config.ckpt}; any code in it runs now, with your rights", file=sys.stderr)
     if config.out.exists() and config.ckpt.exists() and config.out.samefile(config.ckpt):
         raise UserError("this would overwrite the checkpoint itself", at=config.out, hint="choose another name")

@@ -10,7 +10,7 @@ import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from itertools import takewhile
+from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,11 +51,13 @@ class Encoder:
         """A few lines for the terminal: what was loaded, what was left out, and the input it is given."""
         a, i = self.account, self.input
         where = f"under {a['prefix']!r}" if a["prefix"] else "at top level"
-        left_out = ", ".join(a["dropped"]) or "nothing"
+        left_out = ", ".join(_folded(a["dropped"])) or "nothing"
         lines = [f"{a['file']}: {a['origin']}, {a['arch']}",
                  f"  {a['matched']}/{a['expected']} backbone tensors, {a['copy']} copy, {where}",
                  f"  sha256 {a['sha256'][:12]}{' (as recorded)' * a['hash_verified']}; left out: {left_out}",
                  f"  input: shorter side {i.resize}, centre {i.crop}, mean {_numbers(i.mean)}, std {_numbers(i.std)}"]
+        if left := a.get("left_as_data"):
+            lines.append(f"  read without running its code: objects of {tensor_files.named(left)} left as data")
         if a["released"]:
             lines.append(f"  a published checkpoint: {a['released']['title']} ({a['released']['proof']})")
         if a["untouched"]:
@@ -74,14 +76,17 @@ def load(path: Path, reading: Reading | None = None, *, prefer: Copy | None = No
     reading = reading or Reading()
     tensor_files.check(path)
     with ThreadPoolExecutor(1) as aside:  # hashing takes as long as loading, and needs no lock
-        hashing = aside.submit(files.sha256_file, path)
+        hashing, file = aside.submit(files.sha256_file, path), None
         try:
             file = tensor_files.read(path, trust=trust)
             names = _stripped(path, file.tensors)
             match = layouts.recognise(path, names, [*file.entries, *_facts(file.tensors)], reading, prefer)
             found = {ours: names[theirs] for ours, theirs in layouts.backbone(match.layout, match.prefix, names).items()}
-        except UserError as mistake:  # some do not know the path
-            raise mistake if mistake.at else UserError(mistake.what, at=path, hint=mistake.hint) from mistake
+        except UserError as mistake:  # some do not know the path, and none what was left out before
+            left = file.left_as_data if file else ()
+            told = [f"objects of {tensor_files.named(left)} were read without running their code"] if left else []
+            hint = "; ".join([*([mistake.hint] if mistake.hint else []), *told])
+            raise UserError(mistake.what, at=mistake.at or path, hint=hint or None) from mistake
         backbone = _network(path, match, file, found, reading)
         arch, expected = backbone.arch, backbone.state_dict()
         tensors = {ours: file.tensors[name] for ours, name in found.items()}
@@ -107,6 +112,7 @@ def load(path: Path, reading: Reading | None = None, *, prefer: Copy | None = No
         "arch": arch_name(arch), "matched": matched, "expected": len(expected),
         "dropped": _dropped(match, names, set(found) - state.keys()), "trained": file.header.get("trained"),
         "input": asdict(input_), "untouched": _untouched(state), "projection": {name: list(t.shape) for name, t in head.items()},
+        **({"left_as_data": [printable(name) for name in file.left_as_data[:100]]} if file.left_as_data else {}),
     }
     key = _key(path, match, arch, file, sha256, reading, input_, prefer)
     certain = bool(file.header) or reading.normalisation is not None
@@ -162,6 +168,8 @@ def _take(path: Path, match: Match, found: State, expected: State, drop: tuple[s
     misshapen, spoilt, state = [], [], {}
     for name in sorted(expected.keys() & found.keys()):
         tensor = found[name]
+        if name in counters and tensor.numel() == 1:  # some have one dimension, and nothing reads them
+            tensor = tensor.reshape(())
         if tensor.shape != expected[name].shape:
             misshapen.append(f"{name} is {tuple(tensor.shape)}, not {tuple(expected[name].shape)}")
         elif (tensor.layout != torch.strided or tensor.device.type != "cpu"
@@ -276,6 +284,13 @@ def _dropped(match: Match, names: dict[str, str], beside: set[str]) -> list[str]
             shared = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(where, container, strict=False))))
             told.add(where[shared] if shared < len(where) else last.split(".")[0])
     return sorted(told)
+
+
+def _folded(names: list[str]) -> list[str]:
+    """Names for a person: more than four that begin with the same word become one, as mmcv's ema_backbone_conv1_weight, …"""
+    alike = [list(group) for _, group in groupby(names, key=lambda name: name.partition("_")[0])]
+    return [told for group in alike
+            for told in ([f"{group[0].partition('_')[0]}_… ({len(group)} names)"] if len(group) > 4 else group)]
 
 
 def _untouched(state: State) -> bool:

@@ -34,9 +34,9 @@ class Reading:
     normalisation: str | None = None
     """imagenet, 0-1 (none), cifar10, cifar100, or three means and three deviations separated by commas"""
     resize: int | None = None
-    """pixels of the shorter side; default 256, or 32 for a CIFAR stem"""
+    """pixels of the shorter side; default that of its origin, mostly 256, or 32 for a CIFAR stem"""
     crop: int | None = None
-    """pixels of the centre crop; default 224, or 32 for a CIFAR stem"""
+    """pixels of the centre crop; default that of its origin, mostly 224, or 32 for a CIFAR stem"""
     sha256: str | None = None
     """refuse the file unless its hash begins so"""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -74,6 +74,10 @@ class Layout:
     """the same for 2x and 4x wide networks"""
     cifar_normalisation: str | dict[str, str] | None = None
     """the same for a CIFAR stem; by data set where the file holds the name of that (``opt.dataset``)"""
+    resize: int = 256
+    """pixels of the shorter side that the authors evaluate at, with a stem for photos"""
+    crop: int = 224
+    """the same for the centre crop"""
     cifar_stem: str = "cifar"
     """what a 3x3 stem stands for (backbones.STEMS)"""
     refused: str = ""
@@ -95,10 +99,19 @@ _SIMCLR2 = r"^net\.(\d)\.blocks\.(\d+)\."
 _SEQUENTIAL = ((r"^0\.", "conv1."), (r"^1\.", "bn1."), (r"^4\.", "layer1."), (r"^5\.", "layer2."), (r"^6\.", "layer3."),
                (r"^7\.", "layer4."))
 
+_AVERAGED = r"^ema_state_dict/"
+
 LAYOUTS: tuple[Layout, ...] = (
     Layout("protobench", "", "momentum.", ("",), (r"^projection\.",), heads=("projection", "momentum"), projection="projection."),
     Layout("torchvision's names", without=(_TF, _SWAV, r"^state_dict_ema/", r"^projection\."), wide_normalisation=None),
     Layout("timm, with averaged weights", "state_dict/", "state_dict_ema/", ("",), (r"^state_dict_ema/",), evaluated="momentum"),
+    # mmengine's EMAHook swaps the two as it saves: the averaged weights, which it evaluates, lie in state_dict. (mmcv 1.x swaps
+    # too, and keeps the others as buffers named ema_backbone_conv1_weight; BatchNorm's statistics have none, so none is loaded.)
+    *(Layout("mmengine, with averaged weights", f"ema_state_dict/{prefix}", f"state_dict/{prefix}", ("",),
+             (r"^meta$", _AVERAGED), (_DETECTOR,), evaluated="momentum") for prefix in ("backbone.", "")),
+    # Elsewhere the names are believed. Who evaluates which is not known, so it is the trained copy, as where there is but one.
+    *(Layout("another, with averaged weights", f"state_dict/{prefix}", f"ema_state_dict/{prefix}", ("",),
+             (_AVERAGED,), (r"^meta$", _DETECTOR)) for prefix in ("backbone.", "")),
     Layout("MoCo, PCL or MoPro", "encoder_q.", "encoder_k.", projection="fc."),
     Layout("MoCo v3", "base_encoder.", "momentum_encoder."),
     Layout("SimSiam", "encoder.", marks=(r"^\w+/predictor\.",), without=(_LIGHTNING,)),
@@ -123,6 +136,8 @@ LAYOUTS: tuple[Layout, ...] = (
                    *((_SIMCLR2 + rf"net\.{2 * n - 1}\.0\.", rf"layer\1.\2.bn{n}.") for n in (1, 2, 3)))),
     Layout("BYOL, or another, converted from JAX or TensorFlow", containers=("",), marks=(_TF,),
            refused="its convolutions pad one side only, as TensorFlow's do; no network here does, and features would be shifted"),
+    Layout("AugNet", "pre.", containers=("", "state_dict/"), marks=(r"^(state_dict/)?pre\.fc\.",),
+           resize=350, crop=350),  # whole photos at that size there
     Layout("SPCL", containers=("encoder/",), marks=(r"^encoder/stem\.conv0\.",), heads=("unused",), cifar_normalisation="cifar10",
            rename=((r"^bn1\.", "unused.bn1."), (r"^stem\.conv0\.", "conv1."), (r"^stem\.BN1\.", "bn1."))),
     Layout("VISSL", "classy_state_dict/base_model/model/trunk/_feature_blocks.", "loss/moco_encoder.trunk._feature_blocks.",
@@ -293,11 +308,16 @@ def _unknown(path: Path, names: Collection[str], found: list[str]) -> UserError:
                              hint=f"its first names are {first}")
         return UserError(f"no known layout: none of its {len(names)} tensors belongs to a ResNet", at=path,
                          hint=f"its first names are {first}")
-    layout, prefix = max(((layout, container + prefix) for layout in LAYOUTS for container in layout.containers
-                          for prefix in (layout.query, layout.momentum) if prefix is not None),
-                         key=lambda place: max(SequenceMatcher(None, place[1], root).ratio() for root in found))
+    places = [(layout, container + prefix) for layout in LAYOUTS for container in layout.containers
+              for prefix in (layout.query, layout.momentum) if prefix is not None]
+    layout, prefix = max(places, key=lambda place: SequenceMatcher(None, place[1], found[0]).ratio())
     nearest = f"nearest: {layout.origin}, which has {prefix}conv1.weight"
-    if prefix in found:
+    sharing = {layout.origin for layout, place in places if place == prefix}
+    if len(found) > 1:
+        nearest = "no layout has a ResNet in each of these places"
+    elif len(sharing) > 2:  # none of them is nearer than the others
+        nearest = f"{len(sharing)} known layouts have {prefix}conv1.weight, each with other things beside it"
+    elif prefix in found:
         nearest += " too, but other things beside it"
     which = (found[0].rpartition("/")[2] or "''") if len(found) == 1 else f"one of {', '.join(map(repr, found))}"
     return UserError(f"no known layout: ResNets lie under {', '.join(repr(root) for root in found)}", at=path,
@@ -327,4 +347,4 @@ def eval_input(path: Path, layout: Layout, *, cifar: bool, wide: bool, dataset: 
         raise UserError(f"the file does not tell how the inputs of this {kind} were normalised", at=path,
                         hint=f"say it with --normalisation: {', '.join(NORMALISATIONS)}, or six numbers")
     mean, std = normalisation(known)
-    return EvalInput(32, 32, mean, std) if cifar else EvalInput(mean=mean, std=std)
+    return EvalInput(32, 32, mean, std) if cifar else EvalInput(layout.resize, layout.crop, mean, std)

@@ -1,51 +1,30 @@
 """Files of tensors, opened without running anything in them.
 
-A pickle can run any code while it is loaded, so torch.load is held to ``weights_only`` (torch >= 2.10: in earlier
-versions two known attacks pass through it) and a short list of inert types. What is not a checkpoint at all, a web page
-or an archive of another program, is recognised by its first bytes, and its error says so.
+A pickle can run any code while it is loaded; here it is read as data (protobench.inert_pickle), whoever wrote it. What is
+not a checkpoint at all, a web page or an archive of another program, is recognised by its first bytes, and its error says so.
 """
 
-import argparse
 import json
-import pathlib
+import pickle
 import re
 import shlex
 import stat
+import struct
 import warnings
 import zipfile
-from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
-from protobench import files
+from protobench import files, pickled_files, stand_ins
 from protobench.errors import UserError
-
-
-class _Leftover:
-    """Stands for a logger's object; keeps what it is given and does nothing."""
-
-
-INERT: list[Any] = [
-    argparse.Namespace,  # SupContrast's and DINO's options
-    (_Leftover, "mmengine.logging.history_buffer.HistoryBuffer"),  # in every training file of mmengine
-    *((OrderedDict, f"{module}.AttributeDict") for module in (
-        "lightning.fabric.utilities.data", "lightning_fabric.utilities.data", "pytorch_lightning.utilities.parsing")),
-    np.ndarray, *((np.zeros(0).__reduce__()[0], f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
-    np.dtype, *{type(np.dtype(kind)) for kind in "?bhilqBHILQefd"},
-    *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),  # best_acc1
-    *((getattr(pathlib, name), f"{module}.{name}") for module in ("pathlib", "pathlib._local")
-      for name in ("Path", "PosixPath", "PurePosixPath", "PureWindowsPath")),
-    *((pathlib.PureWindowsPath, f"{module}.WindowsPath") for module in ("pathlib", "pathlib._local")),
-]
-"""Types that training scripts leave beside their weights and that can do nothing."""
+from protobench.inert_pickle import DamagedError
+from protobench.pickled_files import Pickled
 
 FOREIGN = {
     b"<!doctype": ("a web page", "the download failed; open the file in a browser to see why"),
@@ -59,8 +38,8 @@ FOREIGN = {
 """First bytes, in lower case: what the file is, and what to do."""
 
 TENSORFLOW = re.compile(r"\.(index|meta|pb|data-\d+-of-\d+)$")
-DEEPEST = 12
-"""Levels of dictionaries and lists that are looked into."""
+OLDEST = ("sys_info", "pickle", "storages", "tensors")
+"""Members of the tar archives that torch.save wrote before 0.1.10."""
 
 
 @dataclass(frozen=True)
@@ -68,34 +47,47 @@ class TensorFile:
     """What a file holds.
 
     tensors: by ``container/…/name``, for example ``state_dict/module.encoder_q.conv1.weight``. entries: what else is at its
-    top level. header: ours, where an export of this suite has one. mapped: whether the tensors still lie in the file.
+    top level. header: ours, where an export of this suite has one. mapped: whether the tensors still lie in the file, or in
+    memory that must not be written to. left_as_data: classes and functions that the file names, whose code was not run.
     """
 
     tensors: dict[str, Tensor]
     entries: dict[str, Any]
     header: dict[str, Any]
     mapped: bool = True
+    left_as_data: tuple[str, ...] = ()
 
 
 def read(path: Path, *, trust: bool = False) -> TensorFile:
-    """All tensors of a safetensors file or of anything torch.load reads, old format or new.
+    """All tensors of a safetensors file, of anything torch.save wrote, old format or new, or of a plain pickle of arrays.
 
     ``trust`` unpickles everything, which runs whatever code the file holds. Raises UserError where the file is missing,
-    empty, damaged, no checkpoint, or (unless trusted) holds more than tensors and plain values.
+    empty, damaged or no checkpoint.
     """
     head = check(path)
     if _is_safetensors(head):
         return _read_safetensors(path)
     _refuse_foreign(path, head)
-    zipped = zipfile.is_zipfile(path)
-    content = _load(path, zipped, trust)
-    tensors: dict[str, Tensor] = {}
-    _flatten(content, "", tensors, 0)
-    entries = {str(key): value for key, value in content.items()} if isinstance(content, Mapping) else {}
-    entries = {key: value for key, value in entries.items() if key not in tensors}
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of arrays that cannot be written to: nobody does
+            zipped = zipfile.is_zipfile(path)
+            if zipped:
+                _check_archive(path)
+            if trust:
+                pickled = Pickled(_unpickled(path, zipped), set(), 10_000_000, pickled_files.nothing)
+            else:
+                pickled = pickled_files.read_zip(path) if zipped else pickled_files.read_file(path)
+            tensors = stand_ins.tensors(pickled)
+            entries = {key: value for key, value in stand_ins.entries(pickled).items() if key not in tensors}
+    except (DamagedError, OSError, ValueError, TypeError, LookupError, RuntimeError, OverflowError, MemoryError, struct.error,
+            zipfile.BadZipFile) as failure:
+        _damaged(path, failure)
+    left = stand_ins.left_as_data(pickled.names)
+    if not tensors and (left or pickled.plain):
+        raise _without_tensors(path, left)
     header = _header(path, entries.get("protobench"))
     header.pop("key", None)  # plans read keys without torch, and so of safetensors files alone; here the file's hash is the key
-    return TensorFile(tensors, entries, header, mapped=zipped)
+    return TensorFile(tensors, entries, header, mapped=zipped or pickled.plain, left_as_data=tuple(left))
 
 
 def check(path: Path) -> bytes:
@@ -155,6 +147,9 @@ def _refuse_foreign(path: Path, head: bytes) -> None:
     for magic, (what, hint) in FOREIGN.items():
         if start.startswith(magic) or head.startswith(magic):
             raise UserError(f"this is {what}, not a checkpoint", at=path, hint=hint)
+    if head[257:262] == b"ustar" and head[:100].rstrip(b"\0").decode("latin-1") in OLDEST:
+        raise UserError("this was written by a torch before 0.1.10, as a tar archive", at=path,
+                        hint="torch.load(FILE, weights_only=False) still reads it and runs its code; save the state_dict() anew")
     if head[257:262] == b"ustar":
         raise UserError("this is a tar archive, not a checkpoint", at=path, hint="unpack it; .pth.tar files are usually none")
     if path.suffix == ".safetensors":
@@ -169,39 +164,39 @@ def _damaged(path: Path, failure: Exception) -> NoReturn:
     raise UserError(f"cannot read the checkpoint: {told}", at=path, hint=DAMAGED) from failure
 
 
-def _load(path: Path, zipped: bool, trust: bool) -> Any:
-    if zipped:
-        _check_archive(path)
-    try:
-        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(INERT):
-            try:
-                str(path).encode()
-            except UnicodeEncodeError:  # such a name cannot be mapped
-                with open(path, "rb") as file:
-                    return torch.load(file, map_location="cpu", weights_only=not trust)
-            return torch.load(path, map_location="cpu", weights_only=not trust, mmap=zipped)
-    except ModuleNotFoundError as failure:  # only when trusted
-        raise UserError(f"unpickling needs the package {failure.name!r}", at=path,
-                        hint=f"pip install {failure.name}") from failure
-    except (EOFError, OSError, RuntimeError, ValueError, MemoryError) as failure:
-        _damaged(path, failure)
-    except Exception as failure:  # pickle.UnpicklingError and whatever a hostile file provokes
-        if not (objects := _objects(path, failure)):
-            raise UserError("cannot read the checkpoint: not written by torch.save", at=path, hint=DAMAGED) from failure
+def _without_tensors(path: Path, left: list[str]) -> UserError:
+    if not left:
+        return UserError("cannot read the checkpoint: this pickle holds no tensors and no arrays of numbers", at=path,
+                         hint="save the network's state_dict() with torch.save")
+    hint = "load it with the program that wrote it, and save the network's state_dict()"
+    if not all(name.startswith("__main__.") for name in left):  # nobody else can import those
         out = path.with_name(path.name.split(".")[0] + ".safetensors")
-        raise UserError(f"the checkpoint holds more than tensors and plain values: {', '.join(objects)}", at=path,
-                        hint="unpickling those could run any code; if you trust where the file comes from: python -m "
-                             f"protobench convert --trust {shlex.quote(str(path))} {shlex.quote(str(out))}") from failure
+        hint += ("; or, if you trust where it comes from, run this where that program's modules can be imported: python -m "
+                 f"protobench convert --trust {shlex.quote(str(path))} {shlex.quote(str(out))}")
+    return UserError("cannot read the checkpoint: it holds no tensors as data, only what its own code may make them from: "
+                     f"{named(left)}", at=path, hint=hint)
 
 
-def _objects(path: Path, failure: Exception) -> list[str]:
-    """The types that were refused; none where the file is not a pickle at all."""
+def named(left: tuple[str, ...] | list[str]) -> str:
+    """The first few names, and how many more there are."""
+    return ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
+
+
+def _unpickled(path: Path, zipped: bool) -> Any:
+    """With whatever code the file runs."""
     try:
-        with torch.serialization.safe_globals(INERT):
-            named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # a file from before torch 1.6, or a hostile one: what the refusal itself names
-        named = re.findall(r"(?:GLOBAL|<class) '?([\w.<>]+)", str(failure))
-    return sorted(set(named))
+        if not zipped and pickled_files.read_file(path).plain:
+            with open(path, "rb") as file:
+                return pickle.load(file, encoding="latin1")
+        return torch.load(path, map_location="cpu", weights_only=False, mmap=zipped)
+    except (ImportError, AttributeError) as failure:
+        raise UserError(f"unpickling needs code that is not here: {failure}", at=path,
+                        hint="it belongs to the program that wrote the file, not to a package of that name: run this with its "
+                             "folder on PYTHONPATH, or load the file there and save the network's state_dict()") from failure
+    except (EOFError, OSError, RuntimeError, ValueError, MemoryError, DamagedError):
+        raise
+    except Exception as failure:  # whatever the file's code does
+        raise DamagedError(f"its code failed: {type(failure).__name__}: {failure}") from failure
 
 
 def _check_archive(path: Path) -> None:
@@ -225,15 +220,3 @@ def _check_archive(path: Path) -> None:
                             pass
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError) as failure:
         _damaged(path, failure)
-
-
-def _flatten(value: Any, name: str, found: dict[str, Tensor], depth: int) -> None:
-    if isinstance(value, nn.Module):  # only when trusted: a whole model was saved
-        value = value.state_dict()
-    if isinstance(value, Tensor):
-        if name in found:
-            raise UserError(f"two tensors of the name {name}")
-        found[name] = value.detach()
-    elif isinstance(value, Mapping | list | tuple) and depth < DEEPEST:
-        for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
-            _flatten(item, f"{name}/{key}" if name else str(key), found, depth + 1)
