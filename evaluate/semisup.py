@@ -92,7 +92,7 @@ class Config:
     @property
     def listing(self) -> Path | None:
         """The subset's list: the one given, or SimCLR's beside the data."""
-        if self.subset_list or self.random_subset or mini.is_used(self.data):
+        if self.subset_list or self.random_subset or self.data is None or mini.is_used(self.data):
             return self.subset_list
         home = self.data.absolute()
         found = [place / "imagenet_subsets" / f"{self.percent}percent.txt" for place in (home, home / "imagenet", home.parent)]

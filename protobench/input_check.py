@@ -37,7 +37,7 @@ def verify(encoder: Encoder, images: ImageList, input_: EvalInput) -> None:
     The finding goes into ``encoder.account["input_fit"]``, a doubt also to the terminal. UserError where the normalisation was
     assumed, contradicts the weights, and another one fits them. Nothing can be said of BatchNorm that was never trained.
     """
-    if "input_fit" in encoder.account or encoder.account["untouched"] or not bool(encoder.backbone.bn1.running_var.any()):
+    if "input_fit" in encoder.account or encoder.account["untouched"] or not bool((_remembered(encoder) > 0).any()):
         return
     sample = images.subset(np.unique(np.linspace(0, len(images) - 1, IMAGES).astype(int)))
     (pixels,) = batches(CentreCrops(sample, input_), workers=0, device="cpu", batch_size=len(sample))
@@ -62,13 +62,18 @@ def verify(encoder: Encoder, images: ImageList, input_: EvalInput) -> None:
 def variance_ratio(encoder: Encoder, pixels_N3HW: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> float:
     """Variance of the first convolution's outputs over the one that BatchNorm remembers, median over channels. Pixels: uint8."""
     normalise = normaliser(EvalInput(mean=mean, std=std), "cpu")  # type: ignore[arg-type]
-    norm = encoder.backbone.bn1
     with torch.inference_mode():
         seen_C = encoder.backbone.conv1(normalise(pixels_N3HW)).var((0, 2, 3))
-        remembered_C = norm.running_var
-        assert remembered_C is not None
+        remembered_C = _remembered(encoder)
         alive_C = remembered_C > 1e-12 * remembered_C.max()
         return float((seen_C[alive_C].clamp_min(1e-30) / remembered_C[alive_C]).log().median().exp())
+
+
+def _remembered(encoder: Encoder) -> torch.Tensor:
+    """The first BatchNorm's variances [C]."""
+    variance_C = encoder.backbone.bn1.running_var
+    assert variance_C is not None, "every backbone here keeps statistics"
+    return variance_C
 
 
 def _off(ratio: float) -> float:

@@ -37,7 +37,7 @@ def photos():
 
 def test_augnet_is_recognised_and_loaded_whole(augnet):
     account = augnet.account
-    assert account["sha256"].startswith("c2cb3cac82642c57")
+    assert account["sha256"].startswith("c2cb3cac82642c56")
     assert (account["origin"], account["arch"]) == ("AugNet", "resnet50")
     assert account["matched"] == account["expected"] == 318
     assert account["dropped"] == ["pre.fc"]
