@@ -41,7 +41,7 @@ from pretrain import optim, probe, recipes
 from pretrain.precision import Precision, autocast
 from pretrain.recipes import Recipe
 from pretrain.views import Views, open_views
-from protobench import batch_norm, checkpoints, files, keyed, ranks, stopping
+from protobench import batch_norm, checkpoints, files, keyed, ranks, records, stopping
 from protobench.errors import UserError
 from protobench.images import ImageList
 from protobench.progress import progress
@@ -82,7 +82,7 @@ def pretrain(recipe: Recipe, images: ImageList | None, out: Path, *, seed: int, 
                                momentum=getattr(method, "momentum_encoder", None), key=key, input_=recipe.input, trained={
                 "method": recipe.method, "recipe": asdict(recipe), "seed": seed, "data": images and images.fingerprint,
                 "unreadable": len(images.unreadable) if images else 0, **({"processes": n} if (n := ranks.count()) > 1 else {}),
-                "seconds": round(sum(line["seconds"] for line in at.log), 1)})
+                "seconds": round(sum(line["seconds"] for line in at.log), 1), "processor": records.processor()})
             saved.clear()
         ranks.wait()  # nobody is told of a file that is not there yet
     return encoder_path
