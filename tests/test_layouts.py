@@ -166,6 +166,13 @@ def test_averaged_weights_with_names_without_dots_are_told_in_one_word(tmp_path)
     assert "left out: ema_… (60 names)\n" in checkpoints.load(path).summary()
 
 
+def test_averaged_weights_of_something_else_change_nothing(tmp_path):
+    state = network("resnet18", 0).state_dict()
+    averaged = {"steps": torch.tensor(1), "head.weight": torch.ones(2)}
+    torch.save({"state_dict": state, "ema_state_dict": averaged}, tmp_path / "x.pth")
+    assert checkpoints.load(tmp_path / "x.pth").account["origin"] == "torchvision's names"
+
+
 def test_places_that_no_layout_has_together_name_none_as_the_nearest(tmp_path):
     state = network("resnet18", 0).state_dict()
     told = _refused(tmp_path, mmengine(under("backbone.", state)) | {"ema": under("backbone.", state)})

@@ -308,6 +308,8 @@ HOSTILE = {
     "a deep list": b"]" * 100_000 + b"a" * 99_999 + b".",
     "lists in lists in lists": b"]q\x00" + b"".join(b"](" + bytes([ord("h"), i]) * 200 + b"eq" + bytes([i + 1])
                                                     for i in range(11)) + b".",
+    "a long name in a long name": _text("n" * 100_000) + b"q\x000" + b"]q\x01" + b"".join(
+        b"](" + (b"}h\x00h" + bytes([i]) + b"s") * 50 + b"eq" + bytes([i + 1]) for i in range(1, 6)) + b".",
     "one long list in many dictionaries": b"(" + b"K\x01K\x02\x86" * 20_000 + b"lq\x000("
                                           + b"ccollections\nOrderedDict\nh\x00\x85R" * 3_000 + b"l.",
     "keys that collide": b"}(" + b"".join(b"\x8a\x10" + ((2**61 - 1) * k).to_bytes(16, "little") + b"K\x01"
