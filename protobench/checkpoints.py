@@ -287,10 +287,10 @@ def _dropped(match: Match, names: dict[str, str], beside: set[str]) -> list[str]
 
 
 def _folded(names: list[str]) -> list[str]:
-    """Names for a person: more than four that begin with the same word become one, as mmcv's ema_backbone_conv1_weight, …"""
+    """Names for a person: more than eight that begin with the same word become one, as mmcv's ema_backbone_conv1_weight, …"""
     alike = [list(group) for _, group in groupby(names, key=lambda name: name.partition("_")[0])]
     return [told for group in alike
-            for told in ([f"{group[0].partition('_')[0]}_… ({len(group)} names)"] if len(group) > 4 else group)]
+            for told in ([f"{group[0].partition('_')[0]}_… ({len(group)} names)"] if len(group) > 8 else group)]
 
 
 def _untouched(state: State) -> bool:

@@ -99,7 +99,7 @@ _SIMCLR2 = r"^net\.(\d)\.blocks\.(\d+)\."
 _SEQUENTIAL = ((r"^0\.", "conv1."), (r"^1\.", "bn1."), (r"^4\.", "layer1."), (r"^5\.", "layer2."), (r"^6\.", "layer3."),
                (r"^7\.", "layer4."))
 
-_AVERAGED = r"^ema_state_dict/"
+_AVERAGED = r"^ema_state_dict/(.*\.)?layer1\."
 
 LAYOUTS: tuple[Layout, ...] = (
     Layout("protobench", "", "momentum.", ("",), (r"^projection\.",), heads=("projection", "momentum"), projection="projection."),

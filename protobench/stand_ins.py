@@ -116,19 +116,27 @@ class _Walk:
         if self.left < 0:
             raise DamagedError("its parts hold each other over and over")
 
+    def add(self, name: str, tensor: Tensor) -> None:
+        if name in self.found:
+            raise UserError(f"two tensors of the name {name}")
+        self.found[name] = tensor.detach()
+
+    def named(self, prefix: str, key: Any) -> str:
+        name = prefix + str(key)
+        self.spend(len(name) >> 6)  # names of names grow too
+        return name
+
     def visit(self, value: Any, name: str, depth: int) -> None:
         if isinstance(value, nn.Module):  # only when trusted
             value = value.state_dict()
         if (tensor := self.tensor(value, name)) is not None:
-            if name in self.found:
-                raise UserError(f"two tensors of the name {name}")
-            self.found[name] = tensor.detach()
+            self.add(name, tensor)
         elif (parts := self.parts(value)) is not None:
             self.module(parts, f"{name}/" if name else "", 0)
         elif depth < DEEPEST:
             for key, item in self.children(value):
                 if isinstance(item, Tensor | np.ndarray | nn.Module | Mapping | list | tuple | StandIn):
-                    self.visit(item, f"{name}/{key}" if name else str(key), depth + 1)
+                    self.visit(item, self.named(f"{name}/" if name else "", key), depth + 1)
 
     def children(self, value: Any) -> Iterator[tuple[Any, Any]]:
         held: list[Any] = [value] if isinstance(value, Mapping | list | tuple) else []
@@ -143,11 +151,12 @@ class _Walk:
         """Parameters, lasting buffers, then the modules within: as state_dict has them."""
         self.spend(len(parts.tensors) + len(parts.modules))
         for key, item in parts.tensors.items():
-            if (tensor := self.tensor(item, f"{prefix}{key}")) is not None:
-                self.found[f"{prefix}{key}"] = tensor.detach()
+            name = self.named(prefix, key)
+            if (tensor := self.tensor(item, name)) is not None:
+                self.add(name, tensor)
         for key, item in parts.modules.items():
             if depth < DEEPEST_MODULE and (inner := self.parts(item)) is not None:
-                self.module(inner, f"{prefix}{key}.", depth + 1)
+                self.module(inner, self.named(prefix, key) + ".", depth + 1)
 
     def parts(self, value: Any) -> _Parts | None:
         """Those of a module; None for anything else."""

@@ -3,15 +3,22 @@
 ``mine`` are the weights that its authors evaluate, ``other`` those of a further copy, both under torchvision's names.
 """
 
+import contextlib
+import pickle
+import sys
+import warnings
 from argparse import Namespace
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
+import torchvision
+from torch import Tensor, nn
 
 State = dict[str, Tensor]
 
@@ -28,7 +35,107 @@ class Origin:
     arch: str = "resnet18"
     normalisation: str = "imagenet"
     legacy: bool = False
+    plain: bool = False
+    """a plain pickle, not torch.save's"""
+    left: str = ""
+    """names of the file's own code, which is not run"""
 
+    def save(self, path: Path, content: Any) -> Path:
+        """Writes the file as its code base would, with that code at hand."""
+        with importable(), warnings.catch_warnings(action="ignore"):  # torch wants the sources of classes
+            if self.plain:
+                path.write_bytes(pickle.dumps(content))
+            else:
+                torch.save(content, path, _use_new_zipfile_serialization=not self.legacy)
+        return path
+
+
+# Code of the repositories that wrote the files, which no reader has ---------------------------------------------------
+
+RAN: list[str] = []
+"""What ran of it; nothing may."""
+
+
+def _foreign(module: str, name: str, base: type = object) -> type:
+    def told(self: Any, state: Any) -> None:
+        RAN.append(f"{module}.{name}")
+        self.__dict__.update(state)
+
+    return type(name, (base,), {"__module__": module, "__qualname__": name, "__setstate__": told})
+
+
+def exclude_bias_and_norm(p: Any) -> bool:
+    """A filter of parameters; the training script defines it."""
+    RAN.append("exclude_bias_and_norm")
+    return p.ndim == 1
+
+
+exclude_bias_and_norm.__module__ = "__main__"
+OwnResNet, OwnBlock = (_foreign("models.resnet", name, nn.Module) for name in ("ResNet", "BasicBlock"))
+SimCLR = _foreign("__main__", "SimCLR", nn.Module)
+LinearAverage = _foreign("lib.LinearAverage", "LinearAverage", nn.Module)
+
+
+class Watch:
+    """Tells of every attempt to import that code: for sys.meta_path."""
+
+    @staticmethod
+    def find_spec(name: str, *_: Any) -> None:
+        if name.split(".")[0] in ("models", "lib"):
+            RAN.append(f"import {name}")
+
+
+@contextlib.contextmanager
+def importable() -> Iterator[None]:
+    """While a file is written; afterwards nothing of it is left."""
+    made = {}
+    for item in (exclude_bias_and_norm, OwnResNet, OwnBlock, SimCLR, LinearAverage):
+        for name in accumulate(item.__module__.split("."), "{}.{}".format):
+            if name != "__main__":
+                made[name] = sys.modules.setdefault(name, ModuleType(name))
+        setattr(sys.modules[item.__module__], item.__name__, item)
+    try:
+        yield
+    finally:
+        for name in made:
+            del sys.modules[name]
+        for item in (exclude_bias_and_norm, SimCLR):
+            delattr(sys.modules["__main__"], item.__name__)
+
+
+def whole(state: State, top: type, block: type = nn.Module) -> nn.Module:
+    """The network itself, with a buffer that is not saved."""
+    net = top()
+    net.register_buffer("scratch", torch.ones(3), persistent=False)
+    for name, tensor in state.items():
+        *path, last = name.split(".")
+        node = net
+        for part in path:
+            if part not in node._modules:
+                node.add_module(part, block() if part.isdigit() else nn.Module())
+            node = node._modules[part]
+        if "running" in last or "num_batches" in last:
+            node.register_buffer(last, tensor)
+        else:
+            node.register_parameter(last, nn.Parameter(tensor, requires_grad=False))
+    return net
+
+
+def average(classes: int = 8) -> nn.Module:
+    """InstDisc's memory bank."""
+    bank = LinearAverage()
+    bank.register_buffer("params", torch.tensor([0.07, 0.5]))
+    bank.register_buffer("memory", torch.ones(classes, 4))
+    return bank
+
+
+def with_filter(content: dict[str, Any]) -> dict[str, Any]:
+    for group in content["optimizer"]["param_groups"]:
+        group |= {"weight_decay_filter": exclude_bias_and_norm, "lars_adaptation_filter": exclude_bias_and_norm}
+    return content
+
+
+# Their contents -------------------------------------------------------------------------------------------------------
 
 def under(prefix: str, state: State) -> State:
     return {prefix + name: tensor for name, tensor in state.items()}
@@ -136,6 +243,12 @@ def vissl(mine: State, other: State | None = None) -> dict[str, Any]:
     return {"phase_idx": 199, "type": "consolidated", "classy_state_dict": {"base_model": {"model": model, "meta": {}}}, **loss}
 
 
+def mmcv(state: State) -> State:
+    """A model in which mmcv 1.x averages: every parameter again, as a buffer whose name has no dots."""
+    return under("backbone.", state) | {f"ema_backbone_{name.replace('.', '_')}": tensor + 1 for name, tensor in state.items()
+                                        if "running" not in name and "num_batches" not in name}
+
+
 ORIGINS = {
     "MoCo v2 or PCL v2": Origin("MoCo, PCL or MoPro", lambda m, o: training(moco(m, o)), other=True),
     "MoCo v1, legacy format": Origin("MoCo, PCL or MoPro", lambda m, o: training(
@@ -227,8 +340,37 @@ ORIGINS = {
         "contrast": {"memory": torch.ones(8, 8)}, "optimizer": {}, "epoch": 1}, other=True),
     "detectron2": Origin("detectron2", lambda m, o: {"model": detectron2(m), "__author__": "MOCO", "matching_heuristics": True},
                          arch="resnet50"),
+    "detectron2, MoCo's converter": Origin("detectron2", lambda m, o: {
+        "model": {name: tensor.numpy() for name, tensor in detectron2(m).items()}, "__author__": "MOCO",
+        "matching_heuristics": True}, arch="resnet50", plain=True),
+    "VICReg, training": Origin("Barlow Twins or VICReg", lambda m, o: with_filter({
+        "epoch": 1000, "optimizer": optimizer(m), "model": under("module.backbone.", m) | head("module.projector.", 512, 64)}),
+        left="__main__.exclude_bias_and_norm"),
+    "InstDisc": Origin("torchvision's names", lambda m, o: training(
+        under("module.", m) | linear("module.fc.", 128), lemniscate=average(), best_prec1=torch.tensor(41.2)), legacy=True,
+        left="lib.LinearAverage.LinearAverage"),
+    "whole model of a package": Origin("torchvision's names", lambda m, o: whole(m | linear("fc."), OwnResNet, OwnBlock),
+                                       left="models.resnet.BasicBlock models.resnet.ResNet"),
+    "whole model, legacy format": Origin("torchvision's names", lambda m, o: {"epoch": 3, "model": whole(m, OwnResNet)},
+                                         legacy=True, left="models.resnet.ResNet"),
+    "whole model of a script": Origin("sthalles/SimCLR", lambda m, o: {"arch": "resnet18", "state_dict": whole(
+        under("backbone.", m) | linear("backbone.fc.0.", 512) | linear("backbone.fc.2.", 128), SimCLR)}, normalisation="0-1",
+        left="__main__.SimCLR"),
+    "whole model in DataParallel": Origin("MoCo, PCL or MoPro", lambda m, o: {"model": nn.DataParallel(whole(
+        under("encoder_q.", m) | under("encoder_k.", o), OwnResNet))}, other=True, left="models.resnet.ResNet"),
+    "mmengine, averaged": Origin("mmengine, with averaged weights", lambda m, o: mmengine(under("backbone.", m)) | {
+        "ema_state_dict": under("module.backbone.", o) | {"steps": torch.tensor(7)}}, copy="momentum", other=True),
+    "mmpretrain, averaged and extracted": Origin("mmengine, with averaged weights", lambda m, o: {
+        "meta": {}, "state_dict": m, "ema_state_dict": under("module.", o)}, copy="momentum", other=True),
+    "mmcv 1.x, averaged": Origin("mmselfsup or mmpretrain", lambda m, o: mmengine(mmcv(m))),
+    "averaged, anyone's": Origin("another, with averaged weights", lambda m, o: training(m, ema_state_dict=o), other=True),
+    "averaged, anyone's backbone": Origin("another, with averaged weights", lambda m, o: training(
+        under("backbone.", m) | linear("head."), ema_state_dict=under("module.backbone.", o)), other=True),
+    "AugNet": Origin("AugNet", lambda m, o: under("module.pre.", m) | linear("module.pre.fc.", 768, 2048), arch="resnet50"),
 }
 
+AVERAGED = " ".join(sorted(name for name in mmcv(torchvision.models.resnet18().state_dict()) if name.startswith("ema_")
+                           and "_fc_" not in name))
 DROPPED = {
     "MoCo v2 or PCL v2": "encoder_k encoder_q.fc optimizer queue queue_ptr",
     "MoCo v1, legacy format": "encoder_q.fc optimizer",
@@ -271,5 +413,18 @@ DROPPED = {
     "SPCL, several GPUs, CIFAR": "unused",
     "PyContrast": "contrast head model_ema",
     "detectron2": "",
+    "detectron2, MoCo's converter": "",
+    "VICReg, training": "optimizer projector",
+    "InstDisc": "best_prec1 fc lemniscate optimizer",
+    "whole model of a package": "fc",
+    "whole model, legacy format": "",
+    "whole model of a script": "backbone.fc",
+    "whole model in DataParallel": "encoder_k",
+    "mmengine, averaged": "ema_state_dict",
+    "mmpretrain, averaged and extracted": "ema_state_dict",
+    "mmcv 1.x, averaged": AVERAGED,
+    "averaged, anyone's": "ema_state_dict optimizer",
+    "averaged, anyone's backbone": "ema_state_dict head optimizer",
+    "AugNet": "pre.fc",
 }
 """What loading leaves out of each, and says so."""

@@ -59,6 +59,18 @@ def test_old_files_without_counters_load(tmp_path, backbone):
     assert account["expected"] - account["matched"] == 20, "only the 20 batch counters, which nothing reads, are absent"
 
 
+@pytest.mark.parametrize("shape", [(1,), (1, 1), ()])
+def test_counters_of_one_element_load_whatever_their_shape(tmp_path, backbone, shape):
+    """Nothing reads them."""
+    state = {k: torch.full(shape, 7) if "num_batches" in k else v for k, v in backbone.state_dict().items()}
+    encoder = checkpoints.load(_save(tmp_path / "x.pt", state))
+    assert encoder.account["matched"] == encoder.account["expected"]
+    assert encoder.backbone.bn1.num_batches_tracked.shape == ()
+    state["bn1.num_batches_tracked"] = torch.ones(2, dtype=torch.long)
+    with pytest.raises(UserError, match=r"bn1\.num_batches_tracked is \(2,\), not \(\)"):
+        checkpoints.load(_save(tmp_path / "x.pt", state))
+
+
 def test_half_precision_becomes_single(tmp_path, backbone):
     loaded = checkpoints.load(_save(tmp_path / "half.pt", {k: v.half() for k, v in backbone.state_dict().items()})).backbone
     assert loaded.conv1.weight.dtype == torch.float32

@@ -1,10 +1,26 @@
 """Every origin's files load whole and give the features of the weights themselves; what fits none or two is refused."""
 
+import sys
 from functools import cache
 
 import pytest
 import torch
-from origins import DROPPED, ORIGINS, head, lightning, linear, moco, optimizer, sequential, tensorflow, training, under
+from origins import (
+    DROPPED,
+    ORIGINS,
+    RAN,
+    Watch,
+    head,
+    lightning,
+    linear,
+    mmengine,
+    moco,
+    optimizer,
+    sequential,
+    tensorflow,
+    training,
+    under,
+)
 
 from protobench import backbones, checkpoints, layouts
 from protobench.backbones import ARCHS, Arch
@@ -27,11 +43,6 @@ def network(arch: str, seed: int) -> backbones.ResNet:
     return made
 
 
-def save(path, origin, content):
-    torch.save(content, path, _use_new_zipfile_serialization=not origin.legacy)
-    return path
-
-
 def same_features(encoder, expected):
     x = torch.randn(1, 3, 48, 48, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
@@ -39,11 +50,14 @@ def same_features(encoder, expected):
 
 
 @pytest.mark.parametrize("name", ORIGINS)
-def test_every_origin_gives_the_features_of_the_weights_themselves(tmp_path, name):
+def test_every_origin_gives_the_features_of_the_weights_themselves(tmp_path, monkeypatch, name):
     origin = ORIGINS[name]
     mine, other = (network(origin.arch, seed) for seed in (0, 1))
-    path = save(tmp_path / "file", origin, origin.build(mine.state_dict(), other.state_dict()))
+    path = origin.save(tmp_path / "file", origin.build(mine.state_dict(), other.state_dict()))
+    monkeypatch.setattr(sys, "meta_path", [Watch, *sys.meta_path])
+    RAN.clear()
     encoder = checkpoints.load(path)
+    assert RAN == [], "code of the repository that wrote the file was looked for, or ran"
     assert same_features(encoder, mine)
     account = encoder.account
     assert (account["origin"], account["copy"], account["arch"]) == (origin.layout, origin.copy, origin.arch)
@@ -51,6 +65,8 @@ def test_every_origin_gives_the_features_of_the_weights_themselves(tmp_path, nam
     counters = 20 if name == "torchvision, 2017" else 0
     assert account["matched"] == account["expected"] - counters == len(mine.state_dict()) - counters
     assert account["dropped"] == DROPPED[name].split()
+    assert account.get("left_as_data", []) == origin.left.split()
+    assert ("read without running its code" in encoder.summary()) == bool(origin.left)
     assert not account["untouched"]
     if origin.other:
         which = "momentum" if origin.copy == "query" else "query"
@@ -144,6 +160,31 @@ def test_other_lightning_modules_are_not_taken_for_solo_learn(tmp_path):
     assert checkpoints.load(tmp_path / "x.pth", Reading(normalisation="cifar10")).backbone.arch.stem == "cifar"
 
 
+def test_averaged_weights_with_names_without_dots_are_told_in_one_word(tmp_path):
+    origin = ORIGINS["mmcv 1.x, averaged"]
+    path = origin.save(tmp_path / "x.pth", origin.build(network("resnet18", 0).state_dict(), {}))
+    assert "left out: ema_… (60 names)\n" in checkpoints.load(path).summary()
+
+
+def test_averaged_weights_of_something_else_change_nothing(tmp_path):
+    state = network("resnet18", 0).state_dict()
+    averaged = {"steps": torch.tensor(1), "head.weight": torch.ones(2)}
+    torch.save({"state_dict": state, "ema_state_dict": averaged}, tmp_path / "x.pth")
+    assert checkpoints.load(tmp_path / "x.pth").account["origin"] == "torchvision's names"
+
+
+def test_places_that_no_layout_has_together_name_none_as_the_nearest(tmp_path):
+    state = network("resnet18", 0).state_dict()
+    told = _refused(tmp_path, mmengine(under("backbone.", state)) | {"ema": under("backbone.", state)})
+    assert "ResNets lie under 'ema/backbone.', 'state_dict/backbone.'" in told
+    assert "no layout has a ResNet in each of these places" in told
+    assert "nearest" not in told
+    told = _refused(tmp_path, {"state_dict": under("backbone.", state)})
+    assert "known layouts have state_dict/backbone.conv1.weight, each with other things beside it" in told
+    assert "nearest" not in told
+    assert "--prefix backbone." in told
+
+
 def test_detectors_are_not_taken_for_self_supervised_backbones(tmp_path):
     state = under("backbone.", network("resnet18", 0).state_dict()) | {"rpn_head.rpn_conv.weight": torch.zeros(1)}
     assert "no known layout" in _refused(tmp_path, {"meta": {}, "state_dict": state})
@@ -231,6 +272,17 @@ def test_normalisations_that_the_file_does_not_tell_must_be_given(tmp_path):
     for wrong in ("imagnet", "1,2,3", "0.5,0.5,0.5,0.2,0.2,0", "nan,0,0,1,1,1"):
         assert "is no normalisation" in _refused(tmp_path, cifar, Reading(normalisation=wrong))
     assert "--resize is at least --crop" in _refused(tmp_path, cifar, Reading(normalisation="cifar10", crop=64))
+
+
+def test_augnet_is_given_photos_of_the_size_that_its_authors_give_it(tmp_path):
+    """The package imgsim scales the shorter side to 350 and crops nothing."""
+    origin = ORIGINS["AugNet"]
+    path = origin.save(tmp_path / "model.pth", origin.build(network("resnet50", 0).state_dict(), {}))
+    encoder = checkpoints.load(path)
+    assert (encoder.input.resize, encoder.input.crop) == (350, 350)
+    smaller = checkpoints.load(path, Reading(resize=256, crop=224))
+    assert (smaller.input.resize, smaller.input.crop) == (256, 224)
+    assert smaller.key != encoder.key
 
 
 def test_an_input_asked_for_gives_another_key(tmp_path):
