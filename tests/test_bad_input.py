@@ -604,14 +604,15 @@ def test_workers_that_run_out_of_something(refused, folder, encoder_file, tmp_pa
     refused(main, *args(folder, tmp_path, "--workers", 2), told=told, at="/dev/shm" if told == SMALL else None, hint=hint)
 
 
-def test_one_score_s_workers_do_not_end_those_of_a_whole_table(folder, encoder_file, tmp_path, reading):
+def test_one_score_s_workers_do_not_end_those_of_a_whole_table(folder, encoder_file, tmp_path, reading, monkeypatch):
     """What reproduce calls raises an error that it knows, at once, and leaves no process behind."""
     reading(partial(fail_with, MemoryError()))
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 60.0)  # so a wait is longer than any busy machine's
     begun = time.monotonic()
     with pytest.raises(UserError, match="memory is too small"):
         knn.evaluate(knn.Config(encoder_file, folder, (1,), "pooled", device="cpu", workers=2, results=tmp_path / "results"))
     gc.collect()
-    assert time.monotonic() - begun < 8
+    assert time.monotonic() - begun < 45
     assert not multiprocessing.active_children()
 
 

@@ -322,7 +322,7 @@ def test_a_gpu_that_is_too_small_is_told(command, moco_file, scene_data, tmp_pat
     code, _, err = command(detection.main, "--ckpt", moco_file, "--data", scene_data, "--dataset", dataset, "--results",
                            tmp_path, *FEW)
     assert code == 2
-    assert "too small for batches of 4" in err
+    assert "too small for batches of 2" in err
     assert hint in err
 
 
@@ -470,7 +470,7 @@ def test_a_crowd_is_neither_found_nor_missed_in_coco():
 
 # The command line -----------------------------------------------------------------------------------------------------
 
-FEW = ("--iterations", 40, "--batch-size", 4, "--workers", 0)
+FEW = ("--iterations", 40, "--batch-size", 2, "--workers", 0)
 
 
 def of(folder: Path) -> dict:
@@ -482,7 +482,7 @@ def of(folder: Path) -> dict:
 def whole_run(moco_file, scene_data, tmp_path_factory) -> dict:
     """An uninterrupted training of two draws."""
     folder = tmp_path_factory.mktemp("whole")
-    config = detection.Config(moco_file, scene_data, iterations=40, batch_size=4, workers=0, draws=2, results=folder)
+    config = detection.Config(moco_file, scene_data, iterations=40, batch_size=2, workers=0, draws=2, results=folder)
     return records.read(detection.evaluate(config))
 
 
@@ -526,7 +526,7 @@ def test_both_trainings_and_coco_by_the_flags_of_the_papers(command, moco_file, 
 @pytest.mark.parametrize("stopped_at", [7, 27, 40 + 27])
 def test_a_stopped_training_goes_on_to_the_same_weights(moco_file, scene_data, tmp_path, monkeypatch, whole_run, stopped_at):
     """Stopped before the first state was saved, after it, and within the second of two draws."""
-    config = detection.Config(moco_file, scene_data, iterations=40, batch_size=4, workers=0, draws=2, results=tmp_path)
+    config = detection.Config(moco_file, scene_data, iterations=40, batch_size=2, workers=0, draws=2, results=tmp_path)
     monkeypatch.setattr(detection, "SAVE_SECONDS", 0.0)
     step, done = detector_training.loss_of, []
 
@@ -610,7 +610,7 @@ def test_a_damaged_state_is_told(moco_file, scene_data, tmp_path, monkeypatch):
 
 
 def test_worker_processes_change_nothing(moco_file, scene_data, tmp_path, whole_run):
-    config = detection.Config(moco_file, scene_data, iterations=40, batch_size=4, workers=2, draws=1, results=tmp_path)
+    config = detection.Config(moco_file, scene_data, iterations=40, batch_size=2, workers=2, draws=1, results=tmp_path)
     assert records.read(detection.evaluate(config))["runs"][0] == whole_run["runs"][0]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib import pyplot
 from matplotlib.colors import to_hex
 from PIL import Image
 
@@ -306,7 +307,8 @@ def test_the_committed_figures_are_those_of_the_committed_records(tmp_path):
     for name in catalogue.FIGURES:
         figure = catalogue.either(name)
         found = compare.collect(figure, reference, "mini").rows
-        drawing, _, _ = pictures.draw(figure, "mini", found)
+        drawing = figure.draw(found)
+        pyplot.close(drawing.picture)
         lines = [",".join(row) for row in drawing.data]
         committed = (reference / "mini" / f"{name}.csv").read_text().splitlines()[1:]
         assert [line.replace('"', "") for line in committed] == lines

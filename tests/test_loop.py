@@ -96,20 +96,24 @@ def _killed_at(step, recipe, images, out, monkeypatch, *, saving):
     return torch.load(state, weights_only=True)["state"]["position"] if state else None
 
 
-@pytest.mark.parametrize("step", [3, STEPS, STEPS + 3, 2 * STEPS + 5])
+@pytest.mark.parametrize(("step", "saving"), [(3, True), (STEPS, False), (STEPS + 3, True), (STEPS + 3, False),
+                                              (2 * STEPS + 5, True)])
 @pytest.mark.parametrize("name", METHODS)
-def test_a_run_killed_at_any_step_ends_as_if_it_had_not_been(name, step, wholes, train_images, tmp_path, monkeypatch):
+def test_a_run_killed_at_any_step_ends_as_if_it_had_not_been(name, step, saving, wholes, train_images, tmp_path, monkeypatch):
     """Within an epoch, of PCL's warm-up and after an E-step too, and between two; from a state within the epoch and from its
     start."""
-    for saving in (True, False):
-        out = tmp_path / str(saving)
-        at = _killed_at(step, METHODS[name], train_images, out, monkeypatch, saving=saving)
-        assert (len(at["log"]), at["step"]) == (divmod(step, STEPS) if saving else (step // STEPS, 0)) if at else step < STEPS
-        resumed = loop.pretrain(METHODS[name], train_images, out, seed=1)
-        assert _equal(wholes(name), resumed)
-        assert _logged(wholes(name)) == _logged(resumed)
-        assert len(_losses(resumed)) == 3
-        assert not list(out.glob("checkpoint-*"))
+    at = _killed_at(step, METHODS[name], train_images, tmp_path, monkeypatch, saving=saving)
+    assert (len(at["log"]), at["step"]) == (divmod(step, STEPS) if saving else (step // STEPS, 0))
+    resumed = loop.pretrain(METHODS[name], train_images, tmp_path, seed=1)
+    assert _equal(wholes(name), resumed)
+    assert _logged(wholes(name)) == _logged(resumed)
+    assert len(_losses(resumed)) == 3
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_a_run_killed_before_its_first_state_begins_anew(wholes, train_images, tmp_path, monkeypatch):
+    assert _killed_at(3, MOCO, train_images, tmp_path, monkeypatch, saving=False) is None
+    assert _equal(wholes("moco"), loop.pretrain(MOCO, train_images, tmp_path, seed=1))
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
