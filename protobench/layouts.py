@@ -34,9 +34,9 @@ class Reading:
     normalisation: str | None = None
     """imagenet, 0-1 (none), cifar10, cifar100, or three means and three deviations separated by commas"""
     resize: int | None = None
-    """pixels of the shorter side; default that of its origin, mostly 256, or 32 for a CIFAR stem"""
+    """pixels of the shorter side; default 256, or 32 for a CIFAR stem"""
     crop: int | None = None
-    """pixels of the centre crop; default that of its origin, mostly 224, or 32 for a CIFAR stem"""
+    """pixels of the centre crop; default 224, or 32 for a CIFAR stem"""
     sha256: str | None = None
     """refuse the file unless its hash begins so"""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -74,10 +74,6 @@ class Layout:
     """the same for 2x and 4x wide networks"""
     cifar_normalisation: str | dict[str, str] | None = None
     """the same for a CIFAR stem; by data set where the file holds the name of that (``opt.dataset``)"""
-    resize: int = 256
-    """pixels of the shorter side that the authors evaluate at, with a stem for photos"""
-    crop: int = 224
-    """the same for the centre crop"""
     cifar_stem: str = "cifar"
     """what a 3x3 stem stands for (backbones.STEMS)"""
     refused: str = ""
@@ -136,8 +132,7 @@ LAYOUTS: tuple[Layout, ...] = (
                    *((_SIMCLR2 + rf"net\.{2 * n - 1}\.0\.", rf"layer\1.\2.bn{n}.") for n in (1, 2, 3)))),
     Layout("BYOL, or another, converted from JAX or TensorFlow", containers=("",), marks=(_TF,),
            refused="its convolutions pad one side only, as TensorFlow's do; no network here does, and features would be shifted"),
-    Layout("AugNet", "pre.", containers=("", "state_dict/"), marks=(r"^(state_dict/)?pre\.fc\.",),
-           resize=350, crop=350),  # whole photos at that size there
+    Layout("AugNet", "pre.", containers=("", "state_dict/"), marks=(r"^(state_dict/)?pre\.fc\.",)),
     Layout("SPCL", containers=("encoder/",), marks=(r"^encoder/stem\.conv0\.",), heads=("unused",), cifar_normalisation="cifar10",
            rename=((r"^bn1\.", "unused.bn1."), (r"^stem\.conv0\.", "conv1."), (r"^stem\.BN1\.", "bn1."))),
     Layout("VISSL", "classy_state_dict/base_model/model/trunk/_feature_blocks.", "loss/moco_encoder.trunk._feature_blocks.",
@@ -347,4 +342,4 @@ def eval_input(path: Path, layout: Layout, *, cifar: bool, wide: bool, dataset: 
         raise UserError(f"the file does not tell how the inputs of this {kind} were normalised", at=path,
                         hint=f"say it with --normalisation: {', '.join(NORMALISATIONS)}, or six numbers")
     mean, std = normalisation(known)
-    return EvalInput(32, 32, mean, std) if cifar else EvalInput(layout.resize, layout.crop, mean, std)
+    return EvalInput(32, 32, mean, std) if cifar else EvalInput(mean=mean, std=std)

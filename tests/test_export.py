@@ -91,7 +91,7 @@ def test_the_card_names_recipe_data_and_records(command, encoder_file, world, tm
     _export(command, encoder_file, tmp_path / "x.safetensors", "--results", results)
     card = (tmp_path / "x.safetensors.md").read_text()
     assert record["record_id"][:12] in card
-    assert "lowshot | voc07 | mAP %, k=1: " in card
+    assert "lowshot | voc07 (embedded data) | mAP %, k=1: " in card
     assert '"method": "untrained"' in card
     assert files.sha256_file(tmp_path / "x.safetensors") in card
     _export(command, encoder_file, tmp_path / "y.safetensors", "--results", tmp_path / "none")

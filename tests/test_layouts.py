@@ -274,17 +274,6 @@ def test_normalisations_that_the_file_does_not_tell_must_be_given(tmp_path):
     assert "--resize is at least --crop" in _refused(tmp_path, cifar, Reading(normalisation="cifar10", crop=64))
 
 
-def test_augnet_is_given_photos_of_the_size_that_its_authors_give_it(tmp_path):
-    """The package imgsim scales the shorter side to 350 and crops nothing."""
-    origin = ORIGINS["AugNet"]
-    path = origin.save(tmp_path / "model.pth", origin.build(network("resnet50", 0).state_dict(), {}))
-    encoder = checkpoints.load(path)
-    assert (encoder.input.resize, encoder.input.crop) == (350, 350)
-    smaller = checkpoints.load(path, Reading(resize=256, crop=224))
-    assert (smaller.input.resize, smaller.input.crop) == (256, 224)
-    assert smaller.key != encoder.key
-
-
 def test_an_input_asked_for_gives_another_key(tmp_path):
     path = tmp_path / "x.pth"
     torch.save(training(moco(*(network("resnet18", seed).state_dict() for seed in (0, 1)))), path)
