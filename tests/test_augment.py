@@ -11,6 +11,8 @@ from pretrain import augment
 from pretrain.recipes import Augment
 from protobench import keyed
 
+pytestmark = pytest.mark.arithmetic
+
 PLAIN = Augment(size=32, min_area=1.0, flip=0.0, jitter_p=0.0, grayscale=0.0)
 STRONG = Augment(size=32, min_area=0.3, flip=0.5, jitter=(0.4, 0.4, 0.4, 0.1), jitter_p=0.8, grayscale=0.2, blur=0.5)
 

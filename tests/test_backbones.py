@@ -5,6 +5,8 @@ import torchvision
 from protobench import backbones
 from protobench.errors import UserError
 
+pytestmark = pytest.mark.arithmetic
+
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_equals_torchvision_under_its_own_names(name):

@@ -111,13 +111,15 @@ def test_a_short_training_runs_in_a_child_under_its_setting(world, monkeypatch):
     assert (handed[0]["PROTOBENCH_TEST"], handed[0]["OMP_NUM_THREADS"]) == ("1", "1")
 
 
-def test_the_gpu_s_benchmark_runs_on_a_cpu_in_small():
-    words = ["gpu.py", "--device", "cpu", "--tiny", "--only", "kmeans", "knn", "views"]
-    done = subprocess.run([sys.executable, *words], cwd=BENCHMARKS, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "k-means by faiss, N = 2000, K = 40" in done.stdout
-    assert "kNN, 100 queries" in done.stdout
-    assert "colour and blur of crops" in done.stdout
+@pytest.mark.filterwarnings("ignore")
+def test_the_gpu_s_benchmark_runs_on_a_cpu_in_small(command):
+    import gpu
+
+    code, out, err = command(gpu.main, "--device", "cpu", "--tiny", "--only", "kmeans", "knn", "views")
+    assert code == 0, err
+    assert "k-means by faiss, N = 2000, K = 40" in out
+    assert "kNN, 100 queries" in out
+    assert "colour and blur of crops" in out
 
 
 def test_the_gpu_s_steps_run_on_a_cpu_in_small(monkeypatch):
@@ -126,6 +128,7 @@ def test_the_gpu_s_steps_run_on_a_cpu_in_small(monkeypatch):
     from pretrain import loop
 
     compiled = []
+    monkeypatch.setattr(gpu, "MEASURED", {})
     monkeypatch.setattr(loop, "compile_networks", compiled.append)
     stages = [row.stage for row in gpu.steps(gpu.TINY, "cpu")]
     for name in ("moco", "simclr", "pcl", "spcl"):

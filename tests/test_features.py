@@ -10,6 +10,8 @@ from protobench import backbones, checkpoints, features, files, images, voc
 from protobench.errors import UserError
 from protobench.layouts import Reading
 
+pytestmark = pytest.mark.arithmetic
+
 
 @pytest.fixture(scope="module")
 def encoder(encoder_file):

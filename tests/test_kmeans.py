@@ -6,6 +6,8 @@ from protobench import kmeans as kmeans_file
 from protobench.errors import UserError
 from protobench.kmeans import kmeans, whitened
 
+pytestmark = pytest.mark.arithmetic
+
 
 def test_separated_blobs_are_found_with_their_distances():
     rng = np.random.default_rng(0)

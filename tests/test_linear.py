@@ -12,6 +12,8 @@ from evaluate import linear
 from protobench import imagenet, records
 from protobench.transforms import EvalInput
 
+pytestmark = pytest.mark.arithmetic
+
 PARAMS = {"seed": 0, "batch_norm": False, "sgd_momentum": 0.9, "weight_decay": 0.0}
 
 

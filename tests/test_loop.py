@@ -14,6 +14,8 @@ from pretrain import loop, optim, pcl, recipes, views
 from protobench import checkpoints, files, images, loading, stopping
 from protobench.errors import UserError
 
+pytestmark = pytest.mark.arithmetic
+
 
 def _short(recipe, epochs=3, **changes):
     return replace(recipe, train=replace(recipe.train, epochs=epochs, batch_size=32), **changes)

@@ -13,6 +13,8 @@ from protobench import backbones, records, voc
 from protobench.errors import UserError
 from protobench.images import ImageList
 
+pytestmark = pytest.mark.arithmetic
+
 CLASSES = 6
 
 

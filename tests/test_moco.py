@@ -9,6 +9,8 @@ from pretrain import recipes
 from pretrain.moco import MoCo, info_nce, momentum_update
 from protobench.errors import UserError
 
+pytestmark = pytest.mark.arithmetic
+
 
 def _unit(*shape, seed=0):
     return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=-1)

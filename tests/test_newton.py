@@ -9,6 +9,8 @@ from evaluate.draws import all_draws
 from protobench.errors import UserError
 from protobench.images import ImageList
 
+pytestmark = pytest.mark.arithmetic
+
 
 def _stationary(x, positive, cost, weight, b):
     """How far the coefficients are from b_n = 2 C_n y_n max(0, 1 - y_n f_n), which holds at the optimum alone."""

@@ -8,6 +8,8 @@ from torch import nn
 from pretrain import optim, recipes
 from pretrain.recipes import Train
 
+pytestmark = pytest.mark.arithmetic
+
 
 def test_the_paper_s_step_schedule():
     rates = {epoch: optim.learning_rate(Train(), epoch, 7, 100) for epoch in (0, 119, 120, 159, 160, 199)}

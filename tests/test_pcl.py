@@ -15,6 +15,8 @@ from pretrain import recipes
 from pretrain.moco import info_nce
 from pretrain.pcl import PCL, concentration, draw_negatives, proto_nce
 
+pytestmark = pytest.mark.arithmetic
+
 
 def _naive_concentration(distance, assignment, k, temperature, alpha, singleton_rule, clip):
     """Eq. 12 and the released code's three steps, cluster by cluster."""

@@ -14,6 +14,8 @@ from protobench import checkpoints
 from protobench.errors import UserError
 from protobench.images import ImageList
 
+pytestmark = pytest.mark.arithmetic
+
 METHODS = {"moco": replace(recipes.MOCO_MINI, queue=64, bn_groups=2),
            "pcl": replace(recipes.PCL_MINI, queue=64, num_prototypes=(60, 70), num_negatives=10, warmup=0),
            "simclr": recipes.SIMCLR_MINI, "spcl": replace(recipes.SPCL_MINI, num_prototypes=(8,)),

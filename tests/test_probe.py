@@ -11,6 +11,8 @@ from pretrain import loop, moco, optim, probe, recipes
 from protobench import checkpoints
 from protobench.errors import UserError
 
+pytestmark = pytest.mark.arithmetic
+
 MOCO = replace(recipes.MOCO_MINI, train=replace(recipes.MOCO_MINI.train, epochs=3, batch_size=32), queue=64)
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from float64 import float64
 
 from pretrain import loop, optim, recipes, simclr, views
 from protobench import batch_norm, checkpoints, cli, images, ranks
@@ -212,14 +213,14 @@ def test_batch_norm_weighs_unequal_shares():
 
 # Whole runs -----------------------------------------------------------------------------------------------------------
 
-def _slow(name):
-    """A rate at which rounding stays rounding: at the usual one, twelve steps in float32 make 0.08 of a change of 1e-7."""
-    return replace(METHODS[name], train=replace(METHODS[name].train, lr=1e-4))
+NEAR = 1e-6
+"""Encoders are written in float32, whose neighbours of 4 are 5e-7 away."""
 
 
+@float64()
 def _pretrained(folder, data, name):
     train = images.image_folder(data, "imagenet-train")
-    path = loop.pretrain(_slow(name), train, folder, seed=1)
+    path = loop.pretrain(METHODS[name], train, folder, seed=1)
     course = json.loads((path.parent / "course.json").read_text())
     return checkpoints.load(path).backbone.state_dict(), course
 
@@ -229,15 +230,15 @@ def _all_pretrained(folder, data):
 
 
 def test_a_run_of_two_processes_ends_like_that_of_one(world, tmp_path):
-    """But for float32's rounding; clusters of the first epoch, whose features are the same, are equal."""
+    """But for rounding, of float64; clusters of the first epoch, whose features are the same, are equal."""
     data = world / "imagenet" / "train"
     alone, (first, second) = _all_pretrained(tmp_path / "1", data), parallel.run(_all_pretrained, tmp_path / "2", data)
     for name, (weights, course) in alone.items():
-        assert _difference(first[name][0], weights) < 2e-4
+        assert _difference(first[name][0], weights) < NEAR
         assert _difference(second[name][0], first[name][0]) == 0, "the others return what the first has written"
         theirs = first[name][1]
         for ours, other in zip(course["epochs"], theirs["epochs"], strict=True):
-            assert other["loss"] == pytest.approx(ours["loss"], rel=1e-4)
+            assert other["loss"] == pytest.approx(ours["loss"], rel=1e-10)
         clusters = {key: value for key, value in course["epochs"][0].items() if key.startswith("clusters")}
         assert clusters == {key: theirs["epochs"][0][key] for key in clusters}
         assert {**course["probes"][0], "seconds": 0} == {**theirs["probes"][0], "seconds": 0}
@@ -245,6 +246,7 @@ def test_a_run_of_two_processes_ends_like_that_of_one(world, tmp_path):
     assert not list((tmp_path / "2").rglob("*.tmp"))
 
 
+@float64()
 def _interrupted(folder, data):
     """The second process hears SIGTERM in the fourth step of the second epoch."""
     taken, real = 0, optim.learning_rate
@@ -259,7 +261,7 @@ def _interrupted(folder, data):
     optim.learning_rate = signalled
     signal.signal(signal.SIGTERM, cli._terminated)
     try:
-        loop.pretrain(_slow("pcl"), images.image_folder(data, "imagenet-train"), folder, seed=1)
+        loop.pretrain(METHODS["pcl"], images.image_folder(data, "imagenet-train"), folder, seed=1)
     except cli.Terminated:
         return taken
     finally:
@@ -274,8 +276,8 @@ def test_processes_stop_at_the_same_step_and_one_may_go_on(world, tmp_path):
     assert (len(state["position"]["log"]), state["position"]["step"]) == (1, 4)
     weights, course = _pretrained(tmp_path, data, "pcl")
     expected, whole = _pretrained(tmp_path / "whole", data, "pcl")
-    assert _difference(weights, expected) < 2e-4
-    assert [line["loss"] for line in course["epochs"]] == pytest.approx([line["loss"] for line in whole["epochs"]], rel=1e-4)
+    assert _difference(weights, expected) < NEAR
+    assert [line["loss"] for line in course["epochs"]] == pytest.approx([line["loss"] for line in whole["epochs"]], rel=1e-10)
 
 
 def _refusals():
@@ -359,9 +361,12 @@ def test_evaluations_of_two_processes_give_what_one_gives(moco_file, world, scen
     assert len(list((tmp_path / "together").glob("*.json"))) == len(alone) == 9
     assert not list((tmp_path / "together").glob(".*.pt"))
     for name in ("lowshot", "fullsvm", "knn", "ami", "tsne", "gallery", "linear"):
-        assert first[name]["runs"] == alone[name]["runs"], name
         assert first[name]["unit"] == alone[name]["unit"]
-    assert [line["top1"] for line in first["linear"]["sweep"]] == [line["top1"] for line in alone["linear"]["sweep"]]
+    for name in ("lowshot", "fullsvm", "ami", "tsne", "gallery"):  # by the first process alone, on features equal bit by bit
+        assert first[name]["runs"] == alone[name]["runs"], name
+    for name, part in (("knn", "runs"), ("linear", "sweep")):  # by parts of the bank, and of batches
+        for ours, theirs in zip(first[name][part], alone[name][part], strict=True):
+            assert ours == pytest.approx(theirs, abs=5), "one of 40 images, or of 20 held out, may change sides"
     (ours,), (theirs,) = first["semisup"]["runs"], alone["semisup"]["runs"]
     assert ours["train_loss"] == pytest.approx(theirs["train_loss"], abs=2e-4)
     assert ours["top1"] == pytest.approx(theirs["top1"], abs=2.5), "one of 40 images may change sides"

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from pretrain import recipes
 from pretrain.simclr import SimCLR, nt_xent
 
+pytestmark = pytest.mark.arithmetic
+
 
 def test_nt_xent_equals_a_naive_loop():
     generator = torch.Generator().manual_seed(0)

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from pretrain import loop, recipes, simclr, spcl
 from pretrain.similarity import Similarity, tp_fn
 
+pytestmark = pytest.mark.arithmetic
+
 
 def _problem():
     generator = torch.Generator().manual_seed(0)

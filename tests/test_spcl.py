@@ -20,6 +20,8 @@ from protobench import checkpoints, images
 from protobench.errors import UserError
 from protobench.kmeans import kmeans
 
+pytestmark = pytest.mark.arithmetic
+
 TINY = replace(recipes.SPCL_MINI, num_prototypes=(8,), train=replace(recipes.SPCL_MINI.train, epochs=2, batch_size=16))
 
 

@@ -6,6 +6,8 @@ from evaluate import fullsvm, lowshot, newton
 from evaluate.svm import GOYAL_COSTS, LARGEST_COST, Problem, check_costs, decision, normalise
 from protobench.errors import UserError
 
+pytestmark = pytest.mark.arithmetic
+
 
 def _data(n=80, d=30, seed=0):
     rng = np.random.default_rng(seed)
