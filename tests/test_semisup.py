@@ -195,11 +195,11 @@ def test_classes_that_any_network_can_tell_are_learned_from_a_tenth_of_the_label
             for i in range(count):
                 pixels = np.array([label % 2, label // 2 % 2, label // 4]) * 180 + rng.integers(0, 60, (40, 40, 3))
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
-    code, _, err = command(semisup.main, *_args(encoder_file, tmp_path, tmp_path, "--epochs", 10))
+    code, _, err = command(semisup.main, *_args(encoder_file, tmp_path, tmp_path, "--epochs", 10, "--head-lr", 0.01))
     assert code == 0, err
     ((run,),) = (record["runs"] for record in records.read_all(tmp_path).values())
     assert (run["value"], run["top1"], run["classes"]) == (100.0, 100.0, 6)
-    assert run["train_loss"] < 1
+    assert run["train_loss"] < 1, "chance is 1.8; over many seeds and instruction sets it ended below 0.4"
 
 
 @pytest.mark.parametrize("at", [1, 4, 9, 13, 16])
