@@ -22,7 +22,7 @@ import torch
 from tabulate import tabulate
 
 from pretrain import loop, recipes
-from protobench import checkpoints, cifar, imagenet, mini, places, voc
+from protobench import checkpoints, cifar, coco, imagenet, mini, places, scenes, voc
 from protobench.images import ImageList
 from protobench.input_check import IMAGES, OTHERS, variance_ratio
 from protobench.layouts import Reading
@@ -36,7 +36,7 @@ def image_lists(real: Path | None) -> tuple[list[ImageList], list[ImageList]]:
     """What encoders are trained on, and what they are measured on."""
     root = mini.ensure()
     training = [imagenet.read(root, "train")]
-    measured = [imagenet.read(root, "val"), voc.read(root, "test"), places.read(root, "val")]
+    measured = [imagenet.read(root, "val"), voc.read(root, "test"), places.read(root, "val"), coco.read(scenes.ensure(), "val")]
     if real and (real / "cifar10-jpeg").is_dir():
         train = cifar.read(real / "cifar10-jpeg", "cifar10", "train")
         training.append(train.subset(np.arange(0, len(train), 12)))

@@ -51,13 +51,13 @@ class Config:
     data: Path | None = None
     """ImageNet's folder (train/ and val/), or the folder that holds it as imagenet/, or that of CIFAR; without it the embedded
     images"""
-    dataset: Literal["imagenet", "cifar10", "cifar100"] = "imagenet"
     k: tuple[int, ...] = (20, 200)
     """neighbours that vote; all in one pass"""
     feature: Literal["embedding", "pooled"] = "embedding"
     """what is compared"""
     temperature: float | None = None
     """default 0.1 for the embedding, 0.07 for the pooled feature"""
+    dataset: Literal["imagenet", "cifar10", "cifar100"] = "imagenet"
     device: str = "auto"
     workers: int = 4
     """processes that read images"""

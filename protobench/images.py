@@ -232,6 +232,8 @@ def _walk(root: Path, name: str) -> _Walked:
 
 
 def _walk_class(root: str, title: str, found: _Walked) -> None:
+    if _leads_back(f"{root}/{title}"):
+        return
     for place, inner, names in os.walk(f"{root}/{title}", onerror=_raise, followlinks=True):
         folder = place[len(root) + 1 :]
         found.leftovers += [f"{folder}/{other}/" for other in inner if is_leftover(other)]

@@ -10,8 +10,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-SETS = {"AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "COMPATIBLE"},
-        "SSE4.1": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE"}}
+SETS = {"AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "COMPATIBLE",
+                 "OPENBLAS_CORETYPE": "Haswell"},
+        "SSE4.1": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE",
+                   "OPENBLAS_CORETYPE": "Nehalem"}}
 FLAGS = ["-m", "arithmetic", "-q", "-n", "auto", "--maxprocesses", "8", "--dist", "worksteal"]
 
 

@@ -34,7 +34,8 @@ class _Group:
     def __init__(self, processes: int):
         # served from here, on a port that the system chooses: one that was only looked up could be taken by another program
         self.store = TCPStore("127.0.0.1", 0, processes, is_master=True, wait_for_workers=False)
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["torch", "torchvision", "faiss", "pretrain.loop", "evaluate.knn"])  # once for all
         pipes = [context.Pipe() for _ in range(processes)]
         self.pipes = [ours for ours, _ in pipes]
         self.workers = [context.Process(target=_work, args=(rank, processes, self.store.port, theirs), daemon=True)

@@ -176,7 +176,7 @@ def record_operations(folder: Path) -> tuple[int, int]:
     first = write(1)
     content = first.read_bytes()
     _, count = dies(lambda: write(2))
-    for path in folder.glob("*d2*"):
+    for path in folder.glob("*-d2-*"):
         path.unlink()
     deaths = 0
     for operation in range(1, count + 1):

@@ -420,7 +420,7 @@ def test_the_command_line_trains_and_says_where(command, world, tmp_path):
     assert code == 2
     assert "no such folder" in err
     assert "Traceback" not in err
-    code, _, err = command(main, "mini", "--arch", "resnet5")
+    code, _, err = command(main, "mini", "--data", world, "--arch", "resnet5")
     assert code == 2
     assert "did you mean" in err
 
