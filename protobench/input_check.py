@@ -4,8 +4,8 @@ training; images that are normalised otherwise give outputs of another size.
 Measured (benchmarks/normalisation.py): 28 encoders, trained on the bundled synthetic data and on CIFAR-10 under five
 normalisations, and a published ResNet-50, on the bundled data's images, CIFAR-10 and photographs. Under the right
 normalisation the outputs' variance was 0.42 to 1.6 times the remembered one; on the bundled scenes, which have little
-contrast, 0.17 to 0.36 times. With ImageNet's normalisation taken for none it was at least 7.7 times (but 2 to 4 times on the
-scenes), with none taken for ImageNet's at most 0.09 times. With 0.5 and 0.5 taken for ImageNet's it was 0.09 to 0.32, or in
+contrast, 0.17 to 0.36 times. With ImageNet's normalisation taken for none it was at least 7.7 times (on the scenes 3.2 to
+6.6), with none taken for ImageNet's at most 0.09 times. With 0.5 and 0.5 taken for ImageNet's it was 0.09 to 0.32, or in
 reverse 2.2 to 6.5 times: that is doubted at most. The shift of the mean does not tell: up to 0.9 standard deviations for the
 right normalisation on other images than those of the training, and as little as 0.2 for a wrong one.
 """
