@@ -22,6 +22,7 @@ from protobench import files, hashes, layouts, released, tensor_files
 from protobench.backbones import Arch, ResNet, arch_name, arch_of, named
 from protobench.errors import UserError, printable
 from protobench.layouts import Copy, Match, Reading
+from protobench.notices import some
 from protobench.tensor_files import TensorFile
 from protobench.transforms import EvalInput
 
@@ -57,7 +58,7 @@ class Encoder:
                  f"  sha256 {a['sha256'][:12]}{' (as recorded)' * a['hash_verified']}; left out: {left_out}",
                  f"  input: shorter side {i.resize}, centre {i.crop}, mean {_numbers(i.mean)}, std {_numbers(i.std)}"]
         if left := a.get("left_as_data"):
-            lines.append(f"  read without running its code: objects of {tensor_files.named(left)} left as data")
+            lines.append(f"  read without running its code: objects of {some(left, 5)} left as data")
         if a["released"]:
             lines.append(f"  a published checkpoint: {a['released']['title']} ({a['released']['proof']})")
         if a["untouched"]:
@@ -84,7 +85,7 @@ def load(path: Path, reading: Reading | None = None, *, prefer: Copy | None = No
             found = {ours: names[theirs] for ours, theirs in layouts.backbone(match.layout, match.prefix, names).items()}
         except UserError as mistake:  # some do not know the path, and none what was left out before
             left = file.left_as_data if file else ()
-            told = [f"objects of {tensor_files.named(left)} were read without running their code"] if left else []
+            told = [f"objects of {some(left, 5)} were read without running their code"] if left else []
             hint = "; ".join([*([mistake.hint] if mistake.hint else []), *told])
             raise UserError(mistake.what, at=mistake.at or path, hint=hint or None) from mistake
         backbone = _network(path, match, file, found, reading)

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 
 from protobench.errors import printable
 
@@ -12,6 +13,6 @@ def notice(text: str) -> None:
         print(printable(text), file=sys.stderr, flush=True)
 
 
-def some(names: list[str], shown: int = 3) -> str:
+def some(names: Sequence[str], shown: int = 3) -> str:
     """The first few of a list of names, and how many more there are."""
     return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")

@@ -24,6 +24,7 @@ from torch import Tensor
 from protobench import files, pickled_files, stand_ins
 from protobench.errors import UserError
 from protobench.inert_pickle import DamagedError
+from protobench.notices import some
 from protobench.pickled_files import Pickled
 
 FOREIGN = {
@@ -174,12 +175,7 @@ def _without_tensors(path: Path, left: list[str]) -> UserError:
         hint += ("; or, if you trust where it comes from, run this where that program's modules can be imported: python -m "
                  f"protobench convert --trust {shlex.quote(str(path))} {shlex.quote(str(out))}")
     return UserError("cannot read the checkpoint: it holds no tensors as data, only what its own code may make them from: "
-                     f"{named(left)}", at=path, hint=hint)
-
-
-def named(left: tuple[str, ...] | list[str]) -> str:
-    """The first few names, and how many more there are."""
-    return ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
+                     f"{some(left, 5)}", at=path, hint=hint)
 
 
 def _unpickled(path: Path, zipped: bool) -> Any:
