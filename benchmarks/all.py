@@ -1,8 +1,8 @@
 """All stages on one CPU core, each in a process of its own; writes results/benchmarks.md.
 
-    tox -e bench                                  # everything, about ten minutes
-    python benchmarks/all.py knn augmentation     # some, printed only
-    python benchmarks/gpu.py                      # the GPU's turn
+tox -e bench                                  # everything, about ten minutes
+python benchmarks/all.py knn augmentation     # some, printed only
+python benchmarks/gpu.py                      # the GPU's turn
 """
 
 import argparse
@@ -18,10 +18,27 @@ from pathlib import Path
 from alternate import HEADINGS, Figure, Ratio
 from tabulate import tabulate
 
-from protobench import files, records
+from protobench import records
+from protobench.runtime import files
 
-STAGES = ("concentration", "negatives", "clustering", "momentum", "pcl", "spcl", "augmentation", "loading", "features", "lowshot",
-          "average_precision", "linear", "knn", "ami", "detection", "growth")
+STAGES = (
+    "concentration",
+    "negatives",
+    "clustering",
+    "momentum",
+    "pcl",
+    "spcl",
+    "augmentation",
+    "loading",
+    "features",
+    "lowshot",
+    "average_precision",
+    "linear",
+    "knn",
+    "ami",
+    "detection",
+    "growth",
+)
 ABOUT = """`tox -e bench` writes this file. The published way and ours run in turn in one process, on one thread: medians of CPU
 time, the ratio of each pair with its range, and how far the results agree. The limit is the time that our way's arithmetic, or
 reading and writing what it must, takes at the speed measured on this core, where it is easily counted. benchmarks/README.md says
@@ -34,8 +51,11 @@ def run(stage: str) -> list[Ratio | Figure]:
     """The rows of a stage, printed as they come. Raises CalledProcessError where it fails."""
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder) / "rows"
-        subprocess.run([sys.executable, HERE / f"{stage}.py", "--rows", kept], check=True,
-                       env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"})
+        subprocess.run(
+            [sys.executable, HERE / f"{stage}.py", "--rows", kept],
+            check=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+        )
         found = [json.loads(line) for line in kept.read_text().splitlines()]
     kinds = {kind.__name__: kind for kind in HEADINGS}
     return [kinds[row.pop("kind")](**row) for row in found]
@@ -54,16 +74,33 @@ def page(title: str, rows: list[Ratio | Figure], about: list[str]) -> str:
 def machine() -> str:
     """Processor, memory and versions."""
     model = records.processor() or platform.machine()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else 0
+    memory = (
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+        if hasattr(os, "sysconf")
+        else 0
+    )
     found = records.environment()
-    packages = ("python", "torch", "torchvision", "numpy", "scikit-learn", "faiss-gpu", "pillow", "opencv-python-headless")
+    packages = (
+        "python",
+        "torch",
+        "torchvision",
+        "numpy",
+        "scikit-learn",
+        "faiss-gpu",
+        "pillow",
+        "opencv-python-headless",
+    )
     versions = ", ".join(f"{name} {found[name]}" for name in packages if found[name])
-    return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB; GPU: {found['gpu'] or 'none'}. {versions}. " \
-           f"Code {records.commit()}, {time.strftime('%Y-%m-%d', time.gmtime())}."
+    return (
+        f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB; GPU: {found['gpu'] or 'none'}."
+        f" {versions}. Code {records.commit()}, {time.strftime('%Y-%m-%d', time.gmtime())}."
+    )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("stages", nargs="*", metavar="STAGE", help=", ".join(STAGES))
     chosen = parser.parse_args().stages
     if unknown := set(chosen) - set(STAGES):
@@ -71,7 +108,10 @@ def main() -> int:
     records.commit()  # looked up now: growth.py draws a picture that git knows
     started, rows, failed = time.monotonic(), [], []
     for number, stage in enumerate(stages := chosen or STAGES, start=1):
-        print(f"\n[{number}/{len(stages)}, {(time.monotonic() - started) / 60:.1f} min] {stage}", flush=True)
+        print(
+            f"\n[{number}/{len(stages)}, {(time.monotonic() - started) / 60:.1f} min] {stage}",
+            flush=True,
+        )
         try:
             rows += run(stage)
         except subprocess.CalledProcessError as failure:

@@ -1,7 +1,8 @@
-"""Two ways of doing the same, timed in turn in one process, so that a machine's mood hits both; and what the machine allows.
+"""Two ways of doing the same, timed in turn in one process, so that a machine's mood hits both; and
+what the machine allows.
 
-A stage's file yields rows and ends in ``show(rows())``; benchmarks/all.py runs them all and writes results/benchmarks.md.
-"""
+A stage's file yields rows and ends in ``show(rows())``; benchmarks/all.py runs them all and writes
+results/benchmarks.md."""
 
 import json
 import statistics
@@ -31,15 +32,27 @@ class Ratio:
     target: float | None = None
     """the ratio asked for"""
     limit: float | None = None
-    """seconds for our way's arithmetic, or for reading and writing what it must, at this machine's speed"""
+    """seconds for our way's arithmetic, or for reading and writing what it must, at this machine's
+    speed"""
 
     def cells(self) -> list[str]:
         """Of the table."""
         middle, low, high = self.ratio
-        asked = "" if self.target is None else f"≥ {self.target:.3g}×{'' if middle >= self.target else ' **short**'}"
+        asked = (
+            ""
+            if self.target is None
+            else f"≥ {self.target:.3g}×{'' if middle >= self.target else ' **short**'}"
+        )
         limit = "" if self.limit is None else _time(self.limit)
-        return [self.stage, _time(self.published), _time(self.ours), f"{middle:.3g}× ({low:.3g}–{high:.3g})", asked,
-                self.agreement, limit]
+        return [
+            self.stage,
+            _time(self.published),
+            _time(self.ours),
+            f"{middle:.3g}× ({low:.3g}–{high:.3g})",
+            asked,
+            self.agreement,
+            limit,
+        ]
 
 
 @dataclass(frozen=True)
@@ -55,13 +68,21 @@ class Figure:
         return [self.stage, self.measured, self.asked]
 
 
-HEADINGS = {Ratio: ["stage", "published way", "ours", "ratio (min–max)", "asked", "agreement", "limit"],
-            Figure: ["stage", "measured", "asked"]}
+HEADINGS = {
+    Ratio: ["stage", "published way", "ours", "ratio (min–max)", "asked", "agreement", "limit"],
+    Figure: ["stage", "measured", "asked"],
+}
 
 
-def alternate(published: Callable[[], object], ours: Callable[[], object], repeats: int = 7, *,
-              clock: Callable[[], float] = time.process_time) -> tuple[list[float], list[float]]:
-    """Seconds of each call; ours is run once before, since a first call pays for what later ones find ready."""
+def alternate(
+    published: Callable[[], object],
+    ours: Callable[[], object],
+    repeats: int = 7,
+    *,
+    clock: Callable[[], float] = time.process_time,
+) -> tuple[list[float], list[float]]:
+    """Seconds of each call; ours is run once before, since a first call pays for what later ones
+    find ready."""
     ours()
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeats):
@@ -72,12 +93,27 @@ def alternate(published: Callable[[], object], ours: Callable[[], object], repea
     return times
 
 
-def ratio(stage: str, times: tuple[list[float], list[float]], agreement: str, *, target: float | None = None,
-          flops: float = 0.0, bytes_moved: float = 0.0) -> Ratio:
-    """The row of what ``alternate`` measured; the limit is computed from the work that our way cannot avoid."""
+def ratio(
+    stage: str,
+    times: tuple[list[float], list[float]],
+    agreement: str,
+    *,
+    target: float | None = None,
+    flops: float = 0.0,
+    bytes_moved: float = 0.0,
+) -> Ratio:
+    """The row of what ``alternate`` measured; the limit is computed from the work that our way
+    cannot avoid."""
     pairs = sorted(a / b for a, b in zip(*times, strict=True))
     work = max(flops / peak_flops(), bytes_moved / peak_bytes()) if flops or bytes_moved else None
-    return Ratio(stage, *map(statistics.median, times), (statistics.median(pairs), pairs[0], pairs[-1]), agreement, target, work)
+    return Ratio(
+        stage,
+        *map(statistics.median, times),
+        (statistics.median(pairs), pairs[0], pairs[-1]),
+        agreement,
+        target,
+        work,
+    )
 
 
 def middle(values: Iterable[float], unit: str = "") -> str:
@@ -88,13 +124,17 @@ def middle(values: Iterable[float], unit: str = "") -> str:
 
 @cache
 def peak_flops() -> float:
-    """A second, in single precision: NumPy's matrix product of 1024, or torch's convolution of 1 x 1, whichever is faster. (One
-    of 3 x 3 is not bound by it: it is computed with fewer operations than its definition has.)"""
+    """A second, in single precision: NumPy's matrix product of 1024, or torch's convolution of 1 x
+    1, whichever is faster. (One of 3 x 3 is not bound by it: it is computed with fewer operations
+    than its definition has.)"""
     a = np.ones((1024, 1024), np.float32)
     images = torch.ones(16, 256, 56, 56).contiguous(memory_format=torch.channels_last)
     layer = torch.nn.Conv2d(256, 256, 1, bias=False).to(memory_format=torch.channels_last)
     with torch.inference_mode():
-        return max(2 * 1024**3 / _fastest(lambda: a @ a), 2 * 16 * 56**2 * 256**2 / _fastest(lambda: layer(images)))
+        return max(
+            2 * 1024**3 / _fastest(lambda: a @ a),
+            2 * 16 * 56**2 * 256**2 / _fastest(lambda: layer(images)),
+        )
 
 
 @cache
@@ -109,15 +149,23 @@ def _fastest(work: Callable[[], object]) -> float:
 
 
 def _time(seconds: float) -> str:
-    return next(f"{seconds * scale:.3g} {unit}" for scale, unit in ((1, "s"), (1e3, "ms"), (1e6, "µs"))
-                if seconds * scale >= 1 or unit == "µs")
+    return next(
+        f"{seconds * scale:.3g} {unit}"
+        for scale, unit in ((1, "s"), (1e3, "ms"), (1e6, "µs"))
+        if seconds * scale >= 1 or unit == "µs"
+    )
 
 
 def show(rows: Iterable[Ratio | Figure]) -> None:
-    """Prints rows as they come; ``--rows FILE`` on the command line keeps them for benchmarks/all.py."""
+    """Prints rows as they come; ``--rows FILE`` on the command line keeps them for
+    benchmarks/all.py."""
     kept = Path(sys.argv[2]) if sys.argv[1:2] == ["--rows"] else None
     for row in rows:
-        cells = [f"{head}: {cell}" for head, cell in zip(HEADINGS[type(row)][1:], row.cells()[1:], strict=True) if cell]
+        cells = [
+            f"{head}: {cell}"
+            for head, cell in zip(HEADINGS[type(row)][1:], row.cells()[1:], strict=True)
+            if cell
+        ]
         print(f"{row.stage}\n    " + ";  ".join(cells), flush=True)
         if kept:
             with kept.open("a") as file:

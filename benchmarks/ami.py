@@ -1,4 +1,5 @@
-"""Adjusted mutual information at ImageNet's size: scikit-learn's, which goes over all (cluster, class) cells, and ours."""
+"""Adjusted mutual information at ImageNet's size: scikit-learn's, which goes over all (cluster,
+class) cells, and ours."""
 
 import time
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ IMAGES, CLASSES = 1_281_167, 1000
 
 
 def partitions(k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Classes of ImageNet's sizes (732 to 1300) and clusters of uneven ones, half of whose images follow the class."""
+    """Classes of ImageNet's sizes (732 to 1300) and clusters of uneven ones, half of whose images
+    follow the class."""
     rng = np.random.default_rng(0)
     sizes = np.full(CLASSES, 1300)
     sizes[:104] = rng.integers(732, 1300, 104)
@@ -25,7 +27,8 @@ def partitions(k: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def rows() -> Iterator[Ratio | Figure]:
-    """K = 25 000 beside scikit-learn, once, for it takes most of a minute; K = 100 000 of ours alone."""
+    """K = 25 000 beside scikit-learn, once, for it takes most of a minute; K = 100 000 of ours
+    alone."""
     clusters, classes = partitions(25_000)
     started = time.process_time()
     theirs = adjusted_mutual_info_score(classes, clusters)
@@ -34,8 +37,12 @@ def rows() -> Iterator[Ratio | Figure]:
         started = time.process_time()
         value = agreement(clusters, classes)["ami"]
         ours.append(time.process_time() - started)
-    yield ratio("AMI, N = 1.28 M, K = 25k, 1000 classes, against scikit-learn", ([spent] * 3, ours), f"{abs(value - theirs):.1e}",
-                bytes_moved=clusters.nbytes + classes.nbytes)
+    yield ratio(
+        "AMI, N = 1.28 M, K = 25k, 1000 classes, against scikit-learn",
+        ([spent] * 3, ours),
+        f"{abs(value - theirs):.1e}",
+        bytes_moved=clusters.nbytes + classes.nbytes,
+    )
     clusters, classes = partitions(100_000)
     times, _ = alternate(lambda: agreement(clusters, classes), lambda: None, 3)
     yield Figure("AMI, N = 1.28 M, K = 100k", middle(times, " s"), "≤ 1 s")

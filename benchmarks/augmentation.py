@@ -1,8 +1,9 @@
-"""Two views of a JPEG: Pillow and torchvision's transforms, as published, and the three profiles of pretraining.
+"""Two views of a JPEG: Pillow and torchvision's transforms, as published, and the three profiles of
+pretraining.
 
-A worker's part: the published way's ends with normalised floats, ours with bytes, which the device normalises; two rows have both
-end alike. In the raw profile the device gives colours and blur, too. Pictures are synthetic, 500 x 375, about 60 KB each.
-"""
+A worker's part: the published way's ends with normalised floats, ours with bytes, which the device
+normalises; two rows have both end alike. In the raw profile the device gives colours and blur, too.
+Pictures are synthetic, 500 x 375, about 60 KB each."""
 
 import io
 import os
@@ -18,10 +19,11 @@ from alternate import Figure, Ratio, alternate, ratio, show
 from PIL import Image, ImageFilter
 from torchvision import transforms
 
-from pretrain import opencv_views, pillow_views, views
+from pretrain.augment import loader, opencv_views, pillow
 from pretrain.recipes import MOCO_V1, SIMCLR, V2_AUGMENT, Augment
-from protobench import images, keyed, raw_pictures
-from protobench.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalInput
+from protobench import keyed
+from protobench.data import image_list, raw_pictures
+from protobench.data.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalInput
 
 PICTURES = 48
 
@@ -29,10 +31,20 @@ PICTURES = 48
 def jpeg(number: int) -> bytes:
     """Smooth fields, edges and noise, quality 88."""
     rng = np.random.default_rng(number)
-    field = cv2.resize(rng.uniform(0, 255, (12, 16, 3)).astype(np.float32), (500, 375), interpolation=cv2.INTER_CUBIC)
+    field = cv2.resize(
+        rng.uniform(0, 255, (12, 16, 3)).astype(np.float32),
+        (500, 375),
+        interpolation=cv2.INTER_CUBIC,
+    )
     for _ in range(25):
         corner = rng.integers(0, (460, 340))
-        cv2.rectangle(field, corner.tolist(), (corner + rng.integers(8, 120, 2)).tolist(), rng.uniform(0, 255, 3).tolist(), -1)
+        cv2.rectangle(
+            field,
+            corner.tolist(),
+            (corner + rng.integers(8, 120, 2)).tolist(),
+            rng.uniform(0, 255, 3).tolist(),
+            -1,
+        )
     field += rng.normal(0, 9, field.shape)
     buffer = io.BytesIO()
     Image.fromarray(field.clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=88)
@@ -41,16 +53,24 @@ def jpeg(number: int) -> bytes:
 
 def published(recipe: Augment) -> transforms.Compose:
     """The transforms in the order of the released code."""
+
     def blurred(picture: Image.Image) -> Image.Image:
         return picture.filter(ImageFilter.GaussianBlur(float(torch.empty(()).uniform_(0.1, 2.0))))
 
-    colour = [transforms.RandomApply([transforms.ColorJitter(*recipe.jitter)], p=recipe.jitter_p),
-              transforms.RandomGrayscale(recipe.grayscale)]
-    return transforms.Compose([
-        transforms.RandomResizedCrop(recipe.size, scale=(recipe.min_area, 1.0)),
-        *(reversed(colour) if recipe.grayscale_first else colour),
-        transforms.RandomApply([blurred], p=recipe.blur), transforms.RandomHorizontalFlip(recipe.flip),
-        transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
+    colour = [
+        transforms.RandomApply([transforms.ColorJitter(*recipe.jitter)], p=recipe.jitter_p),
+        transforms.RandomGrayscale(recipe.grayscale),
+    ]
+    return transforms.Compose(
+        [
+            transforms.RandomResizedCrop(recipe.size, scale=(recipe.min_area, 1.0)),
+            *(reversed(colour) if recipe.grayscale_first else colour),
+            transforms.RandomApply([blurred], p=recipe.blur),
+            transforms.RandomHorizontalFlip(recipe.flip),
+            transforms.ToTensor(),
+            transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+        ]
+    )
 
 
 def rows() -> Iterator[Ratio | Figure]:
@@ -62,22 +82,59 @@ def rows() -> Iterator[Ratio | Figure]:
         photos.mkdir(parents=True)
         for number in range(PICTURES):
             (photos / f"{number:03d}.jpg").write_bytes(jpeg(number))
-        source = images.image_folder(photos.parent, "photos")
-        for name, recipe in (("MoCo v2", V2_AUGMENT), ("MoCo v1", MOCO_V1.augment), ("SimCLR", SIMCLR.augment)):
+        source = image_list.image_folder(photos.parent, "photos")
+        for name, recipe in (
+            ("MoCo v2", V2_AUGMENT),
+            ("MoCo v1", MOCO_V1.augment),
+            ("SimCLR", SIMCLR.augment),
+        ):
             yield _row(source, f"{name}, faithful", recipe, 1.5, _equal(source, recipe))
-        yield _row(source, "MoCo v2, faithful, both to bytes", V2_AUGMENT, None, "as above", theirs_end=-2)
-        yield _row(source, "MoCo v2, faithful, both to floats", V2_AUGMENT, None, "as above", ours_to_floats=True)
+        yield _row(
+            source, "MoCo v2, faithful, both to bytes", V2_AUGMENT, None, "as above", theirs_end=-2
+        )
+        yield _row(
+            source,
+            "MoCo v2, faithful, both to floats",
+            V2_AUGMENT,
+            None,
+            "as above",
+            ours_to_floats=True,
+        )
         kept = raw_pictures.keep(source, 0)
-        yield _row(source, "MoCo v2, fast", replace(V2_AUGMENT, profile="fast"), 3, _far(source, V2_AUGMENT))
-        yield _row(source, "MoCo v2, raw", replace(V2_AUGMENT, profile="raw"), 15,
-                   "crops alone, of pictures shrunk before, in memory", kept)
+        yield _row(
+            source,
+            "MoCo v2, fast",
+            replace(V2_AUGMENT, profile="fast"),
+            3,
+            _far(source, V2_AUGMENT),
+        )
+        yield _row(
+            source,
+            "MoCo v2, raw",
+            replace(V2_AUGMENT, profile="raw"),
+            15,
+            "crops alone, of pictures shrunk before, in memory",
+            kept,
+        )
 
 
-def _row(source: images.ImageList, name: str, recipe: Augment, target: float | None, agreement: str,
-         kept: raw_pictures.RawPictures | None = None, *, theirs_end: int | None = None, ours_to_floats: bool = False) -> Ratio:
-    transform = transforms.Compose(published(recipe).transforms[:theirs_end] + ([transforms.PILToTensor()] if theirs_end else []))
-    ours = views._RandomViews(source, recipe, 0, 0, (0, 1), kept)
-    normalise = views._Normaliser(EvalInput(), "cpu")
+def _row(
+    source: image_list.ImageList,
+    name: str,
+    recipe: Augment,
+    target: float | None,
+    agreement: str,
+    kept: raw_pictures.RawPictures | None = None,
+    *,
+    theirs_end: int | None = None,
+    ours_to_floats: bool = False,
+) -> Ratio:
+    transform = transforms.Compose(
+        published(recipe).transforms[:theirs_end]
+        + ([transforms.PILToTensor()] if theirs_end else [])
+    )
+    ours = loader._RandomViews(source, recipe, 0, 0, (0, 1), kept)
+    normalise = loader._Normaliser(EvalInput(), "cpu")
 
     def theirs() -> None:
         for path in source.paths:
@@ -95,28 +152,44 @@ def _row(source: images.ImageList, name: str, recipe: Augment, target: float | N
     return ratio(f"two views of a JPEG, {name}", tuple(each), agreement, target=target)  # type: ignore[arg-type]
 
 
-def _both(source: images.ImageList, recipe: Augment, render: Callable) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _both(
+    source: image_list.ImageList, recipe: Augment, render: Callable
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The published way's bytes and ours of the same draws, two views of every picture."""
     transform = transforms.Compose(published(recipe).transforms[:-2])
-    drawer = views.Drawer(recipe)
+    drawer = loader.Drawer(recipe)
     for number in range(2 * PICTURES):
         picture, seed = source.read(number // 2), keyed.seed("benchmark", number)
         torch.manual_seed(seed)
-        yield np.asarray(transform(picture)), render(picture, drawer(*picture.size, seed), recipe.size)
+        yield (
+            np.asarray(transform(picture)),
+            render(picture, drawer(*picture.size, seed), recipe.size),
+        )
 
 
-def _equal(source: images.ImageList, recipe: Augment) -> str:
-    different = sum(int((theirs != ours).sum()) for theirs, ours in _both(source, recipe, pillow_views.render))
+def _equal(source: image_list.ImageList, recipe: Augment) -> str:
+    different = sum(
+        int((theirs != ours).sum()) for theirs, ours in _both(source, recipe, pillow.render)
+    )
     return f"{different} of {2 * PICTURES * 3 * recipe.size**2 / 1e6:.0f} million values differ"
 
 
-def _far(source: images.ImageList, recipe: Augment) -> str:
-    pairs = [(a.astype(float), b.astype(float)) for a, b in _both(
-        source, recipe, lambda picture, draw, size: opencv_views.render(np.asarray(picture), draw, size))]
+def _far(source: image_list.ImageList, recipe: Augment) -> str:
+    pairs = [
+        (a.astype(float), b.astype(float))
+        for a, b in _both(
+            source,
+            recipe,
+            lambda picture, draw, size: opencv_views.render(np.asarray(picture), draw, size),
+        )
+    ]
     off = np.stack([np.abs(a - b) for a, b in pairs])
     shift = np.mean([(b - a).mean() for a, b in pairs])
-    return (f"levels of 255 off torchvision's: mean {off.mean():.1f}, 99 % below {np.percentile(off, 99):.0f}, "
-            f"at most {off.max():.0f}; brighter by {shift:+.1f}; spread {np.mean([b.std() - a.std() for a, b in pairs]):+.1f}")
+    return (
+        f"levels of 255 off torchvision's: mean {off.mean():.1f}, 99 % below"
+        f" {np.percentile(off, 99):.0f}, at most {off.max():.0f}; brighter by {shift:+.1f}; spread"
+        f" {np.mean([b.std() - a.std() for a, b in pairs]):+.1f}"
+    )
 
 
 if __name__ == "__main__":

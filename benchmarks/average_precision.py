@@ -1,17 +1,19 @@
-"""Average precision of VOC07's 20 classes over its 4952 test images: image by image, as published, and from the hits' ranks."""
+"""Average precision of VOC07's 20 classes over its 4952 test images: image by image, as published,
+and from the hits' ranks."""
 
 from collections.abc import Iterator
 
 import numpy as np
 from alternate import Ratio, alternate, ratio, show
 
-from evaluate.average_precision import average_precision
+from evaluate.svm.average_precision import average_precision
 
 IMAGES, CLASSES = 4952, 20
 
 
 def published(score: np.ndarray, positive: np.ndarray) -> float:
-    """Arrays filled image by image, false positives told one by one, the envelope backwards, the area recall by recall."""
+    """Arrays filled image by image, false positives told one by one, the envelope backwards, the
+    area recall by recall."""
     order = np.argsort(score)[::-1]
     paired = np.stack([positive.astype(float), score], 1)
     score = np.array([paired[image, 1] for image in order])
@@ -39,8 +41,12 @@ def rows() -> Iterator[Ratio]:
         return [published(score[:, c], positive[:, c]) for c in range(CLASSES)]
 
     difference = np.abs(theirs() - average_precision(score, positive)).max()
-    yield ratio(f"VOC average precision, {CLASSES} × {IMAGES}", alternate(theirs, lambda: average_precision(score, positive)),
-                f"{difference:.1e}", target=40)
+    yield ratio(
+        f"VOC average precision, {CLASSES} × {IMAGES}",
+        alternate(theirs, lambda: average_precision(score, positive)),
+        f"{difference:.1e}",
+        target=40,
+    )
 
 
 if __name__ == "__main__":

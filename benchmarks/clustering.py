@@ -1,4 +1,5 @@
-"""k-means of an E-step: faiss called as the released code does, with its lists of Python numbers, and ours, which calls faiss."""
+"""k-means of an E-step: faiss called as the released code does, with its lists of Python numbers,
+and ours, which calls faiss."""
 
 from collections.abc import Iterator
 
@@ -33,10 +34,16 @@ def rows() -> Iterator[Ratio]:
         return float(np.square(kmeans(x, K, seed=0, niter=ITERATIONS, nredo=1).distance).sum())
 
     difference = ours() / published(x)[1] - 1
-    work = f"k-means, N = {N // 1000}k, d = {D}, K = {K}, {ITERATIONS} iterations and the assignment"
-    yield ratio(f"{work} (asked: at most 1.5 times faiss's time)",
-                alternate(lambda: published(x), ours, 2), f"inertia {100 * difference:+.3f} %", target=1 / 1.5,
-                flops=2 * N * D * K * (ITERATIONS + 1))
+    work = (
+        f"k-means, N = {N // 1000}k, d = {D}, K = {K}, {ITERATIONS} iterations and the assignment"
+    )
+    yield ratio(
+        f"{work} (asked: at most 1.5 times faiss's time)",
+        alternate(lambda: published(x), ours, 2),
+        f"inertia {100 * difference:+.3f} %",
+        target=1 / 1.5,
+        flops=2 * N * D * K * (ITERATIONS + 1),
+    )
 
 
 if __name__ == "__main__":

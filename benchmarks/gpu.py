@@ -1,15 +1,16 @@
-"""The GPU's turn: training steps, PCL's E-step, k-means, neighbours and views at ImageNet's shapes, on synthetic data.
+"""The GPU's turn: training steps, PCL's E-step, k-means, neighbours and views at ImageNet's shapes,
+on synthetic data.
 
-    python benchmarks/gpu.py                         # at most eight minutes on one GPU; writes results/benchmarks-<its name>.md
+    python benchmarks/gpu.py  # at most eight minutes on one GPU; writes results/benchmarks-<its name>.md
     python benchmarks/gpu.py --only steps kmeans
     python benchmarks/gpu.py --device cpu --tiny     # tries the code without a GPU; writes nothing
 
-Steps: "published" is a plain eager step in fp32 (convolutions in TF32, torch's default) and the default layout. k-means: faiss
-is what the suite calls, from the host's memory and with the assignment; fastkmeans and flash-kmeans run beside it where they
-are installed (pip install fastkmeans flash-kmeans), in the precision that they choose; inertia is computed in fp32 for all.
-Wall time, the device waited for at both ends. What fails is told and the rest goes on; what the time does not reach is left out
-by name.
-"""
+Steps: "published" is a plain eager step in fp32 (convolutions in TF32, torch's default) and the
+default layout. k-means: faiss is what the suite calls, from the host's memory and with the
+assignment; fastkmeans and flash-kmeans run beside it where they are installed (pip install
+fastkmeans flash-kmeans), in the precision that they choose; inertia is computed in fp32 for all.
+Wall time, the device waited for at both ends. What fails is told and the rest goes on; what the
+time does not reach is left out by name."""
 
 import argparse
 import gc
@@ -30,15 +31,21 @@ from all import RESULTS, machine, page
 from alternate import Figure, Ratio, alternate, middle
 
 from evaluate import knn
-from pretrain import augment, loop, optim, recipes
+from pretrain import loop, optim, recipes
+from pretrain.augment import tensor
 from pretrain.precision import autocast
-from protobench import files
 from protobench.kmeans import kmeans
+from protobench.runtime import files
 
 FORWARDS = {"moco": 4, "pcl": 4, "simclr": 6, "spcl": 6}
-"""Passes through the network per image, a backward pass counted as two: one view of two has none in MoCo and PCL."""
-RECIPES: dict[str, recipes.Recipe] = {"moco": recipes.MOCO_V2, "simclr": recipes.SIMCLR, "pcl": recipes.PCL_V2,
-                                      "spcl": recipes.SPCL_IMAGENET}
+"""Passes through the network per image, a backward pass counted as two: one view of two has none in
+MoCo and PCL."""
+RECIPES: dict[str, recipes.Recipe] = {
+    "moco": recipes.MOCO_V2,
+    "simclr": recipes.SIMCLR,
+    "pcl": recipes.PCL_V2,
+    "spcl": recipes.SPCL_IMAGENET,
+}
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,8 @@ def peak_memory(device: str) -> str:
 
 
 MEASURED: dict[str, float] = {}
-"""Seconds that a later stage needs: of a step by method, of an epoch's features, of k-means by K."""
+"""Seconds that a later stage needs: of a step by method, of an epoch's features, of k-means by
+K."""
 DEADLINE = 450.0
 """Seconds after which no stage begins."""
 
@@ -101,35 +109,67 @@ def flops(dtype: torch.dtype, device: str, tf32: bool = False) -> float:
     return 2 * side**3 / seconds
 
 
-# Training -------------------------------------------------------------------------------------------------------------
+# Training -----------------------------------------------------------------------------------------
+
 
 class Step:
     """Updates of a method on one batch of random pictures, in one precision and layout."""
 
-    def __init__(self, name: str, sizes: Sizes, device: str, precision: Any, layout: torch.memory_format, compiled: bool):
+    def __init__(
+        self,
+        name: str,
+        sizes: Sizes,
+        device: str,
+        precision: Any,
+        layout: torch.memory_format,
+        compiled: bool,
+    ):
         torch.manual_seed(0)
         recipe = RECIPES[name]
-        recipe = replace(recipe, arch=sizes.arch, train=replace(recipe.train, batch_size=sizes.batch))
+        recipe = replace(
+            recipe, arch=sizes.arch, train=replace(recipe.train, batch_size=sizes.batch)
+        )
         if isinstance(recipe, recipes.MoCo):
-            recipe = replace(recipe, queue=sizes.queue, bn_groups=1 if sizes.batch < 32 else recipe.bn_groups)
+            recipe = replace(
+                recipe, queue=sizes.queue, bn_groups=1 if sizes.batch < 32 else recipe.bn_groups
+            )
         if isinstance(recipe, recipes.PCL):
             recipe = replace(recipe, num_prototypes=sizes.prototypes, num_negatives=sizes.negatives)
         if isinstance(recipe, recipes.SPCL):
-            recipe = replace(recipe, num_prototypes=(min(recipe.num_prototypes[0], sizes.images // 20),))
+            recipe = replace(
+                recipe, num_prototypes=(min(recipe.num_prototypes[0], sizes.images // 20),)
+            )
         labels = torch.arange(sizes.images) % 1000
-        self.method = import_module(f"pretrain.{name}").build(recipe, labels, 1000, 0).to(device, memory_format=layout).train()
+        self.method = (
+            import_module(f"pretrain.{name}")
+            .build(recipe, labels, 1000, 0)
+            .to(device, memory_format=layout)
+            .train()
+        )
         rng = np.random.default_rng(0)
         if name == "pcl":
             self.method.prototypes = [
-                (F.normalize(torch.randn(k, recipe.dim, device=device), dim=1), torch.full((k,), 0.2, device=device),
-                 torch.from_numpy(rng.integers(0, k, sizes.images)).to(device)) for k in sizes.prototypes]
+                (
+                    F.normalize(torch.randn(k, recipe.dim, device=device), dim=1),
+                    torch.full((k,), 0.2, device=device),
+                    torch.from_numpy(rng.integers(0, k, sizes.images)).to(device),
+                )
+                for k in sizes.prototypes
+            ]
         if name == "spcl":
             groups = rng.integers(0, recipe.num_prototypes[0], sizes.images)
-            self.method.groups, self.method.prototypes = groups, [torch.from_numpy(groups).to(device)]
+            self.method.groups, self.method.prototypes = (
+                groups,
+                [torch.from_numpy(groups).to(device)],
+            )
         chosen = self.method.draw_batches(0, 1)[0] if name == "spcl" else np.arange(sizes.batch)
         self.index = torch.from_numpy(chosen).to(device)
-        self.views = [torch.randn(sizes.batch, 3, sizes.pixels, sizes.pixels, device=device).contiguous(memory_format=layout)
-                      for _ in range(2)]
+        self.views = [
+            torch.randn(sizes.batch, 3, sizes.pixels, sizes.pixels, device=device).contiguous(
+                memory_format=layout
+            )
+            for _ in range(2)
+        ]
         if compiled:
             loop.compile_networks(self.method)
         self.optimizer, self.precision = optim.optimizer(recipe.train, self.method), precision
@@ -140,44 +180,67 @@ class Step:
 
 
 def steps(sizes: Sizes, device: str) -> Iterator[Ratio | Figure]:
-    """Each method: plain fp32 in the default layout, against bf16 in channels last; MoCo compiled, too, for the network is the
-    same in all and takes a minute to compile."""
+    """Each method: plain fp32 in the default layout, against bf16 in channels last; MoCo compiled,
+    too, for the network is the same in all and takes a minute to compile."""
     bf16 = flops(torch.bfloat16, device)
-    yield Figure("matrix products of 8192 in bf16, fp32, TF32, TFLOP/s", ", ".join(f"{f / 1e12:.0f}" for f in (
-        bf16, flops(torch.float32, device), flops(torch.float32, device, tf32=True))))
+    yield Figure(
+        "matrix products of 8192 in bf16, fp32, TF32, TFLOP/s",
+        ", ".join(
+            f"{f / 1e12:.0f}"
+            for f in (bf16, flops(torch.float32, device), flops(torch.float32, device, tf32=True))
+        ),
+    )
     for name in RECIPES:
         plain = Step(name, sizes, device, "fp32", torch.contiguous_format, compiled=False)
         for _ in range(2):
             plain()
-        for title, compiled in (("bf16, channels last", False), ("the same, compiled", True))[: 2 if name == "moco" else 1]:
+        for title, compiled in (("bf16, channels last", False), ("the same, compiled", True))[
+            : 2 if name == "moco" else 1
+        ]:
             peak_memory(device)
             step = Step(name, sizes, device, "bf16", torch.channels_last, compiled)
             for _ in range(3):
                 step()
             memory, waits = peak_memory(device), _waits(step, device)
-            times = alternate(lambda plain=plain: spent(lambda: [plain() for _ in range(sizes.steps)], device),
-                              lambda step=step: spent(lambda: [step() for _ in range(sizes.steps)], device), 3,
-                              clock=time.perf_counter)
+            times = alternate(
+                lambda plain=plain: spent(lambda: [plain() for _ in range(sizes.steps)], device),
+                lambda step=step: spent(lambda: [step() for _ in range(sizes.steps)], device),
+                3,
+                clock=time.perf_counter,
+            )
             pairs = sorted(a / b for a, b in zip(*times, strict=True))
             a, b = (statistics.median(way) / sizes.steps for way in times)
             MEASURED.setdefault(name, b)
             least = sizes.batch * FORWARDS[name] * sizes.forward_flops / bf16
-            yield Ratio(f"a step of {name}, {sizes.arch}, {sizes.batch} images in two views, against fp32: {title}", a, b,
-                        (statistics.median(pairs), pairs[0], pairs[-1]),
-                        f"{sizes.batch / b:.0f} images/s{memory}; {waits}", limit=least)
+            yield Ratio(
+                f"a step of {name}, {sizes.arch}, {sizes.batch} images in two views, against fp32:"
+                f" {title}",
+                a,
+                b,
+                (statistics.median(pairs), pairs[0], pairs[-1]),
+                f"{sizes.batch / b:.0f} images/s{memory}; {waits}",
+                limit=least,
+            )
             del step
         del plain
         gc.collect()
 
 
 def epoch(sizes: Sizes, device: str) -> Iterator[Figure]:
-    """PCL's beside MoCo's, from the steps and the clusterings measured before, and features measured here."""
+    """PCL's beside MoCo's, from the steps and the clusterings measured before, and features
+    measured here."""
     title = "an epoch of PCL, of one of MoCo, E-step included, computed"
-    if missing := [name for name in ("moco", "pcl", *map(str, sizes.prototypes)) if name not in MEASURED]:
+    if missing := [
+        name for name in ("moco", "pcl", *map(str, sizes.prototypes)) if name not in MEASURED
+    ]:
         yield Figure(title, f"not computed, no time measured of: {', '.join(missing)}")
         return
-    network = Step("moco", sizes, device, "bf16", torch.channels_last, compiled=False).method.encoder_k.eval()
-    pixels = torch.randn(sizes.batch, 3, sizes.pixels, sizes.pixels, device=device).contiguous(memory_format=torch.channels_last)
+    network = Step(
+        "moco", sizes, device, "bf16", torch.channels_last, compiled=False
+    ).method.encoder_k.eval()
+    pixels = torch.randn(sizes.batch, 3, sizes.pixels, sizes.pixels, device=device).contiguous(
+        memory_format=torch.channels_last
+    )
 
     @torch.inference_mode()
     def forward() -> None:
@@ -185,13 +248,22 @@ def epoch(sizes: Sizes, device: str) -> Iterator[Figure]:
             network(pixels)
 
     forward()
-    features = spent(lambda: [forward() for _ in range(sizes.steps)], device) / sizes.steps / sizes.batch * sizes.images
+    features = (
+        spent(lambda: [forward() for _ in range(sizes.steps)], device)
+        / sizes.steps
+        / sizes.batch
+        * sizes.images
+    )
     moco, pcl = (sizes.images // sizes.batch * MEASURED[name] for name in ("moco", "pcl"))
     clustering = sum(MEASURED[str(k)] for k in sizes.prototypes)
     one, five = ((pcl + features + nredo * clustering) / moco for nredo in (1, 5))
-    yield Figure(title, f"{one:.2f}× with one start of k-means, {five:.2f}× with the released five: MoCo {moco:.0f} s, PCL's "
-                        f"steps {pcl:.0f} s, features {features:.0f} s, k-means {clustering:.1f} s a start; without loading "
-                        "images, φ and copies to the host", "≤ 1.30×")
+    yield Figure(
+        title,
+        f"{one:.2f}× with one start of k-means, {five:.2f}× with the released five: MoCo {moco:.0f}"
+        f" s, PCL's steps {pcl:.0f} s, features {features:.0f} s, k-means {clustering:.1f} s a"
+        " start; without loading images, φ and copies to the host",
+        "≤ 1.30×",
+    )
 
 
 def _waits(step: Step, device: str) -> str:
@@ -208,7 +280,8 @@ def _waits(step: Step, device: str) -> str:
     return "the host never waits"
 
 
-# k-means --------------------------------------------------------------------------------------------------------------
+# k-means ------------------------------------------------------------------------------------------
+
 
 def _clustered(sizes: Sizes, device: str) -> tuple[np.ndarray, torch.Tensor]:
     """Unit vectors around 20 000 directions: on the host and on the device."""
@@ -222,7 +295,10 @@ def _clustered(sizes: Sizes, device: str) -> tuple[np.ndarray, torch.Tensor]:
 def _inertia(x: torch.Tensor, centroid_KC: torch.Tensor) -> float:
     """Sum of squared distances to the nearest, in fp32."""
     norm_K = centroid_KC.square().sum(1)
-    least = [(norm_K - 2 * part @ centroid_KC.T).min(1).values + part.square().sum(1) for part in x.split(2**14)]
+    least = [
+        (norm_K - 2 * part @ centroid_KC.T).min(1).values + part.square().sum(1)
+        for part in x.split(2**14)
+    ]
     return float(torch.cat(least).double().sum())
 
 
@@ -236,19 +312,27 @@ def clusterings(sizes: Sizes, device: str) -> Iterator[Figure]:
         return torch.from_numpy(found.centroids).to(device)
 
     def by_fastkmeans(k: int, iterations: int) -> torch.Tensor:
-        search = import_module("fastkmeans").FastKMeans(128, k, niter=iterations, tol=0.0, device=device, seed=0)
+        search = import_module("fastkmeans").FastKMeans(
+            128, k, niter=iterations, tol=0.0, device=device, seed=0
+        )
         search.train(host)
         search.predict(host)
         return torch.as_tensor(search.centroids, device=device, dtype=torch.float32)
 
     def by_flash_kmeans(k: int, iterations: int) -> torch.Tensor:
-        _, centroid, *_ = import_module("flash_kmeans").batch_kmeans_Euclid(x[None], k, max_iters=iterations)
+        _, centroid, *_ = import_module("flash_kmeans").batch_kmeans_Euclid(
+            x[None], k, max_iters=iterations
+        )
         return centroid[0].float()
 
     for k in sizes.prototypes:
         first = None
         limit = 21 * 2 * sizes.images * k * 128 / fp32
-        for library, cluster in (("faiss", by_faiss), ("fastkmeans", by_fastkmeans), ("flash_kmeans", by_flash_kmeans)):
+        for library, cluster in (
+            ("faiss", by_faiss),
+            ("fastkmeans", by_fastkmeans),
+            ("flash_kmeans", by_flash_kmeans),
+        ):
             if not find_spec(library):
                 yield Figure(f"k-means by {library}, K = {k}", "not installed")
                 continue
@@ -257,21 +341,32 @@ def clusterings(sizes: Sizes, device: str) -> Iterator[Figure]:
                 if library != "faiss":  # kernels are compiled, and tuned to the sizes
                     cluster(k, 1)
                 peak_memory(device)
-                seconds = spent(lambda cluster=cluster, found=found, k=k: found.append(cluster(k, 20)), device)
+                seconds = spent(
+                    lambda cluster=cluster, found=found, k=k: found.append(cluster(k, 20)), device
+                )
             except Exception as failure:  # one library's trouble is a row, not the end
-                yield Figure(f"k-means by {library}, K = {k}", f"failed: {type(failure).__name__}: {str(failure)[:120]}")
+                yield Figure(
+                    f"k-means by {library}, K = {k}",
+                    f"failed: {type(failure).__name__}: {str(failure)[:120]}",
+                )
                 continue
-            memory = "" if library == "faiss" else peak_memory(device)  # torch does not see what faiss takes
+            memory = (
+                "" if library == "faiss" else peak_memory(device)
+            )  # torch does not see what faiss takes
             if library == "faiss":
                 MEASURED[str(k)] = seconds
             inertia = _inertia(x, found[0])
             first = first or inertia
-            yield Figure(f"k-means by {library}, N = {sizes.images}, K = {k}, 20 iterations",
-                         f"{seconds:.2f} s{memory}, {seconds / limit:.1f} times the fp32 limit; inertia "
-                         f"{100 * (inertia / first - 1):+.3f} % of the first's", "≤ 2.5 times, within 0.1 %")
+            yield Figure(
+                f"k-means by {library}, N = {sizes.images}, K = {k}, 20 iterations",
+                f"{seconds:.2f} s{memory}, {seconds / limit:.1f} times the fp32 limit; inertia "
+                f"{100 * (inertia / first - 1):+.3f} % of the first's",
+                "≤ 2.5 times, within 0.1 %",
+            )
 
 
-# The rest -------------------------------------------------------------------------------------------------------------
+# The rest -----------------------------------------------------------------------------------------
+
 
 def neighbours(sizes: Sizes, device: str) -> Iterator[Figure]:
     """ImageNet's kNN from features in the host's memory."""
@@ -283,66 +378,110 @@ def neighbours(sizes: Sizes, device: str) -> Iterator[Figure]:
     query = bank[np.linspace(0, sizes.images - 1, sizes.queries).astype(int)]
     peak_memory(device)
     truth = np.zeros(len(query), np.int64)
-    seconds = spent(lambda: knn.score(bank, labels, query, truth, (20, 200), 0.07, device=device), device)
+    seconds = spent(
+        lambda: knn.score(bank, labels, query, truth, (20, 200), 0.07, device=device), device
+    )
     memory = peak_memory(device)
     least = 2 * sizes.queries * sizes.images * sizes.width / flops(torch.float32, device)
-    yield Figure(f"kNN, {sizes.queries} queries, bank {sizes.images} × {sizes.width}, k = 200",
-                 f"{seconds:.1f} s{memory}; fp32 limit {least:.1f} s", "≤ 15 s")
+    yield Figure(
+        f"kNN, {sizes.queries} queries, bank {sizes.images} × {sizes.width}, k = 200",
+        f"{seconds:.1f} s{memory}; fp32 limit {least:.1f} s",
+        "≤ 15 s",
+    )
 
 
 def views(sizes: Sizes, device: str) -> Iterator[Figure]:
     """Two views of a batch: whole (embedded tier and CIFAR), and the colours of the raw profile."""
     recipe = replace(recipes.V2_AUGMENT, size=sizes.pixels)
-    pictures = torch.randint(0, 256, (sizes.batch, 3, sizes.pixels + 32, sizes.pixels + 32), dtype=torch.uint8, device=device)
+    pictures = torch.randint(
+        0,
+        256,
+        (sizes.batch, 3, sizes.pixels + 32, sizes.pixels + 32),
+        dtype=torch.uint8,
+        device=device,
+    )
     crops = pictures[:, :, : sizes.pixels, : sizes.pixels].float() / 255
     index = np.arange(sizes.batch)
-    for title, make in (("crop, colour, blur", lambda view: augment.of_batch(recipe, pictures, index, 0, view)),
-                        ("colour and blur of crops (raw profile)", lambda view: augment.coloured(recipe, crops, index, 0, view))):
+    for title, make in (
+        ("crop, colour, blur", lambda view: tensor.of_batch(recipe, pictures, index, 0, view)),
+        (
+            "colour and blur of crops (raw profile)",
+            lambda view: tensor.coloured(recipe, crops, index, 0, view),
+        ),
+    ):
         make(0)
         peak_memory(device)
         times = [spent(lambda make=make: (make(0), make(1)), device) for _ in range(7)]
-        yield Figure(f"two views of {sizes.batch} images of {sizes.pixels} pixels: {title}",
-                     f"{middle(sizes.batch / seconds for seconds in times)} images/s{peak_memory(device)}")
+        yield Figure(
+            f"two views of {sizes.batch} images of {sizes.pixels} pixels: {title}",
+            f"{middle(sizes.batch / seconds for seconds in times)} images/s{peak_memory(device)}",
+        )
 
 
 def detectors(sizes: Sizes, device: str) -> Iterator[Figure]:
     """A training step of Faster R-CNN, where MMDetection is installed."""
     if not find_spec("mmdet") or sizes is TINY:
-        yield Figure("a training step of Faster R-CNN R50-FPN", "not run: MMDetection is not installed, or tiny sizes")
+        yield Figure(
+            "a training step of Faster R-CNN R50-FPN",
+            "not run: MMDetection is not installed, or tiny sizes",
+        )
         return
     detection = import_module("detection")
     batch = [detection.scene(1000, 600, key) for key in range(8)]
-    ways = {"torchvision's own, fp32": detection.torchvisions(batch, device), "ours, fp32": detection.ours(batch, device),
-            "ours, backbone in bf16": detection.ours(batch, device, "bf16")}
+    ways = {
+        "torchvision's own, fp32": detection.torchvisions(batch, device),
+        "ours, fp32": detection.ours(batch, device),
+        "ours, backbone in bf16": detection.ours(batch, device, "bf16"),
+    }
     for title, step in ways.items():
         for _ in range(3):
             step()
         peak_memory(device)
         times = [spent(step, device) for _ in range(10)]
-        yield Figure(f"a step of Faster R-CNN R50-FPN on 8 images of 1000 × 600: {title}",
-                     f"{middle(8 / seconds for seconds in times)} images/s{peak_memory(device)}")
+        yield Figure(
+            f"a step of Faster R-CNN R50-FPN on 8 images of 1000 × 600: {title}",
+            f"{middle(8 / seconds for seconds in times)} images/s{peak_memory(device)}",
+        )
 
 
 STAGES: dict[str, Callable[[Sizes, str], Iterator[Ratio | Figure]]] = {
-    "steps": steps, "kmeans": clusterings, "epoch": epoch, "knn": neighbours, "views": views, "detection": detectors}
+    "steps": steps,
+    "kmeans": clusterings,
+    "epoch": epoch,
+    "knn": neighbours,
+    "views": views,
+    "detection": detectors,
+}
 
 
 def _guarded(name: str, sizes: Sizes, device: str, elapsed: float) -> Iterator[Ratio | Figure]:
     """A stage's rows; one that fails ends with a row that says so."""
     if elapsed > DEADLINE:
-        yield Figure(name, f"left out: {elapsed / 60:.1f} minutes had gone by; --only {name} runs it")
+        yield Figure(
+            name, f"left out: {elapsed / 60:.1f} minutes had gone by; --only {name} runs it"
+        )
         return
     try:
         yield from STAGES[name](sizes, device)
     except Exception as failure:  # a compiler that is missing, memory that is short: the other stages are still worth having
-        yield Figure(name, f"**failed**: {type(failure).__name__}: {str(failure).splitlines()[0][:200]}")
+        yield Figure(
+            name, f"**failed**: {type(failure).__name__}: {str(failure).splitlines()[0][:200]}"
+        )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--tiny", action="store_true", help="sizes that a CPU can try")
-    parser.add_argument("--only", nargs="+", choices=STAGES, default=list(STAGES), help="some of the stages; nothing is written")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=STAGES,
+        default=list(STAGES),
+        help="some of the stages; nothing is written",
+    )
     chosen = parser.parse_args()
     if chosen.device == "cuda" and not torch.cuda.is_available():
         parser.error("no GPU that torch can use; --device cpu --tiny tries the code")
@@ -361,7 +500,10 @@ def main() -> int:
             torch.cuda.empty_cache()  # faiss takes memory beside torch
     if chosen.device == "cuda" and not chosen.tiny and chosen.only == list(STAGES):
         path = RESULTS / f"benchmarks-{torch.cuda.get_device_name().replace(' ', '-')}.md"
-        about = [f"`python benchmarks/gpu.py` writes this file. {machine()} {(time.monotonic() - started) / 60:.1f} minutes."]
+        about = [
+            f"`python benchmarks/gpu.py` writes this file. {machine()}"
+            f" {(time.monotonic() - started) / 60:.1f} minutes."
+        ]
         files.write_text(path, page("Speed on a GPU", rows, about))
         print(path)
     return 0

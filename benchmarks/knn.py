@@ -1,4 +1,5 @@
-"""kNN: three queries against the whole bank at a time and a dense one-hot vote, as published code does it, and ours."""
+"""kNN: three queries against the whole bank at a time and a dense one-hot vote, as published code
+does it, and ours."""
 
 from collections.abc import Iterator
 
@@ -13,7 +14,8 @@ BANK, QUERIES, WIDTH, CLASSES, K, TEMPERATURE = 128_000, 384, 2048, 1000, 200, 0
 
 
 def published(bank: torch.Tensor, labels: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
-    """Chunks of at most 5e6 similarities (39 queries here; 3 with ImageNet's 1.28 M), one-hot votes [chunk * k, classes]."""
+    """Chunks of at most 5e6 similarities (39 queries here; 3 with ImageNet's 1.28 M), one-hot votes
+    [chunk * k, classes]."""
     found = []
     for part in query.split(3):
         value, index = (part @ bank.T).topk(K)
@@ -30,19 +32,30 @@ def rows() -> Iterator[Ratio]:
     centres = rng.normal(size=(CLASSES, WIDTH)).astype(np.float32)
 
     def draw(which: np.ndarray) -> np.ndarray:
-        return unit_norm(centres[which] + 6 * rng.standard_normal((len(which), WIDTH), dtype=np.float32))
+        return unit_norm(
+            centres[which] + 6 * rng.standard_normal((len(which), WIDTH), dtype=np.float32)
+        )
 
     truth = rng.integers(0, CLASSES, QUERIES)
     bank, query = draw(labels), draw(truth)
     tensors = torch.from_numpy(bank), torch.from_numpy(labels), torch.from_numpy(query)
     answers: list[torch.Tensor] = []
     scores: list[dict] = []
-    times = alternate(lambda: answers.append(published(*tensors)),
-                      lambda: scores.extend(knn.score(bank, labels, query, truth, (K,), TEMPERATURE)), 2)
+    times = alternate(
+        lambda: answers.append(published(*tensors)),
+        lambda: scores.extend(knn.score(bank, labels, query, truth, (K,), TEMPERATURE)),
+        2,
+    )
     theirs, ours = 100 * float((answers[0].numpy() == truth).mean()), scores[0]
-    yield ratio(f"kNN, {QUERIES} queries, bank {BANK // 1000}k × {WIDTH}, k = {K}; published: 3 at a time, as at 1.28 M", times,
-                f"top-1 {theirs:.2f} and {ours['value']:.2f} %", target=8, flops=2 * QUERIES * BANK * WIDTH,
-                bytes_moved=4 * BANK * WIDTH)
+    yield ratio(
+        f"kNN, {QUERIES} queries, bank {BANK // 1000}k × {WIDTH}, k = {K}; published: 3 at a time,"
+        " as at 1.28 M",
+        times,
+        f"top-1 {theirs:.2f} and {ours['value']:.2f} %",
+        target=8,
+        flops=2 * QUERIES * BANK * WIDTH,
+        bytes_moved=4 * BANK * WIDTH,
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""A linear probe with one learning rate beside one with four, ResNet-50 at 224 pixels: the same forward pass feeds all."""
+"""A linear probe with one learning rate beside one with four, ResNet-50 at 224 pixels: the same
+forward pass feeds all."""
 
 from collections.abc import Iterator
 
@@ -6,10 +7,10 @@ import torch
 from alternate import Figure, alternate, middle, show
 
 from evaluate.linear import Heads
-from protobench import backbones
-from protobench.checkpoints import Encoder
+from protobench.checkpoints import resnet
+from protobench.checkpoints.encoders import Encoder
+from protobench.data.transforms import EvalInput
 from protobench.features import Forward
-from protobench.transforms import EvalInput
 
 BATCH, CLASSES = 16, 1000
 
@@ -18,18 +19,29 @@ def rows() -> Iterator[Figure]:
     """The pass through the frozen network included."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    encoder = Encoder(backbones.build("resnet50").eval(), EvalInput(), "", {"file": ""})
+    encoder = Encoder(resnet.build("resnet50").eval(), EvalInput(), "", {"file": ""})
     compute = Forward(encoder, encoder.input, "average", "cpu")
-    pixels, labels = torch.randint(0, 256, (BATCH, 3, 224, 224), dtype=torch.uint8), torch.randint(0, CLASSES, (BATCH,))
+    pixels, labels = (
+        torch.randint(0, 256, (BATCH, 3, 224, 224), dtype=torch.uint8),
+        torch.randint(0, CLASSES, (BATCH,)),
+    )
     params = {"seed": 0, "batch_norm": False, "sgd_momentum": 0.9, "weight_decay": 0.0}
-    one, four = (Heads(rates, 2048, CLASSES, params, "cpu") for rates in ((10.0,), (1.0, 5.0, 10.0, 30.0)))
+    one, four = (
+        Heads(rates, 2048, CLASSES, params, "cpu") for rates in ((10.0,), (1.0, 5.0, 10.0, 30.0))
+    )
     for heads in (one, four):
         heads.step(compute(pixels), labels, 1.0)
     same = float((one.weight_LCD[0] - four.weight_LCD[2]).abs().max())
     assert same < 1e-6, "the heads disturb one another"
-    times = alternate(lambda: one.step(compute(pixels), labels, 1.0), lambda: four.step(compute(pixels), labels, 1.0), 4)
-    yield Figure("a step of a linear probe with 4 learning rates, of one with 1",
-                 middle((b / a for a, b in zip(*times, strict=True)), "× its time"))
+    times = alternate(
+        lambda: one.step(compute(pixels), labels, 1.0),
+        lambda: four.step(compute(pixels), labels, 1.0),
+        4,
+    )
+    yield Figure(
+        "a step of a linear probe with 4 learning rates, of one with 1",
+        middle((b / a for a, b in zip(*times, strict=True)), "× its time"),
+    )
 
 
 if __name__ == "__main__":

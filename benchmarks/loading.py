@@ -1,8 +1,8 @@
-"""Loading a ResNet-50 in MoCo's layout beside torch.load alone, each in a fresh process, as a user meets it.
+"""Loading a ResNet-50 in MoCo's layout beside torch.load alone, each in a fresh process, as a user
+meets it.
 
-The file holds both encoders, the queue and the optimiser's momentum (341 MB). Ours hashes the whole file, checks its zip
-checksums, recognises it, and takes out and checks one backbone.
-"""
+The file holds both encoders, the queue and the optimiser's momentum (341 MB). Ours hashes the whole
+file, checks its zip checksums, recognises it, and takes out and checks one backbone."""
 
 import json
 import subprocess
@@ -50,15 +50,31 @@ def write(path: Path, legacy: bool) -> None:
     torch.manual_seed(0)
     net = torchvision.models.resnet50()
     net.bn1.running_mean += 0.1
-    state = {f"module.encoder_{copy}.{name}": t.clone() for copy in "qk" for name, t in net.state_dict().items()}
+    state = {
+        f"module.encoder_{copy}.{name}": t.clone()
+        for copy in "qk"
+        for name, t in net.state_dict().items()
+    }
     momentum = {i: {"momentum_buffer": t.detach().clone()} for i, t in enumerate(net.parameters())}
-    torch.save({"epoch": 200, "arch": "resnet50", "state_dict": state | {"module.queue": torch.randn(128, 65536)},
-                "optimizer": {"state": momentum}}, path, _use_new_zipfile_serialization=not legacy)
+    torch.save(
+        {
+            "epoch": 200,
+            "arch": "resnet50",
+            "state_dict": state | {"module.queue": torch.randn(128, 65536)},
+            "optimizer": {"state": momentum},
+        },
+        path,
+        _use_new_zipfile_serialization=not legacy,
+    )
 
 
 def once(what: str, path: Path, measure: str) -> tuple[float, float]:
-    done = subprocess.run([sys.executable, "-c", MEASURE.replace("{what}", what), path, measure], capture_output=True, text=True,
-                          check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE.replace("{what}", what), path, measure],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     return tuple(json.loads(done.stdout))
 
 
@@ -68,11 +84,15 @@ def rows() -> Iterator[Figure]:
         for name, legacy in (("torch ≥ 1.6", False), ("before torch 1.6", True)):
             path = Path(folder) / "moco.pth.tar"
             write(path, legacy)
-            times = [(once(PUBLISHED, path, "time")[0], once(OURS, path, "time")[0]) for _ in range(2)]
+            times = [
+                (once(PUBLISHED, path, "time")[0], once(OURS, path, "time")[0]) for _ in range(2)
+            ]
             memory = [once(what, path, "memory")[1] for what in (PUBLISHED, OURS)]
-            yield Figure(f"loading a 341 MB MoCo file ({name}), of torch.load alone",
-                         f"{middle(ours / theirs for theirs, ours in times)}× its time; memory beyond the file's pages "
-                         f"{memory[1]:.0f} MiB, torch.load {memory[0]:.0f}")
+            yield Figure(
+                f"loading a 341 MB MoCo file ({name}), of torch.load alone",
+                f"{middle(ours / theirs for theirs, ours in times)}× its time; memory beyond the"
+                f" file's pages {memory[1]:.0f} MiB, torch.load {memory[0]:.0f}",
+            )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Low-shot SVMs after features, at VOC07's size: 5011 and 4952 images, 2048-D, 20 classes.
 
-The published way is scikit-learn's LinearSVC for every class and cost, and average precision image by image. Features are
-synthetic (label-dependent, rectified); the grid of eleven costs, around the released script's 0.5, is ours.
-"""
+The published way is scikit-learn's LinearSVC for every class and cost, and average precision image
+by image. Features are synthetic (label-dependent, rectified); the grid of eleven costs, around the
+released script's 0.5, is ours."""
 
 import time
 from collections.abc import Iterator
@@ -13,41 +13,65 @@ from average_precision import published as published_average_precision
 from sklearn.svm import LinearSVC
 from threadpoolctl import threadpool_limits
 
-from evaluate import lowshot, svm
-from evaluate.draws import Draw, all_draws
-from protobench.images import ImageList
+from evaluate import lowshot
+from evaluate.svm import liblinear
+from evaluate.svm.support_sets import SupportSet, all_support_sets
+from protobench.data.image_list import ImageList
 
 COSTS = (0.001, 0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 50.0, 100.0)
 
 
 def synthetic(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Labels with VOC's co-occurrence (1.4 per image, a few difficult) and features that carry them."""
+    """Labels with VOC's co-occurrence (1.4 per image, a few difficult) and features that carry
+    them."""
     rng = np.random.default_rng(seed)
     labels = rng.choice([-1, 0, 1], (n, 20), p=[0.975, 0.005, 0.02])
     labels[np.arange(n), rng.integers(0, 20, n)] = 1
     directions = np.random.default_rng(99).normal(size=(20, 2048))
-    return np.maximum((labels == 1) @ directions * 0.12 + rng.normal(size=(n, 2048)), 0).astype(np.float32), labels
+    return (
+        np.maximum((labels == 1) @ directions * 0.12 + rng.normal(size=(n, 2048)), 0).astype(
+            np.float32
+        ),
+        labels,
+    )
 
 
-def published(x: np.ndarray, draw: Draw, test: np.ndarray, positive: np.ndarray, costs: tuple[float, ...],
-              tolerance: float = 1e-4, iterations: int = 2000) -> np.ndarray:
+def published(
+    x: np.ndarray,
+    draw: SupportSet,
+    test: np.ndarray,
+    positive: np.ndarray,
+    costs: tuple[float, ...],
+    tolerance: float = 1e-4,
+    iterations: int = 2000,
+) -> np.ndarray:
     """Average precision [J, C], in percent."""
     found = np.empty((len(costs), len(draw.positive)))
     for j, cost in enumerate(costs):
         for c, present in enumerate(draw.positive):
-            model = LinearSVC(C=cost, class_weight={1: 2, -1: 1}, dual=True, tol=tolerance, max_iter=iterations, random_state=0)
+            model = LinearSVC(
+                C=cost,
+                class_weight={1: 2, -1: 1},
+                dual=True,
+                tol=tolerance,
+                max_iter=iterations,
+                random_state=0,
+            )
             scores = model.fit(x[draw.rows[c]], np.where(present, 1, -1)).decision_function(test)
             found[j, c] = 100 * published_average_precision(scores, positive[:, c])
     return found
 
 
 def rows() -> Iterator[Ratio | Figure]:
-    """A draw of k = 1, 4 and 16 over the grid; the same at one cost, which LIBLINEAR solves; then all of it."""
+    """A draw of k = 1, 4 and 16 over the grid; the same at one cost, which LIBLINEAR solves; then
+    all of it."""
     (train, labels), (test, test_labels) = synthetic(5011, 1), synthetic(4952, 2)
-    images = ImageList("synthetic", None, tuple(map(str, range(5011))), labels, tuple(map(str, range(20))))  # type: ignore[arg-type]
-    draws = all_draws(images, "pcl", (1, 2, 4, 8, 16), 5, 0, "keyed")
+    images = ImageList(
+        "synthetic", None, tuple(map(str, range(5011))), labels, tuple(map(str, range(20)))
+    )  # type: ignore[arg-type]
+    draws = all_support_sets(images, "pcl", (1, 2, 4, 8, 16), 5, 0, "keyed")
     first = {draw.k: draw for draw in draws if draw.number == 0}
-    x, normal = svm.normalise(train), svm.normalise(test)
+    x, normal = liblinear.normalise(train), liblinear.normalise(test)
     positive = test_labels == 1
     for k in (1, 4, 16):
         draw = first[k]
@@ -56,28 +80,53 @@ def rows() -> Iterator[Ratio | Figure]:
         to_the_end = published(x, draw, normal, positive, some, 1e-10, 10**7).mean(1)
         far = np.abs(to_the_end - [run["value"] for run in exact if run["cost"] in some]).max()
         theirs: list[np.ndarray] = []
-        times = alternate(lambda d=draw, kept=theirs: kept.append(published(x, d, normal, positive, COSTS)),
-                          lambda d=draw: _after_normalising(x, normal, test_labels, d), 2)
+        times = alternate(
+            lambda d=draw, kept=theirs: kept.append(published(x, d, normal, positive, COSTS)),
+            lambda d=draw: _after_normalising(x, normal, test_labels, d),
+            2,
+        )
         stopped = np.abs(theirs[0].mean(1) - [run["value"] for run in exact]).max()
-        yield ratio(f"SVMs and AP over {len(COSTS)} costs, 20 classes, k = {k}", times,
-                    f"mAP: {far:.0e} from tolerance 1e-10 (C = {' and '.join(f'{c:g}' for c in some)}), {stopped:.0e} from "
-                    "1e-4 (all C)", target=40,  # double precision counts twice
-                    flops=4 * 4952 * 2048 * min(len(draw.rows[0]), 20 * len(COSTS)), bytes_moved=8 * 4952 * 2048)
+        yield ratio(
+            f"SVMs and AP over {len(COSTS)} costs, 20 classes, k = {k}",
+            times,
+            f"mAP: {far:.0e} from tolerance 1e-10 (C = {' and '.join(f'{c:g}' for c in some)}),"
+            f" {stopped:.0e} from 1e-4 (all C)",
+            target=40,  # double precision counts twice
+            flops=4 * 4952 * 2048 * min(len(draw.rows[0]), 20 * len(COSTS)),
+            bytes_moved=8 * 4952 * 2048,
+        )
     for k in (1, 4, 16):
         draw = first[k]
-        models = [LinearSVC(C=0.5, class_weight={1: 2, -1: 1}, dual=True, tol=1e-4, max_iter=2000, random_state=0)
-                  for _ in draw.positive]
+        models = [
+            LinearSVC(
+                C=0.5,
+                class_weight={1: 2, -1: 1},
+                dual=True,
+                tol=1e-4,
+                max_iter=2000,
+                random_state=0,
+            )
+            for _ in draw.positive
+        ]
 
-        def fit_theirs(models: list[LinearSVC] = models, draw: Draw = draw) -> list[np.ndarray]:
-            return [m.fit(x[draw.rows[0]], np.where(p, 1, -1)).coef_[0] for m, p in zip(models, draw.positive, strict=True)]
+        def fit_theirs(
+            models: list[LinearSVC] = models, draw: SupportSet = draw
+        ) -> list[np.ndarray]:
+            return [
+                m.fit(x[draw.rows[0]], np.where(p, 1, -1)).coef_[0]
+                for m, p in zip(models, draw.positive, strict=True)
+            ]
 
-        def fit_ours(draw: Draw = draw) -> list[np.ndarray]:
-            problem = svm.Problem(x[draw.rows[0]])
+        def fit_ours(draw: SupportSet = draw) -> list[np.ndarray]:
+            problem = liblinear.Problem(x[draw.rows[0]])
             return [problem.fit(p, 0.5, 2.0)[:-1] for p in draw.positive]
 
         difference = max(np.abs(a - b).max() for a, b in zip(fit_theirs(), fit_ours(), strict=True))
-        yield ratio(f"20 SVMs at C = 0.5, scikit-learn against LIBLINEAR's own package, k = {k}", alternate(fit_theirs, fit_ours),
-                    f"weights {difference:.0e}")
+        yield ratio(
+            f"20 SVMs at C = 0.5, scikit-learn against LIBLINEAR's own package, k = {k}",
+            alternate(fit_theirs, fit_ours),
+            f"weights {difference:.0e}",
+        )
     for costs in ((0.5,), COSTS):
         spent = []
         for _ in range(3 if len(costs) > 1 else 2):
@@ -85,12 +134,19 @@ def rows() -> Iterator[Ratio | Figure]:
             lowshot.score(train, test, test_labels, draws, costs, exact=len(costs) > 1)
             spent.append(time.perf_counter() - started)
         name = f"{len(costs)} costs (Newton)" if len(costs) > 1 else "C = 0.5 (LIBLINEAR)"
-        yield Figure(f"whole VOC07 low-shot after features: 5 k × 5 draws × 20 classes, {name}, one core, wall",
-                     middle(spent, " s"), "≤ 10 s on 2 cores")
+        yield Figure(
+            f"whole VOC07 low-shot after features: 5 k × 5 draws × 20 classes, {name}, one core,"
+            " wall",
+            middle(spent, " s"),
+            "≤ 10 s on 2 cores",
+        )
 
 
-def _after_normalising(x: np.ndarray, test: np.ndarray, test_labels: np.ndarray, draw: Draw) -> None:
-    """What ``lowshot.score`` does for a draw: it normalises the features once for all of them, and so does the published way."""
+def _after_normalising(
+    x: np.ndarray, test: np.ndarray, test_labels: np.ndarray, draw: SupportSet
+) -> None:
+    """What ``lowshot.score`` does for a draw: it normalises the features once for all of them, and
+    so does the published way."""
     for values in lowshot._newton(x[draw.rows[0]], draw.positive, test, COSTS, 2.0):
         lowshot._metric(values, test_labels, False)
 

@@ -1,12 +1,13 @@
-"""Whether this machine trains the same encoders, bit for bit, as others: hashes of short trainings under four instruction sets.
+"""Whether this machine trains the same encoders, bit for bit, as others: hashes of short trainings
+under four instruction sets.
 
     python benchmarks/machine.py                  # everything, about three minutes on one core
     python benchmarks/machine.py --methods moco   # some methods, under all settings
 
-MoCo, SimCLR and PCL of the bundled tier, two epochs (PCL with one of warm-up), seed 1, one thread, each setting in a process of
-its own. The same hash twice means the same bits in every tensor. Sums are rounded in another order on another processor, or with
-other instructions on one, so hashes are expected to differ between machines; on one machine they must not differ between runs.
-"""
+MoCo, SimCLR and PCL of the bundled tier, two epochs (PCL with one of warm-up), seed 1, one thread,
+each setting in a process of its own. The same hash twice means the same bits in every tensor. Sums
+are rounded in another order on another processor, or with other instructions on one, so hashes are
+expected to differ between machines; on one machine they must not differ between runs."""
 
 import argparse
 import hashlib
@@ -25,33 +26,76 @@ from safetensors.torch import load_file
 from tabulate import tabulate
 
 from pretrain import loop, recipes
-from protobench import imagenet, mini, records
+from protobench import records
+from protobench.data import imagenet
+from protobench.data.synthetic import bundled
 
 EPOCHS = 2
-METHODS = {"moco": recipes.MOCO_MINI, "simclr": recipes.SIMCLR_MINI, "pcl": replace(recipes.PCL_MINI, warmup=1)}
+METHODS = {
+    "moco": recipes.MOCO_MINI,
+    "simclr": recipes.SIMCLR_MINI,
+    "pcl": replace(recipes.PCL_MINI, warmup=1),
+}
 SETTINGS = {
     "default": {},
     "AVX2": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"},
-    "AVX2, MKL compatible": {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "COMPATIBLE"},
-    "SSE4.1, MKL compatible": {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE"},
+    "AVX2, MKL compatible": {
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "MKL_CBWR": "COMPATIBLE",
+    },
+    "SSE4.1, MKL compatible": {
+        "ATEN_CPU_CAPABILITY": "default",
+        "ONEDNN_MAX_CPU_ISA": "SSE41",
+        "MKL_CBWR": "COMPATIBLE",
+    },
 }
 """Environment variables of torch's own kernels, of oneDNN and of MKL."""
 KNOWN = {
     "AMD EPYC with AVX-512, torch 2.15": {
-        "default": {"moco": "5bf6d62c0dd00029", "simclr": "9116cbbbad4a276e", "pcl": "cc238807f5e126b7"},
-        "AVX2": {"moco": "c074a3bef87df81d", "simclr": "dfc5e2d947cc0df5", "pcl": "b1ea36ba15a5d260"},
-        "AVX2, MKL compatible": {"moco": "499e031bf7206469", "simclr": "01b8b38fdce588a7", "pcl": "62b2da30cd5bb00d"},
-        "SSE4.1, MKL compatible": {"moco": "8cd2ad2393c10c4e", "simclr": "f34b7b876a15374c", "pcl": "581876b65713296c"},
+        "default": {
+            "moco": "5bf6d62c0dd00029",
+            "simclr": "9116cbbbad4a276e",
+            "pcl": "cc238807f5e126b7",
+        },
+        "AVX2": {
+            "moco": "c074a3bef87df81d",
+            "simclr": "dfc5e2d947cc0df5",
+            "pcl": "b1ea36ba15a5d260",
+        },
+        "AVX2, MKL compatible": {
+            "moco": "499e031bf7206469",
+            "simclr": "01b8b38fdce588a7",
+            "pcl": "62b2da30cd5bb00d",
+        },
+        "SSE4.1, MKL compatible": {
+            "moco": "8cd2ad2393c10c4e",
+            "simclr": "f34b7b876a15374c",
+            "pcl": "581876b65713296c",
+        },
     },
     "Intel Xeon with AVX-512 and AMX, torch 2.15": {
-        "default": {"moco": "fd01df1f93ff5a68", "simclr": "ae99e59cf3cca7a9", "pcl": "869b1ba2b600d516"},
-        "AVX2": {"moco": "4a453a89068247d3", "simclr": "3b3714993a3a5a3f", "pcl": "69e7680cafeb16c0"},
-        "AVX2, MKL compatible": {"moco": "2ce0881c52e5909d", "simclr": "c121d7f4d8afc6f5", "pcl": "c2ef1631fca9a078"},
+        "default": {
+            "moco": "fd01df1f93ff5a68",
+            "simclr": "ae99e59cf3cca7a9",
+            "pcl": "869b1ba2b600d516",
+        },
+        "AVX2": {
+            "moco": "4a453a89068247d3",
+            "simclr": "3b3714993a3a5a3f",
+            "pcl": "69e7680cafeb16c0",
+        },
+        "AVX2, MKL compatible": {
+            "moco": "2ce0881c52e5909d",
+            "simclr": "c121d7f4d8afc6f5",
+            "pcl": "c2ef1631fca9a078",
+        },
     },
 }
 """What was measured so far: machine -> setting -> method -> hash."""
 DATA = "c7499a1266ff57ce"
-"""The first digits of the data's fingerprint (protobench/mini.py) where the hashes above were measured."""
+"""The first digits of the data's fingerprint (protobench/data/synthetic/bundled.py) where the
+hashes above were measured."""
 
 
 @dataclass(frozen=True)
@@ -86,18 +130,31 @@ def under(setting: str, methods: Iterable[str], data: Path) -> list[Trained]:
     """The trainings in a child process, which reads the setting when it loads its libraries."""
     pinned = {name for variables in SETTINGS.values() for name in variables}
     environment = {name: value for name, value in os.environ.items() if name not in pinned}
-    done = subprocess.run([sys.executable, __file__, "--child", data, "--methods", *methods], stdout=subprocess.PIPE, text=True,
-                          check=True, env=environment | SETTINGS[setting] | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"})
-    return [Trained(**json.loads(line)) for line in done.stdout.splitlines() if line.startswith("{")]
+    done = subprocess.run(
+        [sys.executable, __file__, "--child", data, "--methods", *methods],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env=environment | SETTINGS[setting] | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+    )
+    return [
+        Trained(**json.loads(line)) for line in done.stdout.splitlines() if line.startswith("{")
+    ]
 
 
 def equal_to(setting: str, trained: Trained) -> str:
     """The machines that are known to give the same bits."""
-    return " and ".join(name for name, known in KNOWN.items() if known.get(setting, {}).get(trained.method) == trained.hash)
+    return " and ".join(
+        name
+        for name, known in KNOWN.items()
+        if known.get(setting, {}).get(trained.method) == trained.hash
+    )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -105,19 +162,47 @@ def main() -> int:
         for method in chosen.methods:
             print(json.dumps(vars(train(method, chosen.child))), flush=True)
         return 0
-    data = mini.ensure()
-    fingerprint = mini.verify(data)[:16]
-    told = fingerprint if fingerprint == DATA else f"{fingerprint} (not that of the known hashes: other encoders)"
-    print(f"{records.processor() or 'unknown processor'}, {torch.backends.cpu.get_cpu_capability()}; torch {torch.__version__}; "
-          f"data {told}", flush=True)
+    data = bundled.ensure()
+    fingerprint = bundled.verify(data)[:16]
+    told = (
+        fingerprint
+        if fingerprint == DATA
+        else f"{fingerprint} (not that of the known hashes: other encoders)"
+    )
+    print(
+        f"{records.processor() or 'unknown processor'}, {torch.backends.cpu.get_cpu_capability()};"
+        f" torch {torch.__version__}; data {told}",
+        flush=True,
+    )
     rows = []
     for number, setting in enumerate(SETTINGS, start=1):
         print(f"[{number}/{len(SETTINGS)}] {setting}", file=sys.stderr, flush=True)
-        rows += [[setting, trained.method, trained.hash, f"{trained.seconds:.1f}", equal_to(setting, trained)]
-                 for trained in under(setting, chosen.methods, data)]
-    print(tabulate(rows, ["setting", "method", "hash", "seconds", "equal to"], tablefmt="simple", disable_numparse=True))
-    print("\n" + "\n".join(f"{setting}: {' '.join(f'{name}={value}' for name, value in variables.items())}"
-                           for setting, variables in SETTINGS.items() if variables))
+        rows += [
+            [
+                setting,
+                trained.method,
+                trained.hash,
+                f"{trained.seconds:.1f}",
+                equal_to(setting, trained),
+            ]
+            for trained in under(setting, chosen.methods, data)
+        ]
+    print(
+        tabulate(
+            rows,
+            ["setting", "method", "hash", "seconds", "equal to"],
+            tablefmt="simple",
+            disable_numparse=True,
+        )
+    )
+    print(
+        "\n"
+        + "\n".join(
+            f"{setting}: {' '.join(f'{name}={value}' for name, value in variables.items())}"
+            for setting, variables in SETTINGS.items()
+            if variables
+        )
+    )
     return 0
 
 

@@ -1,4 +1,5 @@
-"""The key encoder's update of a ResNet-50: parameter by parameter into new tensors, as published, and all at once in place."""
+"""The key encoder's update of a ResNet-50: parameter by parameter into new tensors, as published,
+and all at once in place."""
 
 import copy
 from collections.abc import Iterator
@@ -7,7 +8,7 @@ import torch
 from alternate import Ratio, alternate, ratio, show
 
 from pretrain.moco import momentum_update
-from protobench import backbones
+from protobench.checkpoints import resnet
 
 MOMENTUM = 0.999
 
@@ -22,19 +23,27 @@ def rows() -> Iterator[Ratio]:
     """From equal weights, ten updates each are compared."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    query, theirs = backbones.build("resnet50"), backbones.build("resnet50")
+    query, theirs = resnet.build("resnet50"), resnet.build("resnet50")
     ours, exact = copy.deepcopy(theirs), copy.deepcopy(theirs).double()
     for _ in range(10):
         published(theirs, query)
         momentum_update(ours, query, MOMENTUM)
         published(exact, copy.deepcopy(query).double())
-    off = [max(float((p - e).abs().max()) for p, e in zip(way.parameters(), exact.parameters(), strict=True))
-           for way in (ours, theirs)]
+    off = [
+        max(
+            float((p - e).abs().max())
+            for p, e in zip(way.parameters(), exact.parameters(), strict=True)
+        )
+        for way in (ours, theirs)
+    ]
     parameters = sum(p.numel() for p in query.parameters())
-    yield ratio("momentum update of a ResNet-50", alternate(lambda: published(theirs, query),
-                                                            lambda: momentum_update(ours, query, MOMENTUM)),
-                f"off exact arithmetic after 10 updates: ours {off[0]:.1e}, published {off[1]:.1e}", target=3,
-                bytes_moved=3 * 4 * parameters)
+    yield ratio(
+        "momentum update of a ResNet-50",
+        alternate(lambda: published(theirs, query), lambda: momentum_update(ours, query, MOMENTUM)),
+        f"off exact arithmetic after 10 updates: ours {off[0]:.1e}, published {off[1]:.1e}",
+        target=3,
+        bytes_moved=3 * 4 * parameters,
+    )
 
 
 if __name__ == "__main__":

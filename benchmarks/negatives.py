@@ -1,8 +1,8 @@
-"""Drawing negative prototypes for a step: random.sample over a set of Python integers, as published, and a permutation.
+"""Drawing negative prototypes for a step: random.sample over a set of Python integers, as
+published, and a permutation.
 
-The published way finds K anew in the assignment of all images, lists all ids, takes the batch's from their set, and turns the
-sample into a tensor: per granularity and step.
-"""
+The published way finds K anew in the assignment of all images, lists all ids, takes the batch's
+from their set, and turns the sample into a tensor: per granularity and step."""
 
 import random
 from collections.abc import Iterator
@@ -19,7 +19,9 @@ def published(prototype: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     """A sample without replacement from a set difference."""
     every = [number for number in range(prototype.max() + 1)]
     rest = set(every) - set(prototype[index].tolist())
-    return torch.LongTensor(random.sample(tuple(rest), R))  # Python before 3.11 made the tuple itself
+    return torch.LongTensor(
+        random.sample(tuple(rest), R)
+    )  # Python before 3.11 made the tuple itself
 
 
 def rows() -> Iterator[Ratio]:
@@ -30,14 +32,21 @@ def rows() -> Iterator[Ratio]:
         prototype = torch.randint(0, k, (IMAGES,), generator=generator)
         index = torch.randint(0, IMAGES, (BATCH,), generator=generator)
 
-        def ours(prototype: torch.Tensor = prototype, index: torch.Tensor = index, k: int = k) -> torch.Tensor:
+        def ours(
+            prototype: torch.Tensor = prototype, index: torch.Tensor = index, k: int = k
+        ) -> torch.Tensor:
             return draw_negatives(prototype[index], k, R, generator)
 
         for way in (ours(), published(prototype, index)):
             assert len(set(way.tolist()) - set(prototype[index].tolist())) == R
         times = alternate(lambda p=prototype, i=index: published(p, i), ours, 21)
-        yield ratio(f"negative prototypes, r = 16k, K = {k // 1000}k, batch of {BATCH}", times, "same law (tests/test_pcl.py)",
-                    target=10, bytes_moved=4 * k + k + 8 * R)
+        yield ratio(
+            f"negative prototypes, r = 16k, K = {k // 1000}k, batch of {BATCH}",
+            times,
+            "same law (tests/test_pcl.py)",
+            target=10,
+            bytes_moved=4 * k + k + 8 * R,
+        )
 
 
 if __name__ == "__main__":

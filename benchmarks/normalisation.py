@@ -1,12 +1,13 @@
-"""How well the check of the input's normalisation (protobench/input_check.py) tells right from wrong: what its limits rest on.
+"""How well the check of the input's normalisation (protobench/checkpoints/input_check.py) tells
+right from wrong: what its limits rest on.
 
-    python benchmarks/normalisation.py                       # bundled synthetic data alone: about 3 minutes on one core
-    PROTOBENCH_REAL_INPUTS=DIR python benchmarks/normalisation.py   # with DIR/cifar10-jpeg, DIR/photos, DIR/augnet/model.pth
+    python benchmarks/normalisation.py  # bundled synthetic data alone: about 3 minutes on one core
+    PROTOBENCH_REAL_INPUTS=DIR python benchmarks/normalisation.py  # with DIR/cifar10-jpeg, DIR/photos, DIR/augnet/model.pth
 
-Encoders are trained for three epochs under each of five normalisations (with CIFAR's pictures, on every twelfth of those too). Of
-each, and of AugNet's published ResNet-50, the ratio of variances is measured on every kind of images under every normalisation.
-Printed is the range of the ratio for what was trained and assumed, over encoders and images.
-"""
+Encoders are trained for three epochs under each of five normalisations (with CIFAR's pictures, on
+every twelfth of those too). Of each, and of AugNet's published ResNet-50, the ratio of variances is
+measured on every kind of images under every normalisation. Printed is the range of the ratio for
+what was trained and assumed, over encoders and images."""
 
 import contextlib
 import itertools
@@ -22,36 +23,55 @@ import torch
 from tabulate import tabulate
 
 from pretrain import loop, recipes
-from protobench import checkpoints, cifar, coco, imagenet, mini, places, scenes, voc
-from protobench.images import ImageList
-from protobench.input_check import IMAGES, OTHERS, variance_ratio
-from protobench.layouts import Reading
-from protobench.loading import CentreCrops, batches
+from protobench.checkpoints import encoders
+from protobench.checkpoints.input_check import IMAGES, OTHERS, variance_ratio
+from protobench.checkpoints.layouts import LoadOptions
+from protobench.data import cifar, coco, imagenet, places, voc
+from protobench.data.image_list import ImageList
+from protobench.data.loading import CentreCrops, batches
+from protobench.data.synthetic import bundled, scenes
 
-METHODS = {"supervised": recipes.SUPERVISED_MINI, "simclr": recipes.SIMCLR_MINI, "moco": recipes.MOCO_MINI}
-NORMALISATIONS = {name: value for name, value in OTHERS.items() if name != "cifar100"}  # cifar10's is nearly the same
+METHODS = {
+    "supervised": recipes.SUPERVISED_MINI,
+    "simclr": recipes.SIMCLR_MINI,
+    "moco": recipes.MOCO_MINI,
+}
+NORMALISATIONS = {
+    name: value for name, value in OTHERS.items() if name != "cifar100"
+}  # cifar10's is nearly the same
 
 
 def image_lists(real: Path | None) -> tuple[list[ImageList], list[ImageList]]:
     """What encoders are trained on, and what they are measured on."""
-    root = mini.ensure()
+    root = bundled.ensure()
     training = [imagenet.read(root, "train")]
-    measured = [imagenet.read(root, "val"), voc.read(root, "test"), places.read(root, "val"), coco.read(scenes.ensure(), "val")]
+    measured = [
+        imagenet.read(root, "val"),
+        voc.read(root, "test"),
+        places.read(root, "val"),
+        coco.read(scenes.ensure(), "val"),
+    ]
     if real and (real / "cifar10-jpeg").is_dir():
         train = cifar.read(real / "cifar10-jpeg", "cifar10", "train")
         training.append(train.subset(np.arange(0, len(train), 12)))
         measured.append(cifar.read(real / "cifar10-jpeg", "cifar10", "test"))
     if real and (paths := sorted(path.name for path in (real / "photos").glob("*.JPEG"))):
-        measured.append(ImageList("photos", real / "photos", tuple(paths), np.zeros(len(paths), np.int64), ("photo",)))
+        measured.append(
+            ImageList(
+                "photos", real / "photos", tuple(paths), np.zeros(len(paths), np.int64), ("photo",)
+            )
+        )
     return training, measured
 
 
-def ratios(encoder: checkpoints.Encoder, measured: list[ImageList]) -> dict[str, list[float]]:
+def ratios(encoder: encoders.Encoder, measured: list[ImageList]) -> dict[str, list[float]]:
     """Assumed normalisation -> the ratio on each list of images."""
     found = defaultdict(list)
     for images in measured:
         sample = images.subset(np.unique(np.linspace(0, len(images) - 1, IMAGES).astype(int)))
-        (pixels,) = batches(CentreCrops(sample, encoder.input), workers=0, device="cpu", batch_size=len(sample))
+        (pixels,) = batches(
+            CentreCrops(sample, encoder.input), workers=0, device="cpu", batch_size=len(sample)
+        )
         for name, (mean, std) in NORMALISATIONS.items():
             found[name].append(variance_ratio(encoder, pixels, mean, std))
     return found
@@ -63,25 +83,47 @@ def main() -> None:
         print(__doc__)
         return
     torch.set_num_threads(1)
-    real = Path(os.environ["PROTOBENCH_REAL_INPUTS"]) if "PROTOBENCH_REAL_INPUTS" in os.environ else None
+    real = (
+        Path(os.environ["PROTOBENCH_REAL_INPUTS"])
+        if "PROTOBENCH_REAL_INPUTS" in os.environ
+        else None
+    )
     training, measured = image_lists(real)
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     with tempfile.TemporaryDirectory() as folder:
-        for images, (method, recipe), trained in itertools.product(training, METHODS.items(), NORMALISATIONS):
+        for images, (method, recipe), trained in itertools.product(
+            training, METHODS.items(), NORMALISATIONS
+        ):
             mean, std = NORMALISATIONS[trained]
-            run = replace(recipe, input=replace(recipe.input, mean=mean, std=std), train=replace(recipe.train, epochs=3))
+            run = replace(
+                recipe,
+                input=replace(recipe.input, mean=mean, std=std),
+                train=replace(recipe.train, epochs=3),
+            )
             path = Path(folder) / f"{images.name}-{method}-{len(os.listdir(folder))}"
             print(f"{images.name}, {method}, {trained}", file=sys.stderr)
             with contextlib.redirect_stdout(sys.stderr):
-                for assumed, values in ratios(checkpoints.load(loop.pretrain(run, images, path, seed=1)), measured).items():
+                for assumed, values in ratios(
+                    encoders.load(loop.pretrain(run, images, path, seed=1)), measured
+                ).items():
                     found[trained][assumed] += values
     if real and (augnet := real / "augnet" / "model.pth").is_file():
-        for assumed, values in ratios(checkpoints.load(augnet, Reading()), measured).items():
+        for assumed, values in ratios(encoders.load(augnet, LoadOptions()), measured).items():
             found["imagenet (AugNet)"][assumed] += values
-    rows = [[trained, *(f"{min(of[assumed]):.2g} to {max(of[assumed]):.2g}" for assumed in NORMALISATIONS)]
-            for trained, of in found.items()]
-    print(f"ratio of variances on {len(measured)} kinds of images: {', '.join(images.name for images in measured)}\n")
-    print(tabulate(rows, headers=["trained with \\ assumed", *NORMALISATIONS], disable_numparse=True))
+    rows = [
+        [
+            trained,
+            *(f"{min(of[assumed]):.2g} to {max(of[assumed]):.2g}" for assumed in NORMALISATIONS),
+        ]
+        for trained, of in found.items()
+    ]
+    print(
+        f"ratio of variances on {len(measured)} kinds of images:"
+        f" {', '.join(images.name for images in measured)}\n"
+    )
+    print(
+        tabulate(rows, headers=["trained with \\ assumed", *NORMALISATIONS], disable_numparse=True)
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""SPCL beside SimCLR: a step of each on equally many images, and what the clustering costs of an epoch."""
+"""SPCL beside SimCLR: a step of each on equally many images, and what the clustering costs of an
+epoch."""
 
 import statistics
 from collections.abc import Iterator
@@ -10,19 +11,31 @@ import torch
 from alternate import Figure, alternate, middle, show
 
 from pretrain import loop, optim, recipes, simclr, spcl
-from pretrain.views import open_views
-from protobench import images, mini
+from pretrain.augment.loader import open_views
+from protobench.data import image_list
+from protobench.data.synthetic import bundled
 from protobench.kmeans import kmeans
 
 
-def steps(name: str, ours: recipes.SPCL, theirs: recipes.SimCLR, size: int, pixels: int, repeats: int) -> Figure:
-    """Loss, backward and update of both methods in turn on the same random pictures, as many forward passes each."""
+def steps(
+    name: str, ours: recipes.SPCL, theirs: recipes.SimCLR, size: int, pixels: int, repeats: int
+) -> Figure:
+    """Loss, backward and update of both methods in turn on the same random pictures, as many
+    forward passes each."""
     ours = replace(ours, train=replace(ours.train, batch_size=size))
     labels = torch.arange(10 * size) % 10
     methods = [simclr.build(theirs, labels, 10, 0), spcl.build(ours, labels, 10, 0)]
-    methods[1].start_epoch(0, lambda module, **how: np.random.default_rng(0).normal(size=(len(labels), 16)).astype(np.float32))
+    methods[1].start_epoch(
+        0,
+        lambda module, **how: (
+            np.random.default_rng(0).normal(size=(len(labels), 16)).astype(np.float32)
+        ),
+    )
     chosen = torch.from_numpy(methods[1].draw_batches(0, 1)[0])
-    views = [torch.randn(size, 3, pixels, pixels).contiguous(memory_format=torch.channels_last) for _ in range(2)]
+    views = [
+        torch.randn(size, 3, pixels, pixels).contiguous(memory_format=torch.channels_last)
+        for _ in range(2)
+    ]
     calls = []
     for method in methods:
         method.to(memory_format=torch.channels_last).train()
@@ -35,31 +48,60 @@ def steps(name: str, ours: recipes.SPCL, theirs: recipes.SimCLR, size: int, pixe
         calls.append(step)
     times = alternate(calls[0], calls[1], repeats)
     ratios = (b / a for a, b in zip(*times, strict=True))
-    return Figure(f"a step of SPCL, of one of SimCLR: {name}", middle(ratios, "× its time"), "≤ 1.1×")
+    return Figure(
+        f"a step of SPCL, of one of SimCLR: {name}", middle(ratios, "× its time"), "≤ 1.1×"
+    )
 
 
 def epoch() -> Iterator[Figure]:
     """Epochs of embedded SPCL: how much of one are new views and features, how much is k-means."""
-    source = images.image_folder(mini.ensure() / "imagenet" / "train", "imagenet-train")
+    source = image_list.image_folder(bundled.ensure() / "imagenet" / "train", "imagenet-train")
     recipe = recipes.SPCL_MINI
-    method = spcl.build(recipe, torch.from_numpy(source.labels), len(source.classes), 0).to(memory_format=torch.channels_last)
+    method = spcl.build(recipe, torch.from_numpy(source.labels), len(source.classes), 0).to(
+        memory_format=torch.channels_last
+    )
     training = loop.Training(recipe, method, open_views(recipe, source, 0, "cpu", 0))
     lines = [training.epoch() for _ in range(3)]
     features = training.extract(spcl._Unit(method.backbone), epoch=3, dtype=np.float16)
-    find = partial(kmeans, features, recipe.num_prototypes[0], seed=0, nredo=1, points_per_centroid=spcl.POINTS_PER_PROTOTYPE)
+    find = partial(
+        kmeans,
+        features,
+        recipe.num_prototypes[0],
+        seed=0,
+        nredo=1,
+        points_per_centroid=spcl.POINTS_PER_PROTOTYPE,
+    )
     clustering = statistics.median(alternate(find, find, 5)[0])
-    seconds, e_step = (statistics.median(line[what] for line in lines) for what in ("seconds", "e_step_seconds"))
-    yield Figure("k-means of SPCL's features, of an embedded epoch",
-                 f"{100 * clustering / seconds:.1f} %; with the features' own forward pass {100 * e_step / seconds:.0f} %",
-                 "≤ 10 %")
+    seconds, e_step = (
+        statistics.median(line[what] for line in lines) for what in ("seconds", "e_step_seconds")
+    )
+    yield Figure(
+        "k-means of SPCL's features, of an embedded epoch",
+        f"{100 * clustering / seconds:.1f} %; with the features' own forward pass"
+        f" {100 * e_step / seconds:.0f} %",
+        "≤ 10 %",
+    )
 
 
 def rows() -> Iterator[Figure]:
     """All of it."""
     torch.set_num_threads(1)
-    yield steps("embedded network, 128 images of 32 pixels", recipes.SPCL_MINI, recipes.SIMCLR_MINI, 128, 32, 15)
-    yield steps("ResNet-18 with CIFAR's stem, 32 images, LARS", replace(recipes.SPCL_CIFAR10, num_prototypes=(64,)),
-                recipes.SIMCLR_CIFAR10, 32, 32, 3)
+    yield steps(
+        "embedded network, 128 images of 32 pixels",
+        recipes.SPCL_MINI,
+        recipes.SIMCLR_MINI,
+        128,
+        32,
+        15,
+    )
+    yield steps(
+        "ResNet-18 with CIFAR's stem, 32 images, LARS",
+        replace(recipes.SPCL_CIFAR10, num_prototypes=(64,)),
+        recipes.SIMCLR_CIFAR10,
+        32,
+        32,
+        3,
+    )
     yield from epoch()
 
 

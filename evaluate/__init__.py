@@ -1,1 +1,2 @@
-"""Evaluations of a frozen encoder. A checkpoint is their only interface: they know no method and not one another."""
+"""Evaluations of a frozen encoder. A checkpoint is their only interface: they know no method and
+not one another."""

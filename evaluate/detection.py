@@ -1,29 +1,34 @@
-"""Object detection: Faster R-CNN on a frozen backbone (PCL's Table 5), or Mask R-CNN fine-tuned on COCO (Table 6).
+"""Object detection: Faster R-CNN on a frozen backbone (PCL's Table 5), or Mask R-CNN fine-tuned on
+COCO (Table 6).
 
 Examples:
 
     python evaluate/detection.py --ckpt pcl_v1.pth.tar --data /data/VOCdevkit
     python evaluate/detection.py --ckpt pcl_v1.pth.tar --data /data/VOCdevkit --train voc07+12
     python evaluate/detection.py --ckpt pcl_v1.pth.tar --data /data/coco --task coco --device cuda
-    python evaluate/detection.py --ckpt encoder.safetensors              # no data at hand: embedded scenes
+    python evaluate/detection.py --ckpt encoder.safetensors  # no data at hand: embedded scenes
 
-VOC, appendix E: MMDetection's Faster R-CNN R50-FPN; every layer of the backbone frozen, BatchNorm fixed; SGD, batches of 8,
-momentum 0.9, weight decay 1e-4, rate 0.05 for 15 epochs, x 0.1 after 12; three trainings. Scored on VOC07's test images: mAP at
-IoU 0.5 over 11 recalls, difficult objects ignored. COCO, as MoCo's and so the paper's appendix D: Mask R-CNN R50-C4, everything
-trains, 180 000 batches of 16, rate 0.02, x 0.1 at 120 000 and 160 000. Where the paper leaves a choice:
+VOC, appendix E: MMDetection's Faster R-CNN R50-FPN; every layer of the backbone frozen, BatchNorm
+fixed; SGD, batches of 8, momentum 0.9, weight decay 1e-4, rate 0.05 for 15 epochs, x 0.1 after 12;
+three trainings. Scored on VOC07's test images: mAP at IoU 0.5 over 11 recalls, difficult objects
+ignored. COCO, as MoCo's and so the paper's appendix D: Mask R-CNN R50-C4, everything trains, 180
+000 batches of 16, rate 0.02, x 0.1 at 120 000 and 160 000. Where the paper leaves a choice:
 
   rate     0.05 is ten times what MMDetection's own configuration gives for batches of 8. It is kept, and reached over 500 steps
-           (--warmup 0 is the letter of the paper); a training that diverges is reported and not recorded, nothing is lowered.
-  epochs   plain passes over the list. MMDetection's VOC configuration repeats the list three times within each of its epochs.
-  images   shorter side 600, at most 1000 (COCO: 640 to 800 drawn in steps of 32, 800 in the test; at most 1333), flips.
-  small    MMDetection's VOC configuration of today trains on no box under 32 pixels; the paper tells nothing of the kind. Here
+           (--warmup 0 is the letter of the paper); a training that diverges is reported and not
+           recorded, nothing is lowered.
+  epochs   plain passes over the list. MMDetection's VOC configuration repeats the list three times
+  within each of its epochs. images   shorter side 600, at most 1000 (COCO: 640 to 800 drawn in
+  steps of 32, 800 in the test; at most 1333), flips. small    MMDetection's VOC configuration of
+  today trains on no box under 32 pixels; the paper tells nothing of the kind. Here
            they are targets.
-  COCO     BatchNorm of backbone and conv5 trains and does not decay, one more stands behind conv5, and 200 batches set the
-           statistics in the end, as in MoCo's configuration. Not as there: mask targets come from bitmaps, not polygons; images
-           are resized by OpenCV, without antialiasing, and padded to multiples of 32. All 16 images lie on one GPU: by our
+  COCO     BatchNorm of backbone and conv5 trains and does not decay, one more stands behind conv5,
+           and 200 batches set the statistics in the end, as in MoCo's configuration. Not as there:
+           mask targets come from bitmaps, not polygons; images are resized by OpenCV, without
+           antialiasing, and padded to multiples of 32. All 16 images lie on one GPU: by our
            estimate about 70 GB in float32, 45 with --precision bf16.
-  bf16     --precision bf16 computes the backbone in it, and COCO's conv5; boxes, heads and losses stay in float32. It is noted in
-           the record; how far the scores differ is not measured.
+  bf16     --precision bf16 computes the backbone in it, and COCO's conv5; boxes, heads and losses
+           stay in float32. It is noted in the record; how far the scores differ is not measured.
 """
 
 import base64
@@ -37,10 +42,13 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from protobench import cli, coco, files, keyed, mini, readable, records, scenes, voc_boxes
-from protobench.boxes import BoxList
-from protobench.errors import UserError, printable
-from protobench.layouts import Reading
+from protobench import keyed, records
+from protobench.checkpoints.layouts import LoadOptions
+from protobench.data import coco, decoding, voc_boxes
+from protobench.data.boxes import BoxList
+from protobench.data.synthetic import bundled, scenes
+from protobench.runtime import cli, files
+from protobench.runtime.errors import UserError, printable
 
 VERSION = 1
 """Raise when a score changes for equal weights, images and parameters."""
@@ -51,17 +59,40 @@ SAVE_SECONDS = 60.0
 SHOWN, LEAST_SCORE = 6, 0.3
 """Test images kept in a record, with what was found in them by at least such a score."""
 
-VOC = {"lr": 0.05, "warmup": 500, "epochs": 15, "iterations": 0, "drops": [0.8], "batch_size": 8, "scales": [[1000, 600]],
-       "test_scale": [1000, 600], "precise_bn": 0}
-COCO = {"lr": 0.02, "warmup": 1000, "epochs": 0, "iterations": 180_000, "drops": [2 / 3, 8 / 9], "batch_size": 16,
-        "scales": [[1333, side] for side in range(640, 801, 32)], "test_scale": [1333, 800], "precise_bn": 200}
+VOC = {
+    "lr": 0.05,
+    "warmup": 500,
+    "epochs": 15,
+    "iterations": 0,
+    "drops": [0.8],
+    "batch_size": 8,
+    "scales": [[1000, 600]],
+    "test_scale": [1000, 600],
+    "precise_bn": 0,
+}
+COCO = {
+    "lr": 0.02,
+    "warmup": 1000,
+    "epochs": 0,
+    "iterations": 180_000,
+    "drops": [2 / 3, 8 / 9],
+    "batch_size": 16,
+    "scales": [[1333, side] for side in range(640, 801, 32)],
+    "test_scale": [1333, 800],
+    "precise_bn": 200,
+}
 """The papers' protocols."""
 EMBEDDED = {"scales": [[128, 96]], "test_scale": [128, 96], "warmup": 50, "batch_size": 8}
-PROTOCOLS = {(False, False): VOC, (False, True): VOC | EMBEDDED | {"lr": 0.02, "epochs": 6},
-             (True, False): COCO, (True, True): COCO | EMBEDDED | {"lr": 0.05, "iterations": 200, "precise_bn": 20}}
-"""By whether on COCO, and whether on embedded scenes. Scenes keep their size: objects have the scale that encoders know. The
-rates are those of 0.005, 0.02 and 0.05 that left Random and Supervised (seed 1) the lowest training loss: on VOC 2.17, 1.79, 2.04
-and 1.51, 1.35, diverged; on COCO, where the least sum decided, 2.62, 2.59, 2.22 and 1.78, 2.30, 1.84."""
+PROTOCOLS = {
+    (False, False): VOC,
+    (False, True): VOC | EMBEDDED | {"lr": 0.02, "epochs": 6},
+    (True, False): COCO,
+    (True, True): COCO | EMBEDDED | {"lr": 0.05, "iterations": 200, "precise_bn": 20},
+}
+"""By whether on COCO, and whether on embedded scenes. Scenes keep their size: objects have the
+scale that encoders know. The rates are those of 0.005, 0.02 and 0.05 that left Random and
+Supervised (seed 1) the lowest training loss: on VOC 2.17, 1.79, 2.04 and 1.51, 1.35, diverged; on
+COCO, where the least sum decided, 2.62, 2.59, 2.22 and 1.78, 2.30, 1.84."""
 
 
 @dataclass(frozen=True)
@@ -69,18 +100,22 @@ class Config:
     """Object detection on a backbone."""
 
     ckpt: Annotated[Path, tyro.conf.arg(aliases=["--pretrained"])]
-    """checkpoint to score, in any layout that protobench/layouts.py lists"""
+    """checkpoint to score, in any layout that protobench/checkpoints/layouts.py lists"""
     data: Path | None = None
-    """VOCdevkit or COCO's folder, or the one that holds it as VOCdevkit/ or coco/; without it the embedded scenes"""
-    dataset: Annotated[Literal["voc07", "voc07+12", "coco"], tyro.conf.arg(aliases=["--train", "--task"])] = "voc07"
+    """VOCdevkit or COCO's folder, or the one that holds it as VOCdevkit/ or coco/; without it the
+    embedded scenes"""
+    dataset: Annotated[
+        Literal["voc07", "voc07+12", "coco"], tyro.conf.arg(aliases=["--train", "--task"])
+    ] = "voc07"
     """voc07, voc07+12: what Faster R-CNN is trained on. coco: Mask R-CNN, fine-tuned"""
     draws: int | None = None
-    """trainings, each from its own initial heads and in its own order; default 3 on VOC as in the paper, 1 on COCO and on
-    embedded scenes"""
+    """trainings, each from its own initial heads and in its own order; default 3 on VOC as in the
+    paper, 1 on COCO and on embedded scenes"""
     lr: float | None = None
     """default 0.05, for COCO 0.02; on embedded scenes 0.02 and 0.05"""
     warmup: int | None = None
-    """steps over which the rate rises from a thousandth; default 500, for COCO 1000, on embedded scenes 50"""
+    """steps over which the rate rises from a thousandth; default 500, for COCO 1000, on embedded
+    scenes 50"""
     epochs: int | None = None
     """default 15 (COCO counts iterations), on embedded scenes 6"""
     iterations: int | None = None
@@ -95,10 +130,12 @@ class Config:
     workers: int = 4
     """processes that read images"""
     skip_bad_images: int = 0
-    """leave out up to so many images that cannot be decoded; they are counted in the record, whose cell is off protocol"""
+    """leave out up to so many images that cannot be decoded; they are counted in the record, whose
+    cell is off protocol"""
     results: Path = Path("results/scores")
-    """where record and pictures are written; a stopped run leaves its state there and goes on from it"""
-    reading: Reading = field(default_factory=Reading)
+    """where record and pictures are written; a stopped run leaves its state there and goes on from
+    it"""
+    reading: LoadOptions = field(default_factory=LoadOptions)
 
     @property
     def on_coco(self) -> bool:
@@ -107,80 +144,131 @@ class Config:
 
     def params(self) -> dict[str, Any]:
         """What determines the score of a checkpoint on given images."""
-        embedded = mini.is_used(self.data)
+        embedded = bundled.is_used(self.data)
         params = dict(PROTOCOLS[self.on_coco, embedded])
         if self.epochs is not None and self.iterations is not None:
             raise UserError("--epochs and --iterations exclude one another")
         if self.epochs is not None or self.iterations is not None:
             params |= {"epochs": 0, "iterations": 0}
-        given = {name: getattr(self, name) for name in ("lr", "warmup", "epochs", "iterations", "batch_size")}
+        given = {
+            name: getattr(self, name)
+            for name in ("lr", "warmup", "epochs", "iterations", "batch_size")
+        }
         params |= {name: value for name, value in given.items() if value is not None}
         draws = 1 if embedded or self.on_coco else 3
-        return params | {"draws": draws if self.draws is None else self.draws, "small": embedded, "seed": self.seed,
-                         "sgd_momentum": self.sgd_momentum, "weight_decay": self.weight_decay}
+        return params | {
+            "draws": draws if self.draws is None else self.draws,
+            "small": embedded,
+            "seed": self.seed,
+            "sgd_momentum": self.sgd_momentum,
+            "weight_decay": self.weight_decay,
+        }
 
 
-def data_lists(data: Path | None, dataset: str = "voc07", skip_bad_images: int = 0) -> tuple[BoxList, BoxList]:
-    """Training and test images with their objects; the embedded scenes where ``data`` is None or the other embedded data. See
-    Config for ``skip_bad_images``. UserError where MMDetection is not installed."""
-    from evaluate import mmcv_operators
+def data_lists(
+    data: Path | None, dataset: str = "voc07", skip_bad_images: int = 0
+) -> tuple[BoxList, BoxList]:
+    """Training and test images with their objects; the embedded scenes where ``data`` is None or
+    the other embedded data. See Config for ``skip_bad_images``. UserError where MMDetection is not
+    installed."""
+    from evaluate.mmdet_adapter import operators
 
-    mmcv_operators.check()
+    operators.check()
     root = scenes.root_of(data)
-    return readable.leave_out(coco.read_both(root) if dataset == "coco" else voc_boxes.read_both(root, dataset), skip_bad_images)
+    return decoding.leave_out(
+        coco.read_both(root) if dataset == "coco" else voc_boxes.read_both(root, dataset),
+        skip_bad_images,
+    )
 
 
 def unit(encoder_key: str, lists: tuple[BoxList, ...], config: Config) -> dict[str, Any]:
     """What a record is found by."""
-    return {"evaluation": "detection", "data_name": config.dataset, "version": VERSION, "encoder": encoder_key,
-            "data": [images.fingerprint for images in lists], "params": config.params()}
+    return {
+        "evaluation": "detection",
+        "data_name": config.dataset,
+        "version": VERSION,
+        "encoder": encoder_key,
+        "data": [images.fingerprint for images in lists],
+        "params": config.params(),
+    }
 
 
 def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | None:
-    """Scores the checkpoint and returns the path of the record written, or of the same one that is there already; ``subject`` as
-    in evaluate/lowshot.py."""
+    """Scores the checkpoint and returns the path of the record written, or of the same one that is
+    there already; ``subject`` as in evaluate/lowshot.py."""
     import torch
 
-    from evaluate import mmcv_operators
-    from protobench import checkpoints, input_check, ranks
-    from protobench.saved import Saved
+    from evaluate.mmdet_adapter import operators
+    from protobench.checkpoints import encoders, input_check
+    from protobench.runtime import distributed
+    from protobench.runtime.run_state import RunState
 
     params, where = config.params(), _check(config)
-    encoder = checkpoints.load(config.ckpt, config.reading)
-    print("\n".join(line for line in encoder.summary().split("\n") if not line.startswith("  input: ")))  # a classifier's crop
-    with ranks.first_goes_first():
+    encoder = encoders.load(config.ckpt, config.reading)
+    print(
+        "\n".join(
+            line for line in encoder.summary().split("\n") if not line.startswith("  input: ")
+        )
+    )  # a classifier's crop
+    with distributed.main_process_first():
         lists = data_lists(config.data, config.dataset, config.skip_bad_images)
     train, test = lists
     identity, subject = unit(encoder.key, lists, config), subject or records.subject_of(config.ckpt)
-    if known := ranks.from_first(lambda: _known(config.results, identity, subject)):
+    if known := distributed.broadcast_from_main(lambda: _known(config.results, identity, subject)):
         print(f"done before (delete the record to repeat it): {known}")
-        return known if ranks.first() else None
+        return known if distributed.is_main() else None
     input_check.verify(encoder, test, encoder.input)
-    operators, (longer, shorter) = mmcv_operators.provide(), params["test_scale"]
-    print(f"{'Mask R-CNN, C4' if config.on_coco else 'Faster R-CNN, FPN'}, operators of {operators}: {len(train)} training and "
-          f"{len(test)} test images, resized to at most {longer} by {shorter}, backbone in {encoder.precision}")
+    provided, (longer, shorter) = operators.provide(), params["test_scale"]
+    print(
+        f"{'Mask R-CNN, C4' if config.on_coco else 'Faster R-CNN, FPN'}, operators of {provided}:"
+        f" {len(train)} training and {len(test)} test images, resized to at most {longer} by"
+        f" {shorter}, backbone in {encoder.precision}"
+    )
     key = files.sha256([identity, [images.cache_key for images in lists], subject])
-    state = _State.read(Saved(config.results, f".detection-{key[:12]}", key))
+    state = _State.read(RunState(config.results, f".detection-{key[:12]}", key))
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()  # of what this process did before
     for draw in range(len(state.runs), params["draws"]):
-        state.runs.append(_train_and_score(encoder, train, test, params, draw, state, on_coco=config.on_coco, **where))
+        state.runs.append(
+            _train_and_score(
+                encoder, train, test, params, draw, state, on_coco=config.on_coco, **where
+            )
+        )
         state.losses, state.detector, state.optimizer = [], None, None
         state.write()
-    if not ranks.first():
+    if not distributed.is_main():
         return None
     curves, shown = ([run.pop(name) for run in state.runs] for name in ("curves", "shown"))
     per_step = fmean(run.pop("seconds") / run["steps"] for run in state.runs)
     path = records.write(
-        config.results, identity, state.runs, subject=subject, checkpoint=encoder.account,
-        metric={"name": "box AP" if config.on_coco else "mAP@0.5", "unit": "%", "higher_is_better": True,
-                "test_images": len(test)},
-        data=records.data_of(config.dataset, lists), operators=operators,
-        precision=encoder.precision, curves=curves[0], shown=shown[0],
-        cost={"seconds": round(state.total, 2), "seconds_per_step": round(per_step, 4),
-              "images_per_second": round(params["batch_size"] / per_step, 2),
-              "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
-              "peak_gpu_memory_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if torch.cuda.is_available() else None})
+        config.results,
+        identity,
+        state.runs,
+        subject=subject,
+        checkpoint=encoder.account,
+        metric={
+            "name": "box AP" if config.on_coco else "mAP@0.5",
+            "unit": "%",
+            "higher_is_better": True,
+            "test_images": len(test),
+        },
+        data=records.data_of(config.dataset, lists),
+        operators=provided,
+        precision=encoder.precision,
+        curves=curves[0],
+        shown=shown[0],
+        cost={
+            "seconds": round(state.total, 2),
+            "seconds_per_step": round(per_step, 4),
+            "images_per_second": round(params["batch_size"] / per_step, 2),
+            "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+            "peak_gpu_memory_gib": (
+                round(torch.cuda.max_memory_allocated() / 2**30, 2)
+                if torch.cuda.is_available()
+                else None
+            ),
+        },
+    )
     state.saved.clear()
     return path
 
@@ -194,50 +282,84 @@ def _known(results: Path, identity: dict[str, Any], subject: dict[str, Any]) -> 
     return None
 
 
-def _train_and_score(encoder: Any, train: BoxList, test: BoxList, params: dict[str, Any], draw: int, state: "_State", *,
-                     on_coco: bool, **where: Any) -> dict[str, Any]:
-    """One training, from where ``state`` left it, and its scores: a run of the record, ``curves``, ``shown``, ``seconds`` too."""
+def _train_and_score(
+    encoder: Any,
+    train: BoxList,
+    test: BoxList,
+    params: dict[str, Any],
+    draw: int,
+    state: "_State",
+    *,
+    on_coco: bool,
+    **where: Any,
+) -> dict[str, Any]:
+    """One training, from where ``state`` left it, and its scores: a run of the record, ``curves``,
+    ``shown``, ``seconds`` too."""
     import torch
 
-    from evaluate import detection_scores, detector_training, detectors
-    from evaluate.detector_training import Samples
-    from protobench import batch_norm, ranks
+    from evaluate.mmdet_adapter import models, scoring, training
+    from evaluate.mmdet_adapter.training import Samples
+    from protobench import batch_norm
+    from protobench.runtime import distributed
 
     torch.manual_seed(keyed.seed(params["seed"], "heads", draw))
-    build = detectors.mask_rcnn if on_coco else detectors.faster_rcnn
+    build = models.mask_rcnn if on_coco else models.faster_rcnn
     detector: Any = build(encoder, len(train.classes), small=params["small"]).to(where["device"])
-    if ranks.count() > 1 and on_coco:  # on VOC no BatchNorm trains
+    if distributed.world_size() > 1 and on_coco:  # on VOC no BatchNorm trains
         batch_norm.synchronise(detector)
-    before = None if on_coco else detectors.frozen(detector)
+    before = None if on_coco else models.frozen(detector)
     steps = _train(detector, train, params, draw, state, on_coco=on_coco, **where)
-    if before and detectors.frozen(detector) != before:
+    if before and models.frozen(detector) != before:
         raise RuntimeError("the frozen backbone changed in training")
-    found = detector_training.predict(detector, Samples(test, [params["test_scale"]], 0, masks=False),
-                                      batch_size=2 if on_coco else 8, **where)
-    if not ranks.first():
+    found = training.predict(
+        detector,
+        Samples(test, [params["test_scale"]], 0, masks=False),
+        batch_size=2 if on_coco else 8,
+        **where,
+    )
+    if not distributed.is_main():
         return {}
-    scores = (detection_scores.coco if on_coco else detection_scores.voc)(found, test)
-    return {"draw": draw, **scores, "loss": state.losses[-1], "losses": state.losses, "steps": steps,
-            "backbone": f"frozen, unchanged, sha256 {before[:16]}" if before else "fine-tuned",
-            "detections": sum(len(of.scores_N) for of in found), "seconds": state.trained, "shown": _shown(test, found)}
+    scores = (scoring.coco if on_coco else scoring.voc)(found, test)
+    return {
+        "draw": draw,
+        **scores,
+        "loss": state.losses[-1],
+        "losses": state.losses,
+        "steps": steps,
+        "backbone": f"frozen, unchanged, sha256 {before[:16]}" if before else "fine-tuned",
+        "detections": sum(len(of.scores_N) for of in found),
+        "seconds": state.trained,
+        "shown": _shown(test, found),
+    }
 
 
-def _train(detector: Any, train: BoxList, params: dict[str, Any], draw: int, state: "_State", *, on_coco: bool,
-           **where: Any) -> int:
-    """Trains ``detector`` from where ``state`` left it, keeps that up to date, and returns the steps of the whole training."""
+def _train(
+    detector: Any,
+    train: BoxList,
+    params: dict[str, Any],
+    draw: int,
+    state: "_State",
+    *,
+    on_coco: bool,
+    **where: Any,
+) -> int:
+    """Trains ``detector`` from where ``state`` left it, keeps that up to date, and returns the
+    steps of the whole training."""
     import numpy as np
     import torch
 
-    from evaluate import detector_training
-    from evaluate.detector_training import Samples, Schedule
-    from protobench import stopping
+    from evaluate.mmdet_adapter import training
+    from evaluate.mmdet_adapter.training import Samples, Schedule
+    from protobench.runtime import signals
 
-    schedule = Schedule(np.array([objects.width >= objects.height for objects in train.objects]), params, draw)
-    optimizer = detector_training.optimizer_of(detector, params)
+    schedule = Schedule(
+        np.array([objects.width >= objects.height for objects in train.objects]), params, draw
+    )
+    optimizer = training.optimizer_of(detector, params)
     if state.detector and state.optimizer:
         detector.load_state_dict(state.detector)
         optimizer.load_state_dict(state.optimizer)
-        print(f"going on from step {detector_training.CHECKED * len(state.losses)} of {schedule.steps}")
+        print(f"going on from step {training.CHECKED * len(state.losses)} of {schedule.steps}")
     else:
         state.trained = 0.0
     begun, saved_at, before = time.perf_counter(), time.monotonic(), state.trained
@@ -246,29 +368,44 @@ def _train(detector: Any, train: BoxList, params: dict[str, Any], draw: int, sta
         nonlocal saved_at
         state.trained = before + time.perf_counter() - begun
         asked, due = stop.agreed(time.monotonic() - saved_at >= SAVE_SECONDS)
-        if (asked or due) and detector_training.is_finite(detector):
+        if (asked or due) and training.is_finite(detector):
             state.detector, state.optimizer = detector.state_dict(), optimizer.state_dict()
             state.write()
             saved_at = time.monotonic()
         if asked:
             stop.now(asked)
 
-    samples = Samples(train, params["scales"], keyed.seed(params["seed"], "draw", draw), masks=on_coco)
+    samples = Samples(
+        train, params["scales"], keyed.seed(params["seed"], "draw", draw), masks=on_coco
+    )
     try:
-        with stopping.deferred() as stop:
-            detector_training.train(detector, optimizer, samples, schedule, losses=state.losses, after=save, **where,
-                                    desc=f"detector {draw + 1} of {params['draws']}")
+        with signals.deferred() as stop:
+            training.train(
+                detector,
+                optimizer,
+                samples,
+                schedule,
+                losses=state.losses,
+                after=save,
+                **where,
+                desc=f"detector {draw + 1} of {params['draws']}",
+            )
     except torch.OutOfMemoryError as failure:
-        hint = "--precision bf16 needs less" if on_coco else "another --batch-size is another protocol"
-        raise UserError(f"the GPU's memory is too small for batches of {params['batch_size']}", hint=hint) from failure
+        hint = (
+            "--precision bf16 needs less" if on_coco else "another --batch-size is another protocol"
+        )
+        raise UserError(
+            f"the GPU's memory is too small for batches of {params['batch_size']}", hint=hint
+        ) from failure
     if params["precise_bn"]:
-        detector_training.precise_batch_norm(detector, samples, schedule, params["precise_bn"], **where)
+        training.precise_batch_norm(detector, samples, schedule, params["precise_bn"], **where)
     return schedule.steps
 
 
 @dataclass
 class _State:
-    """What a stopped run goes on from: the trainings done, and losses, detector and optimiser of the one under way."""
+    """What a stopped run goes on from: the trainings done, and losses, detector and optimiser of
+    the one under way."""
 
     saved: Any
     started: float = field(default_factory=time.perf_counter)
@@ -283,9 +420,9 @@ class _State:
 
     @staticmethod
     def read(saved: Any) -> "_State":
-        from protobench import ranks
+        from protobench.runtime import distributed
 
-        return _State(saved, **ranks.from_first(saved.read) or {})
+        return _State(saved, **distributed.broadcast_from_main(saved.read) or {})
 
     @property
     def total(self) -> float:
@@ -293,23 +430,44 @@ class _State:
         return self.seconds + time.perf_counter() - self.started
 
     def write(self) -> None:
-        from protobench import ranks
+        from protobench.runtime import distributed
 
-        if ranks.first():
-            content = {name: getattr(self, name) for name in ("runs", "losses", "trained", "detector", "optimizer")}
+        if distributed.is_main():
+            content = {
+                name: getattr(self, name)
+                for name in ("runs", "losses", "trained", "detector", "optimizer")
+            }
             self.saved.write(content | {"seconds": self.total})
 
 
 def _shown(test: BoxList, found: list[Any]) -> list[dict[str, Any]]:
     """A few test images, drawn by number, small, with what is there and what was found."""
     chosen = keyed.generator("shown", len(test)).permutation(len(test))[:SHOWN]
-    return [{"path": printable(test.paths[image]), "jpeg": _small(test, image), "size": [of.width, of.height],
-             "truth": [[printable(test.classes[label]), *map(float, box)] for label, box, ignored in
-                       zip(of.labels_N, of.boxes_N4, of.ignored_N, strict=True) if not ignored],
-             "found": [[printable(test.classes[label]), round(float(score), 3), *(round(float(value), 1) for value in box)]
-                       for label, score, box in zip(seen.labels_N, seen.scores_N, seen.boxes_N4, strict=True)
-                       if score >= LEAST_SCORE][:20]}
-            for image in chosen.tolist() for of, seen in [(test.objects[image], found[image])]]
+    return [
+        {
+            "path": printable(test.paths[image]),
+            "jpeg": _small(test, image),
+            "size": [of.width, of.height],
+            "truth": [
+                [printable(test.classes[label]), *map(float, box)]
+                for label, box, ignored in zip(of.labels_N, of.boxes_N4, of.ignored_N, strict=True)
+                if not ignored
+            ],
+            "found": [
+                [
+                    printable(test.classes[label]),
+                    round(float(score), 3),
+                    *(round(float(value), 1) for value in box),
+                ]
+                for label, score, box in zip(
+                    seen.labels_N, seen.scores_N, seen.boxes_N4, strict=True
+                )
+                if score >= LEAST_SCORE
+            ][:20],
+        }
+        for image in chosen.tolist()
+        for of, seen in [(test.objects[image], found[image])]
+    ]
 
 
 def _small(images: BoxList, index: int) -> str:
@@ -321,8 +479,8 @@ def _small(images: BoxList, index: int) -> str:
 
 def _check(config: Config) -> dict[str, Any]:
     """Device and workers; UserError for what a command line cannot mean."""
-    from protobench import ranks
-    from protobench.devices import device_of
+    from protobench.runtime import distributed
+    from protobench.runtime.devices import device_of
 
     params = config.params()
     given = [getattr(config, name) for name in ("draws", "epochs", "iterations", "batch_size")]
@@ -337,44 +495,76 @@ def _check(config: Config) -> dict[str, Any]:
     if config.reading.resize or config.reading.crop:
         raise UserError("--resize and --crop mean nothing to a detector, which sees whole images")
     # each batch waiting in a worker's queue holds open files, two per image, and COCO's bitmaps
-    return {"device": ranks.join(device_of(config.device)), "workers": min(config.workers, 8)}
+    return {"device": distributed.init(device_of(config.device)), "workers": min(config.workers, 8)}
 
 
 def report(record: dict[str, Any]) -> str:
     """The record as a few lines for the terminal."""
-    runs, params, data, cost = record["runs"], record["unit"]["params"], record["data"], record["cost"]
+    runs, params, data, cost = (
+        record["runs"],
+        record["unit"]["params"],
+        record["data"],
+        record["cost"],
+    )
     on_coco = record["unit"]["data_name"] == "coco"
-    lines = [f"{'Mask R-CNN C4, everything trains' if on_coco else 'Faster R-CNN FPN, backbone frozen'}: "
-             f"{data['train_images']} training images, {runs[0]['steps']} batches of {params['batch_size']} at a rate of "
-             f"{params['lr']:g}, {cost['images_per_second']:.1f} images/s; {record['metric']['test_images']} test images"]
+    lines = [
+        f"{'Mask R-CNN C4, everything trains' if on_coco else 'Faster R-CNN FPN, backbone frozen'}:"
+        f" {data['train_images']} training images, {runs[0]['steps']} batches of"
+        f" {params['batch_size']} at a rate of {params['lr']:g}, {cost['images_per_second']:.1f}"
+        f" images/s; {record['metric']['test_images']} test images"
+    ]
     if data["embedded"]:
-        lines.append("EMBEDDED SCENES: these numbers are not comparable with any paper's (give --data for the real ones)")
-    names = ("value", "box50", "box75", "mask", "mask50", "mask75") if on_coco else ("value", "area")
-    titles = ("AP box", "50", "75", "AP mask", "50", "75") if on_coco else ("mAP@0.5, 11 recalls", "under the curve")
-    lines.append("draw" + "".join(f"{title:>{max(len(title), 6) + 3}}" for title in titles) + "   last loss")
-    lines += [f"{run['draw']:<4}" + "".join(f"{run[name]:{max(len(title), 6) + 3}.1f}" for name, title in
-                                            zip(names, titles, strict=True)) + f"{run['loss']:12.3f}" for run in runs]
+        lines.append(
+            "EMBEDDED SCENES: these numbers are not comparable with any paper's (give --data for"
+            " the real ones)"
+        )
+    names = (
+        ("value", "box50", "box75", "mask", "mask50", "mask75") if on_coco else ("value", "area")
+    )
+    titles = (
+        ("AP box", "50", "75", "AP mask", "50", "75")
+        if on_coco
+        else ("mAP@0.5, 11 recalls", "under the curve")
+    )
+    lines.append(
+        "draw" + "".join(f"{title:>{max(len(title), 6) + 3}}" for title in titles) + "   last loss"
+    )
+    lines += [
+        f"{run['draw']:<4}"
+        + "".join(
+            f"{run[name]:{max(len(title), 6) + 3}.1f}"
+            for name, title in zip(names, titles, strict=True)
+        )
+        + f"{run['loss']:12.3f}"
+        for run in runs
+    ]
     if all(len(run["losses"]) > 1 and run["losses"][-1] >= run["losses"][0] for run in runs):
-        lines.append("warning: the loss did not fall; a lower --lr or a longer --warmup may be needed")
+        lines.append(
+            "warning: the loss did not fall; a lower --lr or a longer --warmup may be needed"
+        )
     of_class = {title: fmean(run["classes"][title] for run in runs) for title in runs[0]["classes"]}
-    best = ", ".join(f"{title} {value:.1f}" for title, value in sorted(of_class.items(), key=lambda item: -item[1]))
+    best = ", ".join(
+        f"{title} {value:.1f}"
+        for title, value in sorted(of_class.items(), key=lambda item: -item[1])
+    )
     lines.append(f"AP at IoU 0.5 by class: {best}")
     return "\n".join(lines)
 
 
 def main() -> int:
-    """The command line: evaluates, reports, and draws the detections and curves that the record holds."""
+    """The command line: evaluates, reports, and draws the detections and curves that the record
+    holds."""
     config = cli.parse(Config, __doc__ or "")
 
-    from evaluate import detection_pictures
-    from protobench import ranks
+    from evaluate.mmdet_adapter import plots
+    from protobench.runtime import distributed
 
-    records.expect(config.results)
+    records.require_writable(config.results)
     if path := evaluate(config):
         print(report(records.read(path)))
         print(f"record: {path}")
-        detection_pictures.save(records.read(path), path)
-    ranks.leave()
+        plots.save(records.read(path), path)
+    distributed.shutdown()
     return cli.SAME
 
 

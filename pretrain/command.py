@@ -1,4 +1,5 @@
-"""The command line that all methods share: a recipe by name, its fields as flags, and where to run."""
+"""The command line that all methods share: a recipe by name, its fields as flags, and where to
+run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,8 +8,8 @@ from typing import Annotated
 import tyro
 
 from pretrain.recipes import KEEP_EVERY, Recipe
-from protobench import cli
-from protobench.errors import UserError
+from protobench.runtime import cli
+from protobench.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class Run:
     device: str = "auto"
     """auto (cuda where there is one), cpu, cuda"""
     workers: int = 4
-    """DataLoader processes, of each process under torchrun; unused for images small enough to be held in memory"""
+    """DataLoader processes, of each process under torchrun; unused for images small enough to be
+    held in memory"""
     threads: int = 1
     """torch threads on the CPU; one is fastest where several runs share a machine"""
     skip_bad_images: int = 0
@@ -40,9 +42,14 @@ def main(doc: str | None, recipes: dict[str, Recipe]) -> None:
 
 
 def _main(doc: str, recipes: dict[str, Recipe]) -> int:
-    Choice = Annotated[tyro.extras.subcommand_type_from_defaults(  # type: ignore[valid-type]
-        recipes, {name: f"{r.train.epochs} epochs of {r.arch}" for name, r in recipes.items()}, prefix_names=False),
-        tyro.conf.arg(name="")]
+    Choice = Annotated[
+        tyro.extras.subcommand_type_from_defaults(  # type: ignore[valid-type]
+            recipes,
+            {name: f"{r.train.epochs} epochs of {r.arch}" for name, r in recipes.items()},
+            prefix_names=False,
+        ),
+        tyro.conf.arg(name=""),
+    ]
 
     def job(recipe: Choice, run: Run) -> tuple[Recipe, Run]:  # type: ignore[valid-type]
         return recipe, run
@@ -58,17 +65,29 @@ def train(recipe: Recipe, run: Run) -> Path:
     import torch
 
     from pretrain import loop
-    from protobench import mini, pretraining, ranks
-    from protobench.devices import device_of
+    from protobench.data import pretraining
+    from protobench.data.synthetic import bundled
+    from protobench.runtime import distributed
+    from protobench.runtime.devices import device_of
 
     if run.threads < 1 or run.workers < 0 or run.keep_every < 0:
         raise UserError("--threads is at least 1, --workers and --keep-every are not negative")
-    device = ranks.join(device_of(run.device))
+    device = distributed.init(device_of(run.device))
     torch.set_num_threads(run.threads)
     out = run.out or Path("runs") / f"{recipe.method}-{run.seed}"
-    with ranks.first_goes_first():
-        images = pretraining.images(run.data or mini.ensure(), recipe.dataset, run.skip_bad_images)
-    encoder = loop.pretrain(recipe, images, out, seed=run.seed, device=device, workers=run.workers, resume=run.resume,
-                            keep_every=run.keep_every)
-    ranks.leave()
+    with distributed.main_process_first():
+        images = pretraining.images(
+            run.data or bundled.ensure(), recipe.dataset, run.skip_bad_images
+        )
+    encoder = loop.pretrain(
+        recipe,
+        images,
+        out,
+        seed=run.seed,
+        device=device,
+        workers=run.workers,
+        resume=run.resume,
+        keep_every=run.keep_every,
+    )
+    distributed.shutdown()
     return encoder

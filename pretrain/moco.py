@@ -1,15 +1,16 @@
-"""Momentum contrast: He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", CVPR 2020 (v1),
-and Chen et al., arXiv 2003.04297 (v2: two-layer head, stronger augmentation, cosine schedule, temperature 0.2).
+"""Momentum contrast: He et al., "Momentum Contrast for Unsupervised Visual Representation
+Learning", CVPR 2020 (v1), and Chen et al., arXiv 2003.04297 (v2: two-layer head, stronger
+augmentation, cosine schedule, temperature 0.2).
 
 Examples:
 
-    python pretrain/moco.py mini                        # embedded data, about a minute and a half on one core
+    python pretrain/moco.py mini  # embedded data, about a minute and a half on one core
     python pretrain/moco.py v2 --data ROOT --device cuda  # ROOT/imagenet/train, the paper's recipe
     torchrun --nproc_per_node 8 pretrain/moco.py v2 --data ROOT  # the same batch, shared by eight GPUs
 
-Departure from the released code: it shuffles keys between GPUs, whose BatchNorms see 32 images each; here that is done with
-groups of the batch (``bn_groups``), however many processes share it. Shapes: N batch, C embedding, K queue.
-"""
+Departure from the released code: it shuffles keys between GPUs, whose BatchNorms see 32 images
+each; here that is done with groups of the batch (``bn_groups``), however many processes share it.
+Shapes: N batch, C embedding, K queue."""
 
 if __name__ == "__main__":  # before torch is imported: --help should not wait for it
     from pretrain import command, recipes
@@ -25,15 +26,17 @@ from torch import Tensor, nn
 
 from pretrain import recipes
 from pretrain.precision import in_fp32
-from protobench import keyed, ranks
-from protobench.backbones import ResNet
-from protobench.backbones import build as build_backbone
-from protobench.errors import UserError
+from protobench import keyed
+from protobench.checkpoints.resnet import ResNet
+from protobench.checkpoints.resnet import build as build_backbone
+from protobench.runtime import distributed
+from protobench.runtime.errors import UserError
 
 
 @in_fp32
 def info_nce(q_NC: Tensor, k_NC: Tensor, queue_KC: Tensor, temperature: float) -> Tensor:
-    """PCL's Eq. 1, the mean over i: -log exp(q.k+ / T) / sum_j exp(q.k_j / T), j over k+ and the queue. Unit-norm inputs."""
+    """PCL's Eq. 1, the mean over i: -log exp(q.k+ / T) / sum_j exp(q.k_j / T), j over k+ and the
+    queue. Unit-norm inputs."""
     pos_N1 = (q_NC * k_NC).sum(1, keepdim=True)
     neg_NK = q_NC @ queue_KC.T
     target_N = torch.zeros(len(q_NC), dtype=torch.long, device=q_NC.device)
@@ -42,7 +45,8 @@ def info_nce(q_NC: Tensor, k_NC: Tensor, queue_KC: Tensor, temperature: float) -
 
 @torch.no_grad()
 def momentum_update(key: nn.Module, query: nn.Module, momentum: float) -> None:
-    """key <- m key + (1 - m) query for every parameter; BatchNorm statistics stay the key encoder's own."""
+    """key <- m key + (1 - m) query for every parameter; BatchNorm statistics stay the key encoder's
+    own."""
     torch._foreach_lerp_(list(key.parameters()), list(query.parameters()), 1 - momentum)
 
 
@@ -58,7 +62,11 @@ class Encoder(nn.Module):
         super().__init__()
         self.backbone = build_backbone(arch)
         width = self.backbone.out_channels
-        self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, dim)) if mlp else nn.Linear(width, dim)
+        self.head = (
+            nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, dim))
+            if mlp
+            else nn.Linear(width, dim)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [N, 3, H, W] to embeddings [N, C]."""
@@ -74,11 +82,16 @@ class MoCo(nn.Module):
         super().__init__()
         batch_size = recipe.train.batch_size
         if recipe.queue % batch_size:
-            raise UserError(f"queue {recipe.queue} is not a multiple of the batch size {batch_size}",
-                            hint="change --queue or --batch-size")
+            raise UserError(
+                f"queue {recipe.queue} is not a multiple of the batch size {batch_size}",
+                hint="change --queue or --batch-size",
+            )
         if recipe.bn_groups < 1 or batch_size % recipe.bn_groups or batch_size == recipe.bn_groups:
-            raise UserError(f"a batch of {batch_size} does not split into {recipe.bn_groups} groups of two or more",
-                            hint="change --bn-groups or --batch-size")
+            raise UserError(
+                f"a batch of {batch_size} does not split into {recipe.bn_groups} groups of two or"
+                " more",
+                hint="change --bn-groups or --batch-size",
+            )
         self.recipe, self.seed = recipe, seed
         self.encoder_q = Encoder(recipe.arch, recipe.dim, recipe.mlp)
         self.encoder_k = copy.deepcopy(self.encoder_q).requires_grad_(False)
@@ -107,38 +120,48 @@ class MoCo(nn.Module):
         return self.recipe.bn_groups
 
     def embed(self, views: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Queries [n, C] of this process's share and, from the updated key encoder, the keys [N, C] of the whole batch, without
-        gradient."""
-        groups = max(self.bn_groups // ranks.count(), 1)
+        """Queries [n, C] of this process's share and, from the updated key encoder, the keys [N, C]
+        of the whole batch, without gradient."""
+        groups = max(self.bn_groups // distributed.world_size(), 1)
         q_NC = in_groups(self.encoder_q, views[0], groups)
         with torch.no_grad():
             momentum_update(self.encoder_k, self.encoder_q, self.recipe.momentum)
             if self.bn_groups == 1:
-                return q_NC, ranks.whole(self.encoder_k(views[1]))
-            x_N3HW = ranks.whole(views[1])
-            shuffle_N = torch.randperm(len(x_N3HW), generator=self.generator("shuffle"), device=q_NC.device)
-            shuffled = x_N3HW[ranks.own(shuffle_N)].contiguous(memory_format=torch.channels_last)
-            k_NC = ranks.whole(in_groups(self.encoder_k, shuffled, groups))
+                return q_NC, distributed.concat_all_gather(self.encoder_k(views[1]))
+            x_N3HW = distributed.concat_all_gather(views[1])
+            shuffle_N = torch.randperm(
+                len(x_N3HW), generator=self.generator("shuffle"), device=q_NC.device
+            )
+            shuffled = x_N3HW[distributed.shard_of(shuffle_N)].contiguous(
+                memory_format=torch.channels_last
+            )
+            k_NC = distributed.concat_all_gather(in_groups(self.encoder_k, shuffled, groups))
         return q_NC, torch.empty_like(k_NC).index_copy_(0, shuffle_N, k_NC)
 
     def generator(self, *key: int | str) -> torch.Generator:
         """This step's random numbers for one purpose, on the method's device."""
-        return torch.Generator(self.queue.device).manual_seed(keyed.seed(self.seed, self.steps, *key))
+        return torch.Generator(self.queue.device).manual_seed(
+            keyed.seed(self.seed, self.steps, *key)
+        )
 
     @torch.no_grad()
     def enqueue(self, k_NC: Tensor) -> None:
-        """The oldest keys make room and the step ends; the queue is a multiple of the batch, so a batch never wraps."""
+        """The oldest keys make room and the step ends; the queue is a multiple of the batch, so a
+        batch never wraps."""
         self.queue[self.pointer : self.pointer + len(k_NC)] = k_NC
         self.pointer = (self.pointer + len(k_NC)) % len(self.queue)
         self.steps += 1
 
     def loss(self, views: list[Tensor], index_N: Tensor) -> Tensor:
-        """InfoNCE of this process's share of the batch; moves the key encoder and the queue one step on.
+        """InfoNCE of this process's share of the batch; moves the key encoder and the queue one
+        step on.
 
-        The queue is cloned because the backward pass still reads it after the keys have been put in.
-        """
+        The queue is cloned because the backward pass still reads it after the keys have been put
+        in."""
         q_NC, k_NC = self.embed(views)
-        loss = info_nce(q_NC, ranks.own(k_NC), self.queue.clone(), self.recipe.temperature)
+        loss = info_nce(
+            q_NC, distributed.shard_of(k_NC), self.queue.clone(), self.recipe.temperature
+        )
         self.enqueue(k_NC)
         return loss
 

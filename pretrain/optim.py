@@ -11,10 +11,15 @@ from pretrain.recipes import Train
 
 
 def learning_rate(train: Train, epoch: int, step: int, steps_per_epoch: int) -> float:
-    """The rate of one step. Warm-up rises linearly over its epochs; the schedule then covers what is left."""
+    """The rate of one step. Warm-up rises linearly over its epochs; the schedule then covers what
+    is left."""
     now = epoch + step / steps_per_epoch
     if now < train.warmup_epochs:
-        return train.lr * (epoch * steps_per_epoch + step + 1) / (train.warmup_epochs * steps_per_epoch)
+        return (
+            train.lr
+            * (epoch * steps_per_epoch + step + 1)
+            / (train.warmup_epochs * steps_per_epoch)
+        )
     if train.schedule == "step":
         return train.lr * 0.1 ** sum(epoch >= milestone for milestone in train.milestones)
     if train.schedule == "cosine-epoch":
@@ -24,23 +29,34 @@ def learning_rate(train: Train, epoch: int, step: int, steps_per_epoch: int) -> 
 
 
 def optimizer(train: Train, module: nn.Module) -> torch.optim.Optimizer:
-    """SGD with momentum, or LARS with biases and BatchNorm excluded from decay and adaptation (SimCLR, appendix B).
+    """SGD with momentum, or LARS with biases and BatchNorm excluded from decay and adaptation
+    (SimCLR, appendix B).
 
-    The module's ``unscheduled`` parameters, where it has any, keep the rate ``train.lr``: see ``set_rate``.
-    """
+    The module's ``unscheduled`` parameters, where it has any, keep the rate ``train.lr``: see
+    ``set_rate``."""
     apart = {id(p) for p in getattr(module, "unscheduled", ())}
     groups: list[dict[str, Any]] = []
     for scheduled in (True, False):
-        own = [p for p in module.parameters() if p.requires_grad and (id(p) not in apart) == scheduled]
+        own = [
+            p for p in module.parameters() if p.requires_grad and (id(p) not in apart) == scheduled
+        ]
         if train.optimizer == "sgd":
             groups.append({"params": own, "scheduled": scheduled})
         else:
             groups.append({"params": [p for p in own if p.ndim > 1], "scheduled": scheduled})
-            groups.append({"params": [p for p in own if p.ndim <= 1], "scheduled": scheduled, "weight_decay": 0.0,
-                           "adapt": False})
+            groups.append(
+                {
+                    "params": [p for p in own if p.ndim <= 1],
+                    "scheduled": scheduled,
+                    "weight_decay": 0.0,
+                    "adapt": False,
+                }
+            )
     groups = [group for group in groups if group["params"]]
     if train.optimizer == "sgd":
-        return torch.optim.SGD(groups, train.lr, train.sgd_momentum, weight_decay=train.weight_decay, foreach=True)
+        return torch.optim.SGD(
+            groups, train.lr, train.sgd_momentum, weight_decay=train.weight_decay, foreach=True
+        )
     return LARS(groups, lr=train.lr, momentum=train.sgd_momentum, weight_decay=train.weight_decay)
 
 
@@ -52,13 +68,31 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 class LARS(torch.optim.Optimizer):
-    """Layer-wise adaptive rate scaling (You et al. 2017) as SimCLR uses it, without Nesterov momentum.
+    """Layer-wise adaptive rate scaling (You et al. 2017) as SimCLR uses it, without Nesterov
+    momentum.
 
     g <- g + wd w;  g <- g * eta |w| / |g| (where both norms are positive);  m <- mu m + g;  w <- w - lr m.
     """
 
-    def __init__(self, params: Any, *, lr: float, momentum: float = 0.9, weight_decay: float = 0.0, eta: float = 0.001):
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "eta": eta, "adapt": True})
+    def __init__(
+        self,
+        params: Any,
+        *,
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        eta: float = 0.001,
+    ):
+        super().__init__(
+            params,
+            {
+                "lr": lr,
+                "momentum": momentum,
+                "weight_decay": weight_decay,
+                "eta": eta,
+                "adapt": True,
+            },
+        )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> None:  # type: ignore[override]
@@ -70,7 +104,11 @@ class LARS(torch.optim.Optimizer):
                 g = w.grad.add(w, alpha=group["weight_decay"])
                 if group["adapt"]:
                     w_norm, g_norm = w.norm(), g.norm()
-                    ratio = torch.where((w_norm > 0) & (g_norm > 0), group["eta"] * w_norm / g_norm, torch.ones_like(w_norm))
+                    ratio = torch.where(
+                        (w_norm > 0) & (g_norm > 0),
+                        group["eta"] * w_norm / g_norm,
+                        torch.ones_like(w_norm),
+                    )
                     g = g * ratio
                 state = self.state[w]
                 if "momentum" not in state:

@@ -1,31 +1,41 @@
-"""PCL: Li et al., "Prototypical Contrastive Learning of Unsupervised Representations" (arXiv, 2020).
+"""PCL: Li et al., "Prototypical Contrastive Learning of Unsupervised Representations" (arXiv,
+2020).
 
 Examples:
 
-    python pretrain/pcl.py mini                            # embedded data, about a minute and a half on one core
-    python pretrain/pcl.py v1 --data ROOT --device cuda       # ROOT/imagenet/train, the paper's recipe
-    python pretrain/pcl.py v2 --data ROOT --concentration fixed
-    torchrun --nproc_per_node 8 pretrain/pcl.py v1 --data ROOT  # the same batch, shared by eight GPUs
+    python pretrain/pcl.py mini  # embedded data, about a minute and a half on one core
+    python pretrain/pcl.py v1 --data ROOT --device cuda  # ROOT/imagenet/train, the paper's recipe
+    python pretrain/pcl.py v2 --data ROOT --concentration fixed torchrun --nproc_per_node 8
+    pretrain/pcl.py v1 --data ROOT  # the same batch, shared by eight GPUs
 
-Every epoch: E-step, k-means on the momentum features of centre crops; M-step, ProtoNCE. Builds on MoCo, as the paper.
+Every epoch: E-step, k-means on the momentum features of centre crops; M-step, ProtoNCE. Builds on
+MoCo, as the paper.
 
 Departures from the released code:
-- negative prototypes are the first of a random permutation instead of ``random.sample`` on a Python set: the same law in
-  another stream (the original no longer runs on Python 3.11);
-- two images of one prototype in a batch are not each other's negatives. The original makes them so: about one pair a
-  step at K = 25 000 and a batch of 256, most of the batch at small K;
-- the original draws per GPU, where the prototypes of 32 to 64 images of the local batch are extra negatives; here those
-  of the whole batch are;
-- where a granularity has no more prototypes than can be drawn, all of them are compared (small data only).
-Taken from the code where the paper is silent: singletons get the largest phi, phi is clipped to its 10th and 90th
-percentile before it is scaled, k-means runs 20 iterations from 5 starts, seeded by the granularity's position, and
-prototypes are normalised after distances were taken. Shapes: N batch, C embedding, I images, K prototypes, R negatives.
-"""
+- negative prototypes are the first of a random permutation instead of ``random.sample`` on a Python
+  set: the same law in another stream (the original no longer runs on Python 3.11);
+- two images of one prototype in a batch are not each other's negatives. The original makes them so:
+  about one pair a step at K = 25 000 and a batch of 256, most of the batch at small K;
+- the original draws per GPU, where the prototypes of 32 to 64 images of the local batch are extra
+  negatives; here those of the whole batch are;
+- where a granularity has no more prototypes than can be drawn, all of them are compared (small data
+only). Taken from the code where the paper is silent: singletons get the largest phi, phi is clipped
+to its 10th and 90th percentile before it is scaled, k-means runs 20 iterations from 5 starts,
+seeded by the granularity's position, and prototypes are normalised after distances were taken.
+Shapes: N batch, C embedding, I images, K prototypes, R negatives."""
 
 if __name__ == "__main__":  # before torch is imported: --help should not wait for it
     from pretrain import command, recipes
 
-    command.main(__doc__, {"v1": recipes.PCL_V1, "v2": recipes.PCL_V2, "mini": recipes.PCL_MINI, "mini-v2": recipes.PCL_V2_MINI})
+    command.main(
+        __doc__,
+        {
+            "v1": recipes.PCL_V1,
+            "v2": recipes.PCL_V2,
+            "mini": recipes.PCL_MINI,
+            "mini-v2": recipes.PCL_V2_MINI,
+        },
+    )
 
 from collections.abc import Callable
 from typing import Any
@@ -38,20 +48,31 @@ from torch import Tensor
 from pretrain import recipes
 from pretrain.moco import MoCo, info_nce
 from pretrain.precision import in_fp32
-from protobench import ranks
-from protobench.errors import UserError
 from protobench.kmeans import kmeans
+from protobench.runtime import distributed
+from protobench.runtime.errors import UserError
 
 
-def concentration(distance_I: np.ndarray, assignment_I: np.ndarray, k: int, *, temperature: float, alpha: float = 10.0,
-                  singleton_rule: bool = True, clip_percentiles: tuple[float, float] = (10.0, 90.0)) -> np.ndarray:
-    """Eq. 12: phi = sum of distances to the prototype / (Z log(Z + alpha)), scaled to a mean of ``temperature``; [K].
+def concentration(
+    distance_I: np.ndarray,
+    assignment_I: np.ndarray,
+    k: int,
+    *,
+    temperature: float,
+    alpha: float = 10.0,
+    singleton_rule: bool = True,
+    clip_percentiles: tuple[float, float] = (10.0, 90.0),
+) -> np.ndarray:
+    """Eq. 12: phi = sum of distances to the prototype / (Z log(Z + alpha)), scaled to a mean of
+    ``temperature``; [K].
 
-    Z is the cluster's size. In the released code's order: clusters of at most one image get the largest phi, then
-    phi is clipped to the percentiles, then scaled. Finite and positive for every input, empty clusters included.
-    """
+    Z is the cluster's size. In the released code's order: clusters of at most one image get the
+    largest phi, then phi is clipped to the percentiles, then scaled. Finite and positive for every
+    input, empty clusters included."""
     prototype_I, distance = torch.from_numpy(assignment_I), torch.from_numpy(distance_I).double()
-    size_K = torch.bincount(prototype_I, minlength=k).double().numpy()  # torch counts faster than NumPy, and adds as it does
+    size_K = (
+        torch.bincount(prototype_I, minlength=k).double().numpy()
+    )  # torch counts faster than NumPy, and adds as it does
     total_K = torch.zeros(k, dtype=torch.float64).scatter_add_(0, prototype_I, distance).numpy()
     phi_K = total_K / (np.maximum(size_K, 1) * np.log(size_K + alpha))
     if singleton_rule:
@@ -59,79 +80,127 @@ def concentration(distance_I: np.ndarray, assignment_I: np.ndarray, k: int, *, t
     phi_K = phi_K.clip(*np.percentile(phi_K, clip_percentiles))
     if phi_K.max() < 1e-12:  # every image lies on its prototype: nothing to estimate
         return np.full(k, temperature)
-    phi_K = np.maximum(phi_K, 1e-3 * phi_K.max())  # a cluster of identical images would divide the logits by nothing
+    phi_K = np.maximum(
+        phi_K, 1e-3 * phi_K.max()
+    )  # a cluster of identical images would divide the logits by nothing
     return phi_K * (temperature / phi_K.mean())
 
 
-def draw_negatives(positive_N: Tensor, num_prototypes: int, num_negatives: int, generator: torch.Generator) -> Tensor:
-    """R distinct prototypes, none of them positive for an image of the batch, each such set equally likely; int64 [R].
+def draw_negatives(
+    positive_N: Tensor, num_prototypes: int, num_negatives: int, generator: torch.Generator
+) -> Tensor:
+    """R distinct prototypes, none of them positive for an image of the batch, each such set equally
+    likely; int64 [R].
 
-    The first R of a permutation that are not positive: among the first R + N at most N are. Every shape is known beforehand, so
-    the host never waits for the device. ValueError where R + N are more than ``num_prototypes``.
-    """
+    The first R of a permutation that are not positive: among the first R + N at most N are. Every
+    shape is known beforehand, so the host never waits for the device. ValueError where R + N are
+    more than ``num_prototypes``."""
     r, device = num_negatives, positive_N.device
     if r + len(positive_N) > num_prototypes:
-        raise ValueError(f"{r} negatives beside {len(positive_N)} images' own, of {num_prototypes} prototypes")
-    shuffled_K = torch.randperm(num_prototypes, generator=generator, device=device, dtype=torch.int32)
+        raise ValueError(
+            f"{r} negatives beside {len(positive_N)} images' own, of {num_prototypes} prototypes"
+        )
+    shuffled_K = torch.randperm(
+        num_prototypes, generator=generator, device=device, dtype=torch.int32
+    )
     candidate = shuffled_K[: r + len(positive_N)].long()
-    free_K = torch.ones(num_prototypes, dtype=torch.bool, device=device).index_fill_(0, positive_N, False)
+    free_K = torch.ones(num_prototypes, dtype=torch.bool, device=device).index_fill_(
+        0, positive_N, False
+    )
     free = free_K[candidate]
-    place = torch.where(free, free.cumsum(0) - 1, r).clamp_(max=r)  # what is not wanted lands behind the last
+    place = torch.where(free, free.cumsum(0) - 1, r).clamp_(
+        max=r
+    )  # what is not wanted lands behind the last
     return candidate.new_empty(r + 1).scatter_(0, place, candidate)[:r]
 
 
 @in_fp32
-def proto_nce(q_NC: Tensor, prototypes_KC: Tensor, phi_K: Tensor, positive_N: Tensor, negative_R: Tensor | None) -> Tensor:
-    """The prototype term of Eq. 11 for one granularity, the mean over i: -log exp(q.c_s / phi_s) / sum_j exp(q.c_j / phi_j).
+def proto_nce(
+    q_NC: Tensor,
+    prototypes_KC: Tensor,
+    phi_K: Tensor,
+    positive_N: Tensor,
+    negative_R: Tensor | None,
+) -> Tensor:
+    """The prototype term of Eq. 11 for one granularity, the mean over i: -log exp(q.c_s / phi_s) /
+    sum_j exp(q.c_j / phi_j).
 
-    j runs over all prototypes (``negative_R`` None), or over the batch's own and the drawn negatives; a prototype that
-    several images of the batch share counts once. ``positive_N`` are the whole batch's, ``q_NC`` may be this process's share of
-    it.
-    """
+    j runs over all prototypes (``negative_R`` None), or over the batch's own and the drawn
+    negatives; a prototype that several images of the batch share counts once. ``positive_N`` are
+    the whole batch's, ``q_NC`` may be this process's share of it."""
     if negative_R is None:
-        return F.cross_entropy(q_NC @ prototypes_KC.T / phi_K, ranks.own(positive_N))
+        return F.cross_entropy(q_NC @ prototypes_KC.T / phi_K, distributed.shard_of(positive_N))
     column = torch.cat([positive_N, negative_R])
     logits = q_NC @ prototypes_KC[column].T / phi_K[column]
     same_NN = positive_N[:, None] == positive_N
     again = same_NN.tril(-1).any(1)  # a later image of an already listed prototype
     logits = logits.masked_fill(F.pad(again, (0, len(negative_R))), float("-inf"))
     first = same_NN.int().argmax(1)  # where its prototype is listed
-    return F.cross_entropy(logits, ranks.own(first))
+    return F.cross_entropy(logits, distributed.shard_of(first))
 
 
 class PCL(MoCo):
-    """MoCo plus prototypes: per granularity the centroids [K, C], their phi [K] and every image's prototype [I]."""
+    """MoCo plus prototypes: per granularity the centroids [K, C], their phi [K] and every image's
+    prototype [I]."""
 
     def __init__(self, recipe: recipes.PCL, seed: int):
         super().__init__(recipe, seed)
         self.recipe: recipes.PCL = recipe
         self.prototypes: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def start_epoch(self, epoch: int, extract: Callable[[torch.nn.Module], np.ndarray]) -> dict[str, float]:
-        """E-step: clusters the momentum features of all images; returns what the log should know. Of several processes the first
-        does so."""
+    def start_epoch(
+        self, epoch: int, extract: Callable[[torch.nn.Module], np.ndarray]
+    ) -> dict[str, float]:
+        """E-step: clusters the momentum features of all images; returns what the log should know.
+        Of several processes the first does so."""
         self.prototypes = []
         if epoch < self.recipe.warmup:
             return {}
         features_IC = extract(self.encoder_k)
-        found = ranks.from_first(lambda: [self._cluster(features_IC, m, k) for m, k in enumerate(self.recipe.num_prototypes)])
+        found = distributed.broadcast_from_main(
+            lambda: [
+                self._cluster(features_IC, m, k) for m, k in enumerate(self.recipe.num_prototypes)
+            ]
+        )
         log: dict[str, float] = {}
-        for k, (centroids_KC, phi_K, prototype_I) in zip(self.recipe.num_prototypes, found, strict=True):
-            self.prototypes.append((F.normalize(torch.from_numpy(centroids_KC).to(self.queue), dim=1),
-                                    torch.from_numpy(phi_K).to(self.queue), torch.from_numpy(prototype_I).to(self.queue.device)))
+        for k, (centroids_KC, phi_K, prototype_I) in zip(
+            self.recipe.num_prototypes, found, strict=True
+        ):
+            self.prototypes.append(
+                (
+                    F.normalize(torch.from_numpy(centroids_KC).to(self.queue), dim=1),
+                    torch.from_numpy(phi_K).to(self.queue),
+                    torch.from_numpy(prototype_I).to(self.queue.device),
+                )
+            )
             size_K = np.bincount(prototype_I, minlength=k)
-            log |= {f"clusters_{k}_empty": int((size_K == 0).sum()), f"clusters_{k}_sd": float(size_K.std()),
-                    f"phi_{k}_min": float(phi_K.min()), f"phi_{k}_max": float(phi_K.max())}
+            log |= {
+                f"clusters_{k}_empty": int((size_K == 0).sum()),
+                f"clusters_{k}_sd": float(size_K.std()),
+                f"phi_{k}_min": float(phi_K.min()),
+                f"phi_{k}_max": float(phi_K.max()),
+            }
         return log
 
-    def _cluster(self, features_IC: np.ndarray, m: int, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _cluster(
+        self, features_IC: np.ndarray, m: int, k: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Centroids [K, C], their phi [K] and every image's prototype [I]."""
         recipe = self.recipe
-        found = kmeans(features_IC, k, seed=m, niter=recipe.niter, nredo=recipe.nredo, gpu=self.queue.is_cuda)
+        found = kmeans(
+            features_IC, k, seed=m, niter=recipe.niter, nredo=recipe.nredo, gpu=self.queue.is_cuda
+        )
         phi_K = np.full(k, recipe.temperature)
         if recipe.concentration == "estimated":
-            phi_K = concentration(found.distance, found.assignment, k, temperature=recipe.temperature, alpha=recipe.alpha,
-                                  singleton_rule=recipe.singleton_rule, clip_percentiles=recipe.clip_percentiles)
+            phi_K = concentration(
+                found.distance,
+                found.assignment,
+                k,
+                temperature=recipe.temperature,
+                alpha=recipe.alpha,
+                singleton_rule=recipe.singleton_rule,
+                clip_percentiles=recipe.clip_percentiles,
+            )
         return found.centroids, phi_K, found.assignment
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -142,16 +211,30 @@ class PCL(MoCo):
         """Restores them."""
         super().set_extra_state(state)
         device = self.queue.device
-        self.prototypes = [(c.to(device), phi.to(device), image.to(device)) for c, phi, image in state["prototypes"]]
+        self.prototypes = [
+            (c.to(device), phi.to(device), image.to(device))
+            for c, phi, image in state["prototypes"]
+        ]
 
     def loss(self, views: list[Tensor], index_N: Tensor) -> Tensor:
-        """ProtoNCE, Eq. 11: InfoNCE plus the mean of the prototype terms over the M granularities; of this process's share."""
+        """ProtoNCE, Eq. 11: InfoNCE plus the mean of the prototype terms over the M granularities;
+        of this process's share."""
         q_NC, k_NC = self.embed(views)
-        loss = info_nce(q_NC, ranks.own(k_NC), self.queue.clone(), self.recipe.temperature)
+        loss = info_nce(
+            q_NC, distributed.shard_of(k_NC), self.queue.clone(), self.recipe.temperature
+        )
         terms = []
         for m, (prototypes_KC, phi_K, prototype_I) in enumerate(self.prototypes):
             positive_N = prototype_I[index_N]
-            terms.append(proto_nce(q_NC, prototypes_KC, phi_K, positive_N, self._negatives(m, positive_N, len(phi_K))))
+            terms.append(
+                proto_nce(
+                    q_NC,
+                    prototypes_KC,
+                    phi_K,
+                    positive_N,
+                    self._negatives(m, positive_N, len(phi_K)),
+                )
+            )
         if terms:
             loss = loss + torch.stack(terms).mean()
         self.enqueue(k_NC)
@@ -160,12 +243,17 @@ class PCL(MoCo):
     def _negatives(self, m: int, positive_N: Tensor, k: int) -> Tensor | None:
         if self.recipe.num_negatives >= k - len(positive_N):
             return None
-        return draw_negatives(positive_N, k, self.recipe.num_negatives, self.generator("negatives", m))
+        return draw_negatives(
+            positive_N, k, self.recipe.num_negatives, self.generator("negatives", m)
+        )
 
 
 def build(recipe: recipes.PCL, labels: Tensor, num_classes: int, seed: int) -> PCL:
-    """The method as the loop wants it; labels are not used. UserError where there are more prototypes than images."""
+    """The method as the loop wants it; labels are not used. UserError where there are more
+    prototypes than images."""
     if recipe.train.epochs and max(recipe.num_prototypes, default=0) > len(labels):
-        raise UserError(f"PCL: {max(recipe.num_prototypes)} clusters asked of {len(labels)} images",
-                        hint="lower --num-prototypes; the paper's 25000, 50000 and 100000 are for ImageNet")
+        raise UserError(
+            f"PCL: {max(recipe.num_prototypes)} clusters asked of {len(labels)} images",
+            hint="lower --num-prototypes; the paper's 25000, 50000 and 100000 are for ImageNet",
+        )
     return PCL(recipe, seed)

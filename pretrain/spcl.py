@@ -2,48 +2,66 @@
 
 Examples:
 
-    python pretrain/spcl.py mini                             # embedded data, about two minutes on one core
-    python pretrain/spcl.py cifar10 --data ROOT --device cuda   # ROOT/cifar-10-batches-py; also cifar100
+    python pretrain/spcl.py mini  # embedded data, about two minutes on one core
+    python pretrain/spcl.py cifar10 --data ROOT --device cuda  # ROOT/cifar-10-batches-py; also cifar100
     python pretrain/spcl.py imagenet --data ROOT --device cuda
     torchrun --nproc_per_node 8 pretrain/spcl.py imagenet --data ROOT
-    python pretrain/spcl.py mini --pairs labels                 # the leak: pairs drawn by true class
+    python pretrain/spcl.py mini --pairs labels  # the leak: pairs drawn by true class
 
-Every epoch: k-means on the backbone's features of one random view of each image. Every step: pairs of images of one prototype p
-and as many images of other prototypes q; contrastive, metric and prototype loss, weighted alike. Labels enter nowhere unless
-``pairs`` or ``prototypes`` ask for them, except to measure TP and FN.
+Every epoch: k-means on the backbone's features of one random view of each image. Every step: pairs
+of images of one prototype p and as many images of other prototypes q; contrastive, metric and
+prototype loss, weighted alike. Labels enter nowhere unless ``pairs`` or ``prototypes`` ask for
+them, except to measure TP and FN.
 
 How the paper is read, where it leaves a choice (each is a field of the recipe):
-- Algorithm 1 draws one p per step; half a batch cannot come from one cluster of a hundred images, and would be one another's
-  false negatives. Here every pair draws its own p and q, uniformly over the clusters that have two images (p), or one (q).
-- Eq. 1 leaves the positive out of the denominator, but is called "ordinary NT-Xent, following SimCLR", which has it.
-- Eqs. 1-4 are sums over equally many terms, about four per image of a half batch; here means, which keeps their ratio.
-- Eq. 3: g_m sees the vector of absolute differences. The norm of a difference would leave it a single number, and the stated 36
-  million parameters a gap: 23.5 + g_c 4.5 + g_p 4.2 + a two-layer g_m 4.2 = 36.4.
-- Algorithm 1 initialises all three heads every epoch. Only g_p has to be: its outputs are renamed by each clustering.
-- A head that starts anew has one epoch to learn. At the annealed rate it learns nothing (embedded data: its loss, from 5.0, comes
-  down to 0.6 in epoch 10 of 40 and stays at 4.9 in the last one) and hands the backbone the gradient of a random map. It is
-  trained at the peak rate throughout; the released code gives it an optimiser of its own at a constant rate.
-- A batch of 512 is 512 images, 256 from p and 256 from q, in two views each: the same work as SimCLR at 512.
-- CIFAR is held in memory, so its views are made from whole batches; pretrain/augment.py says how they differ from torchvision's.
+- Algorithm 1 draws one p per step; half a batch cannot come from one cluster of a hundred images,
+  and would be one another's false negatives. Here every pair draws its own p and q, uniformly over
+  the clusters that have two images (p), or one (q).
+- Eq. 1 leaves the positive out of the denominator, but is called "ordinary NT-Xent, following
+  SimCLR", which has it.
+- Eqs. 1-4 are sums over equally many terms, about four per image of a half batch; here means, which
+  keeps their ratio.
+- Eq. 3: g_m sees the vector of absolute differences. The norm of a difference would leave it a
+  single number, and the stated 36 million parameters a gap: 23.5 + g_c 4.5 + g_p 4.2 + a two-layer
+  g_m 4.2 = 36.4.
+- Algorithm 1 initialises all three heads every epoch. Only g_p has to be: its outputs are renamed
+  by each clustering.
+- A head that starts anew has one epoch to learn. At the annealed rate it learns nothing (embedded
+  data: its loss, from 5.0, comes down to 0.6 in epoch 10 of 40 and stays at 4.9 in the last one)
+  and hands the backbone the gradient of a random map. It is trained at the peak rate throughout;
+  the released code gives it an optimiser of its own at a constant rate.
+- A batch of 512 is 512 images, 256 from p and 256 from q, in two views each: the same work as
+  SimCLR at 512.
+- CIFAR is held in memory, so its views are made from whole batches; pretrain/augment/tensor.py says
+  how they differ from torchvision's.
 
-Departures from the released code (github.com/stoneMo/SPCL), which cannot support the paper: it draws its pairs by the *true*
-classes, gives pseudo-labels to images in another order than they were computed in, trains with BatchNorm in evaluation mode, and
-has 10 outputs for 512 prototypes. Here pseudo-labels belong to images by their number, whatever the order or the workers.
+Departures from the released code (github.com/stoneMo/SPCL), which cannot support the paper: it
+draws its pairs by the *true* classes, gives pseudo-labels to images in another order than they were
+computed in, trains with BatchNorm in evaluation mode, and has 10 outputs for 512 prototypes. Here
+pseudo-labels belong to images by their number, whatever the order or the workers.
 
-Rules for what the paper does not foresee: a cluster of one image is never p; an image drawn twice into a batch is seen in other
-views and is not its own negative; empty clusters are not drawn; if all images fall into one cluster training stops.
+Rules for what the paper does not foresee: a cluster of one image is never p; an image drawn twice
+into a batch is seen in other views and is not its own negative; empty clusters are not drawn; if
+all images fall into one cluster training stops.
 
-Memory of the clustering: features are kept at unit length in half precision, ImageNet's 1.28 M x 2048 in 5.2 GB; k-means learns
-from at most 256 images per prototype (K = 2048: 4.3 GB in single precision); images are assigned in blocks of 0.5 GB: 9.5 GB at
-most. With ``whiten`` 256: 5.2 GB, 4.1 GB to learn from, then 1.3 GB in their place.
-Shapes: N batch, C embedding, D feature, I images, K prototypes, S steps.
-"""
+Memory of the clustering: features are kept at unit length in half precision, ImageNet's 1.28 M x
+2048 in 5.2 GB; k-means learns from at most 256 images per prototype (K = 2048: 4.3 GB in single
+precision); images are assigned in blocks of 0.5 GB: 9.5 GB at most. With ``whiten`` 256: 5.2 GB,
+4.1 GB to learn from, then 1.3 GB in their place. Shapes: N batch, C embedding, D feature, I images,
+K prototypes, S steps."""
 
 if __name__ == "__main__":  # before torch is imported: --help should not wait for it
     from pretrain import command, recipes
 
-    command.main(__doc__, {"cifar10": recipes.SPCL_CIFAR10, "cifar100": recipes.SPCL_CIFAR100,
-                           "imagenet": recipes.SPCL_IMAGENET, "mini": recipes.SPCL_MINI})
+    command.main(
+        __doc__,
+        {
+            "cifar10": recipes.SPCL_CIFAR10,
+            "cifar100": recipes.SPCL_CIFAR100,
+            "imagenet": recipes.SPCL_IMAGENET,
+            "mini": recipes.SPCL_MINI,
+        },
+    )
 
 import math
 from collections.abc import Callable
@@ -57,21 +75,25 @@ from torch import Tensor, nn
 from pretrain import recipes
 from pretrain.precision import in_fp32
 from pretrain.similarity import Similarity
-from protobench import keyed, ranks
-from protobench.backbones import build as build_backbone
-from protobench.errors import UserError
+from protobench import keyed
+from protobench.checkpoints.resnet import build as build_backbone
 from protobench.kmeans import kmeans, whitened
+from protobench.runtime import distributed
+from protobench.runtime.errors import UserError
 
 POINTS_PER_PROTOTYPE = 256
 """Images that k-means learns from; faiss's own default."""
 
 
 @in_fp32
-def contrastive_loss(a_NC: Tensor, b_NC: Tensor, image_N: Tensor, temperature: float, decoupled: bool = False) -> Tensor:
-    """Eqs. 1 and 2, the mean over all 2N views: -log exp(s(z, z') / T) / sum_j exp(s(z, z_j) / T). Unit norm.
+def contrastive_loss(
+    a_NC: Tensor, b_NC: Tensor, image_N: Tensor, temperature: float, decoupled: bool = False
+) -> Tensor:
+    """Eqs. 1 and 2, the mean over all 2N views: -log exp(s(z, z') / T) / sum_j exp(s(z, z_j) / T).
+    Unit norm.
 
-    j runs over the views of all other images (``image_N``: their numbers) and z', which ``decoupled`` leaves out.
-    """
+    j runs over the views of all other images (``image_N``: their numbers) and z', which
+    ``decoupled`` leaves out."""
     z, image = torch.cat([a_NC, b_NC]), image_N.repeat(2)
     positive = (a_NC * b_NC).sum(1).repeat(2) / temperature
     rest = (z @ z.T / temperature).masked_fill(image[:, None] == image, float("-inf")).logsumexp(1)
@@ -82,7 +104,8 @@ def contrastive_loss(a_NC: Tensor, b_NC: Tensor, image_N: Tensor, temperature: f
 
 @in_fp32
 def metric_loss(same: Tensor, different: Tensor) -> Tensor:
-    """Eq. 3, the mean over its terms: cross-entropy of g_m's logits with 1 for pairs of one prototype, 0 for those of two."""
+    """Eq. 3, the mean over its terms: cross-entropy of g_m's logits with 1 for pairs of one
+    prototype, 0 for those of two."""
     return -(F.logsigmoid(same).mean() + F.logsigmoid(-different).mean()) / 2
 
 
@@ -93,30 +116,50 @@ def prototype_loss(logits_NK: Tensor, prototype_N: Tensor) -> Tensor:
 
 
 @in_fp32
-def symmetric_cross_entropy(logits_NK: Tensor, prototype_N: Tensor, alpha: float, beta: float) -> Tensor:
-    """Wang et al. (ICCV 2019), Eqs. 5-7: alpha CE(q, p) + beta CE(p, q), the logarithm of a one-hot q's zeros taken as that of
-    1e-4: the second is -log(1e-4) times the probability of all other prototypes."""
+def symmetric_cross_entropy(
+    logits_NK: Tensor, prototype_N: Tensor, alpha: float, beta: float
+) -> Tensor:
+    """Wang et al. (ICCV 2019), Eqs. 5-7: alpha CE(q, p) + beta CE(p, q), the logarithm of a one-hot
+    q's zeros taken as that of 1e-4: the second is -log(1e-4) times the probability of all other
+    prototypes."""
     p_N = logits_NK.softmax(1).gather(1, prototype_N[:, None])
-    return alpha * F.cross_entropy(logits_NK, prototype_N) + beta * -math.log(1e-4) * (1 - p_N).mean()
+    return (
+        alpha * F.cross_entropy(logits_NK, prototype_N) + beta * -math.log(1e-4) * (1 - p_N).mean()
+    )
 
 
-def draw_batches(group_I: np.ndarray, steps: int, batch_size: int, rng: np.random.Generator, *,
-                 one_anchor: bool = False) -> np.ndarray:
-    """Algorithm 1, lines 5 and 6: image numbers, int64 [S, N]. A quarter of each batch are first images of pairs, the next their
-    partners of the same group, distinct; the half that follows are images of other groups, n + N/2 of another than n's.
+def draw_batches(
+    group_I: np.ndarray,
+    steps: int,
+    batch_size: int,
+    rng: np.random.Generator,
+    *,
+    one_anchor: bool = False,
+) -> np.ndarray:
+    """Algorithm 1, lines 5 and 6: image numbers, int64 [S, N]. A quarter of each batch are first
+    images of pairs, the next their partners of the same group, distinct; the half that follows are
+    images of other groups, n + N/2 of another than n's.
 
-    Groups p are equally likely among those of two images or more, q among all others that are not empty; ``one_anchor``: one p
-    for a whole step. Raises UserError where there is no pair, or only one group.
-    """
+    Groups p are equally likely among those of two images or more, q among all others that are not
+    empty; ``one_anchor``: one p for a whole step. Raises UserError where there is no pair, or only
+    one group."""
     size_K = np.bincount(group_I)
     member_I, start_K = np.argsort(group_I, kind="stable"), np.cumsum(size_K) - size_K
     paired, filled = np.flatnonzero(size_K >= 2), np.flatnonzero(size_K)
     if len(filled) < 2:
-        raise UserError("SPCL: all images lie in one cluster (or class), so there is nothing to tell apart",
-                        hint="if these are clusters, the encoder has collapsed: lower --lr, or raise --num-prototypes")
+        raise UserError(
+            "SPCL: all images lie in one cluster (or class), so there is nothing to tell apart",
+            hint=(
+                "if these are clusters, the encoder has collapsed: lower --lr, or raise"
+                " --num-prototypes"
+            ),
+        )
     if not len(paired):
-        raise UserError(f"SPCL: each of the {len(filled)} clusters (or classes) holds a single image, so no pair shares one",
-                        hint="if these are clusters, lower --num-prototypes")
+        raise UserError(
+            f"SPCL: each of the {len(filled)} clusters (or classes) holds a single image, so no"
+            " pair shares one",
+            hint="if these are clusters, lower --num-prototypes",
+        )
     quarter = batch_size // 4
     p = np.broadcast_to(rng.choice(paired, (steps, 1 if one_anchor else quarter)), (steps, quarter))
     first = rng.integers(0, size_K[p])
@@ -126,7 +169,10 @@ def draw_batches(group_I: np.ndarray, steps: int, batch_size: int, rng: np.rando
     other = rng.integers(0, len(filled) - 1, of_half.shape)
     q = filled[other + (other >= np.searchsorted(filled, of_half))]
     third = rng.integers(0, size_K[q])
-    return np.concatenate([member_I[start_K[p] + first], member_I[start_K[p] + second], member_I[start_K[q] + third]], 1)
+    return np.concatenate(
+        [member_I[start_K[p] + first], member_I[start_K[p] + second], member_I[start_K[q] + third]],
+        1,
+    )
 
 
 class SPCL(nn.Module):
@@ -140,10 +186,15 @@ class SPCL(nn.Module):
         _check(recipe, labels, num_classes)
         self.backbone = build_backbone(recipe.arch)
         width = self.backbone.out_channels
-        self.projection = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, recipe.dim))
+        self.projection = nn.Sequential(
+            nn.Linear(width, width), nn.ReLU(), nn.Linear(width, recipe.dim)
+        )
         seen = width if recipe.distance == "elementwise" else 1
-        self.metric = nn.Sequential(nn.Linear(seen, width), nn.ReLU(), nn.Linear(width, 1)) if recipe.metric_head == "mlp" \
+        self.metric = (
+            nn.Sequential(nn.Linear(seen, width), nn.ReLU(), nn.Linear(width, 1))
+            if recipe.metric_head == "mlp"
             else nn.Linear(seen, 1)
+        )
         outputs = (num_classes,) if recipe.prototypes == "labels" else recipe.num_prototypes
         self.prototype_heads = nn.ModuleList(nn.Linear(width, k) for k in outputs)
         self.labels: Tensor
@@ -157,61 +208,89 @@ class SPCL(nn.Module):
     def start_epoch(self, epoch: int, extract: Callable[..., np.ndarray]) -> dict[str, float]:
         """Algorithm 1, lines 2 and 3: new heads, new clusters; returns what the log should know.
 
-        A cluster is known by the numbers of its images, so it does not matter in which order images are trained on.
-        """
+        A cluster is known by the numbers of its images, so it does not matter in which order images
+        are trained on."""
         log: dict[str, float] = {}
         self._renew(epoch)
         if numbers := self._clusterings():
             features_ID = extract(_Unit(self.backbone), epoch=epoch, dtype=np.float16)
-            found = ranks.from_first(lambda: self._cluster(features_ID, epoch, numbers))
+            found = distributed.broadcast_from_main(
+                lambda: self._cluster(features_ID, epoch, numbers)
+            )
             for k, assignment_I in zip(numbers, found, strict=True):
                 sizes = np.bincount(assignment_I, minlength=k)
-                log |= {f"clusters_{k}_empty": int((sizes == 0).sum()), f"clusters_{k}_single": int((sizes == 1).sum()),
-                        f"clusters_{k}_sd": float(sizes.std())}
+                log |= {
+                    f"clusters_{k}_empty": int((sizes == 0).sum()),
+                    f"clusters_{k}_single": int((sizes == 1).sum()),
+                    f"clusters_{k}_sd": float(sizes.std()),
+                }
             self._use([torch.from_numpy(assignment_I) for assignment_I in found])
         return log
 
-    def _cluster(self, features_ID: np.ndarray, epoch: int, numbers: tuple[int, ...]) -> list[np.ndarray]:
+    def _cluster(
+        self, features_ID: np.ndarray, epoch: int, numbers: tuple[int, ...]
+    ) -> list[np.ndarray]:
         """Every image's cluster [I], per number of clusters."""
         recipe = self.recipe
         if recipe.whiten:
             features_ID = whitened(features_ID, recipe.whiten, seed=epoch)
-        return [kmeans(features_ID, k, seed=keyed.seed(self.seed, "clusters", epoch, m) % 2**31, niter=recipe.niter,
-                       nredo=recipe.nredo, points_per_centroid=POINTS_PER_PROTOTYPE, gpu=self.labels.is_cuda).assignment
-                for m, k in enumerate(numbers)]
+        return [
+            kmeans(
+                features_ID,
+                k,
+                seed=keyed.seed(self.seed, "clusters", epoch, m) % 2**31,
+                niter=recipe.niter,
+                nredo=recipe.nredo,
+                points_per_centroid=POINTS_PER_PROTOTYPE,
+                gpu=self.labels.is_cuda,
+            ).assignment
+            for m, k in enumerate(numbers)
+        ]
 
     def _use(self, clusters: list[Tensor]) -> None:
-        """Makes ``clusters``, [I] each, the epoch's prototypes and, where the recipe says so, its groups."""
+        """Makes ``clusters``, [I] each, the epoch's prototypes and, where the recipe says so, its
+        groups."""
         if clusters and self.recipe.pairs == "clusters":
             self.groups = clusters[0].cpu().numpy()
         self.prototypes = [prototype_I.to(self.labels.device) for prototype_I in clusters]
 
     def get_extra_state(self) -> dict[str, Any]:
         """The epoch's clusters and what it has measured so far, for checkpoints."""
-        return {"prototypes": self.prototypes, "similarity": self.similarity.total,
-                "terms": {name: torch.stack(values) for name, values in self.terms.items()}}
+        return {
+            "prototypes": self.prototypes,
+            "similarity": self.similarity.total,
+            "terms": {name: torch.stack(values) for name, values in self.terms.items()},
+        }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restores them."""
         self._use(state["prototypes"])
         self.similarity.total = state["similarity"].to(self.labels.device)
-        self.terms = {name: list(values.to(self.labels.device)) for name, values in state["terms"].items()}
+        self.terms = {
+            name: list(values.to(self.labels.device)) for name, values in state["terms"].items()
+        }
 
     def draw_batches(self, epoch: int, steps: int) -> np.ndarray:
         """The epoch's batches, [S, N]: see ``draw_batches`` above."""
         size, rng = self.recipe.train.batch_size, keyed.generator(self.seed, "pairs", epoch)
-        batches_SN = draw_batches(self.groups, steps, size, rng, one_anchor=self.recipe.anchors == "step")
+        batches_SN = draw_batches(
+            self.groups, steps, size, rng, one_anchor=self.recipe.anchors == "step"
+        )
         first, partner, other = np.split(self.classes[batches_SN], [size // 4, size // 2], 1)
-        self.drawn = {"positives_of_one_class": float((first == partner).mean()),
-                      "negatives_of_one_class": float((np.concatenate([first, partner], 1) == other).mean())}
+        self.drawn = {
+            "positives_of_one_class": float((first == partner).mean()),
+            "negatives_of_one_class": float((np.concatenate([first, partner], 1) == other).mean()),
+        }
         return batches_SN
 
     def loss(self, views: list[Tensor], index_N: Tensor) -> Tensor:
-        """Eq. 5; all views pass together, as in SimCLR. A batch is laid out as ``draw_batches`` gives it. Of several processes
-        each passes its share through the backbone, and all have the heads and losses of the whole batch, which are small beside
-        it."""
+        """Eq. 5; all views pass together, as in SimCLR. A batch is laid out as ``draw_batches``
+        gives it. Of several processes each passes its share through the backbone, and all have the
+        heads and losses of the whole batch, which are small beside it."""
         recipe, n = self.recipe, len(index_N)
-        h_VND = ranks.whole_with_gradient(self.backbone(torch.cat(views)).view(2, len(views[0]), -1), dim=1)
+        h_VND = distributed.concat_all_gather_with_grad(
+            self.backbone(torch.cat(views)).view(2, len(views[0]), -1), dim=1
+        )
         a_NC, b_NC = F.normalize(self.projection(h_VND), dim=2)
         draw_N = torch.arange(n, device=index_N.device)
         draw_N[n // 4 : n // 2] -= n // 4  # partners
@@ -220,19 +299,28 @@ class SPCL(nn.Module):
         if recipe.alpha:
             terms["contrastive"] = recipe.alpha * self._contrastive(a_NC, b_NC, index_N)
         if recipe.beta:
-            first, partner, other = h_VND[:, : n // 4], h_VND[:, n // 4 : n // 2], h_VND[:, n // 2 :]
+            first, partner, other = (
+                h_VND[:, : n // 4],
+                h_VND[:, n // 4 : n // 2],
+                h_VND[:, n // 2 :],
+            )
             # |h - h^| is the same seen from the partner: every pair counts for both
-            same, different = self._distance(first, partner), self._distance(h_VND[:, : n // 2], other)
+            same, different = (
+                self._distance(first, partner),
+                self._distance(h_VND[:, : n // 2], other),
+            )
             terms["metric"] = recipe.beta * metric_loss(self.metric(same), self.metric(different))
         if recipe.gamma:
-            terms["prototype"] = recipe.gamma * self._prototypical(h_VND.flatten(0, 1), index_N.repeat(2))
+            terms["prototype"] = recipe.gamma * self._prototypical(
+                h_VND.flatten(0, 1), index_N.repeat(2)
+            )
         for name, term in terms.items():
             self.terms.setdefault(name, []).append(term.detach())
         return torch.stack([*terms.values()]).sum()
 
     def end_epoch(self) -> dict[str, float]:
-        """The loss by its terms, TP and FN similarity, and which shares of the pairs drawn as positive, and as negative, are of
-        one true class."""
+        """The loss by its terms, TP and FN similarity, and which shares of the pairs drawn as
+        positive, and as negative, are of one true class."""
         losses = {name: float(torch.stack(values).mean()) for name, values in self.terms.items()}
         self.terms = {}
         return losses | self.similarity.epoch() | self.drawn
@@ -247,7 +335,11 @@ class SPCL(nn.Module):
     @property
     def unscheduled(self) -> list[nn.Parameter]:
         """What is trained at the peak rate throughout: it has but one epoch to learn."""
-        return [p for layer in self.renewable() for p in layer.parameters()] if self.recipe.renewed_rate == "peak" else []
+        return (
+            [p for layer in self.renewable() for p in layer.parameters()]
+            if self.recipe.renewed_rate == "peak"
+            else []
+        )
 
     def _clusterings(self) -> tuple[int, ...]:
         """The numbers of clusters that are needed."""
@@ -258,22 +350,38 @@ class SPCL(nn.Module):
     def _contrastive(self, a_NC: Tensor, b_NC: Tensor, image_N: Tensor) -> Tensor:
         halves = 1 if self.recipe.negatives == "union" else 2
         parts = zip(a_NC.chunk(halves), b_NC.chunk(halves), image_N.chunk(halves), strict=True)
-        return torch.stack([contrastive_loss(a, b, image, self.recipe.temperature, self.recipe.decoupled)
-                            for a, b, image in parts]).mean()
+        return torch.stack(
+            [
+                contrastive_loss(a, b, image, self.recipe.temperature, self.recipe.decoupled)
+                for a, b, image in parts
+            ]
+        ).mean()
 
     def _distance(self, h: Tensor, other: Tensor) -> Tensor:
-        return (h - other).abs() if self.recipe.distance == "elementwise" else (h - other).norm(dim=-1, keepdim=True)
+        return (
+            (h - other).abs()
+            if self.recipe.distance == "elementwise"
+            else (h - other).norm(dim=-1, keepdim=True)
+        )
 
     def _prototypical(self, h_ND: Tensor, image_N: Tensor) -> Tensor:
         recipe = self.recipe
         prototypes = [self.labels] if recipe.prototypes == "labels" else self.prototypes
-        losses = [symmetric_cross_entropy(head(h_ND), prototype_I[image_N], recipe.sce_alpha, recipe.sce_beta) if recipe.symmetric
-                  else prototype_loss(head(h_ND), prototype_I[image_N])
-                  for head, prototype_I in zip(self.prototype_heads, prototypes, strict=True)]
+        losses = [
+            (
+                symmetric_cross_entropy(
+                    head(h_ND), prototype_I[image_N], recipe.sce_alpha, recipe.sce_beta
+                )
+                if recipe.symmetric
+                else prototype_loss(head(h_ND), prototype_I[image_N])
+            )
+            for head, prototype_I in zip(self.prototype_heads, prototypes, strict=True)
+        ]
         return torch.stack(losses).mean()
 
     def _renew(self, epoch: int) -> None:
-        """Draws the weights of heads anew and tells the loop, whose optimiser forgets their momentum."""
+        """Draws the weights of heads anew and tells the loop, whose optimiser forgets their
+        momentum."""
         layers = self.renewable()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(keyed.seed(self.seed, "heads", epoch))
@@ -295,24 +403,41 @@ class _Unit(nn.Module):
 
 
 def _check(recipe: recipes.SPCL, labels: Tensor, num_classes: int) -> None:
-    if not all(0 <= weight < float("inf") for weight in (recipe.sce_alpha, recipe.sce_beta)) or recipe.temperature <= 0:
-        raise UserError("SPCL: --sce-alpha and --sce-beta are finite and not negative, --temperature is positive")
+    if (
+        not all(0 <= weight < float("inf") for weight in (recipe.sce_alpha, recipe.sce_beta))
+        or recipe.temperature <= 0
+    ):
+        raise UserError(
+            "SPCL: --sce-alpha and --sce-beta are finite and not negative, --temperature is"
+            " positive"
+        )
     if recipe.whiten < 0 or recipe.niter < 1 or recipe.nredo < 1:
         raise UserError("SPCL: --whiten is 0 or more, --niter and --nredo are 1 or more")
     weights = (recipe.alpha, recipe.beta, recipe.gamma)
     if not all(0 <= weight < float("inf") for weight in weights) or not any(weights):
-        raise UserError(f"SPCL: the weights alpha, beta, gamma are {weights}", hint="none is negative, one at least is not 0")
+        raise UserError(
+            f"SPCL: the weights alpha, beta, gamma are {weights}",
+            hint="none is negative, one at least is not 0",
+        )
     if recipe.train.batch_size % 4:
-        raise UserError(f"SPCL: a batch of {recipe.train.batch_size} does not split into quarters: pairs of one prototype and as "
-                        "many images of others", hint="--batch-size a multiple of 4")
+        raise UserError(
+            f"SPCL: a batch of {recipe.train.batch_size} does not split into quarters: pairs of one"
+            " prototype and as many images of others",
+            hint="--batch-size a multiple of 4",
+        )
     if not recipe.num_prototypes or min(recipe.num_prototypes) < 2:
         raise UserError(f"SPCL: --num-prototypes {recipe.num_prototypes} must be 2 or more")
     if "clusters" in (recipe.pairs, recipe.prototypes) and max(recipe.num_prototypes) > len(labels):
-        raise UserError(f"SPCL: {max(recipe.num_prototypes)} prototypes asked of {len(labels)} images",
-                        hint="lower --num-prototypes; the paper's 512 are for CIFAR, 2048 for ImageNet")
+        raise UserError(
+            f"SPCL: {max(recipe.num_prototypes)} prototypes asked of {len(labels)} images",
+            hint="lower --num-prototypes; the paper's 512 are for CIFAR, 2048 for ImageNet",
+        )
     if "labels" in (recipe.pairs, recipe.prototypes) and num_classes < 2:
-        raise UserError("SPCL: --pairs or --prototypes labels need labels, and these images are all of one class",
-                        hint="sort the images into one folder per class")
+        raise UserError(
+            "SPCL: --pairs or --prototypes labels need labels, and these images are all of one"
+            " class",
+            hint="sort the images into one folder per class",
+        )
 
 
 def build(recipe: recipes.SPCL, labels: Tensor, num_classes: int, seed: int) -> SPCL:

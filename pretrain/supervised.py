@@ -3,7 +3,7 @@
 Examples:
 
     python pretrain/supervised.py mini
-    python pretrain/supervised.py paper --data ROOT --device cuda   # torchvision's V1 recipe; its weights do as well
+    python pretrain/supervised.py paper --data ROOT --device cuda  # torchvision's V1 recipe; its weights do as well
 """
 
 if __name__ == "__main__":  # before torch is imported: --help should not wait for it
@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain import recipes
-from protobench import ranks
-from protobench.backbones import build as build_backbone
+from protobench.checkpoints.resnet import build as build_backbone
+from protobench.runtime import distributed
 
 
 class Supervised(nn.Module):
@@ -33,7 +33,9 @@ class Supervised(nn.Module):
 
     def loss(self, views: list[Tensor], index_N: Tensor) -> Tensor:
         """Cross-entropy of one view."""
-        return F.cross_entropy(self.fc(self.backbone(views[0])), self.labels[ranks.own(index_N)])
+        return F.cross_entropy(
+            self.fc(self.backbone(views[0])), self.labels[distributed.shard_of(index_N)]
+        )
 
 
 def build(recipe: recipes.Supervised, labels: Tensor, num_classes: int, seed: int) -> Supervised:

@@ -1,4 +1,5 @@
-"""The Random row: a network as initialised (He et al., ICCV 2015), the lower control of every table.
+"""The Random row: a network as initialised (He et al., ICCV 2015), the lower control of every
+table.
 
 Example:
 
@@ -13,7 +14,7 @@ if __name__ == "__main__":  # before torch is imported: --help should not wait f
 from torch import Tensor, nn
 
 from pretrain import recipes
-from protobench.backbones import build as build_backbone
+from protobench.checkpoints.resnet import build as build_backbone
 
 
 class Untrained(nn.Module):

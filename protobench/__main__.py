@@ -1,15 +1,16 @@
-"""Checkpoints: what is in one, getting a published one, writing one for other programs. Data: whether it is whole.
+"""Checkpoints: what is in one, getting a published one, writing one for other programs. Data:
+whether it is whole.
 
 Examples:
 
-    python -m protobench inspect moco_v1_200ep_pretrain.pth.tar          # what an evaluation would load, or why it would not
-    python -m protobench layouts                                         # where each code base keeps its backbone
-    python -m protobench fetch                                           # the published files that are known
-    python -m protobench fetch pcl-v2                                    # downloads it into checkpoints/
+    python -m protobench inspect moco_v1_200ep_pretrain.pth.tar  # what an evaluation would load, or why it would not
+    python -m protobench layouts  # where each code base keeps its backbone
+    python -m protobench fetch  # the published files that are known
+    python -m protobench fetch pcl-v2  # downloads it into checkpoints/
     python -m protobench export encoder.safetensors out.pth --layout detectron2
-    python -m protobench convert --trust old.pth.tar out.safetensors     # runs the file's code; hardly any file needs it
-    python -m protobench check-data /data                                # counts, classes, every image decoded; resumable
-    python -m protobench doctor                                          # what this machine and its installation lack
+    python -m protobench convert --trust old.pth.tar out.safetensors  # runs the file's code; hardly any file needs it
+    python -m protobench check-data /data  # counts, classes, every image decoded; resumable
+    python -m protobench doctor  # what this machine and its installation lack
 
 export and convert take the flags of an evaluation too: --weights, --prefix, --normalisation, …
 """
@@ -21,15 +22,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from protobench import cli, doctor
-from protobench.errors import UserError
+from protobench.runtime import cli, doctor
+from protobench.runtime.errors import UserError
 
-if __name__ == "__main__" and sys.argv[1:2] == ["doctor"]:  # before the imports below, of packages that may be broken
+if __name__ == "__main__" and sys.argv[1:2] == [
+    "doctor"
+]:  # before the imports below, of packages that may be broken
     cli.run(lambda: doctor.main(sys.argv[2:]))
 
 import tyro
 
-from protobench.layouts import Reading
+from protobench.checkpoints.layouts import LoadOptions
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Inspect:
     ckpt: tyro.conf.Positional[Path]
     json: bool = False
     """the whole account, as records keep it"""
-    reading: Reading = field(default_factory=Reading)
+    reading: LoadOptions = field(default_factory=LoadOptions)
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,14 @@ class Export:
 
     ckpt: tyro.conf.Positional[Path]
     out: tyro.conf.Positional[Path]
-    layout: Literal["protobench", "torchvision", "timm", "moco", "mmdet", "detectron2"] = "torchvision"
-    """whose names; torchvision and timm as .safetensors or .pth, protobench (with the projection head) as .safetensors, the
-    others as .pth"""
+    layout: Literal["protobench", "torchvision", "timm", "moco", "mmdet", "detectron2"] = (
+        "torchvision"
+    )
+    """whose names; torchvision and timm as .safetensors or .pth, protobench (with the projection
+    head) as .safetensors, the others as .pth"""
     results: Path = Path("results")
     """where records are looked for that score this checkpoint"""
-    reading: Reading = field(default_factory=Reading)
+    reading: LoadOptions = field(default_factory=LoadOptions)
 
 
 @dataclass(frozen=True)
@@ -75,11 +80,15 @@ class Convert(Export):
 
 @dataclass(frozen=True)
 class CheckData:
-    """Reads whole data sets and says whether they are what was published. A stopped check goes on where it was."""
+    """Reads whole data sets and says whether they are what was published. A stopped check goes on
+    where it was."""
 
     data: tyro.conf.Positional[Path | None] = None
-    """folder with imagenet/, VOCdevkit/, places205/ and CIFAR's folders, or one of these; without it the embedded data"""
-    dataset: tuple[Literal["imagenet", "voc07", "voc07+12", "coco", "places205", "cifar10", "cifar100"], ...] = ()
+    """folder with imagenet/, VOCdevkit/, places205/ and CIFAR's folders, or one of these; without
+    it the embedded data"""
+    dataset: tuple[
+        Literal["imagenet", "voc07", "voc07+12", "coco", "places205", "cifar10", "cifar100"], ...
+    ] = ()
     """only these; default all that are there"""
     workers: int = os.cpu_count() or 1
     """threads that decode"""
@@ -89,33 +98,58 @@ def layouts() -> None:
     """Prints the list of layouts."""
     from tabulate import tabulate
 
-    from protobench.layouts import LAYOUTS
+    from protobench.checkpoints.layouts import LAYOUTS
 
     rows = []
     for layout in LAYOUTS:
         home = layout.containers[0]
-        rows.append([layout.origin, home + layout.query, layout.momentum and home + layout.momentum, layout.evaluated,
-                     "refused" if layout.refused else layout.normalisation,
-                     "known" if layout.cifar_normalisation else "asked"])
-    print(tabulate(rows, headers=["origin", "query copy under", "momentum copy under", "evaluated", "normalisation",
-                                  "that of a CIFAR stem"]))
+        rows.append(
+            [
+                layout.origin,
+                home + layout.query,
+                layout.momentum and home + layout.momentum,
+                layout.evaluated,
+                "refused" if layout.refused else layout.normalisation,
+                "known" if layout.cifar_normalisation else "asked",
+            ]
+        )
+    print(
+        tabulate(
+            rows,
+            headers=[
+                "origin",
+                "query copy under",
+                "momentum copy under",
+                "evaluated",
+                "normalisation",
+                "that of a CIFAR stem",
+            ],
+        )
+    )
 
 
 def inspect(config: Inspect) -> None:
     """Prints the account of a checkpoint."""
-    from protobench import checkpoints
+    from protobench.checkpoints import encoders
 
-    encoder = checkpoints.load(config.ckpt, config.reading)
-    print(json.dumps(encoder.account, indent=1, ensure_ascii=False) if config.json else encoder.summary())
+    encoder = encoders.load(config.ckpt, config.reading)
+    print(
+        json.dumps(encoder.account, indent=1, ensure_ascii=False)
+        if config.json
+        else encoder.summary()
+    )
 
 
 def fetch(config: Fetch) -> None:
     """Downloads, or lists."""
-    from protobench import released
+    from protobench.checkpoints import released
 
     if config.name:
         path = released.fetch(config.name, config.to)
-        print(f"{path}: {released.catalogue()[config.name].title} ({released.catalogue()[config.name].proof})")
+        print(
+            f"{path}: {released.catalogue()[config.name].title}"
+            f" ({released.catalogue()[config.name].proof})"
+        )
         return
     for entry in released.catalogue().values():
         print(f"{entry.name:<16} {entry.title}; {entry.proof}; {entry.page}")
@@ -123,19 +157,31 @@ def fetch(config: Fetch) -> None:
 
 def export(config: Export) -> None:
     """Loads, writes, verifies, and writes the card."""
-    from protobench import checkpoints, files
-    from protobench import export as writing
+    from protobench.checkpoints import encoders
+    from protobench.checkpoints import export as writing
+    from protobench.runtime import files
 
     trust = isinstance(config, Convert)
     if trust:
         if not config.trust:  # type: ignore[attr-defined]
-            raise UserError("convert unpickles the whole file, which runs whatever code it holds, with your rights",
-                            at=config.ckpt, hint="hardly any file needs that: try export, which runs nothing. If that fails and "
-                                                 "you trust where the file comes from, add --trust")
-        print(f"--trust: unpickling {config.ckpt}; any code in it runs now, with your rights", file=sys.stderr)
+            raise UserError(
+                "convert unpickles the whole file, which runs whatever code it holds, with your"
+                " rights",
+                at=config.ckpt,
+                hint=(
+                    "hardly any file needs that: try export, which runs nothing. If that fails and "
+                    "you trust where the file comes from, add --trust"
+                ),
+            )
+        print(
+            f"--trust: unpickling {config.ckpt}; any code in it runs now, with your rights",
+            file=sys.stderr,
+        )
     if config.out.exists() and config.ckpt.exists() and config.out.samefile(config.ckpt):
-        raise UserError("this would overwrite the checkpoint itself", at=config.out, hint="choose another name")
-    encoder = checkpoints.load(config.ckpt, config.reading, trust=trust)
+        raise UserError(
+            "this would overwrite the checkpoint itself", at=config.out, hint="choose another name"
+        )
+    encoder = encoders.load(config.ckpt, config.reading, trust=trust)
     print(encoder.summary())
     writing.export(encoder, config.out, config.layout)
     card = config.out.with_name(config.out.name + ".md")
@@ -149,7 +195,11 @@ def main() -> int:
     if command in ("-h", "--help"):
         print(__doc__)
         return cli.SAME
-    match cli.choose("command", command, ("inspect", "layouts", "fetch", "export", "convert", "check-data", "doctor")):
+    match cli.choose(
+        "command",
+        command,
+        ("inspect", "layouts", "fetch", "export", "convert", "check-data", "doctor"),
+    ):
         case "layouts":
             layouts()
         case "inspect":
@@ -161,10 +211,10 @@ def main() -> int:
         case "convert":
             export(cli.parse(Convert, __doc__ or "", args))
         case "check-data":
-            from protobench import check_data
+            from protobench.data import verify
 
             config = cli.parse(CheckData, __doc__ or "", args)
-            return check_data.check(config.data, config.dataset, config.workers)
+            return verify.check(config.data, config.dataset, config.workers)
         case "doctor":
             return doctor.main(args)
     return cli.SAME

@@ -1,8 +1,8 @@
 """BatchNorm that does not depend on how many processes share a batch.
 
-Either its statistics are those of the whole batch (``synchronise``: SimCLR's "global BN", and what one process does anyway), or
-those of groups of it (MoCo), of which each process has some; then ``RunningStatistics`` become what one process would have,
-through whose hands all groups go in turn.
+Either its statistics are those of the whole batch (``synchronise``: SimCLR's "global BN", and what
+one process does anyway), or those of groups of it (MoCo), of which each process has some; then
+``RunningStatistics`` become what one process would have, through whose hands all groups go in turn.
 """
 
 from typing import Any
@@ -10,13 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from protobench import ranks
+from protobench.runtime import distributed
 
 
 def synchronise(module: nn.Module) -> nn.Module:
-    """The module with BatchNorms that see the batches of all processes; parameters, buffers and their names stay. Torch's own are
-    for GPUs alone: on a CPU they are ``_OnCPU``."""
-    return nn.SyncBatchNorm.convert_sync_batchnorm(module) if next(module.parameters()).is_cuda else _synchronise_on_cpu(module)
+    """The module with BatchNorms that see the batches of all processes; parameters, buffers and
+    their names stay. Torch's own are for GPUs alone: on a CPU they are ``_OnCPU``."""
+    return (
+        nn.SyncBatchNorm.convert_sync_batchnorm(module)
+        if next(module.parameters()).is_cuda
+        else _synchronise_on_cpu(module)
+    )
 
 
 def _synchronise_on_cpu(module: nn.Module) -> nn.Module:
@@ -34,7 +38,9 @@ class _OnCPU(nn.BatchNorm2d):
     @staticmethod
     def of(norm: nn.BatchNorm2d) -> "_OnCPU":
         """A BatchNorm with the parameters and buffers of ``norm``."""
-        found = _OnCPU(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        found = _OnCPU(
+            norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats
+        )
         found.weight, found.bias = norm.weight, norm.bias
         for name, buffer in norm.named_buffers(recurse=False):
             setattr(found, name, buffer)
@@ -44,31 +50,39 @@ class _OnCPU(nn.BatchNorm2d):
         """As BatchNorm2d of the whole batch."""
         if not self.training:
             return super().forward(x)
-        y, count = x.float() if x.dtype == torch.bfloat16 else x, x.new_tensor([x.numel() // x.shape[1]], dtype=torch.float64)
-        n = ranks.summed(count).to(y.dtype)  # processes may have unequal shares
-        mean_C = ranks.summed(y.sum((0, 2, 3))) / n
+        y, count = (
+            x.float() if x.dtype == torch.bfloat16 else x,
+            x.new_tensor([x.numel() // x.shape[1]], dtype=torch.float64),
+        )
+        n = distributed.all_reduce_sum(count).to(y.dtype)  # processes may have unequal shares
+        mean_C = distributed.all_reduce_sum(y.sum((0, 2, 3))) / n
         centred = y - mean_C[:, None, None]
-        variance_C = ranks.summed(centred.square().sum((0, 2, 3))) / n
+        variance_C = distributed.all_reduce_sum(centred.square().sum((0, 2, 3))) / n
         with torch.no_grad():
             self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
             share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum  # type: ignore[arg-type]
             self.running_mean.lerp_(mean_C.to(self.running_mean.dtype), share)  # type: ignore[union-attr]
             self.running_var.lerp_((variance_C * n / (n - 1)).to(self.running_var.dtype), share)  # type: ignore[union-attr]
-        scaled = centred * (self.weight * (variance_C + self.eps).rsqrt())[:, None, None] + self.bias[:, None, None]
+        scaled = (
+            centred * (self.weight * (variance_C + self.eps).rsqrt())[:, None, None]
+            + self.bias[:, None, None]
+        )
         return scaled.to(x.dtype)
 
 
 class RunningStatistics:
-    """The running means and variances of a module whose BatchNorms see ``groups`` groups a step in each process.
+    """The running means and variances of a module whose BatchNorms see ``groups`` groups a step in
+    each process.
 
-    A group g changes statistics r to (1 - m) r + m s_g. Processes start a step from the same r and end it with their own r_p;
-    what follows from all groups in order of rank is r d^P + sum_p (r_p - d r) d^(P - 1 - p), where d = (1 - m)^groups and P
-    processes.
-    """
+    A group g changes statistics r to (1 - m) r + m s_g. Processes start a step from the same r and
+    end it with their own r_p; what follows from all groups in order of rank is r d^P + sum_p (r_p -
+    d r) d^(P - 1 - p), where d = (1 - m)^groups and P processes."""
 
     def __init__(self, module: nn.Module, groups: int):
         norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
-        self.buffers: list[Any] = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
+        self.buffers: list[Any] = [
+            buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)
+        ]
         self.counters: list[Any] = [norm.num_batches_tracked for norm in norms]
         self.decay, self.groups = (1 - (norms[0].momentum or 0.0)) ** groups, groups
         self.start()
@@ -80,11 +94,13 @@ class RunningStatistics:
     @torch.no_grad()
     def merge(self) -> None:
         """To be called after each step."""
-        processes = ranks.count()
+        processes = distributed.world_size()
         later = self.before * self.decay**processes
-        for number, after in enumerate(ranks.gathered(self._flat())):
+        for number, after in enumerate(distributed.all_gather(self._flat())):
             later += (after - self.decay * self.before) * self.decay ** (processes - 1 - number)
-        torch._foreach_copy_(self.buffers, list(later.split([len(buffer) for buffer in self.buffers])))
+        torch._foreach_copy_(
+            self.buffers, list(later.split([len(buffer) for buffer in self.buffers]))
+        )
         torch._foreach_add_(self.counters, self.groups * (processes - 1))
         self.before = later
 

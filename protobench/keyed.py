@@ -1,7 +1,7 @@
 """Randomness as a function of a key, such as (seed, epoch, sample index, view).
 
-Nothing here has a state, so a result does not depend on process, number of workers, batch composition or resume.
-"""
+Nothing here has a state, so a result does not depend on process, number of workers, batch
+composition or resume."""
 
 import hashlib
 
@@ -22,12 +22,15 @@ def generator(*key: int | str) -> np.random.Generator:
 
 
 def uniforms(count: int, index_N: np.ndarray, *key: int | str) -> np.ndarray:
-    """``count`` uniforms in [0, 1) for each sample, float64 [N, count]; row n depends on (key, index_N[n]) only.
+    """``count`` uniforms in [0, 1) for each sample, float64 [N, count]; row n depends on (key,
+    index_N[n]) only.
 
-    SplitMix64 (Steele et al., OOPSLA 2014) over counters: one vectorised pass instead of N generators.
-    """
+    SplitMix64 (Steele et al., OOPSLA 2014) over counters: one vectorised pass instead of N
+    generators."""
     with np.errstate(over="ignore"):
-        start_N1 = _mix(np.uint64(seed(*key)) + _GAMMA * (index_N.astype(np.uint64)[:, None] + np.uint64(1)))
+        start_N1 = _mix(
+            np.uint64(seed(*key)) + _GAMMA * (index_N.astype(np.uint64)[:, None] + np.uint64(1))
+        )
         bits_NC = _mix(start_N1 + _GAMMA * np.arange(1, count + 1, dtype=np.uint64))
     return (bits_NC >> np.uint64(11)) * 2.0**-53
 

@@ -5,13 +5,15 @@ from dataclasses import dataclass
 import faiss
 import numpy as np
 
-from protobench import keyed, ranks
-from protobench.errors import UserError
+from protobench import keyed
+from protobench.runtime import distributed
+from protobench.runtime.errors import UserError
 
 
 @dataclass(frozen=True)
 class Clustering:
-    """centroids float32 [K, D]; assignment int64 [N]; distance float32 [N], Euclidean, to the own centroid."""
+    """centroids float32 [K, D]; assignment int64 [N]; distance float32 [N], Euclidean, to the own
+    centroid."""
 
     centroids: np.ndarray
     assignment: np.ndarray
@@ -19,44 +21,82 @@ class Clustering:
 
 
 HOURS_ON_A_CPU = 1e9
-"""N x K from which a GPU that faiss cannot see is an error; ImageNet's K = 2048 is 2.6e9, its K = 25 000 is 3.2e10."""
+"""N x K from which a GPU that faiss cannot see is an error; ImageNet's K = 2048 is 2.6e9, its K =
+25 000 is 3.2e10."""
 
 
 BLOCK = 2**16
 """Images looked at together: half a gigabyte of 2048 features."""
 
 
-def kmeans(x_ND: np.ndarray, k: int, *, seed: int, niter: int = 20, nredo: int = 5, points_per_centroid: int = 1000,
-           gpu: bool = False) -> Clustering:
+def kmeans(
+    x_ND: np.ndarray,
+    k: int,
+    *,
+    seed: int,
+    niter: int = 20,
+    nredo: int = 5,
+    points_per_centroid: int = 1000,
+    gpu: bool = False,
+) -> Clustering:
     """Lloyd's iterations in L2, the best of ``nredo`` starts (settings of the released PCL code).
 
-    Learns from at most ``points_per_centroid`` x K images, drawn at random; features in half precision are drawn before, and
-    assigned in blocks, so that memory beyond them is bounded. ``gpu``: on a GPU, under torchrun on those of all processes
-    of this machine, which wait (faiss copies the centroids to each and divides the images); small problems fall back to
-    the CPU where it sees none, with the same result up to rounding. Raises UserError for K > N, for features that are not
-    finite, and for a large problem without the GPU asked for.
-    """
+    Learns from at most ``points_per_centroid`` x K images, drawn at random; features in half
+    precision are drawn before, and assigned in blocks, so that memory beyond them is bounded.
+    ``gpu``: on a GPU, under torchrun on those of all processes of this machine, which wait (faiss
+    copies the centroids to each and divides the images); small problems fall back to the CPU where
+    it sees none, with the same result up to rounding. Raises UserError for K > N, for features that
+    are not finite, and for a large problem without the GPU asked for."""
     if k > len(x_ND):
-        raise UserError(f"k-means: {k} clusters asked of {len(x_ND)} images",
-                        hint="lower --num-clusters, in pretraining --num-prototypes; 25000, 50000 and 100000 are for ImageNet")
+        raise UserError(
+            f"k-means: {k} clusters asked of {len(x_ND)} images",
+            hint=(
+                "lower --num-clusters, in pretraining --num-prototypes; 25000, 50000 and 100000 are"
+                " for ImageNet"
+            ),
+        )
     if not all(np.isfinite(block).all() for block in _blocks(x_ND)):
-        raise UserError("k-means: features contain NaN or infinity", hint="the encoder has diverged; lower the learning rate")
+        raise UserError(
+            "k-means: features contain NaN or infinity",
+            hint="the encoder has diverged; lower the learning rate",
+        )
     if gpu and faiss.get_num_gpus() == 0 and len(x_ND) * k > HOURS_ON_A_CPU:
-        raise UserError(f"k-means of {len(x_ND)} images into {k} clusters on a GPU, but faiss sees none",
-                        hint="install a faiss-gpu that fits this driver: python -c 'import faiss; print(faiss.get_num_gpus())'")
-    gpus = min(faiss.get_num_gpus(), ranks.count_here()) if gpu else 0
-    search = faiss.Kmeans(x_ND.shape[1], k, niter=niter, nredo=nredo, seed=seed, gpu=gpus,
-                          min_points_per_centroid=1, max_points_per_centroid=points_per_centroid)
+        raise UserError(
+            f"k-means of {len(x_ND)} images into {k} clusters on a GPU, but faiss sees none",
+            hint=(
+                "install a faiss-gpu that fits this driver: python -c 'import faiss;"
+                " print(faiss.get_num_gpus())'"
+            ),
+        )
+    gpus = min(faiss.get_num_gpus(), distributed.local_world_size()) if gpu else 0
+    search = faiss.Kmeans(
+        x_ND.shape[1],
+        k,
+        niter=niter,
+        nredo=nredo,
+        seed=seed,
+        gpu=gpus,
+        min_points_per_centroid=1,
+        max_points_per_centroid=points_per_centroid,
+    )
     search.train(_sample(x_ND, points_per_centroid * k, seed))
-    found = [search.index.search(np.ascontiguousarray(block, np.float32), 1) for block in _blocks(x_ND)]
+    found = [
+        search.index.search(np.ascontiguousarray(block, np.float32), 1) for block in _blocks(x_ND)
+    ]
     squared_N, assignment_N = (np.concatenate(parts)[:, 0] for parts in zip(*found, strict=True))
-    return Clustering(np.asarray(search.centroids).reshape(k, -1), assignment_N, np.sqrt(squared_N.clip(0)))
+    return Clustering(
+        np.asarray(search.centroids).reshape(k, -1), assignment_N, np.sqrt(squared_N.clip(0))
+    )
 
 
 def whitened(x_ND: np.ndarray, dims: int, *, seed: int, points: int = 500_000) -> np.ndarray:
-    """Float32 [N, dims] of unit length: PCA, each component scaled to variance 1. UserError for more than there are."""
+    """Float32 [N, dims] of unit length: PCA, each component scaled to variance 1. UserError for
+    more than there are."""
     if not 1 <= dims <= min(x_ND.shape):
-        raise UserError(f"PCA to {dims} dimensions of {len(x_ND)} features with {x_ND.shape[1]}", hint="lower --whiten")
+        raise UserError(
+            f"PCA to {dims} dimensions of {len(x_ND)} features with {x_ND.shape[1]}",
+            hint="lower --whiten",
+        )
     pca = faiss.PCAMatrix(x_ND.shape[1], dims, -0.5)
     pca.train(_sample(x_ND, points, seed))
     y_ND = np.empty((len(x_ND), dims), np.float32)
@@ -73,12 +113,15 @@ def _blocks(x_ND: np.ndarray) -> list[np.ndarray]:
 
 
 def _sample(x_ND: np.ndarray, points: int, seed: int) -> np.ndarray:
-    """Of half precision, at most ``points`` rows in single precision; single precision as it is, faiss draws of it itself."""
+    """Of half precision, at most ``points`` rows in single precision; single precision as it is,
+    faiss draws of it itself."""
     if x_ND.dtype == np.float32:
         return np.ascontiguousarray(x_ND)
     chosen = np.arange(len(x_ND))
     if len(x_ND) > points:
-        chosen = np.sort(keyed.generator(seed, "k-means sample").choice(len(x_ND), points, replace=False))
+        chosen = np.sort(
+            keyed.generator(seed, "k-means sample").choice(len(x_ND), points, replace=False)
+        )
     sample = np.empty((len(chosen), x_ND.shape[1]), np.float32)
     for start in range(0, len(chosen), BLOCK):
         sample[start : start + BLOCK] = x_ND[chosen[start : start + BLOCK]]

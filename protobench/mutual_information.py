@@ -1,8 +1,8 @@
 """How well two partitions agree: mutual information adjusted for chance, and its relatives.
 
-Exact and fast at ImageNet's size: the contingency table is sparse, and the expected information of random partitions
-depends on the cluster sizes alone, of which only a few hundred differ. Nothing of size (clusters x classes) is made.
-"""
+Exact and fast at ImageNet's size: the contingency table is sparse, and the expected information of
+random partitions depends on the cluster sizes alone, of which only a few hundred differ. Nothing of
+size (clusters x classes) is made."""
 
 from typing import Any
 
@@ -11,12 +11,15 @@ from scipy.special import digamma, gammaln
 
 
 def agreement(clusters: np.ndarray, classes: np.ndarray) -> dict[str, float]:
-    """AMI (Vinh et al., JMLR 2010) by the ``arithmetic`` and ``max`` mean of entropies, ``nmi``, ``ari``, ``purity``.
+    """AMI (Vinh et al., JMLR 2010) by the ``arithmetic`` and ``max`` mean of entropies, ``nmi``,
+    ``ari``, ``purity``.
 
-    Both int [N], any labels. AMI and ARI are 1 for equal partitions and 0 on average for independent ones.
-    """
+    Both int [N], any labels. AMI and ARI are 1 for equal partitions and 0 on average for
+    independent ones."""
     cells, a_R, b_C = contingency(clusters, classes)
-    if len(cells[2]) == len(a_R) == len(b_C):  # the same partition; where all clusters are single images, AMI would be 0 / 0
+    if (
+        len(cells[2]) == len(a_R) == len(b_C)
+    ):  # the same partition; where all clusters are single images, AMI would be 0 / 0
         return dict.fromkeys(("ami", "ami_max", "nmi", "ari", "purity"), 1.0)
     n = len(clusters)
     information = mutual_information(cells, a_R, b_C)
@@ -31,12 +34,18 @@ def agreement(clusters: np.ndarray, classes: np.ndarray) -> dict[str, float]:
         "ami": _adjusted(information, expected, (h_a + h_b) / 2),
         "ami_max": _adjusted(information, expected, max(h_a, h_b)),
         "nmi": information / ((h_a + h_b) / 2) if h_a + h_b > 0 else 1.0,
-        "ari": (pairs - chance) / ((pairs_a + pairs_b) / 2 - chance) if (pairs_a + pairs_b) / 2 != chance else 1.0,
+        "ari": (
+            (pairs - chance) / ((pairs_a + pairs_b) / 2 - chance)
+            if (pairs_a + pairs_b) / 2 != chance
+            else 1.0
+        ),
         "purity": float(best_R.sum()) / n,
     }
 
 
-def contingency(clusters: np.ndarray, classes: np.ndarray) -> tuple[tuple[np.ndarray, ...], np.ndarray, np.ndarray]:
+def contingency(
+    clusters: np.ndarray, classes: np.ndarray
+) -> tuple[tuple[np.ndarray, ...], np.ndarray, np.ndarray]:
     """The non-empty cells (row, column, count) and both marginals, all int64."""
     _, row = np.unique(clusters, return_inverse=True)
     _, column = np.unique(classes, return_inverse=True)
@@ -55,11 +64,17 @@ def mutual_information(cells: tuple[np.ndarray, ...], a_R: np.ndarray, b_C: np.n
     """In nats, from the non-empty cells of the contingency table."""
     row, column, count = cells
     n = a_R.sum()
-    return max(float((count / n * (np.log(count) + np.log(n) - np.log(a_R[row]) - np.log(b_C[column]))).sum()), 0.0)
+    return max(
+        float(
+            (count / n * (np.log(count) + np.log(n) - np.log(a_R[row]) - np.log(b_C[column]))).sum()
+        ),
+        0.0,
+    )
 
 
 def expected_mutual_information(a_R: np.ndarray, b_C: np.ndarray) -> float:
-    """The mean mutual information, in nats, of random partitions with these sizes (hypergeometric; Vinh et al., Eq. 24a).
+    """The mean mutual information, in nats, of random partitions with these sizes (hypergeometric;
+    Vinh et al., Eq. 24a).
 
     Sums over each pair of *different* sizes once, times how often it occurs.
     """
@@ -76,15 +91,25 @@ def expected_mutual_information(a_R: np.ndarray, b_C: np.ndarray) -> float:
         start = np.repeat(np.cumsum(lengths) - lengths, lengths)
         overlap = np.arange(len(which)) - start + low[which]
         size_a = a[which]
-        log_p = (gln[size_a + 1] + gln[size_b + 1] + gln[n - size_a + 1] + gln[n - size_b + 1] - gln[n + 1] - gln[overlap + 1]
-                 - gln[size_a - overlap + 1] - gln[size_b - overlap + 1] - gln[n - size_a - size_b + overlap + 1])
+        log_p = (
+            gln[size_a + 1]
+            + gln[size_b + 1]
+            + gln[n - size_a + 1]
+            + gln[n - size_b + 1]
+            - gln[n + 1]
+            - gln[overlap + 1]
+            - gln[size_a - overlap + 1]
+            - gln[size_b - overlap + 1]
+            - gln[n - size_a - size_b + overlap + 1]
+        )
         information = overlap / n * (np.log(overlap) + np.log(n) - np.log(size_a) - np.log(size_b))
         total += times * float((times_a[which] * information * np.exp(log_p)).sum())
     return total
 
 
 def _adjusted(information: float, expected: float, mean: float) -> float:
-    """(I - E[I]) / (mean entropy - E[I]); 1 where both partitions are trivial, as nothing is left to agree on."""
+    """(I - E[I]) / (mean entropy - E[I]); 1 where both partitions are trivial, as nothing is left
+    to agree on."""
     slack = mean - expected
     if abs(slack) < np.finfo(np.float64).eps:
         return 1.0
@@ -92,13 +117,13 @@ def _adjusted(information: float, expected: float, mean: float) -> float:
 
 
 def ross(x_ND: Any, labels: np.ndarray, k: int = 3) -> float:
-    """Mutual information, in nats, of vectors (torch, float [N, D]) and discrete labels [N], by nearest neighbours (Ross, PLOS
-    ONE 2014): psi(N) + <psi(k)> - <psi(N_class)> - <psi(m)>, where m counts the points, itself included, nearer than the k-th
-    neighbour of the own class.
+    """Mutual information, in nats, of vectors (torch, float [N, D]) and discrete labels [N], by
+    nearest neighbours (Ross, PLOS ONE 2014): psi(N) + <psi(k)> - <psi(N_class)> - <psi(m)>, where m
+    counts the points, itself included, nearer than the k-th neighbour of the own class.
 
-    Classes of one image say nothing and are left out; k shrinks to what a class has. Its bound is the labels' entropy. It breaks
-    down where points coincide. Blockwise: memory does not grow with N^2.
-    """
+    Classes of one image say nothing and are left out; k shrinks to what a class has. Its bound is
+    the labels' entropy. It breaks down where points coincide. Blockwise: memory does not grow with
+    N^2."""
     import torch
 
     _, label, size = np.unique(labels, return_inverse=True, return_counts=True)

@@ -2,12 +2,12 @@
 
 Examples:
 
-    python -m tables diff table1                      # exit code 0 same, 1 differs, 2 trouble, 3 incomplete
+    python -m tables diff table1  # exit code 0 same, 1 differs, 2 trouble, 3 incomplete
     python -m tables diff table1 --tier paper --strict
     python -m tables reproduce table1 --plan
     python -m tables reproduce table1 --help          # more on running
     python -m tables reproduce figure3
-    python -m tables page                             # results/index.html and one page per table, from what is there
+    python -m tables page  # results/index.html and one page per table, from what is there
     python -m tables list
 """
 
@@ -17,14 +17,15 @@ from pathlib import Path
 
 import tyro
 
-from protobench import cli
-from tables.catalogue import FIGURES, TABLES, either
-from tables.schema import Tier
+from protobench.runtime import cli
+from tables.engine.catalogue import FIGURES, TABLES, either
+from tables.engine.schema import Tier
 
 
 @dataclass(frozen=True)
 class Diff:
-    """Compares the records in a results folder with the paper; writes the files of the table or figure again."""
+    """Compares the records in a results folder with the paper; writes the files of the table or
+    figure again."""
 
     table: tyro.conf.Positional[str]
     tier: Tier = "mini"
@@ -35,7 +36,8 @@ class Diff:
 
 @dataclass(frozen=True)
 class Page:
-    """Writes the pages again: index.html, one per table and figure, and README.md in each tier's folder."""
+    """Writes the pages again: index.html, one per table and figure, and README.md in each tier's
+    folder."""
 
     results: Path = Path("results")
 
@@ -51,18 +53,21 @@ def main() -> int:
             for name in TABLES + FIGURES:
                 print(f"{name}: {either(name).title}; {either(name).paper}")
         case "diff":
-            from tables import publish
+            from tables.engine import publish
 
             diff = cli.parse(Diff, __doc__ or "", args)
             return publish.publish(either(diff.table), diff.tier, diff.results, strict=diff.strict)
         case "page":
-            from tables import publish
+            from tables.engine import publish
 
             written = publish.pages(cli.parse(Page, __doc__ or "", args).results)
-            print("\n".join(map(str, written)) or "no records, so no page", file=sys.stdout if written else sys.stderr)
+            print(
+                "\n".join(map(str, written)) or "no records, so no page",
+                file=sys.stdout if written else sys.stderr,
+            )
             return cli.SAME if written else cli.INCOMPLETE
         case "reproduce":
-            from tables import reproduce
+            from tables.engine import reproduce
 
             config = cli.parse(reproduce.Reproduce, reproduce.__doc__ or "", args)
             return reproduce.reproduce(config, either(config.table))

@@ -1,9 +1,12 @@
-"""Shared by all tests: a tiny embedded world, tiny encoders, and a way to run a command line in this process."""
+"""Shared by all tests: a tiny embedded world, tiny encoders, and a way to run a command line in
+this process."""
 
 import os
 import sys
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: for this process, those it starts and those that run beside it
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before torch: for this process, those it starts and those that run beside it
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,13 +19,27 @@ import torch
 from filelock import FileLock
 
 from pretrain import loop, recipes
-from protobench import cli, images, mini, scenes
-from protobench.images import ImageList
+from protobench.data import image_list
+from protobench.data.image_list import ImageList
+from protobench.data.synthetic import bundled, scenes
+from protobench.runtime import cli
 
-TINY = {"imagenet-train": 200, "imagenet-val": 40, "voc-trainval": 200, "voc-test": 120, "places-train": 60,
-        "places-val": 60}
+TINY = {
+    "imagenet-train": 200,
+    "imagenet-val": 40,
+    "voc-trainval": 200,
+    "voc-test": 120,
+    "places-train": 60,
+    "places-val": 60,
+}
 
-SCENES = {"voc2007-trainval": 16, "voc2012-trainval": 8, "voc2007-test": 60, "coco-train": 16, "coco-val": 60}
+SCENES = {
+    "voc2007-trainval": 16,
+    "voc2012-trainval": 8,
+    "voc2007-test": 60,
+    "coco-train": 16,
+    "coco-val": 60,
+}
 
 
 def pytest_collection_modifyitems(items):
@@ -38,7 +55,8 @@ def pytest_sessionfinish():
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory) -> Path:
-    """A folder for what is made once in a run of the tests, also where pytest-xdist spreads them over several processes."""
+    """A folder for what is made once in a run of the tests, also where pytest-xdist spreads them
+    over several processes."""
     own = tmp_path_factory.getbasetemp()
     folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
     folder.mkdir(exist_ok=True)
@@ -47,7 +65,9 @@ def shared(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def once(shared) -> Callable[[str, Callable[[Path], Any]], Any]:
-    """``once(name, make)``: what ``make(folder)`` returns, by one process after another: the later ones find it made."""
+    """``once(name, make)``: what ``make(folder)`` returns, by one process after another: the later
+    ones find it made."""
+
     def made(name: str, make: Callable[[Path], Any]) -> Any:
         with FileLock(shared / f"{name}.lock"):
             return make(shared / name)
@@ -66,7 +86,7 @@ def cache(shared) -> Path:
 @pytest.fixture(scope="session")
 def world(shared) -> Path:
     """A tiny embedded world: never write into it."""
-    return mini.ensure(shared / "world", TINY)
+    return bundled.ensure(shared / "world", TINY)
 
 
 @pytest.fixture(scope="session")
@@ -80,32 +100,37 @@ def mmdet() -> None:
     """Detection: skipped, visibly, where the extra that holds MMDetection is not installed."""
     pytest.importorskip("mmdet", reason="needs the extra detection")
 
-    from evaluate import mmcv_operators
+    from evaluate.mmdet_adapter import operators
 
-    mmcv_operators.provide()
+    operators.provide()
 
 
 @pytest.fixture(scope="session")
 def train_images(world) -> ImageList:
-    return images.image_folder(world / "imagenet" / "train", "imagenet-train")
+    return image_list.image_folder(world / "imagenet" / "train", "imagenet-train")
 
 
 @pytest.fixture(scope="session")
 def encoder_file(once) -> Path:
     """An untrained embedded-tier encoder in our own format."""
-    return once("encoder", lambda folder: loop.pretrain(recipes.UNTRAINED_MINI, None, folder, seed=0))
+    return once(
+        "encoder", lambda folder: loop.pretrain(recipes.UNTRAINED_MINI, None, folder, seed=0)
+    )
 
 
 @pytest.fixture(scope="session")
 def moco_file(once, train_images) -> Path:
     """An embedded-tier MoCo after one epoch: it has a head and a momentum encoder."""
-    recipe = replace(recipes.MOCO_MINI, train=replace(recipes.MOCO_MINI.train, epochs=1, batch_size=64), queue=64)
+    recipe = replace(
+        recipes.MOCO_MINI, train=replace(recipes.MOCO_MINI.train, epochs=1, batch_size=64), queue=64
+    )
     return once("moco", lambda folder: loop.pretrain(recipe, train_images, folder, seed=0))
 
 
 @pytest.fixture
 def command(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
     """Runs a script's main with arguments: (exit code, stdout, stderr)."""
+
     def run(main: Callable[[], int | None], *args: Any) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["script", *map(str, args)])
         with pytest.raises(SystemExit) as exit_:

@@ -1,7 +1,8 @@
-"""Checkpoints as each code base writes them, built from the facts of its layout: containers, names, heads, other copies.
+"""Checkpoints as each code base writes them, built from the facts of its layout: containers, names,
+heads, other copies.
 
-``mine`` are the weights that its authors evaluate, ``other`` those of a further copy, both under torchvision's names.
-"""
+``mine`` are the weights that its authors evaluate, ``other`` those of a further copy, both under
+torchvision's names."""
 
 import contextlib
 import pickle
@@ -42,7 +43,10 @@ class Origin:
 
     def save(self, path: Path, content: Any) -> Path:
         """Writes the file as its code base would, with that code at hand."""
-        with importable(), warnings.catch_warnings(action="ignore"):  # torch wants the sources of classes
+        with (
+            importable(),
+            warnings.catch_warnings(action="ignore"),
+        ):  # torch wants the sources of classes
             if self.plain:
                 path.write_bytes(pickle.dumps(content))
             else:
@@ -50,7 +54,7 @@ class Origin:
         return path
 
 
-# Code of the repositories that wrote the files, which no reader has ---------------------------------------------------
+# Code of the repositories that wrote the files, which no reader has -------------------------------
 
 RAN: list[str] = []
 """What ran of it; nothing may."""
@@ -71,7 +75,9 @@ def exclude_bias_and_norm(p: Any) -> bool:
 
 
 exclude_bias_and_norm.__module__ = "__main__"
-OwnResNet, OwnBlock = (_foreign("models.resnet", name, nn.Module) for name in ("ResNet", "BasicBlock"))
+OwnResNet, OwnBlock = (
+    _foreign("models.resnet", name, nn.Module) for name in ("ResNet", "BasicBlock")
+)
 SimCLR = _foreign("__main__", "SimCLR", nn.Module)
 LinearAverage = _foreign("lib.LinearAverage", "LinearAverage", nn.Module)
 
@@ -131,11 +137,15 @@ def average(classes: int = 8) -> nn.Module:
 
 def with_filter(content: dict[str, Any]) -> dict[str, Any]:
     for group in content["optimizer"]["param_groups"]:
-        group |= {"weight_decay_filter": exclude_bias_and_norm, "lars_adaptation_filter": exclude_bias_and_norm}
+        group |= {
+            "weight_decay_filter": exclude_bias_and_norm,
+            "lars_adaptation_filter": exclude_bias_and_norm,
+        }
     return content
 
 
-# Their contents -------------------------------------------------------------------------------------------------------
+# Their contents -----------------------------------------------------------------------------------
+
 
 def under(prefix: str, state: State) -> State:
     return {prefix + name: tensor for name, tensor in state.items()}
@@ -151,13 +161,21 @@ def linear(prefix: str, classes: int = 1000, width: int = 512) -> State:
 
 
 def optimizer(state: State) -> dict[str, Any]:
-    return {"state": {i: {"momentum_buffer": torch.zeros_like(t)} for i, t in enumerate(state.values())},
-            "param_groups": [{"lr": 0.03, "params": list(range(len(state)))}]}
+    return {
+        "state": {
+            i: {"momentum_buffer": torch.zeros_like(t)} for i, t in enumerate(state.values())
+        },
+        "param_groups": [{"lr": 0.03, "params": list(range(len(state)))}],
+    }
 
 
 def tensorflow(state: State) -> State:
-    """Convolutions in TensorFlow's memory order (height, width, in, out), seen through a permutation."""
-    return {name: t.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1) if t.ndim == 4 else t for name, t in state.items()}
+    """Convolutions in TensorFlow's memory order (height, width, in, out), seen through a
+    permutation."""
+    return {
+        name: t.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1) if t.ndim == 4 else t
+        for name, t in state.items()
+    }
 
 
 def renamed(state: State, *pairs: tuple[str, str]) -> State:
@@ -174,32 +192,63 @@ def without_counters(state: State) -> State:
 
 
 def training(state: State, **more: Any) -> dict[str, Any]:
-    return {"epoch": 200, "arch": "resnet18", "state_dict": state, "optimizer": optimizer(state), **more}
+    return {
+        "epoch": 200,
+        "arch": "resnet18",
+        "state_dict": state,
+        "optimizer": optimizer(state),
+        **more,
+    }
 
 
 def lightning(state: State, **more: Any) -> dict[str, Any]:
-    return {"epoch": 99, "global_step": 5, "pytorch-lightning_version": "2.1.0", "state_dict": state, "loops": {},
-            "callbacks": {}, "optimizer_states": [optimizer(state)], "lr_schedulers": [], **more}
+    return {
+        "epoch": 99,
+        "global_step": 5,
+        "pytorch-lightning_version": "2.1.0",
+        "state_dict": state,
+        "loops": {},
+        "callbacks": {},
+        "optimizer_states": [optimizer(state)],
+        "lr_schedulers": [],
+        **more,
+    }
 
 
 def mmengine(state: State) -> dict[str, Any]:
-    return {"meta": {"cfg": "model = dict()", "seed": 0, "epoch": 200}, "state_dict": state, "param_schedulers": []}
+    return {
+        "meta": {"cfg": "model = dict()", "seed": 0, "epoch": 200},
+        "state_dict": state,
+        "param_schedulers": [],
+    }
 
 
 def moco(mine: State, other: State) -> State:
-    queue = {"module.queue": torch.ones(128, 64), "module.queue_ptr": torch.zeros(1, dtype=torch.long)}
-    return (under("module.encoder_q.", mine) | head("module.encoder_q.fc.", 512, 512, 128) | under("module.encoder_k.", other)
-            | head("module.encoder_k.fc.", 512, 512, 128) | queue)
+    queue = {
+        "module.queue": torch.ones(128, 64),
+        "module.queue_ptr": torch.zeros(1, dtype=torch.long),
+    }
+    return (
+        under("module.encoder_q.", mine)
+        | head("module.encoder_q.fc.", 512, 512, 128)
+        | under("module.encoder_k.", other)
+        | head("module.encoder_k.fc.", 512, 512, 128)
+        | queue
+    )
 
 
 def sequential(state: State) -> State:
     """nn.Sequential(*list(resnet.children())[:-1])."""
     places = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
-    return {f"{places[name.partition('.')[0]]}.{name.partition('.')[2]}": tensor for name, tensor in state.items()}
+    return {
+        f"{places[name.partition('.')[0]]}.{name.partition('.')[2]}": tensor
+        for name, tensor in state.items()
+    }
 
 
 def simclr_v2(state: State) -> State:
-    """net.0 the stem, net.1 … net.4 the stages; a block's convolutions and norms are net.0, net.1.0, net.2, net.3.0, …"""
+    """net.0 the stem, net.1 … net.4 the stages; a block's convolutions and norms are net.0,
+    net.1.0, net.2, net.3.0, …"""
     new = {}
     for name, tensor in state.items():
         words = name.split(".")
@@ -208,8 +257,15 @@ def simclr_v2(state: State) -> State:
         elif words[0] == "bn1":
             key = f"net.0.1.0.{words[1]}"
         else:
-            inner = {"conv1": "net.0", "bn1": "net.1.0", "conv2": "net.2", "bn2": "net.3.0", "conv3": "net.4", "bn3": "net.5.0",
-                     "downsample": "projection.bn.0" if words[3] == "1" else "projection.shortcut"}[words[2]]
+            inner = {
+                "conv1": "net.0",
+                "bn1": "net.1.0",
+                "conv2": "net.2",
+                "bn2": "net.3.0",
+                "conv3": "net.4",
+                "bn3": "net.5.0",
+                "downsample": "projection.bn.0" if words[3] == "1" else "projection.shortcut",
+            }[words[2]]
             key = f"net.{words[0][-1]}.blocks.{words[1]}.{inner}.{words[-1]}"
         new[key] = tensor
     return new
@@ -217,10 +273,20 @@ def simclr_v2(state: State) -> State:
 
 def spcl(state: State) -> State:
     """Its own stem, and a bn1 that its forward never uses: the trap of loading by name."""
-    spare = {f"bn1.{name}": torch.full_like(state[f"bn1.{name}"], 7)
-             for name in ("weight", "bias", "running_mean", "running_var")}
-    own = {name.replace("conv1.", "stem.conv0.", 1) if name.startswith("conv1.") else
-           name.replace("bn1.", "stem.BN1.", 1) if name.startswith("bn1.") else name: tensor for name, tensor in state.items()}
+    spare = {
+        f"bn1.{name}": torch.full_like(state[f"bn1.{name}"], 7)
+        for name in ("weight", "bias", "running_mean", "running_var")
+    }
+    own = {
+        (
+            name.replace("conv1.", "stem.conv0.", 1)
+            if name.startswith("conv1.")
+            else name.replace("bn1.", "stem.BN1.", 1)
+            if name.startswith("bn1.")
+            else name
+        ): tensor
+        for name, tensor in state.items()
+    }
     return own | spare
 
 
@@ -232,149 +298,441 @@ def detectron2(state: State) -> State:
             key = key.replace(f"layer{n}", f"res{n + 1}")
         for n in (1, 2, 3):
             key = key.replace(f"bn{n}", f"conv{n}.norm")
-        new[key.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")] = tensor
+        new[key.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")] = (
+            tensor
+        )
     return new
 
 
 def vissl(mine: State, other: State | None = None) -> dict[str, Any]:
     trunk = under("_feature_blocks.", mine)
     model = {"trunk": trunk, "heads": head("0.clf.", 512, 128)}
-    loss = {"loss": under("moco_encoder.trunk._feature_blocks.", other) | {"queue": torch.ones(8, 8)}} if other else {}
-    return {"phase_idx": 199, "type": "consolidated", "classy_state_dict": {"base_model": {"model": model, "meta": {}}}, **loss}
+    loss = (
+        {"loss": under("moco_encoder.trunk._feature_blocks.", other) | {"queue": torch.ones(8, 8)}}
+        if other
+        else {}
+    )
+    return {
+        "phase_idx": 199,
+        "type": "consolidated",
+        "classy_state_dict": {"base_model": {"model": model, "meta": {}}},
+        **loss,
+    }
 
 
 def mmcv(state: State) -> State:
-    """A model in which mmcv 1.x averages: every parameter again, as a buffer whose name has no dots."""
-    return under("backbone.", state) | {f"ema_backbone_{name.replace('.', '_')}": tensor + 1 for name, tensor in state.items()
-                                        if "running" not in name and "num_batches" not in name}
+    """A model in which mmcv 1.x averages: every parameter again, as a buffer whose name has no
+    dots."""
+    return under("backbone.", state) | {
+        f"ema_backbone_{name.replace('.', '_')}": tensor + 1
+        for name, tensor in state.items()
+        if "running" not in name and "num_batches" not in name
+    }
 
 
 ORIGINS = {
-    "MoCo v2 or PCL v2": Origin("MoCo, PCL or MoPro", lambda m, o: training(moco(m, o)), other=True),
-    "MoCo v1, legacy format": Origin("MoCo, PCL or MoPro", lambda m, o: training(
-        under("module.encoder_q.", m) | linear("module.encoder_q.fc.", 128)), legacy=True),
-    "MoPro": Origin("MoCo, PCL or MoPro", lambda m, o: training(
-        moco(m, o) | linear("module.encoder_q.classifier.") | linear("module.encoder_q.fc1.") | linear("module.encoder_q.fc2.")
-        | {"module.prototypes": torch.ones(1000, 128)}), other=True),
-    "MoCo v3": Origin("MoCo v3", lambda m, o: training(
-        under("module.base_encoder.", m) | head("module.base_encoder.fc.", 512, 64) | under("module.momentum_encoder.", o)
-        | head("module.predictor.", 64, 64), scaler={"scale": 1.0}), other=True),
-    "SimSiam": Origin("SimSiam", lambda m, o: training(
-        under("module.encoder.", m) | head("module.encoder.fc.", 512, 64) | head("module.predictor.", 64, 64))),
-    "torchvision": Origin("torchvision's names", lambda m, o: OrderedDict(
-        {k: torch.nn.Parameter(t) if t.is_floating_point() else t for k, t in (m | linear("fc.")).items()})),
-    "torchvision, 2017": Origin("torchvision's names", lambda m, o: without_counters(m) | linear("fc."), legacy=True),
-    "timm, training": Origin("timm, with averaged weights", lambda m, o: training(
-        o | linear("fc."), state_dict_ema=m | linear("fc."), args=Namespace(model="resnet18"), version=2, metric=76.1),
-        copy="momentum", other=True),
-    "compiled, in DistributedDataParallel": Origin("torchvision's names", lambda m, o: {"model": under("module._orig_mod.", m)}),
-    "DistributedDataParallel, compiled": Origin("torchvision's names", lambda m, o: under("_orig_mod.module.", m)),
-    "MoCo, compiled inside": Origin("MoCo, PCL or MoPro", lambda m, o: training(under("module.encoder_q._orig_mod.", m))),
-    "mmselfsup 1.x MoCo": Origin("mmselfsup or mmpretrain, MoCo", lambda m, o: mmengine(
-        under("backbone.", m) | head("neck.mlp.", 512, 128) | under("encoder_k.module.0.", o)
-        | head("encoder_k.module.1.mlp.", 512, 128) | {"encoder_k.steps": torch.tensor(5), "queue": torch.ones(8, 8)}),
-        other=True),
-    "mmselfsup 0.x MoCo": Origin("mmselfsup or mmpretrain, MoCo", lambda m, o: mmengine(
-        under("encoder_q.0.", m) | head("encoder_q.1.mlp.", 512, 128) | under("encoder_k.0.", o) | under("backbone.", m)
-        | head("neck.mlp.", 512, 128)), other=True),
-    "mmselfsup BYOL": Origin("mmselfsup or mmpretrain, BYOL", lambda m, o: mmengine(
-        under("backbone.", m) | under("target_net.module.0.", o) | {"target_net.steps": torch.tensor(1)}), other=True),
-    "mmselfsup SimCLR": Origin("mmselfsup or mmpretrain", lambda m, o: mmengine(under("backbone.", m) | linear("neck.fc0."))),
-    "mmselfsup 0.x SimSiam": Origin("mmselfsup or mmpretrain", lambda m, o: mmengine(
-        under("backbone.", m) | under("encoder.0.", m))),
-    "mmselfsup, extracted": Origin("torchvision's names", lambda m, o: {"state_dict": m, "author": "MMSelfSup"}),
-    "solo-learn": Origin("solo-learn", lambda m, o: lightning(
-        under("backbone.", m) | under("momentum_backbone.", o) | head("projector.", 512, 128) | linear("classifier.", 100)),
-        other=True),
-    "solo-learn, 2021": Origin("solo-learn, before 2022", lambda m, o: lightning(
-        under("encoder.", m) | under("momentum_encoder.", o) | head("projector.", 512, 128)
-        | linear("classifier.", 100)), other=True),
-    "solo-learn, CIFAR": Origin("solo-learn", lambda m, o: lightning(
-        under("backbone.", m) | head("projector.", 512, 128) | linear("classifier.", 10)), arch="resnet18, cifar-padded stem",
-        normalisation="0.4914,0.4822,0.4465,0.247,0.243,0.261"),
-    "lightly MoCo": Origin("lightly, MoCo", lambda m, o: lightning(
-        under("backbone.", m) | under("key_backbone.", o) | head("projection_head.layers.", 512, 128), hyper_parameters={}),
-        other=True),
-    "lightly BYOL": Origin("lightly, BYOL", lambda m, o: lightning(
-        under("backbone.", m) | under("teacher_backbone.", o) | linear("online_classifier.classification_head.")), other=True),
-    "lightly DINO": Origin("lightly, DINO", lambda m, o: lightning(
-        under("backbone.", m) | under("student_backbone.", o)), copy="momentum", other=True),
-    "lightly SimCLR": Origin("lightly or another Lightning module", lambda m, o: lightning(
-        under("backbone.", m) | head("projection_head.layers.", 512, 128))),
-    "lightly, sequential": Origin("lightly, sequential backbone", lambda m, o: lightning(under("backbone.", sequential(m)))),
+    "MoCo v2 or PCL v2": Origin(
+        "MoCo, PCL or MoPro", lambda m, o: training(moco(m, o)), other=True
+    ),
+    "MoCo v1, legacy format": Origin(
+        "MoCo, PCL or MoPro",
+        lambda m, o: training(under("module.encoder_q.", m) | linear("module.encoder_q.fc.", 128)),
+        legacy=True,
+    ),
+    "MoPro": Origin(
+        "MoCo, PCL or MoPro",
+        lambda m, o: training(
+            moco(m, o)
+            | linear("module.encoder_q.classifier.")
+            | linear("module.encoder_q.fc1.")
+            | linear("module.encoder_q.fc2.")
+            | {"module.prototypes": torch.ones(1000, 128)}
+        ),
+        other=True,
+    ),
+    "MoCo v3": Origin(
+        "MoCo v3",
+        lambda m, o: training(
+            under("module.base_encoder.", m)
+            | head("module.base_encoder.fc.", 512, 64)
+            | under("module.momentum_encoder.", o)
+            | head("module.predictor.", 64, 64),
+            scaler={"scale": 1.0},
+        ),
+        other=True,
+    ),
+    "SimSiam": Origin(
+        "SimSiam",
+        lambda m, o: training(
+            under("module.encoder.", m)
+            | head("module.encoder.fc.", 512, 64)
+            | head("module.predictor.", 64, 64)
+        ),
+    ),
+    "torchvision": Origin(
+        "torchvision's names",
+        lambda m, o: OrderedDict(
+            {
+                k: torch.nn.Parameter(t) if t.is_floating_point() else t
+                for k, t in (m | linear("fc.")).items()
+            }
+        ),
+    ),
+    "torchvision, 2017": Origin(
+        "torchvision's names", lambda m, o: without_counters(m) | linear("fc."), legacy=True
+    ),
+    "timm, training": Origin(
+        "timm, with averaged weights",
+        lambda m, o: training(
+            o | linear("fc."),
+            state_dict_ema=m | linear("fc."),
+            args=Namespace(model="resnet18"),
+            version=2,
+            metric=76.1,
+        ),
+        copy="momentum",
+        other=True,
+    ),
+    "compiled, in DistributedDataParallel": Origin(
+        "torchvision's names", lambda m, o: {"model": under("module._orig_mod.", m)}
+    ),
+    "DistributedDataParallel, compiled": Origin(
+        "torchvision's names", lambda m, o: under("_orig_mod.module.", m)
+    ),
+    "MoCo, compiled inside": Origin(
+        "MoCo, PCL or MoPro", lambda m, o: training(under("module.encoder_q._orig_mod.", m))
+    ),
+    "mmselfsup 1.x MoCo": Origin(
+        "mmselfsup or mmpretrain, MoCo",
+        lambda m, o: mmengine(
+            under("backbone.", m)
+            | head("neck.mlp.", 512, 128)
+            | under("encoder_k.module.0.", o)
+            | head("encoder_k.module.1.mlp.", 512, 128)
+            | {"encoder_k.steps": torch.tensor(5), "queue": torch.ones(8, 8)}
+        ),
+        other=True,
+    ),
+    "mmselfsup 0.x MoCo": Origin(
+        "mmselfsup or mmpretrain, MoCo",
+        lambda m, o: mmengine(
+            under("encoder_q.0.", m)
+            | head("encoder_q.1.mlp.", 512, 128)
+            | under("encoder_k.0.", o)
+            | under("backbone.", m)
+            | head("neck.mlp.", 512, 128)
+        ),
+        other=True,
+    ),
+    "mmselfsup BYOL": Origin(
+        "mmselfsup or mmpretrain, BYOL",
+        lambda m, o: mmengine(
+            under("backbone.", m)
+            | under("target_net.module.0.", o)
+            | {"target_net.steps": torch.tensor(1)}
+        ),
+        other=True,
+    ),
+    "mmselfsup SimCLR": Origin(
+        "mmselfsup or mmpretrain",
+        lambda m, o: mmengine(under("backbone.", m) | linear("neck.fc0.")),
+    ),
+    "mmselfsup 0.x SimSiam": Origin(
+        "mmselfsup or mmpretrain",
+        lambda m, o: mmengine(under("backbone.", m) | under("encoder.0.", m)),
+    ),
+    "mmselfsup, extracted": Origin(
+        "torchvision's names", lambda m, o: {"state_dict": m, "author": "MMSelfSup"}
+    ),
+    "solo-learn": Origin(
+        "solo-learn",
+        lambda m, o: lightning(
+            under("backbone.", m)
+            | under("momentum_backbone.", o)
+            | head("projector.", 512, 128)
+            | linear("classifier.", 100)
+        ),
+        other=True,
+    ),
+    "solo-learn, 2021": Origin(
+        "solo-learn, before 2022",
+        lambda m, o: lightning(
+            under("encoder.", m)
+            | under("momentum_encoder.", o)
+            | head("projector.", 512, 128)
+            | linear("classifier.", 100)
+        ),
+        other=True,
+    ),
+    "solo-learn, CIFAR": Origin(
+        "solo-learn",
+        lambda m, o: lightning(
+            under("backbone.", m) | head("projector.", 512, 128) | linear("classifier.", 10)
+        ),
+        arch="resnet18, cifar-padded stem",
+        normalisation="0.4914,0.4822,0.4465,0.247,0.243,0.261",
+    ),
+    "lightly MoCo": Origin(
+        "lightly, MoCo",
+        lambda m, o: lightning(
+            under("backbone.", m)
+            | under("key_backbone.", o)
+            | head("projection_head.layers.", 512, 128),
+            hyper_parameters={},
+        ),
+        other=True,
+    ),
+    "lightly BYOL": Origin(
+        "lightly, BYOL",
+        lambda m, o: lightning(
+            under("backbone.", m)
+            | under("teacher_backbone.", o)
+            | linear("online_classifier.classification_head.")
+        ),
+        other=True,
+    ),
+    "lightly DINO": Origin(
+        "lightly, DINO",
+        lambda m, o: lightning(under("backbone.", m) | under("student_backbone.", o)),
+        copy="momentum",
+        other=True,
+    ),
+    "lightly SimCLR": Origin(
+        "lightly or another Lightning module",
+        lambda m, o: lightning(under("backbone.", m) | head("projection_head.layers.", 512, 128)),
+    ),
+    "lightly, sequential": Origin(
+        "lightly, sequential backbone", lambda m, o: lightning(under("backbone.", sequential(m)))
+    ),
     "VISSL": Origin("VISSL", lambda m, o: vissl(m)),
     "VISSL MoCo": Origin("VISSL", lambda m, o: vissl(m, o), other=True),
-    "SimCLR, converted": Origin("SimCLR, converted from TensorFlow", lambda m, o: {"state_dict": tensorflow(m | linear("fc."))},
-                                normalisation="0-1"),
-    "SimCLR 2x, converted": Origin("SimCLR, converted from TensorFlow", lambda m, o: {"state_dict": tensorflow(m)},
-                                   arch="resnet50x2", normalisation="0-1"),
-    "SimCLR v2, converted": Origin("SimCLR v2, converted from TensorFlow", lambda m, o: {
-        "resnet": simclr_v2(tensorflow(m)) | linear("fc.", 1000, 2048), "head": linear("layers.0.", 2048, 2048)},
-        arch="resnet50", normalisation="0-1"),
-    "sthalles/SimCLR": Origin("sthalles/SimCLR", lambda m, o: training(
-        under("backbone.", m) | linear("backbone.fc.0.", 512) | linear("backbone.fc.2.", 128)), normalisation="0-1"),
-    "SupContrast": Origin("SupContrast", lambda m, o: {
-        "opt": Namespace(dataset="cifar100", batch_size=512), "epoch": 1000, "optimizer": optimizer(m),
-        "model": under("encoder.module.", renamed(m, ("downsample.", "shortcut."))) | linear("head.0.", 512)},
-        arch="resnet18, cifar stem", normalisation="0.5071,0.4867,0.4408,0.2675,0.2565,0.2761"),
-    "SwAV": Origin("SwAV or DeepCluster v2", lambda m, o: under("module.", m) | head("module.projection_head.", 512, 128)
-                   | {"module.prototypes.weight": torch.ones(30, 128)},
-                   normalisation="0.485,0.456,0.406,0.228,0.224,0.225"),
-    "DeepCluster v2, training": Origin("SwAV or DeepCluster v2", lambda m, o: {
-        "epoch": 1, "optimizer": optimizer(m), "state_dict": under("module.", m) | {
-            "module.prototypes.prototypes0.weight": torch.ones(30, 128)}}, normalisation="0.485,0.456,0.406,0.228,0.224,0.225"),
-    "DINO": Origin("DINO", lambda m, o: {
-        "student": under("module.backbone.", o) | head("module.head.mlp.", 512, 64), "optimizer": optimizer(m), "epoch": 5,
-        "teacher": under("module.backbone.", m), "args": Namespace(arch="resnet18"), "dino_loss": {"center": torch.ones(1, 8)}},
-        copy="momentum", other=True),
+    "SimCLR, converted": Origin(
+        "SimCLR, converted from TensorFlow",
+        lambda m, o: {"state_dict": tensorflow(m | linear("fc."))},
+        normalisation="0-1",
+    ),
+    "SimCLR 2x, converted": Origin(
+        "SimCLR, converted from TensorFlow",
+        lambda m, o: {"state_dict": tensorflow(m)},
+        arch="resnet50x2",
+        normalisation="0-1",
+    ),
+    "SimCLR v2, converted": Origin(
+        "SimCLR v2, converted from TensorFlow",
+        lambda m, o: {
+            "resnet": simclr_v2(tensorflow(m)) | linear("fc.", 1000, 2048),
+            "head": linear("layers.0.", 2048, 2048),
+        },
+        arch="resnet50",
+        normalisation="0-1",
+    ),
+    "sthalles/SimCLR": Origin(
+        "sthalles/SimCLR",
+        lambda m, o: training(
+            under("backbone.", m) | linear("backbone.fc.0.", 512) | linear("backbone.fc.2.", 128)
+        ),
+        normalisation="0-1",
+    ),
+    "SupContrast": Origin(
+        "SupContrast",
+        lambda m, o: {
+            "opt": Namespace(dataset="cifar100", batch_size=512),
+            "epoch": 1000,
+            "optimizer": optimizer(m),
+            "model": (
+                under("encoder.module.", renamed(m, ("downsample.", "shortcut.")))
+                | linear("head.0.", 512)
+            ),
+        },
+        arch="resnet18, cifar stem",
+        normalisation="0.5071,0.4867,0.4408,0.2675,0.2565,0.2761",
+    ),
+    "SwAV": Origin(
+        "SwAV or DeepCluster v2",
+        lambda m, o: (
+            under("module.", m)
+            | head("module.projection_head.", 512, 128)
+            | {"module.prototypes.weight": torch.ones(30, 128)}
+        ),
+        normalisation="0.485,0.456,0.406,0.228,0.224,0.225",
+    ),
+    "DeepCluster v2, training": Origin(
+        "SwAV or DeepCluster v2",
+        lambda m, o: {
+            "epoch": 1,
+            "optimizer": optimizer(m),
+            "state_dict": (
+                under("module.", m) | {"module.prototypes.prototypes0.weight": torch.ones(30, 128)}
+            ),
+        },
+        normalisation="0.485,0.456,0.406,0.228,0.224,0.225",
+    ),
+    "DINO": Origin(
+        "DINO",
+        lambda m, o: {
+            "student": under("module.backbone.", o) | head("module.head.mlp.", 512, 64),
+            "optimizer": optimizer(m),
+            "epoch": 5,
+            "teacher": under("module.backbone.", m),
+            "args": Namespace(arch="resnet18"),
+            "dino_loss": {"center": torch.ones(1, 8)},
+        },
+        copy="momentum",
+        other=True,
+    ),
     "DINO, VICReg or Barlow Twins, backbone": Origin("torchvision's names", lambda m, o: m),
-    "Barlow Twins": Origin("Barlow Twins or VICReg", lambda m, o: {
-        "epoch": 1, "optimizer": optimizer(m), "model": under("module.backbone.", m) | head("module.projector.", 512, 64)}),
-    "SPCL": Origin("SPCL", lambda m, o: {"encoder": spcl(m), "mlp": linear("projection_head.W1."), "optimiser": optimizer(m),
-                                         "epoch": 5}),
-    "SPCL, several GPUs, CIFAR": Origin("SPCL", lambda m, o: {
-        "encoder": under("module.", spcl(m)), "mlp": {}, "optimiser": {}, "epoch": 5}, arch="resnet18, cifar stem",
-        normalisation="cifar10"),
-    "PyContrast": Origin("PyContrast or CMC", lambda m, o: {
-        "model": under("module.encoder.", m) | head("module.head.", 512, 128), "model_ema": under("encoder.", o),
-        "contrast": {"memory": torch.ones(8, 8)}, "optimizer": {}, "epoch": 1}, other=True),
-    "detectron2": Origin("detectron2", lambda m, o: {"model": detectron2(m), "__author__": "MOCO", "matching_heuristics": True},
-                         arch="resnet50"),
-    "detectron2, MoCo's converter": Origin("detectron2", lambda m, o: {
-        "model": {name: tensor.numpy() for name, tensor in detectron2(m).items()}, "__author__": "MOCO",
-        "matching_heuristics": True}, arch="resnet50", plain=True),
-    "VICReg, training": Origin("Barlow Twins or VICReg", lambda m, o: with_filter({
-        "epoch": 1000, "optimizer": optimizer(m), "model": under("module.backbone.", m) | head("module.projector.", 512, 64)}),
-        left="__main__.exclude_bias_and_norm"),
-    "InstDisc": Origin("torchvision's names", lambda m, o: training(
-        under("module.", m) | linear("module.fc.", 128), lemniscate=average(), best_prec1=torch.tensor(41.2)), legacy=True,
-        left="lib.LinearAverage.LinearAverage"),
-    "whole model of a package": Origin("torchvision's names", lambda m, o: whole(m | linear("fc."), OwnResNet, OwnBlock),
-                                       left="models.resnet.BasicBlock models.resnet.ResNet"),
-    "whole model, legacy format": Origin("torchvision's names", lambda m, o: {"epoch": 3, "model": whole(m, OwnResNet)},
-                                         legacy=True, left="models.resnet.ResNet"),
-    "whole model of a script": Origin("sthalles/SimCLR", lambda m, o: {"arch": "resnet18", "state_dict": whole(
-        under("backbone.", m) | linear("backbone.fc.0.", 512) | linear("backbone.fc.2.", 128), SimCLR)}, normalisation="0-1",
-        left="__main__.SimCLR"),
-    "whole model in DataParallel": Origin("MoCo, PCL or MoPro", lambda m, o: {"model": nn.DataParallel(whole(
-        under("encoder_q.", m) | under("encoder_k.", o), OwnResNet))}, other=True, left="models.resnet.ResNet"),
-    "mmengine, averaged": Origin("mmengine, with averaged weights", lambda m, o: mmengine(under("backbone.", m)) | {
-        "ema_state_dict": under("module.backbone.", o) | {"steps": torch.tensor(7)}}, copy="momentum", other=True),
-    "mmpretrain, averaged and extracted": Origin("mmengine, with averaged weights", lambda m, o: {
-        "meta": {}, "state_dict": m, "ema_state_dict": under("module.", o)}, copy="momentum", other=True),
+    "Barlow Twins": Origin(
+        "Barlow Twins or VICReg",
+        lambda m, o: {
+            "epoch": 1,
+            "optimizer": optimizer(m),
+            "model": under("module.backbone.", m) | head("module.projector.", 512, 64),
+        },
+    ),
+    "SPCL": Origin(
+        "SPCL",
+        lambda m, o: {
+            "encoder": spcl(m),
+            "mlp": linear("projection_head.W1."),
+            "optimiser": optimizer(m),
+            "epoch": 5,
+        },
+    ),
+    "SPCL, several GPUs, CIFAR": Origin(
+        "SPCL",
+        lambda m, o: {"encoder": under("module.", spcl(m)), "mlp": {}, "optimiser": {}, "epoch": 5},
+        arch="resnet18, cifar stem",
+        normalisation="cifar10",
+    ),
+    "PyContrast": Origin(
+        "PyContrast or CMC",
+        lambda m, o: {
+            "model": under("module.encoder.", m) | head("module.head.", 512, 128),
+            "model_ema": under("encoder.", o),
+            "contrast": {"memory": torch.ones(8, 8)},
+            "optimizer": {},
+            "epoch": 1,
+        },
+        other=True,
+    ),
+    "detectron2": Origin(
+        "detectron2",
+        lambda m, o: {"model": detectron2(m), "__author__": "MOCO", "matching_heuristics": True},
+        arch="resnet50",
+    ),
+    "detectron2, MoCo's converter": Origin(
+        "detectron2",
+        lambda m, o: {
+            "model": {name: tensor.numpy() for name, tensor in detectron2(m).items()},
+            "__author__": "MOCO",
+            "matching_heuristics": True,
+        },
+        arch="resnet50",
+        plain=True,
+    ),
+    "VICReg, training": Origin(
+        "Barlow Twins or VICReg",
+        lambda m, o: with_filter(
+            {
+                "epoch": 1000,
+                "optimizer": optimizer(m),
+                "model": under("module.backbone.", m) | head("module.projector.", 512, 64),
+            }
+        ),
+        left="__main__.exclude_bias_and_norm",
+    ),
+    "InstDisc": Origin(
+        "torchvision's names",
+        lambda m, o: training(
+            under("module.", m) | linear("module.fc.", 128),
+            lemniscate=average(),
+            best_prec1=torch.tensor(41.2),
+        ),
+        legacy=True,
+        left="lib.LinearAverage.LinearAverage",
+    ),
+    "whole model of a package": Origin(
+        "torchvision's names",
+        lambda m, o: whole(m | linear("fc."), OwnResNet, OwnBlock),
+        left="models.resnet.BasicBlock models.resnet.ResNet",
+    ),
+    "whole model, legacy format": Origin(
+        "torchvision's names",
+        lambda m, o: {"epoch": 3, "model": whole(m, OwnResNet)},
+        legacy=True,
+        left="models.resnet.ResNet",
+    ),
+    "whole model of a script": Origin(
+        "sthalles/SimCLR",
+        lambda m, o: {
+            "arch": "resnet18",
+            "state_dict": whole(
+                under("backbone.", m)
+                | linear("backbone.fc.0.", 512)
+                | linear("backbone.fc.2.", 128),
+                SimCLR,
+            ),
+        },
+        normalisation="0-1",
+        left="__main__.SimCLR",
+    ),
+    "whole model in DataParallel": Origin(
+        "MoCo, PCL or MoPro",
+        lambda m, o: {
+            "model": nn.DataParallel(
+                whole(under("encoder_q.", m) | under("encoder_k.", o), OwnResNet)
+            )
+        },
+        other=True,
+        left="models.resnet.ResNet",
+    ),
+    "mmengine, averaged": Origin(
+        "mmengine, with averaged weights",
+        lambda m, o: (
+            mmengine(under("backbone.", m))
+            | {"ema_state_dict": under("module.backbone.", o) | {"steps": torch.tensor(7)}}
+        ),
+        copy="momentum",
+        other=True,
+    ),
+    "mmpretrain, averaged and extracted": Origin(
+        "mmengine, with averaged weights",
+        lambda m, o: {"meta": {}, "state_dict": m, "ema_state_dict": under("module.", o)},
+        copy="momentum",
+        other=True,
+    ),
     "mmcv 1.x, averaged": Origin("mmselfsup or mmpretrain", lambda m, o: mmengine(mmcv(m))),
-    "averaged, anyone's": Origin("another, with averaged weights", lambda m, o: training(m, ema_state_dict=o), other=True),
-    "averaged, anyone's backbone": Origin("another, with averaged weights", lambda m, o: training(
-        under("backbone.", m) | linear("head."), ema_state_dict=under("module.backbone.", o)), other=True),
-    "AugNet": Origin("AugNet", lambda m, o: under("module.pre.", m) | linear("module.pre.fc.", 768, 2048), arch="resnet50"),
+    "averaged, anyone's": Origin(
+        "another, with averaged weights", lambda m, o: training(m, ema_state_dict=o), other=True
+    ),
+    "averaged, anyone's backbone": Origin(
+        "another, with averaged weights",
+        lambda m, o: training(
+            under("backbone.", m) | linear("head."), ema_state_dict=under("module.backbone.", o)
+        ),
+        other=True,
+    ),
+    "AugNet": Origin(
+        "AugNet",
+        lambda m, o: under("module.pre.", m) | linear("module.pre.fc.", 768, 2048),
+        arch="resnet50",
+    ),
 }
 
-AVERAGED = " ".join(sorted(name for name in mmcv(torchvision.models.resnet18().state_dict()) if name.startswith("ema_")
-                           and "_fc_" not in name))
+AVERAGED = " ".join(
+    sorted(
+        name
+        for name in mmcv(torchvision.models.resnet18().state_dict())
+        if name.startswith("ema_") and "_fc_" not in name
+    )
+)
 DROPPED = {
     "MoCo v2 or PCL v2": "encoder_k encoder_q.fc optimizer queue queue_ptr",
     "MoCo v1, legacy format": "encoder_q.fc optimizer",
-    "MoPro": "encoder_k encoder_q.classifier encoder_q.fc encoder_q.fc1 encoder_q.fc2 optimizer prototypes queue queue_ptr",
+    "MoPro": (
+        "encoder_k encoder_q.classifier encoder_q.fc encoder_q.fc1 encoder_q.fc2 optimizer"
+        " prototypes queue queue_ptr"
+    ),
     "MoCo v3": "base_encoder.fc momentum_encoder optimizer predictor",
     "SimSiam": "encoder.fc optimizer predictor",
     "torchvision": "fc",

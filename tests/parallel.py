@@ -1,4 +1,5 @@
-"""Functions run by several processes that work together, as torchrun starts them; they stay for the next function."""
+"""Functions run by several processes that work together, as torchrun starts them; they stay for the
+next function."""
 
 import contextlib
 import multiprocessing
@@ -14,7 +15,8 @@ _groups: dict[int, "_Group"] = {}
 
 
 def run(function: Callable[..., Any], *args: Any, processes: int = 2) -> list[Any]:
-    """What ``function(*args)`` returns in each process, in order of rank; it is imported there, by its name."""
+    """What ``function(*args)`` returns in each process, in order of rank; it is imported there, by
+    its name."""
     if processes not in _groups:
         _groups[processes] = _Group(processes)
     try:
@@ -32,14 +34,21 @@ def end() -> None:
 
 class _Group:
     def __init__(self, processes: int):
-        # served from here, on a port that the system chooses: one that was only looked up could be taken by another program
+        # served from here, on a port that the system chooses: one that was only looked up could be
+        # taken by another program
         self.store = TCPStore("127.0.0.1", 0, processes, is_master=True, wait_for_workers=False)
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["torch", "torchvision", "faiss", "pretrain.loop", "evaluate.knn"])  # once for all
+        context.set_forkserver_preload(
+            ["torch", "torchvision", "faiss", "pretrain.loop", "evaluate.knn"]
+        )  # once for all
         pipes = [context.Pipe() for _ in range(processes)]
         self.pipes = [ours for ours, _ in pipes]
-        self.workers = [context.Process(target=_work, args=(rank, processes, self.store.port, theirs), daemon=True)
-                        for rank, (_, theirs) in enumerate(pipes)]
+        self.workers = [
+            context.Process(
+                target=_work, args=(rank, processes, self.store.port, theirs), daemon=True
+            )
+            for rank, (_, theirs) in enumerate(pipes)
+        ]
         for worker, (_, theirs) in zip(self.workers, pipes, strict=True):
             worker.start()
             theirs.close()
@@ -66,11 +75,18 @@ class _Group:
 
 
 def _work(rank: int, processes: int, port: int, pipe: Any) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
-                   "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    from protobench import ranks
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+    from protobench.runtime import distributed
 
-    ranks.join("cpu")
+    distributed.init("cpu")
     while True:
         function, args, os.environ["PROTOBENCH_CACHE"] = pipe.recv()
         try:

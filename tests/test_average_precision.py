@@ -4,12 +4,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from evaluate.average_precision import average_precision
+from evaluate.svm.average_precision import average_precision
 
 
 def _naive(scores, positive, counted):
-    """Precision and recall image by image, then the area under the envelope with sentinels (0, 0) and (1, 0)."""
-    ranked = [(p, c) for _, p, c in sorted(zip(-scores, positive, counted, strict=True), key=lambda t: t[0])]
+    """Precision and recall image by image, then the area under the envelope with sentinels (0, 0)
+    and (1, 0)."""
+    ranked = [
+        (p, c)
+        for _, p, c in sorted(zip(-scores, positive, counted, strict=True), key=lambda t: t[0])
+    ]
     ranked = [p for p, c in ranked if c]
     total, hits, recall, precision = sum(ranked), 0, [0.0], [0.0]
     for rank, hit in enumerate(ranked, start=1):
@@ -25,14 +29,18 @@ def _naive(scores, positive, counted):
 
 def _one(scores, positive, counted=None):
     counted = None if counted is None else np.array(counted)[:, None]
-    return float(average_precision(np.array(scores)[:, None], np.array(positive)[:, None], counted)[0])
+    return float(
+        average_precision(np.array(scores)[:, None], np.array(positive)[:, None], counted)[0]
+    )
 
 
 def test_worked_examples():
     assert _one([3.0, 2.0, 1.0], [True, True, False]) == 1.0
     assert _one([3.0, 2.0, 1.0], [False, False, True]) == pytest.approx(1 / 3)
     # hits at ranks 1, 3, 4: precisions 1, 2/3, 3/4; the envelope lifts 2/3 to 3/4
-    assert _one([5.0, 4.0, 3.0, 2.0, 1.0], [True, False, True, True, False]) == pytest.approx((1 + 0.75 + 0.75) / 3)
+    assert _one([5.0, 4.0, 3.0, 2.0, 1.0], [True, False, True, True, False]) == pytest.approx(
+        (1 + 0.75 + 0.75) / 3
+    )
 
 
 def test_it_is_not_scikit_learns():
@@ -53,7 +61,9 @@ def test_equals_a_naive_loop(seed, n):
     positive[0] = counted[0] = True
     ours = average_precision(scores, positive, counted)
     for column in range(3):
-        assert ours[column] == pytest.approx(_naive(scores[:, column], positive[:, column], counted[:, column]), abs=1e-12)
+        assert ours[column] == pytest.approx(
+            _naive(scores[:, column], positive[:, column], counted[:, column]), abs=1e-12
+        )
 
 
 @given(st.integers(0, 10_000), st.integers(2, 40), st.sampled_from([1, 2, 5]))
@@ -62,4 +72,6 @@ def test_ties_keep_the_order_of_the_rows(seed, n, different):
     scores, positive = rng.integers(0, different, (n, 1)).astype(float), rng.random((n, 1)) < 0.4
     positive[rng.integers(n)] = True
     untied = scores - 1e-6 * np.arange(n)[:, None]
-    assert average_precision(scores, positive) == pytest.approx(average_precision(untied, positive), abs=1e-12)
+    assert average_precision(scores, positive) == pytest.approx(
+        average_precision(untied, positive), abs=1e-12
+    )

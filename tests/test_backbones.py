@@ -2,8 +2,8 @@ import pytest
 import torch
 import torchvision
 
-from protobench import backbones
-from protobench.errors import UserError
+from protobench.checkpoints import resnet
+from protobench.runtime.errors import UserError
 
 pytestmark = pytest.mark.arithmetic
 
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.arithmetic
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_equals_torchvision_under_its_own_names(name):
     theirs = getattr(torchvision.models, name)(weights=None).eval()
-    ours = backbones.build(name).eval()
+    ours = resnet.build(name).eval()
     state = {key: value for key, value in theirs.state_dict().items() if not key.startswith("fc.")}
     ours.load_state_dict(state)
     theirs.fc = torch.nn.Identity()
@@ -20,27 +20,27 @@ def test_equals_torchvision_under_its_own_names(name):
         torch.testing.assert_close(ours(x), theirs(x), rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", backbones.ARCHS)
+@pytest.mark.parametrize("name", resnet.ARCHS)
 def test_the_shape_is_read_back_from_the_weights(name):
     with torch.device("meta"):
-        state = backbones.build(name).state_dict()
-    assert backbones.arch_of(state) == backbones.ARCHS[name]
-    assert backbones.arch_name(backbones.arch_of(state)) == name
+        state = resnet.build(name).state_dict()
+    assert resnet.arch_of(state) == resnet.ARCHS[name]
+    assert resnet.arch_name(resnet.arch_of(state)) == name
 
 
 def test_unknown_names_and_networks_are_refused():
     with pytest.raises(UserError, match="resnet51") as error:
-        backbones.build("resnet51")
+        resnet.build("resnet51")
     assert "did you mean 'resnet50'" in str(error.value)
     with pytest.raises(UserError, match="no ResNet"):
-        backbones.arch_of({"cls_token": torch.zeros(1)})
+        resnet.arch_of({"cls_token": torch.zeros(1)})
 
 
 @pytest.mark.parametrize("name", ["resnet10-mini", "resnet18", "resnet50", "resnet18-cifar"])
 def test_a_folded_network_is_the_same_function(name):
     """Without a BatchNorm, and the network itself left as it was."""
     torch.manual_seed(0)
-    backbone = backbones.build(name).double()
+    backbone = resnet.build(name).double()
     for module in backbone.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.weight.data.uniform_(0.3, 1.5)
@@ -48,7 +48,7 @@ def test_a_folded_network_is_the_same_function(name):
             module.running_mean.normal_(0, 0.3)
             module.running_var.uniform_(0.4, 3.0)
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
-    folded = backbones.folded(backbone)
+    folded = resnet.fuse_batchnorm(backbone)
     assert not [module for module in folded.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     x = torch.randn(2, 3, 64, 64, dtype=torch.float64)
     with torch.no_grad():

@@ -34,7 +34,15 @@ def test_a_page_says_what_fell_short():
     slow = ratio("slow", ([1.0, 1.0, 1.0], [0.5, 0.4, 0.6]), "1e-6", target=3)
     page = whole.page("Title", [fast, slow, Figure("whole", "3 s", "≤ 10 s")], ["about"])
     quick = next(line for line in page.splitlines() if "quick" in line)
-    assert [cell.strip() for cell in quick.split("|")[1:-1]] == ["quick", "1 s", "10 ms", "100× (90–120)", "≥ 40×", "equal", ""]
+    assert [cell.strip() for cell in quick.split("|")[1:-1]] == [
+        "quick",
+        "1 s",
+        "10 ms",
+        "100× (90–120)",
+        "≥ 40×",
+        "equal",
+        "",
+    ]
     assert "≥ 3× **short**" in page
     assert "| whole   | 3 s        | ≤ 10 s  |" in page
     assert page == whole.page("Title", [fast, slow, Figure("whole", "3 s", "≤ 10 s")], ["about"])
@@ -42,20 +50,26 @@ def test_a_page_says_what_fell_short():
 
 @pytest.mark.parametrize("stage", ["concentration", "average_precision", "negatives"])
 def test_the_published_ways_agree_with_ours(stage):
-    """On small problems: a benchmark against a wrong rendering of the published way would flatter."""
+    """On small problems: a benchmark against a wrong rendering of the published way would
+    flatter."""
     import average_precision as published_ap
     import concentration as published_phi
     import negatives as published_draw
     import torch
 
-    from evaluate.average_precision import average_precision
+    from evaluate.svm.average_precision import average_precision
     from pretrain.pcl import concentration
 
     rng = np.random.default_rng(0)
     if stage == "concentration":
-        assignment, distance = rng.integers(0, 50, 400), rng.uniform(0.2, 1.2, 400).astype(np.float32)
+        assignment, distance = (
+            rng.integers(0, 50, 400),
+            rng.uniform(0.2, 1.2, 400).astype(np.float32),
+        )
         theirs = published_phi.published(distance, assignment, 50, 0.1)
-        np.testing.assert_allclose(concentration(distance, assignment, 50, temperature=0.1), theirs, rtol=1e-6)
+        np.testing.assert_allclose(
+            concentration(distance, assignment, 50, temperature=0.1), theirs, rtol=1e-6
+        )
     elif stage == "average_precision":
         score, positive = rng.normal(size=(200, 3)), rng.random((200, 3)) < 0.2
         theirs = [published_ap.published(score[:, c], positive[:, c]) for c in range(3)]
@@ -69,7 +83,11 @@ def test_the_published_ways_agree_with_ours(stage):
 
 def test_a_stage_keeps_its_rows_for_the_page(tmp_path):
     rows = tmp_path / "rows"
-    done = subprocess.run([sys.executable, BENCHMARKS / "average_precision.py", "--rows", rows], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / "average_precision.py", "--rows", rows],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     (row,) = map(json.loads, rows.read_text().splitlines())
     assert row["kind"] == "Ratio"
@@ -83,27 +101,46 @@ def test_a_hash_of_an_encoder_is_of_all_bytes_in_the_order_of_names():
     a, b = torch.tensor([1.0, 2.0]), torch.tensor([[3]])
     whole = hashlib.sha256(a.numpy().tobytes() + b.numpy().tobytes()).hexdigest()[:16]
     assert machine.hash_of({"a": a, "b": b}) == machine.hash_of({"b": b, "a": a}) == whole
-    assert machine.hash_of({"a": torch.tensor([1.0, np.nextafter(np.float32(2), np.float32(3))]), "b": b}) != whole
+    assert (
+        machine.hash_of(
+            {"a": torch.tensor([1.0, np.nextafter(np.float32(2), np.float32(3))]), "b": b}
+        )
+        != whole
+    )
 
 
 def test_a_machine_that_gives_the_known_bits_is_named():
     import machine
 
     known = machine.KNOWN["Intel Xeon with AVX-512 and AMX, torch 2.15"]["AVX2"]["pcl"]
-    assert machine.equal_to("AVX2", machine.Trained("pcl", known, 1.0)) == "Intel Xeon with AVX-512 and AMX, torch 2.15"
+    assert (
+        machine.equal_to("AVX2", machine.Trained("pcl", known, 1.0))
+        == "Intel Xeon with AVX-512 and AMX, torch 2.15"
+    )
     assert machine.equal_to("default", machine.Trained("pcl", known, 1.0)) == ""
-    hashes = [known for by_setting in machine.KNOWN.values() for found in by_setting.values() for known in found.values()]
+    hashes = [
+        known
+        for by_setting in machine.KNOWN.values()
+        for found in by_setting.values()
+        for known in found.values()
+    ]
     assert len(set(hashes)) == len(hashes), "no two settings or machines gave the same so far"
 
 
 def test_a_short_training_runs_in_a_child_under_its_setting(world, monkeypatch):
     import machine
 
-    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "default")  # of the user's shell: no part of "default" here
+    monkeypatch.setenv(
+        "ATEN_CPU_CAPABILITY", "default"
+    )  # of the user's shell: no part of "default" here
     monkeypatch.setitem(machine.SETTINGS, "default", {"PROTOBENCH_TEST": "1"})
     handed = []
     run = subprocess.run
-    monkeypatch.setattr(machine.subprocess, "run", lambda *words, **how: handed.append(how["env"]) or run(*words, **how))
+    monkeypatch.setattr(
+        machine.subprocess,
+        "run",
+        lambda *words, **how: handed.append(how["env"]) or run(*words, **how),
+    )
     (trained,) = machine.under("default", ["simclr"], world)
     assert trained.method == "simclr"
     assert re.fullmatch("[0-9a-f]{16}", trained.hash)
@@ -115,7 +152,9 @@ def test_a_short_training_runs_in_a_child_under_its_setting(world, monkeypatch):
 def test_the_gpu_s_benchmark_runs_on_a_cpu_in_small(command):
     import gpu
 
-    code, out, err = command(gpu.main, "--device", "cpu", "--tiny", "--only", "kmeans", "knn", "views")
+    code, out, err = command(
+        gpu.main, "--device", "cpu", "--tiny", "--only", "kmeans", "knn", "views"
+    )
     assert code == 0, err
     assert "k-means by faiss, N = 2000, K = 40" in out
     assert "kNN, 100 queries" in out
@@ -160,7 +199,9 @@ def test_no_step_waits_for_the_gpu():
     import gpu
     import torch
 
-    sizes = gpu.replace(gpu.TINY, batch=64, prototypes=(300, 400), negatives=100)  # so few that negatives are drawn
+    sizes = gpu.replace(
+        gpu.TINY, batch=64, prototypes=(300, 400), negatives=100
+    )  # so few that negatives are drawn
     for name in gpu.RECIPES:
         step = gpu.Step(name, sizes, "cuda", "bf16", torch.channels_last, compiled=False)
         step()

@@ -27,14 +27,19 @@ def test_at_chance_is_doubtful_for_a_trained_encoder_alone():
 @given(st.integers(2, 40), st.integers(30, 400), st.integers(0, 2**32 - 1))
 def test_answers_that_know_nothing_are_never_called_impossible(classes, images, seed):
     rng = np.random.default_rng(seed)
-    labels, answers = rng.integers(0, classes, images), rng.choice(classes, images, p=rng.dirichlet(np.ones(classes)))
+    labels, answers = (
+        rng.integers(0, classes, images),
+        rng.choice(classes, images, p=rng.dirichlet(np.ones(classes))),
+    )
     assert chance.accuracy_remark(int((labels == answers).sum()), labels, trained=False) == ""
 
 
 def test_one_class_or_uneven_ones_have_chances_of_their_own():
     assert chance.accuracy_remark(0, np.zeros(50, int), trained=True) == ""
     uneven = np.repeat([0, 1], [95, 5])
-    assert chance.accuracy_remark(5, uneven, trained=False) == "", "always answering the rare class gives that"
+    assert chance.accuracy_remark(5, uneven, trained=False) == "", (
+        "always answering the rare class gives that"
+    )
     assert "no better than chance (95 %)" in chance.accuracy_remark(94, uneven, trained=True)
 
 
@@ -45,7 +50,9 @@ def test_z_is_that_of_scipy_s_mann_whitney_test():
     score_NC, positive_NC = rng.normal(size=(200, 4)), rng.random((200, 4)) < 0.3
     expected = []
     for score, positive in zip(score_NC.T, positive_NC.T, strict=True):
-        p = stats.mannwhitneyu(score[positive], score[~positive], use_continuity=False, alternative="greater").pvalue
+        p = stats.mannwhitneyu(
+            score[positive], score[~positive], use_continuity=False, alternative="greater"
+        ).pvalue
         expected.append(stats.norm.isf(p))
     assert chance.rank_z(score_NC, positive_NC) == pytest.approx(np.mean(expected), abs=1e-3)
     assert chance.rank_z(score_NC, np.ones((200, 4), bool)) == 0.0
@@ -56,13 +63,17 @@ def test_rankings_turned_round_are_impossible_and_random_ones_doubtful():
     positive_NC = rng.random((500, 20)) < 0.2
     good = positive_NC + rng.normal(size=(500, 20))
     assert chance.ranking_remark(chance.rank_z(good, positive_NC), 20, trained=True) == ""
-    assert "rank lower than others" in chance.ranking_remark(chance.rank_z(-good, positive_NC), 20, trained=False)
+    assert "rank lower than others" in chance.ranking_remark(
+        chance.rank_z(-good, positive_NC), 20, trained=False
+    )
     noise = chance.rank_z(rng.normal(size=(500, 20)), positive_NC)
     assert "rank no higher than others" in chance.ranking_remark(noise, 20, trained=True)
     assert chance.ranking_remark(noise, 20, trained=False) == ""
 
 
-def test_permuted_classes_are_told_on_the_terminal_and_in_the_record(world, moco_file, tmp_path, command):
+def test_permuted_classes_are_told_on_the_terminal_and_in_the_record(
+    world, moco_file, tmp_path, command
+):
     """Validation folders of ImageNet's layout that hold the images of the class after theirs."""
     from protobench import records
 
@@ -71,8 +82,21 @@ def test_permuted_classes_are_told_on_the_terminal_and_in_the_record(world, moco
     for number, folder in enumerate(folders):
         shutil.copytree(folder, root / "train" / folder.name)
         shutil.copytree(folder, root / "val" / folders[(number + 1) % 3].name)
-    code, _, err = command(knn.main, "--ckpt", moco_file, "--data", root, "--feature", "pooled", "--k", 1, "--workers", 0,
-                           "--results", tmp_path / "results")
+    code, _, err = command(
+        knn.main,
+        "--ckpt",
+        moco_file,
+        "--data",
+        root,
+        "--feature",
+        "pooled",
+        "--k",
+        1,
+        "--workers",
+        0,
+        "--results",
+        tmp_path / "results",
+    )
     assert code == 0
     assert "warning: 0.0 % of 30 is below chance (33 %)" in err
     (record,) = (tmp_path / "results").glob("*.json")
@@ -83,4 +107,6 @@ def test_permuted_classes_are_told_on_the_terminal_and_in_the_record(world, moco
 def test_lowshot_asks_the_runs_with_most_images():
     runs = [{"k": 1, "rank_z": -9.0, "value": 0.0}, {"k": 16, "rank_z": 4.0, "value": 60.0}]
     assert lowshot._remark(runs, np.ones((50, 20), int), trained=True) == ""
-    assert "below chance" in lowshot._remark([{"k": 4, "value": 0.0}], np.repeat(np.arange(4), 50), trained=True)
+    assert "below chance" in lowshot._remark(
+        [{"k": 4, "value": 0.0}], np.repeat(np.arange(4), 50), trained=True
+    )

@@ -1,4 +1,5 @@
-"""Images that change between two runs: nothing that was kept of the old ones is used for the new ones."""
+"""Images that change between two runs: nothing that was kept of the old ones is used for the new
+ones."""
 
 import shutil
 
@@ -7,28 +8,32 @@ import pytest
 from PIL import Image
 
 from evaluate import knn, linear, semisup
-from protobench import checkpoints, features, imagenet, images, mini, raw_pictures, records
+from protobench import features, records
+from protobench.checkpoints import encoders
+from protobench.data import image_list, imagenet, raw_pictures
+from protobench.data.synthetic import bundled
 
 
 @pytest.fixture
 def root(world, tmp_path, monkeypatch):
-    """A copy of the tiny world, as a large data set is treated: of which not every file is hashed."""
+    """A copy of the tiny world, as a large data set is treated: of which not every file is
+    hashed."""
     shutil.copytree(world / "imagenet", tmp_path / "data" / "imagenet")
-    monkeypatch.setattr(images, "HASHED_BYTES", 0)
-    monkeypatch.setattr(images, "SAMPLED_FILES", 4)
+    monkeypatch.setattr(image_list, "HASHED_BYTES", 0)
+    monkeypatch.setattr(image_list, "SAMPLED_FILES", 4)
     monkeypatch.setenv("PROTOBENCH_CACHE", str(tmp_path / "cache"))
     return tmp_path / "data"
 
 
-def _overwrite(image_list):
+def _overwrite(images):
     """Other pictures in the place of all that the fingerprint does not hash."""
-    for path in image_list.paths:
-        picture = Image.open(image_list.root / path).resize((44, 44)).rotate(90)
-        picture.save(image_list.root / path, quality=80)
+    for path in images.paths:
+        picture = Image.open(images.root / path).resize((44, 44)).rotate(90)
+        picture.save(images.root / path, quality=80)
 
 
 def test_features_are_extracted_anew(root, encoder_file, capsys):
-    encoder, val = checkpoints.load(encoder_file), imagenet.read(root, "val")
+    encoder, val = encoders.load(encoder_file), imagenet.read(root, "val")
     before = np.array(features.extract(encoder, val))
     features.extract(encoder, imagenet.read(root, "val"))
     assert capsys.readouterr().out.count("taken from the cache") == 1
@@ -41,13 +46,28 @@ def test_features_are_extracted_anew(root, encoder_file, capsys):
 
 
 def test_a_second_score_is_that_of_the_new_images(root, moco_file, tmp_path, command):
-    words = ["--ckpt", moco_file, "--data", root, "--feature", "pooled", "--k", 5, "--workers", 0, "--results", tmp_path / "r"]
+    words = [
+        "--ckpt",
+        moco_file,
+        "--data",
+        root,
+        "--feature",
+        "pooled",
+        "--k",
+        5,
+        "--workers",
+        0,
+        "--results",
+        tmp_path / "r",
+    ]
     assert command(knn.main, *words)[0] == 0
     _overwrite(imagenet.read(root, "val"))
     code, out, _ = command(knn.main, *words)
     assert code == 0
     assert out.count("taken from the cache") == 1, "the training images are as they were"
-    first, second = sorted(map(records.read, (tmp_path / "r").glob("*.json")), key=lambda record: record["finished"])
+    first, second = sorted(
+        map(records.read, (tmp_path / "r").glob("*.json")), key=lambda record: record["finished"]
+    )
     assert first["unit"]["data"][0] == second["unit"]["data"][0]
     assert first["unit"]["data"][1] != second["unit"]["data"][1], "no table takes one for the other"
 
@@ -60,14 +80,31 @@ def test_decoded_pictures_are_decoded_anew(root):
     assert before.shape != after.shape
 
 
-@pytest.mark.parametrize(("module", "flags"), [
-    (linear, ("--lr", 1, "--epochs", 3, "--batch-size", 20)), (semisup, ("--epochs", 2, "--draws", 1, "--batch-size", 2))])
-def test_a_stopped_training_does_not_resume_on_other_images(root, encoder_file, tmp_path, command, monkeypatch, module, flags):
-    from protobench import saved
+@pytest.mark.parametrize(
+    ("module", "flags"),
+    [
+        (linear, ("--lr", 1, "--epochs", 3, "--batch-size", 20)),
+        (semisup, ("--epochs", 2, "--draws", 1, "--batch-size", 2)),
+    ],
+)
+def test_a_stopped_training_does_not_resume_on_other_images(
+    root, encoder_file, tmp_path, command, monkeypatch, module, flags
+):
+    from protobench.runtime import run_state
 
     kept = []
-    monkeypatch.setattr(saved.Saved, "clear", lambda self, **how: kept.append(self.key))
-    words = ["--ckpt", encoder_file, "--data", root, "--workers", 0, "--results", tmp_path / "r", *flags]
+    monkeypatch.setattr(run_state.RunState, "clear", lambda self, **how: kept.append(self.key))
+    words = [
+        "--ckpt",
+        encoder_file,
+        "--data",
+        root,
+        "--workers",
+        0,
+        "--results",
+        tmp_path / "r",
+        *flags,
+    ]
     for change in (False, False, True):
         if change:
             _overwrite(imagenet.read(root, "train").subset(np.arange(5)))
@@ -76,11 +113,23 @@ def test_a_stopped_training_does_not_resume_on_other_images(root, encoder_file, 
     assert kept[0] == kept[1] != kept[2]
 
 
-# The bundled data, given by its folder --------------------------------------------------------------------------------
+# The bundled data, given by its folder ------------------------------------------------------------
+
 
 def test_the_embedded_folder_is_treated_as_no_folder_is(world, encoder_file, tmp_path, command):
     for place in (world, world / "imagenet"):
-        words = ["--ckpt", encoder_file, "--data", place, "--feature", "pooled", "--k", 5, "--workers", 0]
+        words = [
+            "--ckpt",
+            encoder_file,
+            "--data",
+            place,
+            "--feature",
+            "pooled",
+            "--k",
+            5,
+            "--workers",
+            0,
+        ]
         code, out, err = command(knn.main, *words, "--results", tmp_path / "r")
         assert code == 0, err
         assert "EMBEDDED DATA" in out
@@ -88,4 +137,4 @@ def test_the_embedded_folder_is_treated_as_no_folder_is(world, encoder_file, tmp
     assert all(records.read(path)["data"]["embedded"] for path in (tmp_path / "r").glob("*.json"))
     assert linear.Config(encoder_file, world).params() == linear.Config(encoder_file).params()
     assert semisup.Config(encoder_file, world).params() == semisup.Config(encoder_file).params()
-    assert not mini.is_used(tmp_path)
+    assert not bundled.is_used(tmp_path)

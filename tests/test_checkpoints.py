@@ -1,4 +1,5 @@
-"""The account of a loaded file, its hashes, and that no mutation of a valid file gives a half-loaded network."""
+"""The account of a loaded file, its hashes, and that no mutation of a valid file gives a
+half-loaded network."""
 
 import math
 import os
@@ -13,17 +14,18 @@ from origins import linear, moco, training, under
 
 from pretrain import recipes
 from pretrain.moco import MoCo
-from protobench import backbones, checkpoints, files
-from protobench.backbones import Arch
-from protobench.errors import UserError
-from protobench.layouts import Reading
-from protobench.transforms import EvalInput
+from protobench.checkpoints import encoders, resnet
+from protobench.checkpoints.layouts import LoadOptions
+from protobench.checkpoints.resnet import Arch
+from protobench.data.transforms import EvalInput
+from protobench.runtime import files
+from protobench.runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")
 def backbone():
     torch.manual_seed(0)
-    net = backbones.build("resnet18").eval()
+    net = resnet.build("resnet18").eval()
     for name, tensor in net.state_dict().items():
         if "bn" in name:
             tensor.copy_(torch.rand_like(tensor.float()) + 0.5)
@@ -38,7 +40,7 @@ def _save(path, content):
 def test_the_account_says_what_was_loaded_and_what_was_left_out(tmp_path, backbone):
     state = backbone.state_dict()
     path = _save(tmp_path / "x.pth", training(moco(state, state)))
-    encoder = checkpoints.load(path)
+    encoder = encoders.load(path)
     account = encoder.account
     assert account["sha256"] == files.sha256_file(path) == encoder.key
     assert account["prefix"] == "state_dict/module.encoder_q."
@@ -46,73 +48,105 @@ def test_the_account_says_what_was_loaded_and_what_was_left_out(tmp_path, backbo
     assert account["dropped"] == ["encoder_k", "encoder_q.fc", "optimizer", "queue", "queue_ptr"]
     assert account["released"] is None
     said = encoder.summary()
-    for words in ("MoCo, PCL or MoPro, resnet18", f"{len(state)}/{len(state)} backbone tensors", "query copy",
-                  "under 'state_dict/module.encoder_q.'", f"sha256 {account['sha256'][:12]}", "encoder_k, encoder_q.fc",
-                  "shorter side 256, centre 224, mean 0.485 0.456 0.406, std 0.229 0.224 0.225"):
+    for words in (
+        "MoCo, PCL or MoPro, resnet18",
+        f"{len(state)}/{len(state)} backbone tensors",
+        "query copy",
+        "under 'state_dict/module.encoder_q.'",
+        f"sha256 {account['sha256'][:12]}",
+        "encoder_k, encoder_q.fc",
+        "shorter side 256, centre 224, mean 0.485 0.456 0.406, std 0.229 0.224 0.225",
+    ):
         assert words in said
     assert not encoder.backbone.training
 
 
 def test_old_files_without_counters_load(tmp_path, backbone):
     state = {k: v for k, v in backbone.state_dict().items() if "num_batches" not in k}
-    account = checkpoints.load(_save(tmp_path / "old.pt", state)).account
-    assert account["expected"] - account["matched"] == 20, "only the 20 batch counters, which nothing reads, are absent"
+    account = encoders.load(_save(tmp_path / "old.pt", state)).account
+    assert account["expected"] - account["matched"] == 20, (
+        "only the 20 batch counters, which nothing reads, are absent"
+    )
 
 
 @pytest.mark.parametrize("shape", [(1,), (1, 1), ()])
 def test_counters_of_one_element_load_whatever_their_shape(tmp_path, backbone, shape):
     """Nothing reads them."""
-    state = {k: torch.full(shape, 7) if "num_batches" in k else v for k, v in backbone.state_dict().items()}
-    encoder = checkpoints.load(_save(tmp_path / "x.pt", state))
+    state = {
+        k: torch.full(shape, 7) if "num_batches" in k else v
+        for k, v in backbone.state_dict().items()
+    }
+    encoder = encoders.load(_save(tmp_path / "x.pt", state))
     assert encoder.account["matched"] == encoder.account["expected"]
     assert encoder.backbone.bn1.num_batches_tracked.shape == ()
     state["bn1.num_batches_tracked"] = torch.ones(2, dtype=torch.long)
     with pytest.raises(UserError, match=r"bn1\.num_batches_tracked is \(2,\), not \(\)"):
-        checkpoints.load(_save(tmp_path / "x.pt", state))
+        encoders.load(_save(tmp_path / "x.pt", state))
 
 
 def test_half_precision_becomes_single(tmp_path, backbone):
-    loaded = checkpoints.load(_save(tmp_path / "half.pt", {k: v.half() for k, v in backbone.state_dict().items()})).backbone
+    loaded = encoders.load(
+        _save(tmp_path / "half.pt", {k: v.half() for k, v in backbone.state_dict().items()})
+    ).backbone
     assert loaded.conv1.weight.dtype == torch.float32
     torch.testing.assert_close(loaded.conv1.weight, backbone.conv1.weight, rtol=1e-3, atol=1e-4)
 
 
 def test_an_untrained_network_is_told(tmp_path, encoder_file, backbone):
-    fresh = checkpoints.load(_save(tmp_path / "fresh.pth", backbones.build("resnet18").state_dict()))
+    fresh = encoders.load(_save(tmp_path / "fresh.pth", resnet.build("resnet18").state_dict()))
     assert fresh.account["untouched"]
     assert "looks like an untrained network" in fresh.summary()
-    assert not checkpoints.load(_save(tmp_path / "trained.pth", backbone.state_dict())).account["untouched"]
+    assert not encoders.load(_save(tmp_path / "trained.pth", backbone.state_dict())).account[
+        "untouched"
+    ]
 
 
-@pytest.mark.parametrize("head", [
-    {"weight": torch.ones(5), "bias": torch.ones(5)}, {"weight": torch.ones(5, 512), "bias": torch.ones(4)},
-    {"weight": torch.ones(5, 100), "bias": torch.ones(5)}, {"weight": torch.ones(0, 512), "bias": torch.ones(0)},
-    {"weight": torch.full((5, 512), float("nan")), "bias": torch.ones(5)},
-    {"weight": torch.ones(5, 512, device="meta"), "bias": torch.ones(5, device="meta")},
-    {"0.weight": torch.ones(8, 512), "0.bias": torch.ones(8), "2.weight": torch.ones(5, 9), "2.bias": torch.ones(5)},
-    {"0.weight": torch.ones(8, 512), "3.weight": torch.ones(5, 8)},
-], ids=str)
+@pytest.mark.parametrize(
+    "head",
+    [
+        {"weight": torch.ones(5), "bias": torch.ones(5)},
+        {"weight": torch.ones(5, 512), "bias": torch.ones(4)},
+        {"weight": torch.ones(5, 100), "bias": torch.ones(5)},
+        {"weight": torch.ones(0, 512), "bias": torch.ones(0)},
+        {"weight": torch.full((5, 512), float("nan")), "bias": torch.ones(5)},
+        {"weight": torch.ones(5, 512, device="meta"), "bias": torch.ones(5, device="meta")},
+        {
+            "0.weight": torch.ones(8, 512),
+            "0.bias": torch.ones(8),
+            "2.weight": torch.ones(5, 9),
+            "2.bias": torch.ones(5),
+        },
+        {"0.weight": torch.ones(8, 512), "3.weight": torch.ones(5, 8)},
+    ],
+    ids=str,
+)
 def test_a_head_of_no_use_leaves_the_backbone_usable(tmp_path, backbone, head):
     state = under("module.encoder_q.", backbone.state_dict()) | under("module.encoder_q.fc.", head)
-    encoder = checkpoints.load(_save(tmp_path / "x.pth", {"state_dict": state}))
+    encoder = encoders.load(_save(tmp_path / "x.pth", {"state_dict": state}))
     assert encoder.projection is None
     assert encoder.account["projection"] == {}
 
 
 def test_a_head_of_known_shape_is_kept(tmp_path, backbone):
     state = under("encoder_q.", backbone.state_dict()) | linear("encoder_q.fc.", 128)
-    encoder = checkpoints.load(_save(tmp_path / "x.pth", {"state_dict": state}))
+    encoder = encoders.load(_save(tmp_path / "x.pth", {"state_dict": state}))
     assert encoder.account["projection"] == {"weight": [128, 512], "bias": [128]}
     assert encoder.projection(torch.ones(2, 512)).shape == (2, 128)
 
 
-# Our own files --------------------------------------------------------------------------------------------------------
+# Our own files ------------------------------------------------------------------------------------
+
 
 def test_our_own_export_round_trips(tmp_path):
     method = MoCo(recipes.MOCO_MINI, seed=0)
-    checkpoints.export(tmp_path / "e.safetensors", method.backbone, key="k", input_=recipes.MOCO_MINI.input,
-                       trained={"method": "moco"})
-    encoder = checkpoints.load(tmp_path / "e.safetensors")
+    encoders.export(
+        tmp_path / "e.safetensors",
+        method.backbone,
+        key="k",
+        input_=recipes.MOCO_MINI.input,
+        trained={"method": "moco"},
+    )
+    encoder = encoders.load(tmp_path / "e.safetensors")
     assert encoder.key == "k"
     assert encoder.input == recipes.MOCO_MINI.input
     assert encoder.account["origin"] == "protobench"
@@ -124,8 +158,14 @@ def test_our_own_export_round_trips(tmp_path):
 
 def test_our_header_keeps_what_no_weight_shows(tmp_path):
     shape = Arch("basic", (1, 1, 1, 1), 8, "cifar-padded")
-    checkpoints.export(tmp_path / "e.safetensors", backbones.ResNet(shape), key="k", input_=EvalInput(32, 32), trained=None)
-    assert checkpoints.load(tmp_path / "e.safetensors").backbone.arch == shape
+    encoders.export(
+        tmp_path / "e.safetensors",
+        resnet.ResNet(shape),
+        key="k",
+        input_=EvalInput(32, 32),
+        trained=None,
+    )
+    assert encoders.load(tmp_path / "e.safetensors").backbone.arch == shape
 
 
 def test_swapped_tensors_and_flipped_bits_are_found_by_the_recorded_hash(tmp_path, encoder_file):
@@ -136,87 +176,119 @@ def test_swapped_tensors_and_flipped_bits_are_found_by_the_recorded_hash(tmp_pat
     with safe_open(encoder_file, "pt") as file:
         metadata = file.metadata()
     save_file(state, tmp_path / "same.safetensors", metadata=metadata)
-    assert checkpoints.load(tmp_path / "same.safetensors").account["hash_verified"]
+    assert encoders.load(tmp_path / "same.safetensors").account["hash_verified"]
     a, b = "layer1.0.conv1.weight", "layer1.0.conv2.weight"
-    save_file(state | {a: state[b], b: state[a]}, tmp_path / "swapped.safetensors", metadata=metadata)
+    save_file(
+        state | {a: state[b], b: state[a]}, tmp_path / "swapped.safetensors", metadata=metadata
+    )
     data = bytearray(encoder_file.read_bytes())
     data[-100] ^= 1
     (tmp_path / "flipped.safetensors").write_bytes(data)
     for name in ("swapped", "flipped"):
         with pytest.raises(UserError, match="not those that were written"):
-            checkpoints.load(tmp_path / f"{name}.safetensors")
+            encoders.load(tmp_path / f"{name}.safetensors")
 
 
-GOOD = {"origin": "protobench", "key": "k", "trained": {}, "input": {"resize": 32, "crop": 32},
-        "arch": {"block": "basic", "depths": [2, 2, 2, 2], "width": 64, "stem": "imagenet", "inner": 1}}
-WRONG = {"stem": {"arch": {**GOOD["arch"], "stem": "foo"}}, "list": {"arch": {**GOOD["arch"], "stem": ["imagenet"]}},
-         "block": {"arch": {**GOOD["arch"], "block": "foo"}}, "depths": {"arch": {**GOOD["arch"], "depths": "abcd"}},
-         "three": {"arch": {**GOOD["arch"], "depths": [2, 2, 2]}}, "width": {"arch": {**GOOD["arch"], "width": 1.5}},
-         "huge": {"arch": {**GOOD["arch"], "width": 10**9}}, "no arch": {"arch": 7}, "no key": {"key": None},
-         "colour": {"input": {"colour": 1}}, "crop": {"input": {"crop": 300}}, "input": {"input": 7},
-         "mean": {"input": {"mean": [0, 0, "a"]}}, "std": {"input": {"std": [0, 0, 0]}}, "content": {"content": {}},
-         "null": {"content": None}, "part": {"input": {"crop": 1.5}}, "true": {"input": {"crop": True}},
-         "abc": {"input": {"mean": "abc"}},
-         "unsealed": {"sha256": "0"}}
+GOOD = {
+    "origin": "protobench",
+    "key": "k",
+    "trained": {},
+    "input": {"resize": 32, "crop": 32},
+    "arch": {"block": "basic", "depths": [2, 2, 2, 2], "width": 64, "stem": "imagenet", "inner": 1},
+}
+WRONG = {
+    "stem": {"arch": {**GOOD["arch"], "stem": "foo"}},
+    "list": {"arch": {**GOOD["arch"], "stem": ["imagenet"]}},
+    "block": {"arch": {**GOOD["arch"], "block": "foo"}},
+    "depths": {"arch": {**GOOD["arch"], "depths": "abcd"}},
+    "three": {"arch": {**GOOD["arch"], "depths": [2, 2, 2]}},
+    "width": {"arch": {**GOOD["arch"], "width": 1.5}},
+    "huge": {"arch": {**GOOD["arch"], "width": 10**9}},
+    "no arch": {"arch": 7},
+    "no key": {"key": None},
+    "colour": {"input": {"colour": 1}},
+    "crop": {"input": {"crop": 300}},
+    "input": {"input": 7},
+    "mean": {"input": {"mean": [0, 0, "a"]}},
+    "std": {"input": {"std": [0, 0, 0]}},
+    "content": {"content": {}},
+    "null": {"content": None},
+    "part": {"input": {"crop": 1.5}},
+    "true": {"input": {"crop": True}},
+    "abc": {"input": {"mean": "abc"}},
+    "unsealed": {"sha256": "0"},
+}
 
 
 @pytest.mark.parametrize("name", WRONG)
 def test_headers_that_describe_nothing_are_refused(tmp_path, backbone, name):
     from safetensors.torch import save_file
 
-    told = {**GOOD, "content": {"query": checkpoints.digest_of(backbone.state_dict())}}
-    for wrong, path in (({}, tmp_path / "good.safetensors"), (WRONG[name], tmp_path / "bad.safetensors")):
+    told = {**GOOD, "content": {"query": encoders.digest_of(backbone.state_dict())}}
+    for wrong, path in (
+        ({}, tmp_path / "good.safetensors"),
+        (WRONG[name], tmp_path / "bad.safetensors"),
+    ):
         header = {**told, **wrong}
         sealed = files.canonical_json({"sha256": files.sha256(header), **header})
         save_file(backbone.state_dict(), path, metadata={"protobench": sealed})
-    assert checkpoints.load(tmp_path / "good.safetensors").key == "k"
+    assert encoders.load(tmp_path / "good.safetensors").key == "k"
     with pytest.raises(UserError):
-        checkpoints.load(tmp_path / "bad.safetensors")
+        encoders.load(tmp_path / "bad.safetensors")
 
 
-# Hashes ---------------------------------------------------------------------------------------------------------------
+# Hashes -------------------------------------------------------------------------------------------
+
 
 def test_a_hash_that_is_given_is_checked(tmp_path, backbone):
     path = _save(tmp_path / "x.pth", backbone.state_dict())
     sha256 = files.sha256_file(path)
-    assert not checkpoints.load(path).account["hash_verified"]
-    assert checkpoints.load(path, Reading(sha256=sha256[:8].upper())).account["hash_verified"]
+    assert not encoders.load(path).account["hash_verified"]
+    assert encoders.load(path, LoadOptions(sha256=sha256[:8].upper())).account["hash_verified"]
     with pytest.raises(UserError, match="but --sha256 says 00000000"):
-        checkpoints.load(path, Reading(sha256="00000000"))
+        encoders.load(path, LoadOptions(sha256="00000000"))
     with pytest.raises(UserError, match="gives no sha256"):
-        checkpoints.load(path, Reading(sha256="xyz"))
+        encoders.load(path, LoadOptions(sha256="xyz"))
     beside = tmp_path / "x.pth.sha256"
     beside.write_text(f"{sha256}  x.pth\n")
-    assert checkpoints.load(path).account["hash_verified"]
+    assert encoders.load(path).account["hash_verified"]
     beside.write_text(f"{'0' * 64}  other.pth\n{sha256}  x.pth\n")
-    assert checkpoints.load(path).account["hash_verified"]
+    assert encoders.load(path).account["hash_verified"]
     beside.write_text(f"SHA256 (x.pth) = {sha256}\n")
-    assert checkpoints.load(path).account["hash_verified"]
+    assert encoders.load(path).account["hash_verified"]
     beside.write_text("nonsense")
     with pytest.raises(UserError, match=r"x\.pth\.sha256 gives no sha256"):
-        checkpoints.load(path)
+        encoders.load(path)
     beside.write_text("0" * 64)
     with pytest.raises(UserError, match=r"but x\.pth\.sha256 says"):
-        checkpoints.load(path)
+        encoders.load(path)
 
 
 def test_a_hash_in_the_name_is_checked(tmp_path, backbone):
     path = _save(tmp_path / "x.pth", backbone.state_dict())
     sha256 = files.sha256_file(path)
-    for name, good in ((f"net-{sha256[:8]}.pth", True), ("net-0123abcd.pth", False), ("net-20261121.pth", None),
-                       ("moco_r50_v2-e3b0c442.pth", None), ("run-446655440000ab.pth", None)):
+    for name, good in (
+        (f"net-{sha256[:8]}.pth", True),
+        ("net-0123abcd.pth", False),
+        ("net-20261121.pth", None),
+        ("moco_r50_v2-e3b0c442.pth", None),
+        ("run-446655440000ab.pth", None),
+    ):
         # a date; the hash of nothing, as one publisher has it; the end of a UUID
         copy = tmp_path / name
         shutil.copy(path, copy)
         if good is False:
             with pytest.raises(UserError, match="but its name says 0123abcd"):
-                checkpoints.load(copy)
-            assert checkpoints.load(copy, Reading(sha256=sha256[:16])).account["hash_verified"], "what is given counts more"
+                encoders.load(copy)
+            assert encoders.load(copy, LoadOptions(sha256=sha256[:16])).account["hash_verified"], (
+                "what is given counts more"
+            )
         else:
-            assert checkpoints.load(copy).account["hash_verified"] == bool(good)
+            assert encoders.load(copy).account["hash_verified"] == bool(good)
 
 
-# Half-loaded networks -------------------------------------------------------------------------------------------------
+# Half-loaded networks -----------------------------------------------------------------------------
+
 
 def _without(state, part):
     return {name: tensor for name, tensor in state.items() if part not in name}
@@ -225,14 +297,19 @@ def _without(state, part):
 WEIGHT = "layer2.0.conv1.weight"
 BAD = {
     "1 missing (layer3.0.conv1.weight)": lambda s: _without(s, "layer3.0.conv1"),
-    "4 missing (layer3.0.bn1.bias, layer3.0.bn1.running_mean, layer3.0.bn1.running_var, …)":
-        lambda s: _without(s, "layer3.0.bn1."),
+    "4 missing (layer3.0.bn1.bias, layer3.0.bn1.running_mean, layer3.0.bn1.running_var, …)": (
+        lambda s: _without(s, "layer3.0.bn1.")
+    ),
     "1 unexpected": lambda s: s | {"layer1.0.extra.weight": torch.zeros(1)},
     "is (3, 3), not (128, 64, 3, 3)": lambda s: s | {WEIGHT: torch.zeros(3, 3)},
-    f"not dense finite floating-point numbers ({WEIGHT})": lambda s: s | {WEIGHT: torch.full((128, 64, 3, 3), float("nan"))},
+    f"not dense finite floating-point numbers ({WEIGHT})": lambda s: (
+        s | {WEIGHT: torch.full((128, 64, 3, 3), float("nan"))}
+    ),
     "1 not dense": lambda s: s | {WEIGHT: torch.zeros(128, 64, 3, 3).to_sparse()},
     "1 not dense finite": lambda s: s | {WEIGHT: torch.zeros(128, 64, 3, 3, dtype=torch.int8)},
-    "1 not dense finite floating": lambda s: s | {WEIGHT: torch.zeros(128, 64, 3, 3, dtype=torch.complex64)},
+    "1 not dense finite floating": lambda s: (
+        s | {WEIGHT: torch.zeros(128, 64, 3, 3, dtype=torch.complex64)}
+    ),
     "a negative variance (bn1.running_var)": lambda s: s | {"bn1.running_var": -torch.ones(64)},
     "no usual ResNet has 2-1-2-2 basic blocks": lambda s: _without(s, "layer2.1"),
     "conv1.weight missing": lambda s: _without(s, "conv1.weight"),
@@ -243,30 +320,50 @@ BAD = {
 def test_a_half_loaded_network_is_never_returned(tmp_path, backbone, complaint):
     path = _save(tmp_path / "bad.pth", BAD[complaint](dict(backbone.state_dict())))
     with pytest.raises(UserError, match=re.escape(complaint)) as error:
-        checkpoints.load(path)
+        encoders.load(path)
     assert error.value.at == path
 
 
 def test_a_sparse_tensor_with_false_indices_is_refused(tmp_path, backbone):
-    bad = torch.sparse_coo_tensor(torch.tensor([[10**9], [0], [0], [0]]), torch.ones(1), (128, 64, 3, 3), check_invariants=False)
+    bad = torch.sparse_coo_tensor(
+        torch.tensor([[10**9], [0], [0], [0]]),
+        torch.ones(1),
+        (128, 64, 3, 3),
+        check_invariants=False,
+    )
     path = _save(tmp_path / "bad.pth", backbone.state_dict() | {WEIGHT: bad})
     with pytest.raises(UserError):
-        checkpoints.load(path)
+        encoders.load(path)
 
 
-MUTATIONS = ("drop", "rename", "reshape", "nan", "truncate", "flip", "prefix", "swap", "dtype", "add")
+MUTATIONS = (
+    "drop",
+    "rename",
+    "reshape",
+    "nan",
+    "truncate",
+    "flip",
+    "prefix",
+    "swap",
+    "dtype",
+    "add",
+)
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """A whole small file with a recorded hash, and its state."""
     torch.manual_seed(0)
-    state = backbones.build("resnet10-mini").state_dict()
-    return tmp_path_factory.mktemp("tiny"), {name: torch.rand_like(t.float()) + 0.1 if "num" not in name else t
-                                             for name, t in state.items()}
+    state = resnet.build("resnet10-mini").state_dict()
+    return tmp_path_factory.mktemp("tiny"), {
+        name: torch.rand_like(t.float()) + 0.1 if "num" not in name else t
+        for name, t in state.items()
+    }
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+)
 @given(st.sampled_from(MUTATIONS), st.integers(0, 10**9), st.booleans())
 def test_any_mutation_gives_the_whole_network_or_a_user_error(tiny, mutation, place, ours):
     folder, state = tiny
@@ -284,7 +381,11 @@ def test_any_mutation_gives_the_whole_network_or_a_user_error(tiny, mutation, pl
             new[name] = state[name].clone()
             new[name].view(-1)[place % new[name].numel()] = math.nan if place % 2 else math.inf
         case "swap":
-            alike = [other for other in names if state[other].shape == state[name].shape and other != name]
+            alike = [
+                other
+                for other in names
+                if state[other].shape == state[name].shape and other != name
+            ]
             if alike:
                 other = alike[place % len(alike)]
                 new[name], new[other] = state[other], state[name]
@@ -295,25 +396,45 @@ def test_any_mutation_gives_the_whole_network_or_a_user_error(tiny, mutation, pl
         case "prefix":
             new = under("model.net.", new)
     path = folder / ("x.safetensors" if ours else "x.pth")
-    whole = {"state_dict": under("module.encoder_q.", new) | linear("module.encoder_q.fc.", 10, 128)}
+    whole = {
+        "state_dict": under("module.encoder_q.", new) | linear("module.encoder_q.fc.", 10, 128)
+    }
     if ours:
         _export(path, new, state)
     else:
         torch.save(whole, path)
-    recorded = files.sha256_file(_save(folder / "good.pth", {"state_dict": under("module.encoder_q.", state)
-                                                             | linear("module.encoder_q.fc.", 10, 128)}))
+    recorded = files.sha256_file(
+        _save(
+            folder / "good.pth",
+            {
+                "state_dict": (
+                    under("module.encoder_q.", state) | linear("module.encoder_q.fc.", 10, 128)
+                )
+            },
+        )
+    )
     data = bytearray(path.read_bytes())
     if mutation == "flip":
         data[place % len(data)] ^= 1 << place % 8
     elif mutation == "truncate":
         data = data[: place % len(data)]
     path.write_bytes(data)
-    reading = Reading(normalisation="imagenet", sha256=recorded if mutation == "swap" and not ours else None)
+    reading = LoadOptions(
+        normalisation="imagenet", sha256=recorded if mutation == "swap" and not ours else None
+    )
     try:
-        loaded = checkpoints.load(path, reading).backbone.state_dict()
+        loaded = encoders.load(path, reading).backbone.state_dict()
     except UserError:
         return
-    assert mutation not in ("drop", "reshape", "nan", "truncate", "dtype", "add", "prefix"), f"{mutation} of {name} was loaded"
+    assert mutation not in (
+        "drop",
+        "reshape",
+        "nan",
+        "truncate",
+        "dtype",
+        "add",
+        "prefix",
+    ), f"{mutation} of {name} was loaded"
     for key in names:
         assert torch.equal(loaded[key], state[key]), f"{mutation}: {key} is not the file's"
 
@@ -323,28 +444,31 @@ def _export(path, new, state):
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    net = backbones.build("resnet10-mini")
+    net = resnet.build("resnet10-mini")
     net.load_state_dict(state)
-    checkpoints.export(path, net, key="k", input_=EvalInput(32, 32), trained={})
+    encoders.export(path, net, key="k", input_=EvalInput(32, 32), trained={})
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     save_file({name: tensor.contiguous() for name, tensor in new.items()}, path, metadata=metadata)
 
 
 def test_files_that_cannot_be_read(tmp_path, backbone):
-    path = _save(tmp_path / "x.pth", backbone.state_dict() | {WEIGHT: torch.zeros(128, 64, 3, 3, device="meta")})
+    path = _save(
+        tmp_path / "x.pth",
+        backbone.state_dict() | {WEIGHT: torch.zeros(128, 64, 3, 3, device="meta")},
+    )
     with pytest.raises(UserError):
-        checkpoints.load(path)
+        encoders.load(path)
     with pytest.raises(UserError, match="cannot read"):
-        checkpoints.load(tmp_path / ("n" * 300))
+        encoders.load(tmp_path / ("n" * 300))
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(UserError, match="no regular file"):
-        checkpoints.load(tmp_path / "fifo")
+        encoders.load(tmp_path / "fifo")
     (tmp_path / "a").symlink_to(tmp_path / "b")
     (tmp_path / "b").symlink_to(tmp_path / "a")
     with pytest.raises(UserError):
-        checkpoints.load(tmp_path / "a")
+        encoders.load(tmp_path / "a")
     hostile = _save(tmp_path / "y.pth", {"\x1b[31mred\nline": torch.ones(1)})
     with pytest.raises(UserError) as error:
-        checkpoints.load(hostile)
+        encoders.load(hostile)
     assert "\x1b" not in str(error.value)

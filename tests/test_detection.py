@@ -1,4 +1,5 @@
-"""Detectors around our backbones, their schedule, training and scores; the command line, stopped and resumed."""
+"""Detectors around our backbones, their schedule, training and scores; the command line, stopped
+and resumed."""
 
 import os
 import pickle
@@ -17,13 +18,16 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import nn
 
-from evaluate import detection, detection_scores, detector_training, detectors
-from evaluate.detector_training import Detections, Samples, Schedule
-from protobench import backbones, checkpoints, coco, records, voc_boxes
-from protobench.boxes import BoxList, Objects, presence
-from protobench.checkpoints import Encoder
-from protobench.errors import UserError
-from protobench.transforms import EvalInput
+from evaluate import detection
+from evaluate.mmdet_adapter import models, scoring, training
+from evaluate.mmdet_adapter.training import Detections, Samples, Schedule
+from protobench import records
+from protobench.checkpoints import encoders, resnet
+from protobench.checkpoints.encoders import Encoder
+from protobench.data import coco, voc_boxes
+from protobench.data.boxes import BoxList, Objects, presence
+from protobench.data.transforms import EvalInput
+from protobench.runtime.errors import UserError
 
 coco_mask = pytest.importorskip("pycocotools.mask", reason="needs the extra detection")
 pytestmark = pytest.mark.usefixtures("mmdet")
@@ -31,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("mmdet")
 
 @pytest.fixture(scope="module")
 def encoder(moco_file) -> Encoder:
-    return checkpoints.load(moco_file)
+    return encoders.load(moco_file)
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +47,16 @@ def wide(images: BoxList) -> np.ndarray:
     return np.array([objects.width >= objects.height for objects in images.objects])
 
 
-# Detectors ------------------------------------------------------------------------------------------------------------
+# Detectors ----------------------------------------------------------------------------------------
+
 
 def test_our_stages_are_mmdetections_resnet():
-    """The same weights in MMDetection's own ResNet-50 (torchvision's style) give the same four maps."""
+    """The same weights in MMDetection's own ResNet-50 (torchvision's style) give the same four
+    maps."""
     from mmdet.models.backbones import ResNet
 
     torch.manual_seed(0)
-    ours = backbones.build("resnet50").eval()
+    ours = resnet.build("resnet50").eval()
     for module in ours.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.2, 0.6)
@@ -60,53 +66,65 @@ def test_our_stages_are_mmdetections_resnet():
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(1, 3, 64, 96)
     with torch.no_grad():
-        maps = detectors.Stages(ours, (1, 2, 3, 4), frozen=True, bf16=False)(x)
+        maps = models.Stages(ours, (1, 2, 3, 4), frozen=True, bf16=False)(x)
         for found, expected in zip(maps, theirs(x), strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_frozen_backbone_has_nothing_to_train_in_any_mode(encoder):
     torch.manual_seed(0)
-    detector = detectors.faster_rcnn(encoder, 20, small=True)
-    before = detectors.frozen(detector)
+    detector = models.faster_rcnn(encoder, 20, small=True)
+    before = models.frozen(detector)
     detector.train()
-    assert detectors.frozen(detector) == before
+    assert models.frozen(detector) == before
     assert not any(parameter.requires_grad for parameter in detector.backbone.parameters())
     assert any(parameter.requires_grad for parameter in detector.roi_head.parameters())
     for name, tensor in encoder.backbone.state_dict().items():
-        torch.testing.assert_close(detector.backbone.state_dict()[f"resnet.{name}"], tensor, rtol=0, atol=0)
+        torch.testing.assert_close(
+            detector.backbone.state_dict()[f"resnet.{name}"], tensor, rtol=0, atol=0
+        )
     next(detector.backbone.parameters()).requires_grad_()
     with pytest.raises(RuntimeError, match="should be frozen"):
-        detectors.frozen(detector)
+        models.frozen(detector)
 
 
 def test_a_changed_backbone_is_noticed(encoder):
-    detector = detectors.faster_rcnn(encoder, 20, small=True)
-    before = detectors.frozen(detector)
+    detector = models.faster_rcnn(encoder, 20, small=True)
+    before = models.frozen(detector)
     detector.backbone.resnet.layer2[0].bn1.running_mean[0] += 1e-6
-    assert detectors.frozen(detector) != before
+    assert models.frozen(detector) != before
 
 
 def test_the_real_detector_is_mmdetections(monkeypatch):
     """ResNet-50's channels and strides, 256 and 512 sampled of 2000 and 1000, 20 classes, RGB."""
-    resnet = backbones.ResNet(backbones.named("resnet50"))
-    detector = detectors.faster_rcnn(Encoder(resnet, EvalInput(), "", {}), 20, small=False)
-    assert sum(p.numel() for p in detector.parameters() if p.requires_grad) == pytest.approx(17.85e6, rel=0.01)
+    network = resnet.ResNet(resnet.named("resnet50"))
+    detector = models.faster_rcnn(Encoder(network, EvalInput(), "", {}), 20, small=False)
+    assert sum(p.numel() for p in detector.parameters() if p.requires_grad) == pytest.approx(
+        17.85e6, rel=0.01
+    )
     assert detector.neck.in_channels == [256, 512, 1024, 2048]
     assert [stride[0] for stride in detector.rpn_head.prior_generator.strides] == [4, 8, 16, 32, 64]
     extractor = detector.roi_head.bbox_roi_extractor
     assert (extractor.featmap_strides, extractor.finest_scale) == ([4, 8, 16, 32], 56)
     assert detector.roi_head.bbox_head.num_classes == 20
     assert detector.train_cfg.rcnn.sampler.num == 512
-    assert (detector.train_cfg.rpn_proposal.nms_pre, detector.train_cfg.rpn_proposal.max_per_img) == (2000, 1000)
-    assert detector.test_cfg.rcnn.to_dict() == {"score_thr": 0.05, "nms": {"type": "nms", "iou_threshold": 0.5},
-                                                "max_per_img": 100}
-    torch.testing.assert_close(detector.data_preprocessor.mean.flatten(), torch.tensor([123.675, 116.28, 103.53]))
+    assert (
+        detector.train_cfg.rpn_proposal.nms_pre,
+        detector.train_cfg.rpn_proposal.max_per_img,
+    ) == (2000, 1000)
+    assert detector.test_cfg.rcnn.to_dict() == {
+        "score_thr": 0.05,
+        "nms": {"type": "nms", "iou_threshold": 0.5},
+        "max_per_img": 100,
+    }
+    torch.testing.assert_close(
+        detector.data_preprocessor.mean.flatten(), torch.tensor([123.675, 116.28, 103.53])
+    )
     assert not detector.data_preprocessor._channel_conversion, "pixels are RGB already"
 
 
 def test_mask_rcnn_trains_everything_and_starts_from_the_checkpoint(encoder):
-    detector = detectors.mask_rcnn(encoder, 20, small=True).train()
+    detector = models.mask_rcnn(encoder, 20, small=True).train()
     assert all(parameter.requires_grad for parameter in detector.parameters())
     norms = [module for module in detector.modules() if isinstance(module, nn.BatchNorm2d)]
     assert all(norm.training for norm in norms)
@@ -122,26 +140,33 @@ def test_mask_rcnn_trains_everything_and_starts_from_the_checkpoint(encoder):
 
 
 def test_the_real_mask_rcnn_is_of_mocos_size():
-    detector = detectors.mask_rcnn(Encoder(backbones.ResNet(backbones.named("resnet50")), EvalInput(), "", {}), 80, small=False)
+    detector = models.mask_rcnn(
+        Encoder(resnet.ResNet(resnet.named("resnet50")), EvalInput(), "", {}), 80, small=False
+    )
     assert [stride[0] for stride in detector.rpn_head.prior_generator.strides] == [16]
     assert detector.rpn_head.prior_generator.num_base_priors == [15]
     assert detector.roi_head.bbox_roi_extractor.out_channels == 1024
     assert detector.roi_head.mask_head.num_classes == 80
     assert (detector.test_cfg.rpn.nms_pre, detector.test_cfg.rpn.max_per_img) == (6000, 1000)
-    assert detector.roi_head.mask_head.conv_logits.weight.std().item() == pytest.approx(1e-3, rel=0.05)
+    assert detector.roi_head.mask_head.conv_logits.weight.std().item() == pytest.approx(
+        1e-3, rel=0.05
+    )
 
 
 def test_bf16_stays_inside_the_backbone(encoder):
     x = torch.randn(1, 3, 32, 48)
-    exact, rough = (detectors.faster_rcnn(replace(encoder, precision=precision), 20, small=True).backbone(x)
-                    for precision in ("fp32", "bf16"))
+    exact, rough = (
+        models.faster_rcnn(replace(encoder, precision=precision), 20, small=True).backbone(x)
+        for precision in ("fp32", "bf16")
+    )
     for one, other in zip(exact, rough, strict=True):
         assert other.dtype == torch.float32
         assert not torch.equal(one, other)
         torch.testing.assert_close(one, other, rtol=0.1, atol=0.1)
 
 
-# Samples, batches, rates ----------------------------------------------------------------------------------------------
+# Samples, batches, rates --------------------------------------------------------------------------
+
 
 def test_samples_are_resized_and_flipped_with_their_objects(scene_data):
     train = coco.read(scene_data, "train")
@@ -149,20 +174,28 @@ def test_samples_are_resized_and_flipped_with_their_objects(scene_data):
     pixels, found = samples[None, 3]
     objects = train.objects[3]
     assert pixels.shape == (3, 2 * objects.height, 2 * objects.width)
-    np.testing.assert_allclose(found.gt_instances.bboxes.tensor.numpy(), 2 * objects.boxes_N4, atol=1e-4)
+    np.testing.assert_allclose(
+        found.gt_instances.bboxes.tensor.numpy(), 2 * objects.boxes_N4, atol=1e-4
+    )
     flipped = next(epoch for epoch in range(20) if not torch.equal(samples[epoch, 3][0], pixels))
     mirrored, other = samples[flipped, 3]
     torch.testing.assert_close(mirrored, pixels.flip(2))
     x1, y1, x2, y2 = found.gt_instances.bboxes.tensor.T
-    np.testing.assert_allclose(other.gt_instances.bboxes.tensor.T, [2 * objects.width - x2, y1, 2 * objects.width - x1, y2])
-    np.testing.assert_array_equal(other.gt_instances.masks.masks, found.gt_instances.masks.masks[:, :, ::-1])
+    np.testing.assert_allclose(
+        other.gt_instances.bboxes.tensor.T, [2 * objects.width - x2, y1, 2 * objects.width - x1, y2]
+    )
+    np.testing.assert_array_equal(
+        other.gt_instances.masks.masks, found.gt_instances.masks.masks[:, :, ::-1]
+    )
     assert torch.equal(samples[flipped, 3][0], mirrored), "a function of the epoch"
 
 
 def test_scales_are_drawn_in_training_and_the_last_one_tests(scene_data):
     train = coco.read(scene_data, "train")
     samples = Samples(train, [[256, 192], [128, 96], [64, 48]], 0, masks=False)
-    assert {samples[epoch, 0][0].shape[1] * 2 // train.objects[0].height for epoch in range(12)} == {1, 2, 4}
+    assert {
+        samples[epoch, 0][0].shape[1] * 2 // train.objects[0].height for epoch in range(12)
+    } == {1, 2, 4}
     assert samples[None, 0][0].shape[1] * 2 == train.objects[0].height
 
 
@@ -178,19 +211,26 @@ def test_a_broken_image_is_an_error_that_names_it(scene_data, tmp_path):
     broken = replace(train, root=tmp_path)
     assert isinstance(Samples(broken, [[128, 96]], 0, masks=False)[0, 0], UserError)
     with pytest.raises(UserError, match="image not found"):
-        detector_training.predict(nn.Identity(), Samples(broken, [[128, 96]], 0, masks=False), batch_size=8, device="cpu",
-                                  workers=0)
+        training.predict(
+            nn.Identity(),
+            Samples(broken, [[128, 96]], 0, masks=False),
+            batch_size=8,
+            device="cpu",
+            workers=0,
+        )
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=60), st.integers(1, 9), st.integers(0, 5))
 def test_an_epoch_holds_every_image_once_and_keeps_shapes_apart(landscape, size, epoch):
-    found = detector_training.epoch_batches(np.array(landscape), size, 0, "order", 0, epoch)
+    found = training.epoch_batches(np.array(landscape), size, 0, "order", 0, epoch)
     assert sorted(index for batch in found for index in batch) == list(range(len(landscape)))
     assert all(len(batch) == size for batch in found[:-1])
     left = landscape.count(True) % size + landscape.count(False) % size
     whole = found[: len(found) - -(-left // size)]
     assert all(len({landscape[index] for index in batch}) == 1 for batch in whole)
-    schedule = Schedule(np.array(landscape), {"batch_size": size, "seed": 0, "iterations": 0, "epochs": 3}, 0)
+    schedule = Schedule(
+        np.array(landscape), {"batch_size": size, "seed": 0, "iterations": 0, "epochs": 3}, 0
+    )
     assert schedule.per_epoch == len(found)
 
 
@@ -203,37 +243,61 @@ def test_a_schedule_goes_on_in_the_middle(images, size, first):
     assert len(whole) == schedule.steps
     assert list(schedule.where(min(first, schedule.steps))) == whole[first:]
     counted = Schedule(schedule.landscape_N, params | {"iterations": 7}, 1)
-    assert [*counted.where(0)][:5] == [*Schedule(schedule.landscape_N, params | {"epochs": 9}, 1).where(0)][:5]
+    assert [*counted.where(0)][:5] == [
+        *Schedule(schedule.landscape_N, params | {"epochs": 9}, 1).where(0)
+    ][:5]
     assert len([*counted.where(0)]) == 7
 
 
 def test_rates_are_the_papers():
-    """Appendix E: 0.05, a tenth after 12 of 15 epochs; COCO's 2x: 0.02, a tenth at 120 000 and at 160 000 of 180 000."""
+    """Appendix E: 0.05, a tenth after 12 of 15 epochs; COCO's 2x: 0.02, a tenth at 120 000 and at
+    160 000 of 180 000."""
     config = detection.Config(Path("x"), Path("data"))
     voc = Schedule(np.ones(5011, bool), config.params(), 0)
     assert voc.per_epoch == 627
-    assert [voc.rate(step) for step in (500, 12 * 627 - 1, 12 * 627, voc.steps - 1)] == pytest.approx([0.05, 0.05, 0.005, 0.005])
+    assert [
+        voc.rate(step) for step in (500, 12 * 627 - 1, 12 * 627, voc.steps - 1)
+    ] == pytest.approx([0.05, 0.05, 0.005, 0.005])
     assert voc.rate(0) == pytest.approx(5e-5)
     assert voc.rate(250) == pytest.approx(0.025, rel=0.01)
     assert Schedule(np.ones(9, bool), config.params() | {"warmup": 0}, 0).rate(0) == 0.05
     coco_2x = Schedule(np.ones(117_266, bool), replace(config, dataset="coco").params(), 0)
     assert coco_2x.steps == 180_000
-    assert [coco_2x.rate(step) for step in (119_999, 120_000, 159_999, 160_000)] == pytest.approx([0.02, 2e-3, 2e-3, 2e-4])
+    assert [coco_2x.rate(step) for step in (119_999, 120_000, 159_999, 160_000)] == pytest.approx(
+        [0.02, 2e-3, 2e-3, 2e-4]
+    )
 
 
 def test_defaults_are_the_papers():
-    voc, on_coco = (detection.Config(Path("x"), Path("data"), dataset).params() for dataset in ("voc07", "coco"))
-    for name, value in {"draws": 3, "batch_size": 8, "sgd_momentum": 0.9, "weight_decay": 1e-4, "epochs": 15, "iterations": 0,
-                        "test_scale": [1000, 600], "small": False, "precise_bn": 0}.items():
+    voc, on_coco = (
+        detection.Config(Path("x"), Path("data"), dataset).params() for dataset in ("voc07", "coco")
+    )
+    for name, value in {
+        "draws": 3,
+        "batch_size": 8,
+        "sgd_momentum": 0.9,
+        "weight_decay": 1e-4,
+        "epochs": 15,
+        "iterations": 0,
+        "test_scale": [1000, 600],
+        "small": False,
+        "precise_bn": 0,
+    }.items():
         assert voc[name] == value, name
-    for name, value in {"draws": 1, "batch_size": 16, "iterations": 180_000, "test_scale": [1333, 800],
-                        "precise_bn": 200}.items():
+    for name, value in {
+        "draws": 1,
+        "batch_size": 16,
+        "iterations": 180_000,
+        "test_scale": [1333, 800],
+        "precise_bn": 200,
+    }.items():
         assert on_coco[name] == value, name
     assert [scale[1] for scale in on_coco["scales"]] == [640, 672, 704, 736, 768, 800]
     assert detection.Config(Path("x")).params()["small"]
 
 
-# Training -------------------------------------------------------------------------------------------------------------
+# Training -----------------------------------------------------------------------------------------
+
 
 class Normed(nn.Module):
     """A detector of which only BatchNorm is left."""
@@ -254,36 +318,59 @@ def test_precise_statistics_are_the_plain_mean_over_batches(scene_data):
     samples = Samples(train, [[64, 64]], 0, masks=False)
     params = {"batch_size": 1, "seed": 0, "iterations": 9, "epochs": 0}
     schedule, detector = Schedule(wide(train), params, 0), Normed()
-    detector_training.precise_batch_norm(detector, samples, schedule, 4, device="cpu", workers=0)
-    seen = [samples[batch[0]][0].float() for _, batch in zip(range(4), schedule.where(0), strict=False)]
-    torch.testing.assert_close(detector.norm.running_mean, torch.stack([x.mean((1, 2)) for x in seen]).mean(0))
-    torch.testing.assert_close(detector.norm.running_var, torch.stack([x.flatten(1).var(1) for x in seen]).mean(0))
+    training.precise_batch_norm(detector, samples, schedule, 4, device="cpu", workers=0)
+    seen = [
+        samples[batch[0]][0].float() for _, batch in zip(range(4), schedule.where(0), strict=False)
+    ]
+    torch.testing.assert_close(
+        detector.norm.running_mean, torch.stack([x.mean((1, 2)) for x in seen]).mean(0)
+    )
+    torch.testing.assert_close(
+        detector.norm.running_var, torch.stack([x.flatten(1).var(1) for x in seen]).mean(0)
+    )
     assert detector.norm.momentum == 0.2
 
 
 def test_divergence_is_an_error_and_nothing_is_recorded(encoder, scene_data):
     train = voc_boxes.read(scene_data, 2007, "trainval")
     params = detection.Config(Path("x"), lr=1e6, warmup=0, iterations=20, batch_size=2).params()
-    detector = detectors.faster_rcnn(encoder, 20, small=True)
+    detector = models.faster_rcnn(encoder, 20, small=True)
     losses = []
     with pytest.raises(UserError, match=r"diverged by step 20 of 20.*not finite") as mistake:
-        detector_training.train(detector, detector_training.optimizer_of(detector, params),
-                                Samples(train, [[128, 96]], 0, masks=False), Schedule(wide(train), params, 0), losses=losses,
-                                after=lambda steps: None, device="cpu", workers=0, desc="")
+        training.train(
+            detector,
+            training.optimizer_of(detector, params),
+            Samples(train, [[128, 96]], 0, masks=False),
+            Schedule(wide(train), params, 0),
+            losses=losses,
+            after=lambda steps: None,
+            device="cpu",
+            workers=0,
+            desc="",
+        )
     assert "--lr (it is 1e+06)" in mistake.value.hint
     assert losses == []
 
 
 def test_norms_do_not_decay_and_everything_else_does(encoder):
-    detector = detectors.mask_rcnn(encoder, 20, small=True)
-    optimizer = detector_training.optimizer_of(detector, {"sgd_momentum": 0.9, "weight_decay": 1e-4})
-    decayed, plain = ({id(parameter) for parameter in group["params"]} for group in optimizer.param_groups)
+    detector = models.mask_rcnn(encoder, 20, small=True)
+    optimizer = training.optimizer_of(detector, {"sgd_momentum": 0.9, "weight_decay": 1e-4})
+    decayed, plain = (
+        {id(parameter) for parameter in group["params"]} for group in optimizer.param_groups
+    )
     assert [group["weight_decay"] for group in optimizer.param_groups] == [1e-4, 0.0]
-    norms = {id(p) for module in detector.modules() if isinstance(module, nn.BatchNorm2d) for p in module.parameters()}
+    norms = {
+        id(p)
+        for module in detector.modules()
+        if isinstance(module, nn.BatchNorm2d)
+        for p in module.parameters()
+    }
     assert plain == norms
     assert decayed == {id(parameter) for parameter in detector.parameters()} - norms
-    frozen = detectors.faster_rcnn(encoder, 20, small=True)
-    (group,) = detector_training.optimizer_of(frozen, {"sgd_momentum": 0.9, "weight_decay": 1e-4}).param_groups
+    frozen = models.faster_rcnn(encoder, 20, small=True)
+    (group,) = training.optimizer_of(
+        frozen, {"sgd_momentum": 0.9, "weight_decay": 1e-4}
+    ).param_groups
     assert len(group["params"]) == sum(parameter.requires_grad for parameter in frozen.parameters())
 
 
@@ -291,36 +378,66 @@ def test_a_weight_that_is_not_finite_at_the_end_is_an_error(encoder, scene_data,
     """The detector would find nothing, and score 0."""
     train = voc_boxes.read(scene_data, 2007, "trainval")
     params = detection.Config(Path("x"), iterations=20, batch_size=1).params()
-    detector = detectors.faster_rcnn(encoder, 20, small=True)
+    detector = models.faster_rcnn(encoder, 20, small=True)
 
     def loss_of(losses, *_):
         losses.detector.neck.fpn_convs[0].conv.bias.data[0] = float("nan")
         return torch.tensor(1.0)
 
-    monkeypatch.setattr(detector_training, "loss_of", loss_of)
+    monkeypatch.setattr(training, "loss_of", loss_of)
     with pytest.raises(UserError, match="a weight is not finite"):
-        detector_training.train(detector, detector_training.optimizer_of(detector, params),
-                                Samples(train, [[128, 96]], 0, masks=False), Schedule(wide(train), params, 0), losses=[],
-                                after=lambda steps: None, device="cpu", workers=0, desc="")
+        training.train(
+            detector,
+            training.optimizer_of(detector, params),
+            Samples(train, [[128, 96]], 0, masks=False),
+            Schedule(wide(train), params, 0),
+            losses=[],
+            after=lambda steps: None,
+            device="cpu",
+            workers=0,
+            desc="",
+        )
 
 
 def test_samples_can_be_sent_to_a_process_that_has_not_imported_mmdetection(scene_data):
     train = coco.read(scene_data, "train")
     sent = pickle.dumps(Samples(train.subset(np.arange(2)), [[128, 96]], 0, masks=False))
-    script = "import pickle, sys; samples = pickle.load(sys.stdin.buffer); print(samples[0, 1][0].shape[0])"
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], input=sent, capture_output=True, check=True)
+    script = (
+        "import pickle, sys; samples = pickle.load(sys.stdin.buffer); print(samples[0,"
+        " 1][0].shape[0])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script], input=sent, capture_output=True, check=True
+    )
     assert done.stdout.split() == [b"3"]
 
 
-@pytest.mark.parametrize(("dataset", "hint"), [("voc07", "another --batch-size is another protocol"),
-                                               ("coco", "--precision bf16 needs less")])
-def test_a_gpu_that_is_too_small_is_told(command, moco_file, scene_data, tmp_path, monkeypatch, dataset, hint):
+@pytest.mark.parametrize(
+    ("dataset", "hint"),
+    [
+        ("voc07", "another --batch-size is another protocol"),
+        ("coco", "--precision bf16 needs less"),
+    ],
+)
+def test_a_gpu_that_is_too_small_is_told(
+    command, moco_file, scene_data, tmp_path, monkeypatch, dataset, hint
+):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(detector_training, "loss_of", full)
-    code, _, err = command(detection.main, "--ckpt", moco_file, "--data", scene_data, "--dataset", dataset, "--results",
-                           tmp_path, *FEW)
+    monkeypatch.setattr(training, "loss_of", full)
+    code, _, err = command(
+        detection.main,
+        "--ckpt",
+        moco_file,
+        "--data",
+        scene_data,
+        "--dataset",
+        dataset,
+        "--results",
+        tmp_path,
+        *FEW,
+    )
     assert code == 2
     assert "too small for batches of 2" in err
     assert hint in err
@@ -328,29 +445,37 @@ def test_a_gpu_that_is_too_small_is_told(command, moco_file, scene_data, tmp_pat
 
 @pytest.mark.parametrize("scale", [[128, 96], [256, 192], [64, 48]])
 def test_detections_are_in_the_images_own_pixels(encoder, scene_data, scale):
-    """Whatever size the detector saw: its predictions, put where the objects are in its input, come back where they are."""
+    """Whatever size the detector saw: its predictions, put where the objects are in its input, come
+    back where they are."""
     from mmengine.structures import InstanceData
 
     val = coco.read(scene_data, "val").subset(np.arange(6))
-    detector = detectors.mask_rcnn(encoder, 20, small=True)
+    detector = models.mask_rcnn(encoder, 20, small=True)
     samples = Samples(val, [scale], 0, masks=True)
 
     def predict(features, proposals, found, rescale):
         """The truth in the input's pixels, brought back by MMDetection's own rescaling."""
         results = []
         for sample in found:
-            boxes = torch.from_numpy(val.objects[sample.img_id].boxes_N4) * torch.tensor(sample.scale_factor).repeat(2)
+            boxes = torch.from_numpy(val.objects[sample.img_id].boxes_N4) * torch.tensor(
+                sample.scale_factor
+            ).repeat(2)
             labels = torch.zeros(len(boxes), dtype=torch.long)
             of = InstanceData(bboxes=boxes, scores=torch.ones(len(boxes)), labels=labels)
             of.masks = detector.roi_head.mask_head._predict_by_feat_single(
-                torch.full((len(of), 20, 14, 14), 9.0), of.bboxes, labels, sample.metainfo, detector.roi_head.test_cfg,
-                rescale=rescale)  # this divides the boxes too
+                torch.full((len(of), 20, 14, 14), 9.0),
+                of.bboxes,
+                labels,
+                sample.metainfo,
+                detector.roi_head.test_cfg,
+                rescale=rescale,
+            )  # this divides the boxes too
             results.append(of)
         return results
 
     detector.roi_head.predict = predict
     detector.rpn_head.predict = lambda *args, **how: None
-    found = detector_training.predict(detector, samples, batch_size=2, device="cpu", workers=0)
+    found = training.predict(detector, samples, batch_size=2, device="cpu", workers=0)
     for of, objects in zip(found, val.objects, strict=True):
         np.testing.assert_allclose(of.boxes_N4, objects.boxes_N4, atol=0.01)
         for box, mask in zip(objects.boxes_N4.astype(int), of.masks, strict=True):
@@ -363,45 +488,81 @@ def test_detections_are_in_the_images_own_pixels(encoder, scene_data, scale):
 
 def test_the_batch_size_of_the_test_changes_nothing(encoder, test_list):
     torch.manual_seed(0)
-    detector = detectors.faster_rcnn(encoder, 20, small=True)
+    detector = models.faster_rcnn(encoder, 20, small=True)
     few = test_list.subset(np.arange(9))
-    one, eight = (detector_training.predict(detector, Samples(few, [[128, 96]], 0, masks=False), batch_size=size, device="cpu",
-                                            workers=0) for size in (1, 8))
+    one, eight = (
+        training.predict(
+            detector,
+            Samples(few, [[128, 96]], 0, masks=False),
+            batch_size=size,
+            device="cpu",
+            workers=0,
+        )
+        for size in (1, 8)
+    )
     for a, b in zip(one, eight, strict=True):
         near_NM = np.abs(a.boxes_N4[:, None] - b.boxes_N4).max(2) < 0.01
-        found_N = (near_NM & (np.abs(a.scores_N[:, None] - b.scores_N) < 1e-5) & (a.labels_N[:, None] == b.labels_N)).any(1)
-        assert found_N.mean() >= 0.95, "rounding alone may change which of two boxes of almost equal scores is left"
+        found_N = (
+            near_NM
+            & (np.abs(a.scores_N[:, None] - b.scores_N) < 1e-5)
+            & (a.labels_N[:, None] == b.labels_N)
+        ).any(1)
+        assert found_N.mean() >= 0.95, (
+            "rounding alone may change which of two boxes of almost equal scores is left"
+        )
 
 
-# Scores ---------------------------------------------------------------------------------------------------------------
+# Scores -------------------------------------------------------------------------------------------
+
 
 def truth_of(objects: list[Objects], classes: int) -> BoxList:
-    return BoxList("t", Path("."), tuple(f"{i}.jpg" for i in range(len(objects))), presence(objects, classes),
-                   tuple(f"c{i}" for i in range(classes)), objects=tuple(objects))
+    return BoxList(
+        "t",
+        Path("."),
+        tuple(f"{i}.jpg" for i in range(len(objects))),
+        presence(objects, classes),
+        tuple(f"c{i}" for i in range(classes)),
+        objects=tuple(objects),
+    )
 
 
 def objects_of(*boxes: tuple[list[float], int, bool]) -> Objects:
-    masks = tuple((np.array([x1, y1, x2, y1, x2, y2, x1, y2], np.float32),) for (x1, y1, x2, y2), _, _ in boxes)
+    masks = tuple(
+        (np.array([x1, y1, x2, y1, x2, y2, x1, y2], np.float32),)
+        for (x1, y1, x2, y2), _, _ in boxes
+    )
     corners = np.array([box for box, _, _ in boxes], np.float32).reshape(-1, 4)
-    return Objects(100, 80, corners, np.array([label for _, label, _ in boxes], np.int64),
-                   np.array([ignored for _, _, ignored in boxes], bool), masks)
+    return Objects(
+        100,
+        80,
+        corners,
+        np.array([label for _, label, _ in boxes], np.int64),
+        np.array([ignored for _, _, ignored in boxes], bool),
+        masks,
+    )
 
 
 def found_of(*boxes: tuple[list[float], int, float]) -> Detections:
     objects = objects_of(*((box, label, False) for box, label, _ in boxes))
-    return Detections(objects.boxes_N4, np.array([score for _, _, score in boxes], np.float32), objects.labels_N,
-                      tuple(detector_training.run_lengths(mask, objects) for mask in objects.masks))
+    return Detections(
+        objects.boxes_N4,
+        np.array([score for _, _, score in boxes], np.float32),
+        objects.labels_N,
+        tuple(training.run_lengths(mask, objects) for mask in objects.masks),
+    )
 
 
 A, B, C = [10.0, 10, 30, 30], [50.0, 10, 70, 40], [10.0, 50, 40, 70]
-SCORERS = (detection_scores.voc, detection_scores.coco)
+SCORERS = (scoring.voc, scoring.coco)
 
 
 @pytest.mark.parametrize("score", SCORERS)
 def test_perfect_detections_score_100_and_none_score_0(score):
     truth = truth_of([objects_of((A, 0, False), (B, 1, False)), objects_of((C, 0, False))], 2)
     perfect = score([found_of((A, 0, 0.9), (B, 1, 0.8)), found_of((C, 0, 0.7))], truth)
-    assert {value for name, value in perfect.items() if name not in ("classes", "curves")} == {100.0}
+    assert {value for name, value in perfect.items() if name not in ("classes", "curves")} == {
+        100.0
+    }
     assert perfect["classes"] == {"c0": 100.0, "c1": 100.0}
     assert set(perfect["curves"]["c0"]) == {1.0}
     nothing = score([found_of(), found_of()], truth)
@@ -409,39 +570,53 @@ def test_perfect_detections_score_100_and_none_score_0(score):
 
 
 def test_eleven_recalls_and_the_area_by_hand():
-    """Three objects; found: right, wrong, right. Precision 1 up to recall 1/3, 2/3 up to recall 2/3, then 0."""
+    """Three objects; found: right, wrong, right. Precision 1 up to recall 1/3, 2/3 up to recall
+    2/3, then 0."""
     truth = truth_of([objects_of((A, 0, False), (B, 0, False), (C, 0, False))], 1)
-    found = detection_scores.voc([found_of((A, 0, 0.9), ([80, 50, 95, 70], 0, 0.8), (B, 0, 0.7))], truth)
+    found = scoring.voc([found_of((A, 0, 0.9), ([80, 50, 95, 70], 0, 0.8), (B, 0, 0.7))], truth)
     assert found["value"] == pytest.approx(100 * (4 * 1 + 3 * 2 / 3) / 11, abs=1e-3)
     assert found["area"] == pytest.approx(100 * (1 / 3 + 2 / 9), abs=1e-3)
-    curve = dict(zip(np.round(detection_scores.RECALLS, 2), found["curves"]["c0"], strict=True))
-    assert (curve[0.0], curve[0.32], curve[0.34], curve[0.66], curve[0.68], curve[1.0]) == (1.0, 1.0, 0.6667, 0.6667, 0.0, 0.0)
+    curve = dict(zip(np.round(scoring.RECALLS, 2), found["curves"]["c0"], strict=True))
+    assert (curve[0.0], curve[0.32], curve[0.34], curve[0.66], curve[0.68], curve[1.0]) == (
+        1.0,
+        1.0,
+        0.6667,
+        0.6667,
+        0.0,
+        0.0,
+    )
 
 
 def test_scoring_forks_nothing(monkeypatch):
-    """MMDetection's pool of processes hangs in a process with threads, as those of reproduce are."""
+    """MMDetection's pool of processes hangs in a process with threads, as those of reproduce
+    are."""
+
     def fork():
         raise AssertionError("forked")
 
     monkeypatch.setattr(os, "fork", fork)
     truth = truth_of([objects_of((A, 0, False)), objects_of((B, 0, False))], 1)
-    assert detection_scores.voc([found_of((A, 0, 0.9)), found_of((B, 0, 0.9))], truth)["value"] == 100
+    assert scoring.voc([found_of((A, 0, 0.9)), found_of((B, 0, 0.9))], truth)["value"] == 100
 
 
 def test_a_second_detection_of_an_object_is_a_mistake_and_of_a_difficult_one_is_not():
-    once = detection_scores.voc([found_of((A, 0, 0.9), (A, 0, 0.8), (B, 0, 0.7))],
-                                truth_of([objects_of((A, 0, False), (B, 0, False))], 1))
+    once = scoring.voc(
+        [found_of((A, 0, 0.9), (A, 0, 0.8), (B, 0, 0.7))],
+        truth_of([objects_of((A, 0, False), (B, 0, False))], 1),
+    )
     assert once["area"] == pytest.approx(100 * (0.5 + 0.5 * 2 / 3), abs=1e-3)
-    ignored = detection_scores.voc([found_of((C, 0, 0.95), (A, 0, 0.9), (C, 0, 0.8), (B, 0, 0.7))],
-                                   truth_of([objects_of((A, 0, False), (B, 0, False), (C, 0, True))], 1))
+    ignored = scoring.voc(
+        [found_of((C, 0, 0.95), (A, 0, 0.9), (C, 0, 0.8), (B, 0, 0.7))],
+        truth_of([objects_of((A, 0, False), (B, 0, False), (C, 0, True))], 1),
+    )
     assert ignored["area"] == 100.0
 
 
 def test_voc_counts_pixels_inclusively():
     """10 of 20 columns: IoU 0.5 only where a box from 0 to 9 is 10 wide."""
     truth = truth_of([objects_of(([0, 0, 19, 9], 0, False))], 1)
-    assert detection_scores.voc([found_of(([0, 0, 9, 9], 0, 0.9))], truth)["value"] == pytest.approx(100)
-    assert detection_scores.voc([found_of(([0, 0, 8, 9], 0, 0.9))], truth)["value"] == 0
+    assert scoring.voc([found_of(([0, 0, 9, 9], 0, 0.9))], truth)["value"] == pytest.approx(100)
+    assert scoring.voc([found_of(([0, 0, 8, 9], 0, 0.9))], truth)["value"] == 0
 
 
 def test_cocos_thresholds_by_hand():
@@ -449,9 +624,14 @@ def test_cocos_thresholds_by_hand():
     truth = truth_of([objects_of(([0, 0, 50, 20], 0, False))], 1)
     box = found_of(([0, 0, 38, 20], 0, 0.9))
     half = found_of(([0, 0, 26, 20], 0, 0.9))
-    scores = detection_scores.coco([replace(box, masks=half.masks)], truth)
+    scores = scoring.coco([replace(box, masks=half.masks)], truth)
     assert scores["value"] == pytest.approx(60)
-    assert (scores["box50"], scores["box75"], scores["mask50"], scores["mask75"]) == (100, 100, 100, 0)
+    assert (scores["box50"], scores["box75"], scores["mask50"], scores["mask75"]) == (
+        100,
+        100,
+        100,
+        0,
+    )
     assert scores["mask"] == pytest.approx(10)
 
 
@@ -465,10 +645,12 @@ def test_a_class_without_an_object_enters_no_mean():
 
 def test_a_crowd_is_neither_found_nor_missed_in_coco():
     truth = truth_of([objects_of((A, 0, False), (B, 0, True))], 1)
-    assert detection_scores.coco([found_of((B, 0, 0.95), (B, 0, 0.9), (A, 0, 0.8))], truth)["value"] == pytest.approx(100)
+    assert scoring.coco([found_of((B, 0, 0.95), (B, 0, 0.9), (A, 0, 0.8))], truth)[
+        "value"
+    ] == pytest.approx(100)
 
 
-# The command line -----------------------------------------------------------------------------------------------------
+# The command line ---------------------------------------------------------------------------------
 
 FEW = ("--iterations", 40, "--batch-size", 2, "--workers", 0)
 
@@ -482,12 +664,16 @@ def of(folder: Path) -> dict:
 def whole_run(moco_file, scene_data, tmp_path_factory) -> dict:
     """An uninterrupted training of two draws."""
     folder = tmp_path_factory.mktemp("whole")
-    config = detection.Config(moco_file, scene_data, iterations=40, batch_size=2, workers=0, draws=2, results=folder)
+    config = detection.Config(
+        moco_file, scene_data, iterations=40, batch_size=2, workers=0, draws=2, results=folder
+    )
     return records.read(detection.evaluate(config))
 
 
 def test_a_run_leaves_a_record_and_pictures(command, moco_file, scene_data, tmp_path):
-    code, out, err = command(detection.main, "--ckpt", moco_file, "--data", scene_data, "--results", tmp_path, *FEW)
+    code, out, err = command(
+        detection.main, "--ckpt", moco_file, "--data", scene_data, "--results", tmp_path, *FEW
+    )
     assert (code, err) == (0, "")
     assert f"operators of torchvision: 16 training and {SCENES['voc2007-test']} test images" in out
     assert "EMBEDDED SCENES" in out
@@ -501,7 +687,12 @@ def test_a_run_leaves_a_record_and_pictures(command, moco_file, scene_data, tmp_
     assert len(record["shown"]) == detection.SHOWN
     assert record["cost"]["images_per_second"] > 0
     assert 0.1 < record["cost"]["peak_memory_gib"] < 4
-    assert record["metric"] == {"name": "mAP@0.5", "unit": "%", "higher_is_better": True, "test_images": SCENES["voc2007-test"]}
+    assert record["metric"] == {
+        "name": "mAP@0.5",
+        "unit": "%",
+        "higher_is_better": True,
+        "test_images": SCENES["voc2007-test"],
+    }
     for name in ("detections", "curves"):
         (picture,) = tmp_path.glob(f"*-{name}.png")
         with Image.open(picture) as image:
@@ -509,13 +700,35 @@ def test_a_run_leaves_a_record_and_pictures(command, moco_file, scene_data, tmp_
     assert not list(tmp_path.glob(".detection*")), "the state of a finished run is gone"
 
 
-def test_both_trainings_and_coco_by_the_flags_of_the_papers(command, moco_file, scene_data, tmp_path):
-    code, out, _ = command(detection.main, "--ckpt", moco_file, "--data", scene_data, "--train", "voc07+12", "--results",
-                           tmp_path / "a", *FEW)
+def test_both_trainings_and_coco_by_the_flags_of_the_papers(
+    command, moco_file, scene_data, tmp_path
+):
+    code, out, _ = command(
+        detection.main,
+        "--ckpt",
+        moco_file,
+        "--data",
+        scene_data,
+        "--train",
+        "voc07+12",
+        "--results",
+        tmp_path / "a",
+        *FEW,
+    )
     assert code == 0
     assert of(tmp_path / "a")["data"]["train_images"] == 24
-    code, out, _ = command(detection.main, "--ckpt", moco_file, "--data", scene_data, "--task", "coco", "--results",
-                           tmp_path / "b", *FEW)
+    code, out, _ = command(
+        detection.main,
+        "--ckpt",
+        moco_file,
+        "--data",
+        scene_data,
+        "--task",
+        "coco",
+        "--results",
+        tmp_path / "b",
+        *FEW,
+    )
     assert code == 0
     assert "Mask R-CNN C4, everything trains" in out
     (run,) = of(tmp_path / "b")["runs"]
@@ -524,11 +737,15 @@ def test_both_trainings_and_coco_by_the_flags_of_the_papers(command, moco_file, 
 
 
 @pytest.mark.parametrize("stopped_at", [7, 27, 40 + 27])
-def test_a_stopped_training_goes_on_to_the_same_weights(moco_file, scene_data, tmp_path, monkeypatch, whole_run, stopped_at):
+def test_a_stopped_training_goes_on_to_the_same_weights(
+    moco_file, scene_data, tmp_path, monkeypatch, whole_run, stopped_at
+):
     """Stopped before the first state was saved, after it, and within the second of two draws."""
-    config = detection.Config(moco_file, scene_data, iterations=40, batch_size=2, workers=0, draws=2, results=tmp_path)
+    config = detection.Config(
+        moco_file, scene_data, iterations=40, batch_size=2, workers=0, draws=2, results=tmp_path
+    )
     monkeypatch.setattr(detection, "SAVE_SECONDS", 0.0)
-    step, done = detector_training.loss_of, []
+    step, done = training.loss_of, []
 
     def stops(*args):
         if len(done) == stopped_at:
@@ -536,12 +753,12 @@ def test_a_stopped_training_goes_on_to_the_same_weights(moco_file, scene_data, t
         done.append(0)
         return step(*args)
 
-    monkeypatch.setattr(detector_training, "loss_of", stops)
+    monkeypatch.setattr(training, "loss_of", stops)
     with pytest.raises(KeyboardInterrupt):
         detection.evaluate(config)
     assert not list(tmp_path.glob("*.json"))
     redone = []
-    monkeypatch.setattr(detector_training, "loss_of", lambda *args: (redone.append(0), step(*args))[1])
+    monkeypatch.setattr(training, "loss_of", lambda *args: (redone.append(0), step(*args))[1])
     record = records.read(detection.evaluate(config))
     assert len(redone) == 80 - stopped_at // 20 * 20
     assert record["runs"] == whole_run["runs"]
@@ -549,10 +766,14 @@ def test_a_stopped_training_goes_on_to_the_same_weights(moco_file, scene_data, t
     assert whole_run["runs"][0]["losses"] != whole_run["runs"][1]["losses"], "draws differ"
 
 
-def test_what_is_done_is_not_done_again(moco_file, scene_data, tmp_path, monkeypatch, capsys, whole_run):
-    config = detection.Config(moco_file, scene_data, iterations=20, batch_size=2, workers=0, results=tmp_path)
+def test_what_is_done_is_not_done_again(
+    moco_file, scene_data, tmp_path, monkeypatch, capsys, whole_run
+):
+    config = detection.Config(
+        moco_file, scene_data, iterations=20, batch_size=2, workers=0, results=tmp_path
+    )
     path = detection.evaluate(config)
-    monkeypatch.setattr(detector_training, "loss_of", None)
+    monkeypatch.setattr(training, "loss_of", None)
     assert detection.evaluate(config) == path
     assert "done before" in capsys.readouterr().out
     with pytest.raises(TypeError):
@@ -560,8 +781,23 @@ def test_what_is_done_is_not_done_again(moco_file, scene_data, tmp_path, monkeyp
 
 
 def test_precision_is_told_and_recorded(command, encoder_file, scene_data, tmp_path):
-    code, out, _ = command(detection.main, "--ckpt", encoder_file, "--data", scene_data, "--results", tmp_path, "--precision",
-                           "bf16", "--iterations", 20, "--batch-size", 2, "--workers", 0)
+    code, out, _ = command(
+        detection.main,
+        "--ckpt",
+        encoder_file,
+        "--data",
+        scene_data,
+        "--results",
+        tmp_path,
+        "--precision",
+        "bf16",
+        "--iterations",
+        20,
+        "--batch-size",
+        2,
+        "--workers",
+        0,
+    )
     assert code == 0
     assert "backbone in bf16" in out
     assert "looks like an untrained network" in out
@@ -569,37 +805,63 @@ def test_precision_is_told_and_recorded(command, encoder_file, scene_data, tmp_p
     assert of(tmp_path)["precision"] == "bf16"
 
 
-def test_a_backbone_that_changes_in_training_stops_the_run(moco_file, scene_data, tmp_path, monkeypatch):
+def test_a_backbone_that_changes_in_training_stops_the_run(
+    moco_file, scene_data, tmp_path, monkeypatch
+):
     def touches(losses, *_):
         losses.detector.backbone.resnet.layer1[0].bn1.running_var += 1e-6
         return torch.tensor(1.0)
 
-    monkeypatch.setattr(detector_training, "loss_of", touches)
+    monkeypatch.setattr(training, "loss_of", touches)
     with pytest.raises(RuntimeError, match="the frozen backbone changed"):
-        detection.evaluate(detection.Config(moco_file, scene_data, iterations=20, batch_size=2, workers=0, results=tmp_path))
+        detection.evaluate(
+            detection.Config(
+                moco_file, scene_data, iterations=20, batch_size=2, workers=0, results=tmp_path
+            )
+        )
     assert not list(tmp_path.glob("*.json"))
 
 
 @pytest.mark.parametrize(("dataset", "batches"), [("voc07", []), ("coco", [20])])
-def test_batchnorm_statistics_are_made_anew_on_coco_alone(moco_file, scene_data, tmp_path, monkeypatch, dataset, batches):
+def test_batchnorm_statistics_are_made_anew_on_coco_alone(
+    moco_file, scene_data, tmp_path, monkeypatch, dataset, batches
+):
     asked = []
-    monkeypatch.setattr(detector_training, "loss_of", lambda *_: torch.tensor(1.0))
-    monkeypatch.setattr(detector_training, "precise_batch_norm", lambda *args, **how: asked.append(args[3]))
-    detection.evaluate(detection.Config(moco_file, scene_data, dataset, iterations=20, batch_size=2, workers=0, results=tmp_path))
+    monkeypatch.setattr(training, "loss_of", lambda *_: torch.tensor(1.0))
+    monkeypatch.setattr(training, "precise_batch_norm", lambda *args, **how: asked.append(args[3]))
+    detection.evaluate(
+        detection.Config(
+            moco_file, scene_data, dataset, iterations=20, batch_size=2, workers=0, results=tmp_path
+        )
+    )
     assert asked == batches
 
 
 def test_draws_start_from_heads_of_their_own(moco_file, scene_data, tmp_path, monkeypatch):
     heads = []
-    monkeypatch.setattr(detector_training, "loss_of", lambda losses, *_: (
-        heads.append(losses.detector.rpn_head.rpn_conv.weight.detach().sum().item()), torch.tensor(1.0))[1])
-    detection.evaluate(detection.Config(moco_file, scene_data, iterations=1, batch_size=2, draws=2, workers=0, results=tmp_path))
+    monkeypatch.setattr(
+        training,
+        "loss_of",
+        lambda losses, *_: (
+            heads.append(losses.detector.rpn_head.rpn_conv.weight.detach().sum().item()),
+            torch.tensor(1.0),
+        )[1],
+    )
+    detection.evaluate(
+        detection.Config(
+            moco_file, scene_data, iterations=1, batch_size=2, draws=2, workers=0, results=tmp_path
+        )
+    )
     assert len(set(heads)) == 2
 
 
 def test_a_damaged_state_is_told(moco_file, scene_data, tmp_path, monkeypatch):
-    config = detection.Config(moco_file, scene_data, iterations=20, batch_size=2, workers=0, results=tmp_path)
-    monkeypatch.setattr(detector_training, "predict", lambda *args, **how: (_ for _ in ()).throw(KeyboardInterrupt))
+    config = detection.Config(
+        moco_file, scene_data, iterations=20, batch_size=2, workers=0, results=tmp_path
+    )
+    monkeypatch.setattr(
+        training, "predict", lambda *args, **how: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     monkeypatch.setattr(detection, "SAVE_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
         detection.evaluate(config)
@@ -610,27 +872,32 @@ def test_a_damaged_state_is_told(moco_file, scene_data, tmp_path, monkeypatch):
 
 
 def test_worker_processes_change_nothing(moco_file, scene_data, tmp_path, whole_run):
-    config = detection.Config(moco_file, scene_data, iterations=40, batch_size=2, workers=2, draws=1, results=tmp_path)
+    config = detection.Config(
+        moco_file, scene_data, iterations=40, batch_size=2, workers=2, draws=1, results=tmp_path
+    )
     assert records.read(detection.evaluate(config))["runs"][0] == whole_run["runs"][0]
 
 
-@pytest.mark.parametrize(("flags", "told"), [
-    (("--lr", 0), "--lr is positive"),
-    (("--lr", "nan"), "--lr is positive"),
-    (("--draws", 0), "--draws, --batch-size"),
-    (("--epochs", 2, "--iterations", 3), "exclude one another"),
-    (("--epochs", 0), "at least 1"),
-    (("--warmup", -1), "--warmup and --workers are not negative"),
-    (("--sgd-momentum", 1), "--sgd-momentum lies in"),
-    (("--weight-decay", -1), "--weight-decay is not negative"),
-    (("--iterations", 0), "at least 1"),
-    (("--task", "coco", "--epochs", 0), "at least 1"),
-    (("--workers", -1), "--workers are not negative"),
-    (("--device", "tpu"), "unknown device"),
-    (("--resize", 64), "mean nothing to a detector"),
-    (("--data", "/nowhere"), "no such folder"),
-    (("--arch", "resnet50"), "resnet50"),
-])
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (("--lr", 0), "--lr is positive"),
+        (("--lr", "nan"), "--lr is positive"),
+        (("--draws", 0), "--draws, --batch-size"),
+        (("--epochs", 2, "--iterations", 3), "exclude one another"),
+        (("--epochs", 0), "at least 1"),
+        (("--warmup", -1), "--warmup and --workers are not negative"),
+        (("--sgd-momentum", 1), "--sgd-momentum lies in"),
+        (("--weight-decay", -1), "--weight-decay is not negative"),
+        (("--iterations", 0), "at least 1"),
+        (("--task", "coco", "--epochs", 0), "at least 1"),
+        (("--workers", -1), "--workers are not negative"),
+        (("--device", "tpu"), "unknown device"),
+        (("--resize", 64), "mean nothing to a detector"),
+        (("--data", "/nowhere"), "no such folder"),
+        (("--arch", "resnet50"), "resnet50"),
+    ],
+)
 def test_mistakes_are_told_without_a_traceback(command, moco_file, tmp_path, flags, told):
     code, _, err = command(detection.main, "--ckpt", moco_file, "--results", tmp_path, *flags)
     assert code == 2
@@ -641,8 +908,11 @@ def test_mistakes_are_told_without_a_traceback(command, moco_file, tmp_path, fla
 
 def test_the_report_warns_where_the_loss_did_not_fall(whole_run):
     """On losses set by hand: whether those of so short a training fall is luck."""
+
     def told(losses):
-        return detection.report(whole_run | {"runs": [run | {"losses": losses} for run in whole_run["runs"]]})
+        return detection.report(
+            whole_run | {"runs": [run | {"losses": losses} for run in whole_run["runs"]]}
+        )
 
     assert "did not fall" not in told([2.0, 1.0])
     assert "did not fall" not in told([2.0])
@@ -652,8 +922,16 @@ def test_the_report_warns_where_the_loss_did_not_fall(whole_run):
 @pytest.mark.gpu
 @pytest.mark.parametrize("dataset", ["voc07", "coco"])
 def test_detectors_train_on_a_gpu_in_bf16(moco_file, scene_data, tmp_path, dataset):
-    config = detection.Config(moco_file, scene_data, dataset, iterations=40, batch_size=4, workers=2, results=tmp_path,
-                              device="cuda")
+    config = detection.Config(
+        moco_file,
+        scene_data,
+        dataset,
+        iterations=40,
+        batch_size=4,
+        workers=2,
+        results=tmp_path,
+        device="cuda",
+    )
     config = replace(config, reading=replace(config.reading, precision="bf16"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,4 +1,5 @@
-"""Tables 5 and 6 as printed, their claims, the figure of detections, and cells without MMDetection."""
+"""Tables 5 and 6 as printed, their claims, the figure of detections, and cells without
+MMDetection."""
 
 import base64
 import io
@@ -9,52 +10,92 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluate import detection, mmcv_operators
-from protobench import check_data, mini, scenes
-from tables import catalogue, compare, plan, reproduce, work
-from tables import detections as detections_figure
-from tables.catalogue import load
+from evaluate import detection
+from evaluate.mmdet_adapter import operators
+from protobench.data import verify
+from protobench.data.synthetic import bundled, scenes
+from tables.engine import catalogue, compare, plan, reproduce, work
+from tables.engine.catalogue import load
+from tables.ours import detections as detections_figure
 
 DATA = Path(__file__).parent / "data"
 
 
 def test_table_5_is_as_printed():
     table, lines = load("table5"), (DATA / "pcl_table5_excerpt.txt").read_text().splitlines()[2:]
-    printed = {re.sub(r" [\[(].*", "", title): (architecture, *numbers)
-               for title, _, architecture, *numbers in (line.split("\t") for line in lines)}
-    assert {row.title: (table.architectures[row.title], *(table.numbers[row.name, column.title] for column in table.columns))
-            for row in table.printed_rows} == printed
+    printed = {
+        re.sub(r" [\[(].*", "", title): (architecture, *numbers)
+        for title, _, architecture, *numbers in (line.split("\t") for line in lines)
+    }
+    assert {
+        row.title: (
+            table.architectures[row.title],
+            *(table.numbers[row.name, column.title] for column in table.columns),
+        )
+        for row in table.printed_rows
+    } == printed
     assert {row.name for row in table.rows} - {row.name for row in table.printed_rows} == {"random"}
     for column in table.columns:
-        behind = float(table.numbers["supervised", column.title]) - float(table.numbers["pcl", column.title])
+        behind = float(table.numbers["supervised", column.title]) - float(
+            table.numbers["pcl", column.title]
+        )
         assert column.margin <= behind + 1e-9 < 1.5, "the claim's bound"
 
 
 def test_table_6_is_as_printed():
     table, lines = load("table6"), (DATA / "pcl_table6_excerpt.txt").read_text().splitlines()[1:]
-    printed = {re.sub(r" [\[(].*", "", title): tuple(numbers) for title, *numbers in (line.split("\t") for line in lines)}
-    assert {row.title: tuple(table.numbers[row.name, column.title] for column in table.columns)
-            for row in table.printed_rows} == printed
-    assert [column.value for column in table.columns] == ["value", "box50", "box75", "mask", "mask50", "mask75"]
+    printed = {
+        re.sub(r" [\[(].*", "", title): tuple(numbers)
+        for title, *numbers in (line.split("\t") for line in lines)
+    }
+    assert {
+        row.title: tuple(table.numbers[row.name, column.title] for column in table.columns)
+        for row in table.printed_rows
+    } == printed
+    assert [column.value for column in table.columns] == [
+        "value",
+        "box50",
+        "box75",
+        "mask",
+        "mask50",
+        "mask75",
+    ]
 
 
 def record(row: str, seed: int, dataset: str, values: list[float], **more) -> dict:
-    return {"record_id": f"{row}{seed}{dataset}",
-            "unit": {"evaluation": "detection", "data_name": dataset, "version": 1, "data": [1], "params": {}},
-            "subject": {"row": row, "seed": seed, "source": "retrained", "recipe": row}, "finished": "2026",
-            "runs": [{"draw": draw, "value": value} for draw, value in enumerate(values)],
-            "checkpoint": {"arch": "resnet10-mini", "untouched": False, "trained": None},
-            "data": {"classes": 20, "train_images": 16, "embedded": True}, "metric": {"test_images": 60},
-            "environment": {}} | more
+    return {
+        "record_id": f"{row}{seed}{dataset}",
+        "unit": {
+            "evaluation": "detection",
+            "data_name": dataset,
+            "version": 1,
+            "data": [1],
+            "params": {},
+        },
+        "subject": {"row": row, "seed": seed, "source": "retrained", "recipe": row},
+        "finished": "2026",
+        "runs": [{"draw": draw, "value": value} for draw, value in enumerate(values)],
+        "checkpoint": {"arch": "resnet10-mini", "untouched": False, "trained": None},
+        "data": {"classes": 20, "train_images": 16, "embedded": True},
+        "metric": {"test_images": 60},
+        "environment": {},
+    } | more
 
 
-@pytest.mark.parametrize(("behind", "verdict"), [((0.4, 0.6, 0.5), "holds"), ((1.2, 1.9, 1.4), "undecided"),
-                                                 ((6.0, 6.2, 6.1), "reversed")])
+@pytest.mark.parametrize(
+    ("behind", "verdict"),
+    [((0.4, 0.6, 0.5), "holds"), ((1.2, 1.9, 1.4), "undecided"), ((6.0, 6.2, 6.1), "reversed")],
+)
 def test_the_gap_to_supervised_is_judged_by_its_interval(behind, verdict):
     table = load("table5")
-    found = {row: [record(row, seed, dataset, [value - (behind[seed - 1] if row == "pcl" else 0)])
-                   for dataset in ("voc07", "voc07+12") for seed in (1, 2, 3)]
-             for row, value in {"random": 5.0, "supervised": 60.0, "moco": 40.0, "pcl": 60.0}.items()}
+    found = {
+        row: [
+            record(row, seed, dataset, [value - (behind[seed - 1] if row == "pcl" else 0)])
+            for dataset in ("voc07", "voc07+12")
+            for seed in (1, 2, 3)
+        ]
+        for row, value in {"random": 5.0, "supervised": 60.0, "moco": 40.0, "pcl": 60.0}.items()
+    }
     outcome = compare.outcome(table, "mini", found)
     assert outcome.controls == "ok"
     verdicts = {result.claim.text: result.verdict for result in outcome.claims}
@@ -64,10 +105,19 @@ def test_the_gap_to_supervised_is_judged_by_its_interval(behind, verdict):
 
 def test_without_mmdetection_detection_is_not_run_and_says_why(world, monkeypatch, tmp_path):
     """Other tables do not notice."""
-    monkeypatch.setattr(mini, "ensure", lambda: world)
-    find = mmcv_operators.find_spec
-    monkeypatch.setattr(mmcv_operators, "find_spec", lambda name: None if name == "mmdet" else find(name))
-    how = {"data": None, "given": {}, "rows": ("random",), "seeds": 1, "results": tmp_path, "runs": tmp_path}
+    monkeypatch.setattr(bundled, "ensure", lambda: world)
+    find = operators.find_spec
+    monkeypatch.setattr(
+        operators, "find_spec", lambda name: None if name == "mmdet" else find(name)
+    )
+    how = {
+        "data": None,
+        "given": {},
+        "rows": ("random",),
+        "seeds": 1,
+        "results": tmp_path,
+        "runs": tmp_path,
+    }
     (job,) = plan.make_plan(load("table5"), "quick", **how)
     assert {score.state for score in job.scores} == {"impossible"}
     assert all("MMDetection is not installed" in score.why for score in job.scores)
@@ -76,10 +126,12 @@ def test_without_mmdetection_detection_is_not_run_and_says_why(world, monkeypatc
 
 
 @pytest.mark.usefixtures("mmdet")
-def test_a_score_that_fails_does_not_stop_the_others(command, world, scene_data, monkeypatch, tmp_path):
+def test_a_score_that_fails_does_not_stop_the_others(
+    command, world, scene_data, monkeypatch, tmp_path
+):
     from tables import __main__ as tables_main
 
-    monkeypatch.setattr(mini, "ensure", lambda: world)
+    monkeypatch.setattr(bundled, "ensure", lambda: world)
     monkeypatch.setattr(scenes, "ensure", lambda: scene_data)
     seen = []
 
@@ -89,14 +141,26 @@ def test_a_score_that_fails_does_not_stop_the_others(command, world, scene_data,
             raise detection.UserError("detection training diverged", hint="a lower --lr")
 
     monkeypatch.setattr(detection, "evaluate", evaluate)
-    jobs = plan.make_plan(load("table5"), "quick", data=None, given={}, rows=("random",), seeds=1, results=tmp_path,
-                          runs=tmp_path)
-    where = work.Where("quick", None, tmp_path, tmp_path, "cpu", 0)
-    with pytest.raises(detection.UserError, match="detection voc07: detection training diverged") as mistake:
+    jobs = plan.make_plan(
+        load("table5"),
+        "quick",
+        data=None,
+        given={},
+        rows=("random",),
+        seeds=1,
+        results=tmp_path,
+        runs=tmp_path,
+    )
+    where = work.RunContext("quick", None, tmp_path, tmp_path, "cpu", 0)
+    with pytest.raises(
+        detection.UserError, match="detection voc07: detection training diverged"
+    ) as mistake:
         reproduce.run_job(jobs[0], tmp_path / "log", where)
     assert mistake.value.hint == "a lower --lr"
     assert seen == ["voc07", "voc07+12"]
-    code, out, _ = command(tables_main.main, "reproduce", "table5", "--tier", "quick", "--plan", "--results", tmp_path)
+    code, out, _ = command(
+        tables_main.main, "reproduce", "table5", "--tier", "quick", "--plan", "--results", tmp_path
+    )
     assert code == 0
     assert "detection voc07+12 to run" in out
 
@@ -104,33 +168,56 @@ def test_a_score_that_fails_does_not_stop_the_others(command, world, scene_data,
 def test_another_rate_is_off_protocol_and_belongs_to_real_data(tmp_path):
     table, reproduced = load("table5"), reproduce.Reproduce("table5", "paper", lr=0.005)
     changed = reproduce._set(reproduced, table)
-    assert all(row.settings == (*table.row(row.name).settings, ("lr", 0.005)) for row in changed.rows)
+    assert all(
+        row.settings == (*table.row(row.name).settings, ("lr", 0.005)) for row in changed.rows
+    )
     config = plan._config(changed.row("pcl"), tmp_path / "x", "detection", "voc07", tmp_path)
     assert config.params()["lr"] == 0.005
     assert reproduce._set(reproduce.Reproduce("table5"), table) == table
-    for refused in (reproduce.Reproduce("table5", "mini", lr=0.005), reproduce.Reproduce("table1", "paper", lr=0.005)):
-        with pytest.raises(detection.UserError, match="--lr belongs to the paper tier of tables 5 and 6"):
+    for refused in (
+        reproduce.Reproduce("table5", "mini", lr=0.005),
+        reproduce.Reproduce("table1", "paper", lr=0.005),
+    ):
+        with pytest.raises(
+            detection.UserError, match="--lr belongs to the paper tier of tables 5 and 6"
+        ):
             reproduce._set(refused, load(refused.table))
     published = {"classes": 20, "train_images": 5011}
     for lr, told in ((0.05, []), (0.005, ["voc07 is off protocol: lr 0.005 instead of 0.05"])):
-        made = record("pcl", 1, "voc07", [70.0], data=published, metric={"test_images": 4952},
-                      checkpoint={"arch": "resnet50", "untouched": False, "trained": None})
+        made = record(
+            "pcl",
+            1,
+            "voc07",
+            [70.0],
+            data=published,
+            metric={"test_images": 4952},
+            checkpoint={"arch": "resnet50", "untouched": False, "trained": None},
+        )
         made["unit"]["params"] = {"lr": lr}
         assert list(compare._departures(changed, [made]).values()) == told
 
 
 def test_what_the_paper_prints_is_kept_when_a_row_was_tried_at_another_rate():
     have = {}
-    for row, lr, when in (("random", 0.05, "1"), ("moco", 0.05, "1"), ("supervised", 0.005, "2"), ("moco", 0.005, "2")):
+    for row, lr, when in (
+        ("random", 0.05, "1"),
+        ("moco", 0.05, "1"),
+        ("supervised", 0.005, "2"),
+        ("moco", 0.005, "2"),
+    ):
         made = record(row, 1, "voc07", [40.0], finished=when)
         made["unit"]["params"] = {"lr": lr}
         have[f"{row} {lr}"] = made
     kept = compare.among(load("table5"), have)
-    assert {row: [of["unit"]["params"]["lr"] for of in records] for row, records in kept.rows.items()} == {
-        "random": [0.05], "moco": [0.05]}
+    assert {
+        row: [of["unit"]["params"]["lr"] for of in records] for row, records in kept.rows.items()
+    } == {"random": [0.05], "moco": [0.05]}
     assert kept.stale == 2
     tried = compare.among(load("table5"), have, asked={"supervised 0.005", "moco 0.005"})
-    assert set(tried.rows) == {"supervised", "moco"}, "what was asked for comes first, and rates are not mixed"
+    assert set(tried.rows) == {
+        "supervised",
+        "moco",
+    }, "what was asked for comes first, and rates are not mixed"
 
 
 @pytest.mark.parametrize("lr", [0, -1, float("nan"), float("inf")])
@@ -142,7 +229,9 @@ def test_a_rate_is_refused_before_anything_is_trained(lr):
 def test_embedded_scenes_are_refused_as_real_data(command, scene_data):
     from tables import __main__ as tables_main
 
-    code, _, err = command(tables_main.main, "reproduce", "table5", "--tier", "paper", "--data", scene_data)
+    code, _, err = command(
+        tables_main.main, "reproduce", "table5", "--tier", "paper", "--data", scene_data
+    )
     assert code == 2
     assert "only stands in for VOC and COCO" in err
 
@@ -157,17 +246,30 @@ def test_the_quick_tier_trains_detectors_for_a_few_steps():
 def test_the_figure_draws_boxes_and_curves_of_every_row(monkeypatch):
     from matplotlib import pyplot
 
-    from evaluate import detection_pictures
+    from evaluate.mmdet_adapter import plots
 
     boxes, curve = [], np.linspace(1, 0, 51).tolist()
-    rectangle = detection_pictures._rectangle
-    monkeypatch.setattr(detection_pictures, "_rectangle", lambda *args: (boxes.append(args[1:3]), rectangle(*args)))
+    rectangle = plots._rectangle
+    monkeypatch.setattr(
+        plots, "_rectangle", lambda *args: (boxes.append(args[1:3]), rectangle(*args))
+    )
     buffer = io.BytesIO()
     Image.new("RGB", (20, 10), "white").save(buffer, format="JPEG")
     white = base64.b64encode(buffer.getvalue()).decode()
-    shown = [{"jpeg": white, "size": [20, 10], "truth": [["cat", 1, 2, 8, 9]], "found": [["dog_$", 0.5, 2, 2, 9, 9]]}] * 6
-    found = {row.name: [record(row.name, 1, "voc07", [40.0], shown=shown, curves={"cat": curve, "dog": curve})]
-             for row in detections_figure.ROWS}
+    shown = [
+        {
+            "jpeg": white,
+            "size": [20, 10],
+            "truth": [["cat", 1, 2, 8, 9]],
+            "found": [["dog_$", 0.5, 2, 2, 9, 9]],
+        }
+    ] * 6
+    found = {
+        row.name: [
+            record(row.name, 1, "voc07", [40.0], shown=shown, curves={"cat": curve, "dog": curve})
+        ]
+        for row in detections_figure.ROWS
+    }
     for of in found.values():
         of[0]["runs"][0]["classes"] = {"cat": 50.0, "dog": 40.0}
     drawing = detections_figure.draw(found)
@@ -178,7 +280,7 @@ def test_the_figure_draws_boxes_and_curves_of_every_row(monkeypatch):
 
 
 def test_check_data_knows_coco_and_voc_2012(command, scene_data, capsys):
-    assert check_data.check(scene_data, ("coco", "voc07+12"), 2) == 0
+    assert verify.check(scene_data, ("coco", "voc07+12"), 2) == 0
     told = capsys.readouterr().out
     assert "coco-train2017" in told
     assert "voc07+12-trainval-boxes       24 images" in told
@@ -189,10 +291,10 @@ def test_a_folder_named_annotations_is_no_coco(tmp_path):
     """Many data sets have one; beside train/ it must not hide ImageNet."""
     (tmp_path / "annotations").mkdir()
     (tmp_path / "train" / "n01440764").mkdir(parents=True)
-    assert not check_data._is_here("coco", tmp_path)
-    assert check_data._is_here("imagenet", tmp_path)
+    assert not verify._is_here("coco", tmp_path)
+    assert verify._is_here("imagenet", tmp_path)
     (tmp_path / "train2017").mkdir()
-    assert check_data._is_here("coco", tmp_path)
+    assert verify._is_here("coco", tmp_path)
 
 
 def test_detection_stands_in_the_catalogue():

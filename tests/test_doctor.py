@@ -1,4 +1,5 @@
-"""Each check of ``doctor`` in the environment that it is there to find, and the command as a user calls it."""
+"""Each check of ``doctor`` in the environment that it is there to find, and the command as a user
+calls it."""
 
 import errno
 import importlib.metadata
@@ -19,9 +20,10 @@ from types import SimpleNamespace
 import pytest
 
 from protobench import __main__ as main
-from protobench import check_data, doctor, images, published, voc
-from protobench.doctor import Finding
-from protobench.errors import UserError
+from protobench.data import image_list, published, verify, voc
+from protobench.runtime import doctor
+from protobench.runtime.doctor import Finding
+from protobench.runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 Usage = namedtuple("Usage", "total used free")
@@ -47,9 +49,8 @@ def only(check):
 def absent(monkeypatch, *modules):
     """Makes these, and what is below them, fail to import as if they were not installed.
 
-    Every module keeps its place in sys.modules: that is the order in which Python takes them down at its end, and torch's
-    complain at length in another.
-    """
+    Every module keeps its place in sys.modules: that is the order in which Python takes them down
+    at its end, and torch's complain at length in another."""
     for name in [*modules, *(loaded for module in modules for loaded in below(module))]:
         monkeypatch.setitem(sys.modules, name, None)
 
@@ -62,7 +63,9 @@ def below(module):
 def stated(monkeypatch, **lines):
     """What the installed distributions say that they need."""
     real = importlib.metadata.requires
-    monkeypatch.setattr(doctor.metadata, "requires", lambda name: lines[name] if name in lines else real(name))
+    monkeypatch.setattr(
+        doctor.metadata, "requires", lambda name: lines[name] if name in lines else real(name)
+    )
 
 
 def versions(monkeypatch, **known):
@@ -88,11 +91,18 @@ def distribution(folder, name, top_level):
     return folder
 
 
-# installation ---------------------------------------------------------------------------------------------------------
+# installation -------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("version", "sign", "words"), [
-    ((3, 10, 14), "problem", "3.11 is needed"), ((3, 11, 0), "ok", ""), ((3, 13, 9), "ok", ""),
-    ((3, 14, 0), "warning", "too new for mmengine")])
+
+@pytest.mark.parametrize(
+    ("version", "sign", "words"),
+    [
+        ((3, 10, 14), "problem", "3.11 is needed"),
+        ((3, 11, 0), "ok", ""),
+        ((3, 13, 9), "ok", ""),
+        ((3, 14, 0), "warning", "too new for mmengine"),
+    ],
+)
 def test_python(version, sign, words):
     found = only(partial(doctor.interpreter, version))
     assert found.sign == sign
@@ -100,12 +110,21 @@ def test_python(version, sign, words):
     assert ".".join(map(str, version)) in found.found
 
 
-@pytest.mark.parametrize(("version", "cuda", "sign", "words"), [
-    ("2.11.0+cu126", "12.6", "ok", "built for CUDA 12.6"), ("2.12.1+cpu", None, "ok", "built for the CPU only"),
-    ("2.10.9+cu126", "12.6", "problem", "torch>=2.11 is needed")])
+@pytest.mark.parametrize(
+    ("version", "cuda", "sign", "words"),
+    [
+        ("2.11.0+cu126", "12.6", "ok", "built for CUDA 12.6"),
+        ("2.12.1+cpu", None, "ok", "built for the CPU only"),
+        ("2.10.9+cu126", "12.6", "problem", "torch>=2.11 is needed"),
+    ],
+)
 def test_torch_is_new_enough(monkeypatch, version, cuda, sign, words):
     stated(monkeypatch, protobench=["torch>=2.11", "torchvision"])
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(__version__=version, version=SimpleNamespace(cuda=cuda, hip=None)))
+    monkeypatch.setitem(
+        sys.modules,
+        "torch",
+        SimpleNamespace(__version__=version, version=SimpleNamespace(cuda=cuda, hip=None)),
+    )
     found = only(doctor.torch_build)
     assert found.sign == sign
     assert words in found.found
@@ -136,12 +155,16 @@ def test_torchvision_without_its_operators_is_a_problem(monkeypatch):
     assert found.sign == "problem"
     assert "does not fit torch" in found.found
     assert "torchvision::nms does not exist" in found.found
-    assert found.fix.startswith("pip uninstall -y torch torchvision && pip install torch torchvision")
+    assert found.fix.startswith(
+        "pip uninstall -y torch torchvision && pip install torch torchvision"
+    )
 
 
 def test_torchvision_that_cannot_even_be_imported_is_a_problem(monkeypatch, tmp_path):
     (tmp_path / "torchvision").mkdir()
-    (tmp_path / "torchvision" / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    (tmp_path / "torchvision" / "__init__.py").write_text(
+        "raise RuntimeError('operator torchvision::nms does not exist')"
+    )
     for loaded in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
         monkeypatch.delitem(sys.modules, loaded)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
@@ -169,9 +192,21 @@ def test_torchvision_that_answers_wrongly_is_a_problem(monkeypatch):
     assert only(doctor.torchvision_pair).sign == "problem"
 
 
-@pytest.mark.parametrize(("failure", "sign"), [
-    (NotImplementedError("Could not run 'torchvision::nms' with arguments from the 'CUDA' backend"), "problem"),
-    (RuntimeError("CUDA error: no kernel image is available for execution on the device"), "ok")])  # the GPU's own line tells
+@pytest.mark.parametrize(
+    ("failure", "sign"),
+    [
+        (
+            NotImplementedError(
+                "Could not run 'torchvision::nms' with arguments from the 'CUDA' backend"
+            ),
+            "problem",
+        ),
+        (
+            RuntimeError("CUDA error: no kernel image is available for execution on the device"),
+            "ok",
+        ),
+    ],
+)  # the GPU's own line tells
 def test_a_torchvision_for_the_cpu_beside_a_torch_for_the_gpu(monkeypatch, failure, sign):
     import torch
     import torchvision
@@ -197,7 +232,9 @@ def test_every_package_that_the_project_depends_on_is_looked_at():
     needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     named = {re.match(r"[\w-]+", line)[0] for line in needed["dependencies"]}
     assert named == {*doctor.PACKAGES, "torch", "torchvision", "faiss-gpu"}
-    assert {re.match(r"[\w-]+", line)[0] for line in needed["optional-dependencies"]["detection"]} == set(doctor.DETECTION)
+    assert {
+        re.match(r"[\w-]+", line)[0] for line in needed["optional-dependencies"]["detection"]
+    } == set(doctor.DETECTION)
 
 
 def test_the_packages_of_these_tests_are_in_order():
@@ -208,21 +245,53 @@ def test_the_packages_of_these_tests_are_in_order():
 
 
 def test_absent_broken_and_old_packages_are_told_apart(monkeypatch, tmp_path):
-    (tmp_path / "abi_broken.py").write_text("raise ImportError('numpy.core.multiarray failed to import\\n\\nmore')")
+    (tmp_path / "abi_broken.py").write_text(
+        "raise ImportError('numpy.core.multiarray failed to import\\n\\nmore')"
+    )
     (tmp_path / "quits.py").write_text("raise SystemExit(3)")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    monkeypatch.setattr(doctor, "PACKAGES", {"fine": "json", "gone": "no_such_module", "lost": "nor_this.one",
-                                             "broken": "abi_broken", "quitting": "quits", "old": "csv"})
-    versions(monkeypatch, protobench="0.1", fine="2.0.1", gone=None, lost=None, broken="1.1", quitting="0.3", old="1.9.9")
-    stated(monkeypatch, protobench=["fine>=2", "gone>=3.1", "old>=1.10", 'fine>=9; extra == "test"'])
+    monkeypatch.setattr(
+        doctor,
+        "PACKAGES",
+        {
+            "fine": "json",
+            "gone": "no_such_module",
+            "lost": "nor_this.one",
+            "broken": "abi_broken",
+            "quitting": "quits",
+            "old": "csv",
+        },
+    )
+    versions(
+        monkeypatch,
+        protobench="0.1",
+        fine="2.0.1",
+        gone=None,
+        lost=None,
+        broken="1.1",
+        quitting="0.3",
+        old="1.9.9",
+    )
+    stated(
+        monkeypatch, protobench=["fine>=2", "gone>=3.1", "old>=1.10", 'fine>=9; extra == "test"']
+    )
     found = doctor.isolated("packages", doctor.packages)
     assert [finding.sign for finding in found] == ["problem"] * 4 + ["ok"]
     broken, quitting, old, gone, fine = found
-    assert broken.found == "broken 1.1 cannot be imported: ImportError: numpy.core.multiarray failed to import more"
+    assert (
+        broken.found
+        == "broken 1.1 cannot be imported: ImportError: numpy.core.multiarray failed to import more"
+    )
     assert broken.fix == 'pip install --force-reinstall "broken"'
     assert "SystemExit" in quitting.found
-    assert (old.found, old.fix) == ("old 1.9.9; old>=1.10 is needed", 'pip install --upgrade "old>=1.10"')
-    assert (gone.found, gone.fix) == ("not installed: gone>=3.1, lost", 'pip install "gone>=3.1" "lost"')
+    assert (old.found, old.fix) == (
+        "old 1.9.9; old>=1.10 is needed",
+        'pip install --upgrade "old>=1.10"',
+    )
+    assert (gone.found, gone.fix) == (
+        "not installed: gone>=3.1, lost",
+        'pip install "gone>=3.1" "lost"',
+    )
     assert fine.found == "fine 2.0.1"
 
 
@@ -233,7 +302,9 @@ def test_a_project_that_is_not_installed_is_to_be_installed_as_a_whole(monkeypat
 
 
 def test_an_opencv_that_wants_a_display_has_its_own_way_out(monkeypatch, tmp_path):
-    (tmp_path / "needs_gl.py").write_text("raise ImportError('libGL.so.1: cannot open shared object file')")
+    (tmp_path / "needs_gl.py").write_text(
+        "raise ImportError('libGL.so.1: cannot open shared object file')"
+    )
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     monkeypatch.setattr(doctor, "PACKAGES", {"opencv-python-headless": "needs_gl"})
     versions(monkeypatch, **{"opencv-python": "4.10", "opencv-python-headless": "4.10"})
@@ -253,22 +324,45 @@ class Index:
 
 
 def fake_faiss(monkeypatch, gpus, *, torch_gpus, options="OPTIMIZE GPU", installed=("faiss-gpu",)):
-    monkeypatch.setitem(sys.modules, "faiss", SimpleNamespace(
-        __version__="1.15.1", IndexFlatL2=Index, get_num_gpus=lambda: gpus, get_compile_options=lambda: options))
+    monkeypatch.setitem(
+        sys.modules,
+        "faiss",
+        SimpleNamespace(
+            __version__="1.15.1",
+            IndexFlatL2=Index,
+            get_num_gpus=lambda: gpus,
+            get_compile_options=lambda: options,
+        ),
+    )
     monkeypatch.setattr("torch.cuda.is_available", lambda: torch_gpus > 0)
     monkeypatch.setattr("torch.cuda.device_count", lambda: torch_gpus)
-    monkeypatch.setattr(doctor.metadata, "packages_distributions", lambda: {"faiss": [*installed, None]})
+    monkeypatch.setattr(
+        doctor.metadata, "packages_distributions", lambda: {"faiss": [*installed, None]}
+    )
 
 
-@pytest.mark.parametrize(("gpus", "torch_gpus", "options", "installed", "sign", "fix"), [
-    (0, 0, "OPTIMIZE GPU", "faiss-gpu", "ok", ""),
-    (0, 0, "OPTIMIZE", "faiss-cpu", "ok", ""),
-    (2, 2, "OPTIMIZE GPU", "faiss-gpu", "ok", ""),
-    (0, 2, "OPTIMIZE GPU", "faiss-gpu", "warning", "update the NVIDIA driver"),
-    (1, 2, "OPTIMIZE GPU", "faiss-gpu", "warning", "update the NVIDIA driver"),
-    (0, 1, "OPTIMIZE", "faiss_cpu", "warning", "pip uninstall -y faiss-cpu && pip install faiss-gpu"),
-    (0, 1, "OPTIMIZE", "faiss", "warning", "pip uninstall -y faiss && pip install faiss-gpu")])
-def test_faiss_sees_as_many_gpus_as_torch(monkeypatch, gpus, torch_gpus, options, installed, sign, fix):
+@pytest.mark.parametrize(
+    ("gpus", "torch_gpus", "options", "installed", "sign", "fix"),
+    [
+        (0, 0, "OPTIMIZE GPU", "faiss-gpu", "ok", ""),
+        (0, 0, "OPTIMIZE", "faiss-cpu", "ok", ""),
+        (2, 2, "OPTIMIZE GPU", "faiss-gpu", "ok", ""),
+        (0, 2, "OPTIMIZE GPU", "faiss-gpu", "warning", "update the NVIDIA driver"),
+        (1, 2, "OPTIMIZE GPU", "faiss-gpu", "warning", "update the NVIDIA driver"),
+        (
+            0,
+            1,
+            "OPTIMIZE",
+            "faiss_cpu",
+            "warning",
+            "pip uninstall -y faiss-cpu && pip install faiss-gpu",
+        ),
+        (0, 1, "OPTIMIZE", "faiss", "warning", "pip uninstall -y faiss && pip install faiss-gpu"),
+    ],
+)
+def test_faiss_sees_as_many_gpus_as_torch(
+    monkeypatch, gpus, torch_gpus, options, installed, sign, fix
+):
     fake_faiss(monkeypatch, gpus, torch_gpus=torch_gpus, options=options, installed=(installed,))
     found = only(doctor.faiss_build)
     assert found.sign == sign
@@ -289,7 +383,9 @@ def test_faiss_of_both_kinds_is_a_problem(monkeypatch, tmp_path):
 
 def test_a_faiss_that_cannot_search_is_a_problem(monkeypatch):
     def add(*_):
-        raise TypeError("in method 'fvec_renorm_L2', argument 3 of type 'float *'")  # as with the wrong NumPy
+        raise TypeError(
+            "in method 'fvec_renorm_L2', argument 3 of type 'float *'"
+        )  # as with the wrong NumPy
 
     monkeypatch.setattr(Index, "add", add)
     fake_faiss(monkeypatch, 0, torch_gpus=0)
@@ -302,7 +398,9 @@ def test_a_faiss_that_cannot_search_is_a_problem(monkeypatch):
 
 def test_absent_detection_is_a_warning(monkeypatch):
     absent(monkeypatch, "mmdet", "mmengine", "mmcv", "pycocotools")
-    versions(monkeypatch, **dict.fromkeys(["mmdet", "mmengine", "mmcv", "mmcv-lite", "pycocotools"]))
+    versions(
+        monkeypatch, **dict.fromkeys(["mmdet", "mmengine", "mmcv", "mmcv-lite", "pycocotools"])
+    )
     found = only(doctor.detection)
     assert found.sign == "warning"
     assert found.found.startswith("not installed: mmdet, mmengine, mmcv-lite, pycocotools;")
@@ -321,16 +419,45 @@ def packages_of_detection(monkeypatch, tmp_path, **broken):
     if "compiled" in broken:
         (tmp_path / "mmcv" / "_ext.py").write_text(broken["compiled"])
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    versions(monkeypatch, **{"mmdet": "3.3", "mmengine": "0.10", "mmcv": "2.1", "mmcv-lite": None, "pycocotools": None})
+    versions(
+        monkeypatch,
+        **{
+            "mmdet": "3.3",
+            "mmengine": "0.10",
+            "mmcv": "2.1",
+            "mmcv-lite": None,
+            "pycocotools": None,
+        },
+    )
 
 
-@pytest.mark.parametrize(("broken", "sign", "words"), [
-    ({}, "ok", "mmdet 3.3, mmengine 0.10, mmcv 2.1, pycocotools of unknown version"),
-    ({"mmdet": "assert False, 'MMCV==2.2.0 is used but incompatible. Please install mmcv>=2.0.0rc4, <2.2.0.'"}, "warning",
-     "mmdet: AssertionError: MMCV==2.2.0 is used but incompatible"),
-    ({"mmengine": "import pkg_resources_of_old"}, "warning", "No module named 'pkg_resources_of_old'"),
-    ({"compiled": "raise ImportError('undefined symbol: _ZNK3c10')"}, "warning", "compiled operators do not fit this torch"),
-    ({"compiled": ""}, "ok", "mmcv 2.1")])
+@pytest.mark.parametrize(
+    ("broken", "sign", "words"),
+    [
+        ({}, "ok", "mmdet 3.3, mmengine 0.10, mmcv 2.1, pycocotools of unknown version"),
+        (
+            {
+                "mmdet": (
+                    "assert False, 'MMCV==2.2.0 is used but incompatible. Please install"
+                    " mmcv>=2.0.0rc4, <2.2.0.'"
+                )
+            },
+            "warning",
+            "mmdet: AssertionError: MMCV==2.2.0 is used but incompatible",
+        ),
+        (
+            {"mmengine": "import pkg_resources_of_old"},
+            "warning",
+            "No module named 'pkg_resources_of_old'",
+        ),
+        (
+            {"compiled": "raise ImportError('undefined symbol: _ZNK3c10')"},
+            "warning",
+            "compiled operators do not fit this torch",
+        ),
+        ({"compiled": ""}, "ok", "mmcv 2.1"),
+    ],
+)
 def test_detection(monkeypatch, tmp_path, broken, sign, words):
     packages_of_detection(monkeypatch, tmp_path, **broken)
     found = only(doctor.detection)
@@ -352,24 +479,35 @@ def test_submitit_is_optional(monkeypatch, tmp_path):
     assert only(doctor.submitit).sign == "warning"
 
 
-# names ----------------------------------------------------------------------------------------------------------------
+# names --------------------------------------------------------------------------------------------
+
 
 def bare(*words, path=()):
-    """``python -m protobench doctor`` where no package at all is installed but what lies in ``path``."""
+    """``python -m protobench doctor`` where no package at all is installed but what lies in
+    ``path``."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     environment["PYTHONPATH"] = os.pathsep.join(map(str, path))
-    return subprocess.run([sys.executable, "-S", "-m", "protobench", "doctor", *words], cwd=ROOT, env=environment, text=True,
-                          capture_output=True, timeout=60)
+    return subprocess.run(
+        [sys.executable, "-S", "-m", "protobench", "doctor", *words],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        capture_output=True,
+        timeout=60,
+    )
 
 
 def names_of(done):
     assert "Traceback" not in done.stderr, done.stderr
-    return [finding for finding in json.loads(done.stdout)["findings"] if finding["check"] == "names"]
+    return [
+        finding for finding in json.loads(done.stdout)["findings"] if finding["check"] == "names"
+    ]
 
 
 @pytest.mark.parametrize("name", ["evaluate", "tables", "pretrain"])
 def test_an_installed_package_of_the_same_name_is_a_problem(tmp_path, name):
-    """Hugging Face evaluate and PyTables are such. In the project's folder ours is found, by a script theirs."""
+    """Hugging Face evaluate and PyTables are such. In the project's folder ours is found, by a
+    script theirs."""
     (distribution(tmp_path, name, name) / name).mkdir()
     (tmp_path / name / "__init__.py").touch()
     clash, *rest = names_of(bare("--json", path=[tmp_path]))
@@ -393,7 +531,10 @@ def test_a_stray_file_of_the_same_name_is_a_problem(tmp_path):
     (tmp_path / "evaluate.py").touch()
     clash, _ = names_of(bare("--json", path=[tmp_path]))
     assert clash["sign"] == "problem"
-    assert f"'import evaluate' gives {tmp_path / 'evaluate'}, not {ROOT / 'evaluate'}" in clash["found"]
+    assert (
+        f"'import evaluate' gives {tmp_path / 'evaluate'}, not {ROOT / 'evaluate'}"
+        in clash["found"]
+    )
     assert "rename or remove it" in clash["fix"]
 
 
@@ -431,7 +572,11 @@ def test_a_mere_folder_hides_an_editable_installation(monkeypatch, tmp_path, fol
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     monkeypatch.setattr(sys, "meta_path", [PathFinder, EditableHook])
-    monkeypatch.setattr(doctor.metadata, "packages_distributions", lambda: {name: ["protobench"] for name in doctor.OURS})
+    monkeypatch.setattr(
+        doctor.metadata,
+        "packages_distributions",
+        lambda: {name: ["protobench"] for name in doctor.OURS},
+    )
     found = only(doctor.names)
     assert found.sign == ("problem" if folder else "ok")
     assert not folder or f"'import tables' gives {tmp_path / 'tables'}" in found.found
@@ -444,25 +589,37 @@ def test_where_both_are_installed_into_one_folder_ours_is_installed_again(monkey
         (home / name / "__init__.py").touch()
     monkeypatch.setattr(doctor, "HOME", home)
     monkeypatch.setattr(sys, "path", [str(home)])
-    monkeypatch.setattr(doctor.metadata, "packages_distributions",
-                        lambda: {name: ["protobench"] for name in doctor.OURS} | {"tables": ["protobench", "Tables"]})
+    monkeypatch.setattr(
+        doctor.metadata,
+        "packages_distributions",
+        lambda: (
+            {name: ["protobench"] for name in doctor.OURS} | {"tables": ["protobench", "Tables"]}
+        ),
+    )
     found = only(doctor.names)
     assert found.fix == "pip uninstall tables && pip install --force-reinstall --no-deps protobench"
 
 
-# machine --------------------------------------------------------------------------------------------------------------
+# machine ------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(("capability", "built", "runs"), [
-    ((9, 0), ["sm_75", "sm_80", "sm_90", "sm_120"], True),
-    ((8, 6), ["sm_75", "sm_80"], True),  # a newer minor version
-    ((8, 0), ["sm_86", "sm_90"], False),  # an older one
-    ((7, 0), ["sm_75", "sm_80", "sm_90"], False),
-    ((12, 0), ["sm_75", "sm_90"], False),
-    ((12, 0), ["sm_75", "sm_90", "compute_90"], True),
-    ((7, 0), ["sm_75", "compute_75"], False),
-    ((9, 0), ["sm_90a"], True), ((10, 0), ["sm_90a", "compute_90a"], False), ((10, 3), ["sm_100a"], False),
-    ((10, 3), ["sm_100f"], True),
-    ((9, 4), ["gfx942", "gfx90a"], True)])
+
+@pytest.mark.parametrize(
+    ("capability", "built", "runs"),
+    [
+        ((9, 0), ["sm_75", "sm_80", "sm_90", "sm_120"], True),
+        ((8, 6), ["sm_75", "sm_80"], True),  # a newer minor version
+        ((8, 0), ["sm_86", "sm_90"], False),  # an older one
+        ((7, 0), ["sm_75", "sm_80", "sm_90"], False),
+        ((12, 0), ["sm_75", "sm_90"], False),
+        ((12, 0), ["sm_75", "sm_90", "compute_90"], True),
+        ((7, 0), ["sm_75", "compute_75"], False),
+        ((9, 0), ["sm_90a"], True),
+        ((10, 0), ["sm_90a", "compute_90a"], False),
+        ((10, 3), ["sm_100a"], False),
+        ((10, 3), ["sm_100f"], True),
+        ((9, 4), ["gfx942", "gfx90a"], True),
+    ],
+)
 def test_which_gpus_a_build_has_code_for(capability, built, runs):
     assert doctor.runs_on(capability, built) == runs
 
@@ -473,10 +630,14 @@ class Gpu:
     def __init__(self, capability, built=("sm_75", "sm_80", "sm_90"), failure=None):
         self.capability, self.built, self.failure = capability, list(built), failure
         self.cuda = SimpleNamespace(
-            is_available=lambda: True, device_count=lambda: 2, get_arch_list=lambda: self.built,
-            get_device_capability=lambda _: self.capability, get_device_name=lambda number: f"Test GPU no. {number}",
+            is_available=lambda: True,
+            device_count=lambda: 2,
+            get_arch_list=lambda: self.built,
+            get_device_capability=lambda _: self.capability,
+            get_device_name=lambda number: f"Test GPU no. {number}",
             get_device_properties=lambda _: SimpleNamespace(total_memory=80_000_000_000),
-            mem_get_info=lambda _: (70_000_000_000, 80_000_000_000))
+            mem_get_info=lambda _: (70_000_000_000, 80_000_000_000),
+        )
 
     def ones(self, size, device):
         if self.failure:
@@ -484,13 +645,31 @@ class Gpu:
         return SimpleNamespace(add_=lambda _: SimpleNamespace(item=lambda: 2.0))
 
 
-@pytest.mark.parametrize(("gpu", "sign", "words", "fix"), [
-    (Gpu((9, 0)), "ok", "Test GPU no. 0, 80 GB, compute capability 9.0, 70 GB free", ""),
-    (Gpu((3, 7)), "problem", "compute capability 3.7: too old for this torch, which is built for sm_75, sm_80, sm_90",
-     "install a torch built for sm_37"),
-    (Gpu((12, 1)), "problem", "too new for this torch", "--device cpu"),
-    (Gpu((9, 0), failure=RuntimeError("CUDA error: all CUDA-capable devices are busy\nCompile with")), "problem",
-     "CUDA error: all CUDA-capable devices are busy", "nvidia-smi")])
+@pytest.mark.parametrize(
+    ("gpu", "sign", "words", "fix"),
+    [
+        (Gpu((9, 0)), "ok", "Test GPU no. 0, 80 GB, compute capability 9.0, 70 GB free", ""),
+        (
+            Gpu((3, 7)),
+            "problem",
+            (
+                "compute capability 3.7: too old for this torch, which is built for sm_75, sm_80,"
+                " sm_90"
+            ),
+            "install a torch built for sm_37",
+        ),
+        (Gpu((12, 1)), "problem", "too new for this torch", "--device cpu"),
+        (
+            Gpu(
+                (9, 0),
+                failure=RuntimeError("CUDA error: all CUDA-capable devices are busy\nCompile with"),
+            ),
+            "problem",
+            "CUDA error: all CUDA-capable devices are busy",
+            "nvidia-smi",
+        ),
+    ],
+)
 def test_gpus(monkeypatch, gpu, sign, words, fix):
     monkeypatch.setitem(sys.modules, "torch", gpu)
     found = doctor.isolated("GPU", doctor.gpus)
@@ -506,8 +685,13 @@ def no_gpu(monkeypatch, *, smi="", cuda="13.2", warning=None, code=0):
             warnings.warn(warning, stacklevel=1)
         return False
 
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=SimpleNamespace(is_available=is_available),
-                                                              version=SimpleNamespace(cuda=cuda)))
+    monkeypatch.setitem(
+        sys.modules,
+        "torch",
+        SimpleNamespace(
+            cuda=SimpleNamespace(is_available=is_available), version=SimpleNamespace(cuda=cuda)
+        ),
+    )
 
     def nvidia_smi(words, **_):
         assert words == ["nvidia-smi", "-L"]
@@ -537,11 +721,18 @@ def test_a_hidden_gpu_is_no_fault_either(monkeypatch):
     assert "1 GPU hidden by CUDA_VISIBLE_DEVICES=''" in found.found
 
 
-@pytest.mark.parametrize(("how", "words", "fix"), [
-    ({"cuda": None}, "not built for CUDA", "pip install torch torchvision"),
-    ({"warning": "The NVIDIA driver on your system is too old\n(found version 11040)."}, "is too old (found version 11040)",
-     "update the NVIDIA driver"),
-    ({}, "GPU 0: NVIDIA H200, but torch cannot use it", "update the NVIDIA driver")])
+@pytest.mark.parametrize(
+    ("how", "words", "fix"),
+    [
+        ({"cuda": None}, "not built for CUDA", "pip install torch torchvision"),
+        (
+            {"warning": "The NVIDIA driver on your system is too old\n(found version 11040)."},
+            "is too old (found version 11040)",
+            "update the NVIDIA driver",
+        ),
+        ({}, "GPU 0: NVIDIA H200, but torch cannot use it", "update the NVIDIA driver"),
+    ],
+)
 def test_a_gpu_that_torch_cannot_use_is_a_warning(monkeypatch, how, words, fix):
     no_gpu(monkeypatch, smi=SMI, **how)
     found = only(doctor.gpus)
@@ -550,15 +741,31 @@ def test_a_gpu_that_torch_cannot_use_is_a_warning(monkeypatch, how, words, fix):
     assert fix in found.fix
 
 
-@pytest.mark.parametrize(("available", "limit", "sign", "words"), [
-    (24_000_000, None, "ok", "32.8 GB, 24.6 GB available"),
-    (24_000_000, "max", "ok", "32.8 GB, 24.6 GB available"),
-    (24_000_000, "9223372036854771712", "ok", "32.8 GB, 24.6 GB available"),  # how cgroup v1 spells max
-    (1_000_000, None, "warning", "1.0 GB available"),
-    (24_000_000, "2000000000", "warning", "2.0 GB, 2.0 GB available (the container's limit; the machine has 32.8 GB)")])
+@pytest.mark.parametrize(
+    ("available", "limit", "sign", "words"),
+    [
+        (24_000_000, None, "ok", "32.8 GB, 24.6 GB available"),
+        (24_000_000, "max", "ok", "32.8 GB, 24.6 GB available"),
+        (
+            24_000_000,
+            "9223372036854771712",
+            "ok",
+            "32.8 GB, 24.6 GB available",
+        ),  # how cgroup v1 spells max
+        (1_000_000, None, "warning", "1.0 GB available"),
+        (
+            24_000_000,
+            "2000000000",
+            "warning",
+            "2.0 GB, 2.0 GB available (the container's limit; the machine has 32.8 GB)",
+        ),
+    ],
+)
 def test_memory(monkeypatch, tmp_path, available, limit, sign, words):
-    (tmp_path / "meminfo").write_text(f"MemTotal:       32000000 kB\nMemFree:   1 kB\nMemAvailable:   {available} kB\n"
-                                      "HugePages_Total:       0\n")
+    (tmp_path / "meminfo").write_text(
+        f"MemTotal:       32000000 kB\nMemFree:   1 kB\nMemAvailable:   {available} kB\n"
+        "HugePages_Total:       0\n"
+    )
     if limit:
         (tmp_path / "max").write_text(f"{limit}\n")
     monkeypatch.setattr(doctor, "MEMINFO", tmp_path / "meminfo")
@@ -576,10 +783,14 @@ def test_memory_where_there_is_no_proc(monkeypatch, tmp_path):
     assert only(doctor.memory).sign == "info"
 
 
-@pytest.mark.parametrize(("space", "sign", "fix"), [
-    (Usage(64 * 2**20, 0, 64 * 2**20), "warning", "--shm-size=8g"),  # docker's default
-    (Usage(8 * 2**30, 8 * 2**30, 2**20), "warning", "ls -l /dev/shm"),
-    (Usage(8 * 2**30, 0, 8 * 2**30), "ok", "")])
+@pytest.mark.parametrize(
+    ("space", "sign", "fix"),
+    [
+        (Usage(64 * 2**20, 0, 64 * 2**20), "warning", "--shm-size=8g"),  # docker's default
+        (Usage(8 * 2**30, 8 * 2**30, 2**20), "warning", "ls -l /dev/shm"),
+        (Usage(8 * 2**30, 0, 8 * 2**30), "ok", ""),
+    ],
+)
 def test_shared_memory(monkeypatch, tmp_path, space, sign, fix):
     monkeypatch.setattr(doctor, "SHM_FOLDER", tmp_path)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: {tmp_path: space}[path])
@@ -595,9 +806,13 @@ def test_a_system_without_shared_memory_needs_none(monkeypatch, tmp_path):
     assert only(doctor.shared_memory).sign == "info"
 
 
-def test_a_folder_that_is_not_there_yet_is_tried_where_it_would_be_and_nothing_is_left(monkeypatch, tmp_path):
+def test_a_folder_that_is_not_there_yet_is_tried_where_it_would_be_and_nothing_is_left(
+    monkeypatch, tmp_path
+):
     monkeypatch.setenv("PROTOBENCH_CACHE", str(tmp_path / "a" / "b"))
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: {tmp_path: Usage(9e9, 0, 5e9)}[path])
+    monkeypatch.setattr(
+        doctor.shutil, "disk_usage", lambda path: {tmp_path: Usage(9e9, 0, 5e9)}[path]
+    )
     found = only(doctor.cache)
     assert found == Finding("ok", "cache", f"{tmp_path / 'a' / 'b'}: 5.0 GB free, can be written")
     assert not list(tmp_path.iterdir())
@@ -622,7 +837,9 @@ def test_a_disk_that_cannot_be_written_is_a_problem(monkeypatch, tmp_path, numbe
     for check, flag in (("results", "--results"), ("runs", "--runs")):
         found = only(dict(doctor.CHECKS)[check])
         assert found.sign == "problem"
-        assert found.found == f"{tmp_path / check}: cannot write in {tmp_path}: {os.strerror(number)}"
+        assert (
+            found.found == f"{tmp_path / check}: cannot write in {tmp_path}: {os.strerror(number)}"
+        )
         assert flag in found.fix
 
 
@@ -643,20 +860,33 @@ def test_a_file_in_the_folder_s_place_is_a_problem(monkeypatch, tmp_path):
     assert "cannot write in" in found.found
 
 
-@pytest.mark.parametrize(("soft", "hard", "sign", "fix"), [
-    (1024, 4096, "ok", ""), (-1, -1, "ok", ""), (256, 524288, "warning", "ulimit -n 4096"),
-    (256, -1, "warning", "ulimit -n 4096"), (256, 2048, "warning", "ulimit -n 2048"), (256, 256, "warning", "hard limit of 256")])
+@pytest.mark.parametrize(
+    ("soft", "hard", "sign", "fix"),
+    [
+        (1024, 4096, "ok", ""),
+        (-1, -1, "ok", ""),
+        (256, 524288, "warning", "ulimit -n 4096"),
+        (256, -1, "warning", "ulimit -n 4096"),
+        (256, 2048, "warning", "ulimit -n 2048"),
+        (256, 256, "warning", "hard limit of 256"),
+    ],
+)
 def test_open_files(monkeypatch, soft, hard, sign, fix):
     resource = pytest.importorskip("resource")
     unlimited = resource.RLIM_INFINITY
-    monkeypatch.setattr(resource, "getrlimit", lambda _: tuple(unlimited if n == -1 else n for n in (soft, hard)))
+    monkeypatch.setattr(
+        resource, "getrlimit", lambda _: tuple(unlimited if n == -1 else n for n in (soft, hard))
+    )
     found = only(doctor.open_files)
     assert found.sign == sign
     assert fix in found.fix
     assert "no limit" in found.found if soft == -1 else f"at most {soft}" in found.found
 
 
-@pytest.mark.parametrize(("version", "sign"), [((2, 2, 10), "warning"), ((2, 4, 0), "warning"), ((2, 4, 1), "ok"), (None, "ok")])
+@pytest.mark.parametrize(
+    ("version", "sign"),
+    [((2, 2, 10), "warning"), ((2, 4, 0), "warning"), ((2, 4, 1), "ok"), (None, "ok")],
+)
 def test_expat(version, sign):
     assert only(partial(doctor.expat, version)).sign == sign
 
@@ -673,13 +903,26 @@ def test_git_is_there_and_this_is_a_clone(monkeypatch, tmp_path):
     found = only(doctor.git)
     assert found.sign == "warning"
     assert "is no clone" in found.found
-    told = SimpleNamespace(returncode=128, stdout="", stderr="fatal: detected dubious ownership …\n git config safe.directory x")
+    told = SimpleNamespace(
+        returncode=128,
+        stdout="",
+        stderr="fatal: detected dubious ownership …\n git config safe.directory x",
+    )
     monkeypatch.setattr(doctor.subprocess, "run", lambda *_, **__: told)
     assert only(doctor.git).fix == f"git config --global --add safe.directory {tmp_path}"
 
 
-@pytest.mark.parametrize(("said", "sign"), [(None, "info"), ("4", "info"), ("4,2", "info"), ("all", "warning"), ("0", "warning"),
-                                            ("", "warning")])
+@pytest.mark.parametrize(
+    ("said", "sign"),
+    [
+        (None, "info"),
+        ("4", "info"),
+        ("4,2", "info"),
+        ("all", "warning"),
+        ("0", "warning"),
+        ("", "warning"),
+    ],
+)
 def test_threads(monkeypatch, said, sign):
     if said is None:
         monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -690,10 +933,11 @@ def test_threads(monkeypatch, said, sign):
     assert said is None or said in found.found
 
 
-# data -----------------------------------------------------------------------------------------------------------------
+# data ---------------------------------------------------------------------------------------------
+
 
 def test_the_data_sets_are_those_of_check_data():
-    assert set(doctor.DATASETS) == set(check_data.DATASETS)
+    assert set(doctor.DATASETS) == set(verify.DATASETS)
 
 
 @pytest.fixture
@@ -709,12 +953,15 @@ def no_image_is_decoded(monkeypatch):
     def refuse(*_):
         raise AssertionError("an image was decoded")
 
-    monkeypatch.setattr(images.ImageList, "read", refuse)
+    monkeypatch.setattr(image_list.ImageList, "read", refuse)
 
 
 def test_data_sets_are_listed_and_not_decoded(world, no_image_is_decoded):
-    for name, words in (("imagenet", "200 + 40 images, 20 classes"), ("voc07", "200 + 120 images, 20 classes"),
-                        ("places205", "60 + 60 images, 10 classes")):
+    for name, words in (
+        ("imagenet", "200 + 40 images, 20 classes"),
+        ("voc07", "200 + 120 images, 20 classes"),
+        ("places205", "60 + 60 images, 10 classes"),
+    ):
         found = only(partial(doctor.data_set, world, name))
         assert found.sign == "ok"
         assert found.found.startswith(f"{words}, at {world}")
@@ -722,14 +969,18 @@ def test_data_sets_are_listed_and_not_decoded(world, no_image_is_decoded):
 
 def test_data_that_is_not_as_published_is_a_warning(root, monkeypatch):
     for label in (root / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main").glob("zero_*.txt"):
-        label.rename(label.with_name(label.name.replace("zero", "nought")))  # the embedded data is ok as it is
+        label.rename(
+            label.with_name(label.name.replace("zero", "nought"))
+        )  # the embedded data is ok as it is
     found = only(partial(doctor.data_set, root, "voc07"))
     assert found.sign == "warning"
     assert "voc07-trainval has 200 images, not 5011" in found.found
     assert "voc07-test has 120 images, not 4952" in found.found
     assert f"python -m protobench check-data {root}" in found.fix
     for split, count in (("trainval", 200), ("test", 120)):
-        monkeypatch.setitem(published.SPLITS, f"voc07-{split}", published.Published("VOC2007", count, 20))
+        monkeypatch.setitem(
+            published.SPLITS, f"voc07-{split}", published.Published("VOC2007", count, 20)
+        )
     assert only(partial(doctor.data_set, root, "voc07")).sign == "ok"
 
 
@@ -776,20 +1027,26 @@ def test_embedded_data_is_verified_where_it_was_made(root, world, monkeypatch, t
     assert "delete this folder" in damaged.fix
 
 
-# the command ----------------------------------------------------------------------------------------------------------
+# the command --------------------------------------------------------------------------------------
+
 
 def test_whatever_a_check_raises_is_a_line(capsys):
     def raises(failure):
         def check():
             print("what packages print is not shown")
             raise failure
+
         return check
 
-    assert only(raises(ZeroDivisionError("division\nby zero"))).found == (
-        "this check itself failed: ZeroDivisionError: division by zero")
+    assert (
+        only(raises(ZeroDivisionError("division\nby zero"))).found
+        == "this check itself failed: ZeroDivisionError: division by zero"
+    )
     assert "SystemExit" in only(raises(SystemExit(1))).found
     assert "No module named 'x'" in only(raises(ModuleNotFoundError("No module named 'x'"))).found
-    assert only(raises(UserError("torn", at="here", hint="mend"))) == Finding("problem", "check", "torn (here)", "mend")
+    assert only(raises(UserError("torn", at="here", hint="mend"))) == Finding(
+        "problem", "check", "torn (here)", "mend"
+    )
     assert "memory" in only(raises(MemoryError())).found
     with pytest.raises(KeyboardInterrupt):
         doctor.isolated("check", raises(KeyboardInterrupt()))
@@ -804,12 +1061,21 @@ def test_what_a_check_warns_of_does_not_reach_the_terminal():
     assert only(check).found == "fine"
 
 
-@pytest.mark.parametrize(("signs", "code", "summary"), [
-    (["ok", "info"], 0, "no problems, no warnings"), (["ok", "warning", "warning"], 0, "no problems, 2 warnings"),
-    (["warning", "problem", "ok"], 2, "1 problem, 1 warning")])
+@pytest.mark.parametrize(
+    ("signs", "code", "summary"),
+    [
+        (["ok", "info"], 0, "no problems, no warnings"),
+        (["ok", "warning", "warning"], 0, "no problems, 2 warnings"),
+        (["warning", "problem", "ok"], 2, "1 problem, 1 warning"),
+    ],
+)
 def test_warnings_do_not_fail_and_problems_do(command, monkeypatch, tmp_path, signs, code, summary):
     monkeypatch.setenv("PROTOBENCH_CACHE", str(tmp_path))
-    monkeypatch.setattr(doctor, "CHECKS", tuple((sign, partial(Finding, sign, "thing", "as found", "mend it")) for sign in signs))
+    monkeypatch.setattr(
+        doctor,
+        "CHECKS",
+        tuple((sign, partial(Finding, sign, "thing", "as found", "mend it")) for sign in signs),
+    )
     got, out, _ = command(main.main, "doctor")
     assert got == code
     *lines, data, last = out.splitlines()
@@ -817,13 +1083,21 @@ def test_warnings_do_not_fail_and_problems_do(command, monkeypatch, tmp_path, si
     assert data.startswith("· info     data")
     assert [line.split()[1] for line in lines] == signs
     for line, sign in zip(lines, signs, strict=True):
-        assert line == f"{doctor.SYMBOLS[sign]} {sign:<8} thing        as found; {'' if sign == 'info' else 'fix: '}mend it"
+        assert (
+            line == f"{doctor.SYMBOLS[sign]} {sign:<8} thing        as found;"
+            f" {'' if sign == 'info' else 'fix: '}mend it"
+        )
     got, out, _ = command(main.main, "doctor", "--json")
     assert got == code
     told = json.loads(out)
     assert [finding["sign"] for finding in told["findings"]] == [*signs, "info"]
     assert (told["problems"], told["warnings"]) == (signs.count("problem"), signs.count("warning"))
-    assert told["findings"][0] == {"sign": signs[0], "check": "thing", "found": "as found", "fix": "mend it"}
+    assert told["findings"][0] == {
+        "sign": signs[0],
+        "check": "thing",
+        "found": "as found",
+        "fix": "mend it",
+    }
 
 
 def test_only_a_terminal_gets_colours_and_names_of_files_cannot_forge_them(monkeypatch):
@@ -835,7 +1109,9 @@ def test_only_a_terminal_gets_colours_and_names_of_files_cannot_forge_them(monke
     monkeypatch.delenv("NO_COLOR", raising=False)
     assert doctor.line(finding) == "\x1b[31m✗\x1b[0m" + plain[1:]
     for sign, code in (("ok", 32), ("warning", 33)):
-        assert doctor.line(Finding(sign, "a", "b")).startswith(f"\x1b[{code}m{doctor.SYMBOLS[sign]}\x1b[0m {sign}")
+        assert doctor.line(Finding(sign, "a", "b")).startswith(
+            f"\x1b[{code}m{doctor.SYMBOLS[sign]}\x1b[0m {sign}"
+        )
 
 
 def test_this_machine_is_looked_at_whole(command, world):
@@ -848,7 +1124,11 @@ def test_this_machine_is_looked_at_whole(command, world):
     assert not [line for line in lines if "itself failed" in line]
     signs = [line.split()[1] for line in lines]
     assert code == (2 if "problem" in signs else 0)
-    assert all("; fix: " in line for line, sign in zip(lines, signs, strict=True) if sign in ("warning", "problem"))
+    assert all(
+        "; fix: " in line
+        for line, sign in zip(lines, signs, strict=True)
+        if sign in ("warning", "problem")
+    )
     assert re.fullmatch(r"(no|\d+) problems?, (no|\d+) warnings?", last)
 
 
@@ -880,8 +1160,12 @@ def test_a_mistyped_flag_is_refused_and_help_has_examples(command):
 
 
 def test_nothing_but_the_standard_library_is_imported_before_the_checks():
-    code = ("import sys, protobench.doctor\n"
-            "known = {*sys.stdlib_module_names, 'protobench', '__main__'}\n"
-            "print(sorted({name.split('.')[0] for name in sys.modules} - known))")
-    done = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    code = (
+        "import sys, protobench.runtime.doctor\n"
+        "known = {*sys.stdlib_module_names, 'protobench', '__main__'}\n"
+        "print(sorted({name.split('.')[0] for name in sys.modules} - known))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
     assert done.stdout.strip() == "[]", done.stdout + done.stderr

@@ -1,4 +1,5 @@
-"""Files for other programs: the names they read, read back with equal features, and a card that says what they are."""
+"""Files for other programs: the names they read, read back with equal features, and a card that
+says what they are."""
 
 import io
 import json
@@ -10,21 +11,28 @@ from origins import linear, training, under
 
 from evaluate import lowshot
 from protobench import __main__ as program
-from protobench import backbones, checkpoints, export, files
-from protobench.backbones import Arch
+from protobench.checkpoints import encoders, export, resnet
+from protobench.checkpoints.resnet import Arch
+from protobench.runtime import files
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     torch.manual_seed(0)
-    net = backbones.build("resnet50").eval()
+    net = resnet.build("resnet50").eval()
     for name, tensor in net.state_dict().items():
         if "bn" in name:
             tensor.copy_(torch.rand_like(tensor.float()) + 0.5)
     path = tmp_path_factory.mktemp("source") / "moco.pth.tar"
     state = net.state_dict()
-    torch.save(training(under("module.encoder_q.", state) | linear("module.encoder_q.fc.", 128, 2048)
-                        | under("module.encoder_k.", state)), path)
+    torch.save(
+        training(
+            under("module.encoder_q.", state)
+            | linear("module.encoder_q.fc.", 128, 2048)
+            | under("module.encoder_k.", state)
+        ),
+        path,
+    )
     return path
 
 
@@ -41,27 +49,38 @@ def test_what_torchvision_and_timm_read(command, source, tmp_path):
 
     plain = _export(command, source, tmp_path / "a.pth")
     _export(command, source, tmp_path / "b.safetensors", "--layout", "timm")
-    expected = {name for name in torchvision.models.resnet50().state_dict() if not name.startswith("fc.")}
+    expected = {
+        name for name in torchvision.models.resnet50().state_dict() if not name.startswith("fc.")
+    }
     assert set(plain) == set(load_file(tmp_path / "b.safetensors")) == expected
-    again = checkpoints.load(tmp_path / "b.safetensors")
-    assert again.key != checkpoints.load(source).key, "scores that use the momentum copy, which it has not, are others"
+    again = encoders.load(tmp_path / "b.safetensors")
+    assert again.key != encoders.load(source).key, (
+        "scores that use the momentum copy, which it has not, are others"
+    )
     assert again.account["origin"] == "MoCo, PCL or MoPro"
     assert again.account["trained"]["file"] == "moco.pth.tar"
     assert again.projection is None
     _export(command, source, tmp_path / "c.safetensors", "--layout", "protobench")
-    with_head = checkpoints.load(tmp_path / "c.safetensors")
-    assert with_head.account["projection"] == checkpoints.load(source).account["projection"] != {}
+    with_head = encoders.load(tmp_path / "c.safetensors")
+    assert with_head.account["projection"] == encoders.load(source).account["projection"] != {}
 
 
 def test_what_moco_s_linear_probe_reads(command, source, tmp_path):
-    """It strips module.encoder_q., then wants exactly fc to be missing, and looks up every counter afterwards."""
+    """It strips module.encoder_q., then wants exactly fc to be missing, and looks up every counter
+    afterwards."""
     import torchvision
 
     content = _export(command, source, tmp_path / "m.pth.tar", "--layout", "moco")
-    stripped = {k.removeprefix("module.encoder_q."): v for k, v in content["state_dict"].items()
-                if k.startswith("module.encoder_q") and not k.startswith("module.encoder_q.fc")}
+    stripped = {
+        k.removeprefix("module.encoder_q."): v
+        for k, v in content["state_dict"].items()
+        if k.startswith("module.encoder_q") and not k.startswith("module.encoder_q.fc")
+    }
     model = torchvision.models.resnet50()
-    assert set(model.load_state_dict(stripped, strict=False).missing_keys) == {"fc.weight", "fc.bias"}
+    assert set(model.load_state_dict(stripped, strict=False).missing_keys) == {
+        "fc.weight",
+        "fc.bias",
+    }
     assert {name for name in model.state_dict() if not name.startswith("fc.")} == set(stripped)
 
 
@@ -74,9 +93,16 @@ def test_what_mmdet_reads(command, source, tmp_path):
 def test_what_detectron2_reads(command, source, tmp_path):
     content = _export(command, source, tmp_path / "d2.pth", "--layout", "detectron2")
     assert content["matching_heuristics"] is True
-    assert {"stem.conv1.weight", "stem.conv1.norm.running_mean", "res2.0.shortcut.weight", "res2.0.shortcut.norm.bias",
-            "res5.2.conv3.norm.weight"} <= set(content["model"])
-    assert not [name for name in content["model"] if "layer" in name or "bn" in name or "downsample" in name]
+    assert {
+        "stem.conv1.weight",
+        "stem.conv1.norm.running_mean",
+        "res2.0.shortcut.weight",
+        "res2.0.shortcut.norm.bias",
+        "res5.2.conv3.norm.weight",
+    } <= set(content["model"])
+    assert not [
+        name for name in content["model"] if "layer" in name or "bn" in name or "downsample" in name
+    ]
     card = (tmp_path / "d2.pth.md").read_text()
     assert "PIXEL_MEAN: [123.675, 116.28, 103.53]" in card
     assert "STRIDE_IN_1X1: False" in card
@@ -84,8 +110,22 @@ def test_what_detectron2_reads(command, source, tmp_path):
 
 def test_the_card_names_recipe_data_and_records(command, encoder_file, world, tmp_path):
     results = tmp_path / "results"
-    code, _, err = command(lowshot.main, "--ckpt", encoder_file, "--data", world, "--shots", 1, 2, "--draws", 1, "--workers", 0,
-                           "--results", results / "scores")
+    code, _, err = command(
+        lowshot.main,
+        "--ckpt",
+        encoder_file,
+        "--data",
+        world,
+        "--shots",
+        1,
+        2,
+        "--draws",
+        1,
+        "--workers",
+        0,
+        "--results",
+        results / "scores",
+    )
     assert code == 0, err
     (record,) = [json.loads(path.read_text()) for path in results.rglob("*.json")]
     _export(command, encoder_file, tmp_path / "x.safetensors", "--results", results)
@@ -99,21 +139,30 @@ def test_the_card_names_recipe_data_and_records(command, encoder_file, world, tm
 
 
 def test_what_a_target_cannot_express_is_refused(command, source, tmp_path):
-    code, _, err = command(program.main, "export", source, tmp_path / "x.safetensors", "--layout", "mmdet")
+    code, _, err = command(
+        program.main, "export", source, tmp_path / "x.safetensors", "--layout", "mmdet"
+    )
     assert code == 2
     assert "mmdet does not read .safetensors" in err
     code, _, err = command(program.main, "export", source, tmp_path / "x")
     assert code == 2
     padded = tmp_path / "padded.safetensors"
     torch.manual_seed(0)
-    checkpoints.export(padded, backbones.ResNet(Arch("basic", (2, 2, 2, 2), 64, "cifar-padded")), key="k",
-                       input_=export.checkpoints.EvalInput(32, 32), trained=None)
+    encoders.export(
+        padded,
+        resnet.ResNet(Arch("basic", (2, 2, 2, 2), 64, "cifar-padded")),
+        key="k",
+        input_=export.encoders.EvalInput(32, 32),
+        trained=None,
+    )
     code, _, err = command(program.main, "export", padded, tmp_path / "plain.pth")
     assert code == 2
     assert "cannot say all that is needed" in err
     assert not (tmp_path / "plain.pth").exists()
     for target in ("moco", "mmdet", "detectron2"):
-        code, _, err = command(program.main, "export", padded, tmp_path / "plain.pth", "--layout", target)
+        code, _, err = command(
+            program.main, "export", padded, tmp_path / "plain.pth", "--layout", target
+        )
         assert code == 2
         assert f"{target} would load a resnet18, cifar-padded stem in part" in err
     code, _, err = command(program.main, "export", padded, tmp_path / "again.safetensors")
@@ -130,13 +179,29 @@ def test_what_a_target_cannot_express_is_refused(command, source, tmp_path):
 
 def test_the_input_travels_with_the_weights_or_the_export_is_refused(command, source, tmp_path):
     """A converted SimCLR wants inputs in 0 to 1."""
-    for target, name in (("moco", "m.pth"), ("mmdet", "d.pth"), ("detectron2", "d2.pth"), ("timm", "t.safetensors")):
-        code, _, err = command(program.main, "export", source, tmp_path / name, "--layout", target, "--normalisation", "0-1")
+    for target, name in (
+        ("moco", "m.pth"),
+        ("mmdet", "d.pth"),
+        ("detectron2", "d2.pth"),
+        ("timm", "t.safetensors"),
+    ):
+        code, _, err = command(
+            program.main,
+            "export",
+            source,
+            tmp_path / name,
+            "--layout",
+            target,
+            "--normalisation",
+            "0-1",
+        )
         assert code == 0, err
-        again = checkpoints.load(tmp_path / name)
+        again = encoders.load(tmp_path / name)
         assert again.input.std == (1.0, 1.0, 1.0)
-        assert again.key != checkpoints.load(source).key
-    code, _, err = command(program.main, "export", source, tmp_path / "flat.pth", "--normalisation", "0-1")
+        assert again.key != encoders.load(source).key
+    code, _, err = command(
+        program.main, "export", source, tmp_path / "flat.pth", "--normalisation", "0-1"
+    )
     assert code == 2
     assert "asks for another input" in err
 
@@ -162,20 +227,25 @@ def _unpack(packed):
 
 
 def test_objects_beside_the_weights_need_no_code(command, source, tmp_path):
-    state = checkpoints.load(source).backbone.state_dict()
+    state = encoders.load(source).backbone.state_dict()
     path = tmp_path / "old.pth"
-    torch.save({"state_dict": {f"module.encoder_q.{k}": v for k, v in state.items()}, "logger": Logger()}, path)
+    torch.save(
+        {"state_dict": {f"module.encoder_q.{k}": v for k, v in state.items()}, "logger": Logger()},
+        path,
+    )
     code, out, err = command(program.main, "export", path, tmp_path / "new.safetensors")
     assert code == 0, err
     assert "read without running its code: objects of test_export.Logger left as data" in out
-    loaded = checkpoints.load(tmp_path / "new.safetensors").backbone.state_dict()
+    loaded = encoders.load(tmp_path / "new.safetensors").backbone.state_dict()
     assert all(torch.equal(loaded[name], state[name]) for name in state)
 
 
 def test_convert_runs_code_only_when_told_so(command, source, tmp_path):
-    state = checkpoints.load(source).backbone.state_dict()
+    state = encoders.load(source).backbone.state_dict()
     packed = tmp_path / "packed.pth"
-    torch.save({"state_dict": Packed({f"module.encoder_q.{k}": v for k, v in state.items()})}, packed)
+    torch.save(
+        {"state_dict": Packed({f"module.encoder_q.{k}": v for k, v in state.items()})}, packed
+    )
     code, _, err = command(program.main, "export", packed, tmp_path / "new.safetensors")
     assert code == 2
     assert "only what its own code may make them from: test_export._unpack" in err
@@ -184,11 +254,13 @@ def test_convert_runs_code_only_when_told_so(command, source, tmp_path):
     assert code == 2
     assert "add --trust" in err
     assert not (tmp_path / "new.safetensors").exists()
-    code, out, err = command(program.main, "convert", "--trust", packed, tmp_path / "new.safetensors")
+    code, out, err = command(
+        program.main, "convert", "--trust", packed, tmp_path / "new.safetensors"
+    )
     assert code == 0, err
     assert "any code in it runs now" in err
     assert "318/318" in out
-    loaded = checkpoints.load(tmp_path / "new.safetensors").backbone.state_dict()
+    loaded = encoders.load(tmp_path / "new.safetensors").backbone.state_dict()
     assert all(torch.equal(loaded[name], state[name]) for name in state)
 
 

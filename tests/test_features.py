@@ -6,23 +6,31 @@ import pytest
 import torch
 from PIL import Image
 
-from protobench import backbones, checkpoints, features, files, images, voc
-from protobench.errors import UserError
-from protobench.layouts import Reading
+from protobench import features
+from protobench.checkpoints import encoders, resnet
+from protobench.checkpoints.layouts import LoadOptions
+from protobench.data import image_list, voc
+from protobench.runtime import files
+from protobench.runtime.errors import UserError
 
 pytestmark = pytest.mark.arithmetic
 
 
 @pytest.fixture(scope="module")
 def encoder(encoder_file):
-    return checkpoints.load(encoder_file)
+    return encoders.load(encoder_file)
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_features_do_not_depend_on_the_number_of_workers(encoder, world, tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)  # otherwise workers are cut to the cores there are
+    monkeypatch.setattr(
+        os, "cpu_count", lambda: 8
+    )  # otherwise workers are cut to the cores there are
     test = voc.read(world, "test")
-    first, *others = [features.extract(encoder, test, workers=n, batch_size=50, cache=tmp_path / str(n)) for n in (0, 1, 3)]
+    first, *others = [
+        features.extract(encoder, test, workers=n, batch_size=50, cache=tmp_path / str(n))
+        for n in (0, 1, 3)
+    ]
     assert first.shape == (120, 128)
     for other in others:
         np.testing.assert_array_equal(first, other)
@@ -49,11 +57,16 @@ def test_extraction_happens_once_and_anew_when_anything_changes(encoder, world, 
 def test_other_weights_under_the_same_key_are_extracted_anew(encoder_file, world, tmp_path):
     """The header's key says how an encoder was made; features follow what it is."""
     test = voc.read(world, "test").subset(np.arange(20))
-    first = checkpoints.load(encoder_file)
+    first = encoders.load(encoder_file)
     torch.manual_seed(5)
-    checkpoints.export(tmp_path / "other.safetensors", backbones.build("resnet10-mini"), key=first.key, input_=first.input,
-                       trained={})
-    second = checkpoints.load(tmp_path / "other.safetensors")
+    encoders.export(
+        tmp_path / "other.safetensors",
+        resnet.build("resnet10-mini"),
+        key=first.key,
+        input_=first.input,
+        trained={},
+    )
+    second = encoders.load(tmp_path / "other.safetensors")
     assert first.key == second.key
     a, b = (features.extract(encoder, test, cache=tmp_path) for encoder in (first, second))
     assert not np.array_equal(a, b)
@@ -63,7 +76,9 @@ def test_pooling_follows_the_papers(encoder, world, tmp_path):
     test = voc.read(world, "test").subset(np.arange(8))
     average = features.extract(encoder, test, cache=tmp_path)
     wide = features.extract(encoder, test, pooling="2x2", cache=tmp_path).reshape(8, 128, 4)
-    np.testing.assert_allclose(wide.mean(2), average, atol=1e-5)  # the embedded map is 2x2: nothing overlaps
+    np.testing.assert_allclose(
+        wide.mean(2), average, atol=1e-5
+    )  # the embedded map is 2x2: nothing overlaps
     map_NCHW = torch.arange(49.0).view(1, 1, 7, 7)
     expected = [map_NCHW[0, 0, i : i + 6, j : j + 6].mean().item() for i in (0, 1) for j in (0, 1)]
     np.testing.assert_allclose(features._pool(map_NCHW, "2x2", None)[0].tolist(), expected)
@@ -77,19 +92,24 @@ def test_a_corrupt_image_is_named_even_from_a_worker(encoder, tmp_path, workers)
     victim = tmp_path / "b" / "x.jpg"
     victim.write_bytes(victim.read_bytes()[:300])
     with pytest.raises(UserError) as error:
-        features.extract(encoder, images.image_folder(tmp_path, "x"), workers=workers, cache=tmp_path / "cache")
+        features.extract(
+            encoder,
+            image_list.image_folder(tmp_path, "x"),
+            workers=workers,
+            cache=tmp_path / "cache",
+        )
     assert error.value.at == victim
 
 
 def test_collapsed_and_nan_encoders_are_refused(encoder_file, world, tmp_path):
     test = voc.read(world, "test")
-    collapsed = checkpoints.load(encoder_file)
+    collapsed = encoders.load(encoder_file)
     with torch.no_grad():
         for parameter in collapsed.backbone.layer4.parameters():
             parameter.zero_()
     with pytest.raises(UserError, match="collapsed"):
         features.extract(collapsed, test, cache=tmp_path)
-    spoilt = checkpoints.load(encoder_file)
+    spoilt = encoders.load(encoder_file)
     with torch.no_grad():
         spoilt.backbone.bn1.weight.fill_(float("nan"))
     with pytest.raises(UserError, match="NaN"):
@@ -100,16 +120,18 @@ def test_collapsed_and_nan_encoders_are_refused(encoder_file, world, tmp_path):
 @pytest.mark.gpu
 def test_gpu_features_agree_with_the_cpu(encoder_file, world, tmp_path):
     test = voc.read(world, "test")
-    cpu = features.extract(checkpoints.load(encoder_file), test, cache=tmp_path)
-    gpu = features.extract(checkpoints.load(encoder_file), test, device="cuda", cache=tmp_path)
+    cpu = features.extract(encoders.load(encoder_file), test, cache=tmp_path)
+    gpu = features.extract(encoders.load(encoder_file), test, device="cuda", cache=tmp_path)
     np.testing.assert_allclose(gpu, cpu, rtol=1e-3, atol=1e-3)
 
 
-def test_a_stopped_extraction_goes_on_behind_what_is_on_the_disk(encoder, world, tmp_path, monkeypatch):
+def test_a_stopped_extraction_goes_on_behind_what_is_on_the_disk(
+    encoder, world, tmp_path, monkeypatch
+):
     test = voc.read(world, "test")
     whole = np.array(features.extract(encoder, test, batch_size=16, cache=tmp_path / "whole"))
     monkeypatch.setattr(features, "SYNC_SECONDS", -1.0)
-    real, seen = images.ImageList.read, []
+    real, seen = image_list.ImageList.read, []
 
     def stop_at_70(self, index):
         seen.append(index)
@@ -117,7 +139,7 @@ def test_a_stopped_extraction_goes_on_behind_what_is_on_the_disk(encoder, world,
             raise KeyboardInterrupt
         return real(self, index)
 
-    monkeypatch.setattr(images.ImageList, "read", stop_at_70)
+    monkeypatch.setattr(image_list.ImageList, "read", stop_at_70)
     with pytest.raises(KeyboardInterrupt):
         features.extract(encoder, test, batch_size=16, cache=tmp_path / "cut")
     (partial,) = (tmp_path / "cut").glob("*.partial")
@@ -129,7 +151,9 @@ def test_a_stopped_extraction_goes_on_behind_what_is_on_the_disk(encoder, world,
     assert not [*(tmp_path / "cut").glob("*.partial"), *(tmp_path / "cut").glob("*.rows")]
 
 
-def test_a_partial_file_shorter_than_its_counter_says_is_begun_anew(encoder, world, tmp_path, monkeypatch):
+def test_a_partial_file_shorter_than_its_counter_says_is_begun_anew(
+    encoder, world, tmp_path, monkeypatch
+):
     test = voc.read(world, "test")
     whole = np.array(features.extract(encoder, test, batch_size=16, cache=tmp_path / "whole"))
     monkeypatch.setattr(features, "SYNC_SECONDS", -1.0)
@@ -138,12 +162,16 @@ def test_a_partial_file_shorter_than_its_counter_says_is_begun_anew(encoder, wor
         features.extract(encoder, test, batch_size=16, cache=tmp_path / "cut")
     monkeypatch.undo()
     reads = []
-    real = images.ImageList.read
-    monkeypatch.setattr(images.ImageList, "read", lambda self, index: reads.append(index) or real(self, index))
+    real = image_list.ImageList.read
+    monkeypatch.setattr(
+        image_list.ImageList, "read", lambda self, index: reads.append(index) or real(self, index)
+    )
     (partial,) = (tmp_path / "cut").glob("*.partial")
     copy = tmp_path / "copy"
     shutil.copytree(tmp_path / "cut", copy)
-    np.testing.assert_array_equal(features.extract(encoder, test, batch_size=16, cache=tmp_path / "cut"), whole)
+    np.testing.assert_array_equal(
+        features.extract(encoder, test, batch_size=16, cache=tmp_path / "cut"), whole
+    )
     assert not reads, "everything was there"
     with open(copy / partial.name, "r+b") as file:
         file.truncate(5000)
@@ -151,7 +179,9 @@ def test_a_partial_file_shorter_than_its_counter_says_is_begun_anew(encoder, wor
     assert len(reads) == 120
 
 
-def test_a_full_disk_is_told_before_anything_is_computed_in_vain(encoder, world, tmp_path, monkeypatch):
+def test_a_full_disk_is_told_before_anything_is_computed_in_vain(
+    encoder, world, tmp_path, monkeypatch
+):
     from collections import namedtuple
 
     monkeypatch.setattr(files.shutil, "disk_usage", lambda _: namedtuple("usage", "free")(1000))
@@ -169,9 +199,14 @@ def test_evaluations_share_one_extraction(encoder_file, world, tmp_path, monkeyp
     assert len(list((tmp_path / "features").glob("*.npy"))) == 2
 
 
-def test_bf16_is_another_encoder_and_its_distance_from_fp32_is_recorded(encoder_file, world, tmp_path):
+def test_bf16_is_another_encoder_and_its_distance_from_fp32_is_recorded(
+    encoder_file, world, tmp_path
+):
     test = voc.read(world, "test")
-    exact, fast = checkpoints.load(encoder_file), checkpoints.load(encoder_file, Reading(precision="bf16"))
+    exact, fast = (
+        encoders.load(encoder_file),
+        encoders.load(encoder_file, LoadOptions(precision="bf16")),
+    )
     assert exact.key != fast.key
     a, b = (np.array(features.extract(encoder, test, cache=tmp_path)) for encoder in (exact, fast))
     assert not np.array_equal(a, b)

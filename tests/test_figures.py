@@ -1,4 +1,5 @@
-"""The evaluations behind the figures, on cases whose answer is known, and the figures drawn from their records."""
+"""The evaluations behind the figures, on cases whose answer is known, and the figures drawn from
+their records."""
 
 import base64
 import io
@@ -15,60 +16,104 @@ from PIL import Image
 
 from evaluate import course, gallery, tsne
 from pretrain import loop, recipes
-from protobench import checkpoints, records
+from protobench import records
+from protobench.checkpoints import encoders
 from protobench.kmeans import Clustering
 from tables import __main__ as tables_main
-from tables import catalogue, compare, courses, figure5, figure6, pictures, spcl_figure2
+from tables.engine import catalogue, compare, courses, pictures
+from tables.pcl import figure5, figure6
+from tables.spcl import figure2
 
-PCL = replace(recipes.PCL_MINI, train=replace(recipes.PCL_MINI.train, epochs=2, batch_size=64), queue=64, warmup=1,
-              num_prototypes=(2, 5, 10))
+PCL = replace(
+    recipes.PCL_MINI,
+    train=replace(recipes.PCL_MINI.train, epochs=2, batch_size=64),
+    queue=64,
+    warmup=1,
+    num_prototypes=(2, 5, 10),
+)
 
 
 @pytest.fixture(scope="module")
-def encoders(train_images, tmp_path_factory):
+def trained(train_images, tmp_path_factory):
     """row -> encoder, each of two epochs."""
     moco = replace(recipes.MOCO_MINI, train=PCL.train, queue=64)
-    return {name: loop.pretrain(recipe, train_images, tmp_path_factory.mktemp(name), seed=1)
-            for name, recipe in (("moco", moco), ("pcl", PCL), ("pcl-fixed", replace(PCL, concentration="fixed")))}
+    return {
+        name: loop.pretrain(recipe, train_images, tmp_path_factory.mktemp(name), seed=1)
+        for name, recipe in (
+            ("moco", moco),
+            ("pcl", PCL),
+            ("pcl-fixed", replace(PCL, concentration="fixed")),
+        )
+    }
 
 
 @pytest.fixture(scope="module")
-def spcl_encoders(train_images, tmp_path_factory):
+def spcl_trained(train_images, tmp_path_factory):
     """method -> encoder, likewise."""
-    return {recipe.method: loop.pretrain(replace(recipe, train=PCL.train), train_images, tmp_path_factory.mktemp("spcl"), seed=1)
-            for recipe in (recipes.SIMCLR_MINI, replace(recipes.SPCL_MINI, num_prototypes=(5,)))}
+    return {
+        recipe.method: loop.pretrain(
+            replace(recipe, train=PCL.train), train_images, tmp_path_factory.mktemp("spcl"), seed=1
+        )
+        for recipe in (recipes.SIMCLR_MINI, replace(recipes.SPCL_MINI, num_prototypes=(5,)))
+    }
 
 
 @pytest.fixture(scope="module")
-def results(encoders, spcl_encoders, world, tmp_path_factory):
+def results(trained, spcl_trained, world, tmp_path_factory):
     """A results folder with the records of all figures, of two pretended seeds."""
     folder = tmp_path_factory.mktemp("results")
     where = {"workers": 0, "results": folder / "mini" / "records"}
-    for row, path in encoders.items():
+    for row, path in trained.items():
         for seed in (1, 2):
             subject = {"row": row, "seed": seed, "source": "retrained", "recipe": row}
             course.evaluate(course.Config(path, world, **where), subject)
             if row != "pcl-fixed":
                 tsne.evaluate(tsne.Config(path, world, per_class=5, perplexity=5, **where), subject)
-    for row in spcl_figure2.FIGURE.rows:
+    for row in figure2.FIGURE.rows:
         for seed in (1, 2):
             subject = {"row": row.name, "seed": seed, "source": "retrained", "recipe": row.name}
-            path = course.evaluate(course.Config(spcl_encoders[row.mini.method], world, "cifar10", **where), subject)
+            path = course.evaluate(
+                course.Config(spcl_trained[row.mini.method], world, "cifar10", **where), subject
+            )
             account = records.read(path)["checkpoint"]
-            records.write(folder / "mini" / "records", {"evaluation": "linear", "data_name": "cifar10", "version": 1, "data": [],
-                          "params": {}, "encoder": row.name}, [{"draw": 0, "value": 50.0 + seed}], subject=subject,
-                          checkpoint=account, data={"classes": 10}, metric={"test_images": 40})
-    gallery.evaluate(gallery.Config(encoders["pcl"], world, fine=10, coarse=4, clusters=3, coarse_images=4, **where),
-                     {"row": "pcl", "seed": 1, "source": "retrained", "recipe": "pcl"})
-    for path in (Path(__file__).parents[1] / "results/reference/mini/records").glob("*-1-detection-voc07-*.json"):
-        shutil.copy(path, folder / "mini" / "records")  # detectors take too long to train here; test_detection.py does
+            records.write(
+                folder / "mini" / "records",
+                {
+                    "evaluation": "linear",
+                    "data_name": "cifar10",
+                    "version": 1,
+                    "data": [],
+                    "params": {},
+                    "encoder": row.name,
+                },
+                [{"draw": 0, "value": 50.0 + seed}],
+                subject=subject,
+                checkpoint=account,
+                data={"classes": 10},
+                metric={"test_images": 40},
+            )
+    gallery.evaluate(
+        gallery.Config(
+            trained["pcl"], world, fine=10, coarse=4, clusters=3, coarse_images=4, **where
+        ),
+        {"row": "pcl", "seed": 1, "source": "retrained", "recipe": "pcl"},
+    )
+    for path in (Path(__file__).parents[1] / "results/reference/mini/records").glob(
+        "*-1-detection-voc07-*.json"
+    ):
+        shutil.copy(
+            path, folder / "mini" / "records"
+        )  # detectors take too long to train here; test_detection.py does
     return folder
 
 
-# course ---------------------------------------------------------------------------------------------------------------
+# course -------------------------------------------------------------------------------------------
 
-def test_a_course_becomes_a_record(command, encoders, world, tmp_path):
-    code, out, err = command(course.main, "--ckpt", encoders["pcl"], "--data", world, "--results", tmp_path)
+
+def test_a_course_becomes_a_record(command, trained, world, tmp_path):
+    code, out, err = command(
+        course.main, "--ckpt", trained["pcl"], "--data", world, "--results", tmp_path
+    )
     assert code == 0, err
     assert "AMI K=2" in out
     assert out.index("AMI K=5") < out.index("AMI K=10")
@@ -77,14 +122,26 @@ def test_a_course_becomes_a_record(command, encoders, world, tmp_path):
     assert [probe["epochs"] for probe in record["probes"]] == [0, 1, 2]
 
 
-def test_a_course_that_is_missing_damaged_or_another_s_is_refused(command, encoders, world, tmp_path):
-    shutil.copy(encoders["pcl"], tmp_path / "encoder.safetensors")
-    args = ("--ckpt", tmp_path / "encoder.safetensors", "--data", world, "--results", tmp_path / "r")
-    whole = json.loads((encoders["pcl"].parent / "course.json").read_text())
+def test_a_course_that_is_missing_damaged_or_another_s_is_refused(
+    command, trained, world, tmp_path
+):
+    shutil.copy(trained["pcl"], tmp_path / "encoder.safetensors")
+    args = (
+        "--ckpt",
+        tmp_path / "encoder.safetensors",
+        "--data",
+        world,
+        "--results",
+        tmp_path / "r",
+    )
+    whole = json.loads((trained["pcl"].parent / "course.json").read_text())
     short = json.dumps({**whole, "probes": whole["probes"][:-1]})
-    for content, complaint in ((None, "no course beside this encoder"), ("{}", "no course of a pretraining"),
-                               (short, "no course of a pretraining"),
-                               ((encoders["moco"].parent / "course.json").read_text(), "another run's")):
+    for content, complaint in (
+        (None, "no course beside this encoder"),
+        ("{}", "no course of a pretraining"),
+        (short, "no course of a pretraining"),
+        ((trained["moco"].parent / "course.json").read_text(), "another run's"),
+    ):
         if content:
             (tmp_path / "course.json").write_text(content)
         code, _, err = command(course.main, *args)
@@ -93,13 +150,18 @@ def test_a_course_that_is_missing_damaged_or_another_s_is_refused(command, encod
         assert "hint:" in err
 
 
-# t-SNE ----------------------------------------------------------------------------------------------------------------
+# t-SNE --------------------------------------------------------------------------------------------
+
 
 def test_the_first_classes_and_a_seeded_part_of_each_are_shown():
     labels = np.repeat(np.arange(6), 30)
     rows = tsne.chosen(labels, 4, 10, 0)
     assert np.bincount(labels[rows]).tolist() == [10] * 4
-    assert rows.tolist() == tsne.chosen(labels, 4, 10, 0).tolist() != tsne.chosen(labels, 4, 10, 1).tolist()
+    assert (
+        rows.tolist()
+        == tsne.chosen(labels, 4, 10, 0).tolist()
+        != tsne.chosen(labels, 4, 10, 1).tolist()
+    )
     assert len(tsne.chosen(labels, 60, 200, 0)) == 180
 
 
@@ -113,18 +175,42 @@ def test_groups_far_apart_stay_apart_and_noise_mixes():
     assert tsne.score(near.astype(np.float32), labels, 10)[1]["value"] < 50
 
 
-@pytest.mark.parametrize(("flags", "complaint"), [(("--perplexity", 500), "needs more than 200 images"),
-                                                  (("--classes", 0), "at least 1"), (("--perplexity", 0.5), "at least 1")])
-def test_senseless_parameters_of_tsne_are_refused(command, encoders, world, tmp_path, flags, complaint):
-    code, _, err = command(tsne.main, "--ckpt", encoders["pcl"], "--data", world, "--workers", 0, "--results", tmp_path, *flags)
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (("--perplexity", 500), "needs more than 200 images"),
+        (("--classes", 0), "at least 1"),
+        (("--perplexity", 0.5), "at least 1"),
+    ],
+)
+def test_senseless_parameters_of_tsne_are_refused(
+    command, trained, world, tmp_path, flags, complaint
+):
+    code, _, err = command(
+        tsne.main,
+        "--ckpt",
+        trained["pcl"],
+        "--data",
+        world,
+        "--workers",
+        0,
+        "--results",
+        tmp_path,
+        *flags,
+    )
     assert code == 2
     assert complaint in err
 
 
-# gallery --------------------------------------------------------------------------------------------------------------
+# gallery ------------------------------------------------------------------------------------------
+
 
 def test_the_nearest_five_and_the_coarse_cluster_that_holds_most_of_them():
-    fine = Clustering(np.zeros((3, 2)), np.array([0] * 7 + [1] * 4 + [2] * 6), np.array([7, 6, 5, 4, 3, 2, 1] + [0] * 10))
+    fine = Clustering(
+        np.zeros((3, 2)),
+        np.array([0] * 7 + [1] * 4 + [2] * 6),
+        np.array([7, 6, 5, 4, 3, 2, 1] + [0] * 10),
+    )
     coarse = Clustering(np.zeros((2, 2)), np.array([0, 0, 0, 1, 1, 1, 0] + [1] * 10), np.zeros(17))
     groups = {group["fine"]: group for group in gallery.choose(fine, coarse, 5, 3, 0)}
     assert groups.keys() == {0, 2}, "a cluster of four has no nearest five"
@@ -137,7 +223,11 @@ def test_the_nearest_five_and_the_coarse_cluster_that_holds_most_of_them():
 
 
 def test_the_record_holds_pictures_that_can_be_shown(results):
-    record = next(r for r in records.read_all(results / "mini" / "records").values() if r["unit"]["evaluation"] == "gallery")
+    record = next(
+        r
+        for r in records.read_all(results / "mini" / "records").values()
+        if r["unit"]["evaluation"] == "gallery"
+    )
     for group in record["groups"]:
         assert len(group["near"]) == 5
         for image in group["near"] + group["around"]:
@@ -145,16 +235,25 @@ def test_the_record_holds_pictures_that_can_be_shown(results):
             assert Image.open(io.BytesIO(base64.b64decode(image["jpeg"]))).size == (40, 40)
 
 
-@pytest.mark.parametrize(("flags", "complaint"), [(("--fine", 5, "--coarse", 5), "less than"), (("--clusters", 0), "at least 1"),
-                                                  (("--fine", 201, "--coarse", 9), "201 clusters asked of 200 images")])
-def test_senseless_parameters_of_galleries_are_refused(command, encoders, world, tmp_path, flags, complaint):
-    args = ("--ckpt", encoders["pcl"], "--data", world, "--workers", 0, "--results", tmp_path)
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (("--fine", 5, "--coarse", 5), "less than"),
+        (("--clusters", 0), "at least 1"),
+        (("--fine", 201, "--coarse", 9), "201 clusters asked of 200 images"),
+    ],
+)
+def test_senseless_parameters_of_galleries_are_refused(
+    command, trained, world, tmp_path, flags, complaint
+):
+    args = ("--ckpt", trained["pcl"], "--data", world, "--workers", 0, "--results", tmp_path)
     code, _, err = command(gallery.main, *args, *flags)
     assert code == 2
     assert complaint in err
 
 
-# figures --------------------------------------------------------------------------------------------------------------
+# figures ------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("name", catalogue.FIGURES)
 def test_a_figure_is_drawn_from_records_alone_and_always_the_same(command, results, name):
@@ -164,7 +263,9 @@ def test_a_figure_is_drawn_from_records_alone_and_always_the_same(command, resul
     first = {path.suffix: path.read_bytes() for path in (results / "mini").glob(f"{name}.*")}
     assert first.keys() == {".png", ".svg", ".csv", ".html"}
     command(tables_main.main, "diff", name, "--results", results)
-    assert first == {path.suffix: path.read_bytes() for path in (results / "mini").glob(f"{name}.*")}
+    assert first == {
+        path.suffix: path.read_bytes() for path in (results / "mini").glob(f"{name}.*")
+    }
     width, height = Image.open(io.BytesIO(first[".png"])).size
     assert width > 600 < 2 * height
     assert b"<dc:date>" not in first[".svg"]
@@ -175,9 +276,16 @@ def test_a_figure_is_drawn_from_records_alone_and_always_the_same(command, resul
 
 def test_the_csv_holds_what_the_records_say(command, results):
     command(tables_main.main, "diff", "figure4", "--results", results)
-    record = next(r for r in records.read_all(results / "mini" / "records").values()
-                  if (r["unit"]["evaluation"], r["subject"]["row"], r["subject"]["seed"]) == ("course", "pcl", 2))
-    assert f"pcl,2,2,5,AMI,{record['probes'][-1]['clusters']['5']['ami']:.6f}" in (results / "mini" / "figure4.csv").read_text()
+    record = next(
+        r
+        for r in records.read_all(results / "mini" / "records").values()
+        if (r["unit"]["evaluation"], r["subject"]["row"], r["subject"]["seed"])
+        == ("course", "pcl", 2)
+    )
+    assert (
+        f"pcl,2,2,5,AMI,{record['probes'][-1]['clusters']['5']['ami']:.6f}"
+        in (results / "mini" / "figure4.csv").read_text()
+    )
 
 
 def test_a_figure_without_all_its_records_is_incomplete(command, tmp_path):
@@ -200,16 +308,29 @@ def test_claims_are_judged_over_pretrainings():
 
 def test_strict_counts_a_reversed_claim(command, results, monkeypatch):
     figure = catalogue.either("figure4")
-    monkeypatch.setattr(tables_main, "either", lambda name: replace(figure, claims=lambda found: (("x", "reversed", "", ""),)))
+    monkeypatch.setattr(
+        tables_main,
+        "either",
+        lambda name: replace(figure, claims=lambda found: (("x", "reversed", "", ""),)),
+    )
     assert command(tables_main.main, "diff", "figure4", "--results", results)[0] == 0
     assert command(tables_main.main, "diff", "figure4", "--results", results, "--strict")[0] == 1
 
 
 def test_colours_differ_in_grey_too():
     """The three that lines of one picture have; dash, marker and hatch differ as well."""
-    shades = [0.299 * int(c[1:3], 16) + 0.587 * int(c[3:5], 16) + 0.114 * int(c[5:], 16) for c in pictures.COLOURS[:3]]
+    shades = [
+        0.299 * int(c[1:3], 16) + 0.587 * int(c[3:5], 16) + 0.114 * int(c[5:], 16)
+        for c in pictures.COLOURS[:3]
+    ]
     assert min(abs(a - b) for i, a in enumerate(shades) for b in shades[:i]) > 60
-    assert len(set(pictures.DASHES)) == len(set(pictures.MARKERS)) == len(set(pictures.HATCHES)) == len(pictures.COLOURS) == 4
+    assert (
+        len(set(pictures.DASHES))
+        == len(set(pictures.MARKERS))
+        == len(set(pictures.HATCHES))
+        == len(pictures.COLOURS)
+        == 4
+    )
 
 
 def _drawn(name, results):
@@ -221,21 +342,37 @@ def _drawn(name, results):
 def test_figure_3_shows_each_kind_under_its_own_name(results):
     picture, found = _drawn("figure3", results)
     left, right = picture.axes
-    for text, row in zip((t.get_text() for t in left.get_legend().get_texts()), ("pcl-fixed", "pcl"), strict=True):
+    for text, row in zip(
+        (t.get_text() for t in left.get_legend().get_texts()), ("pcl-fixed", "pcl"), strict=True
+    ):
         sds = [record["probes"][-1]["clusters"]["5"]["sd"] for record in found[row]]
         assert text.startswith("fixed" if row == "pcl-fixed" else "estimated")
         assert f"sd {np.mean(sds):.1f}" in text
-    lines = {line.get_label(): line.get_ydata() for line in right.get_lines() if not line.get_label().startswith("_")}
+    lines = {
+        line.get_label(): line.get_ydata()
+        for line in right.get_lines()
+        if not line.get_label().startswith("_")
+    }
     for row, title in (("moco", "InfoNCE (MoCo)"), ("pcl", "ProtoNCE (PCL)")):
-        features = np.mean([[probe["feature_mi"] for probe in record["probes"]] for record in found[row]], axis=0)
-        prototypes = np.mean([[probe["clusters"]["5"]["mi"] for probe in record["probes"]] for record in found[row]], axis=0)
+        features = np.mean(
+            [[probe["feature_mi"] for probe in record["probes"]] for record in found[row]], axis=0
+        )
+        prototypes = np.mean(
+            [[probe["clusters"]["5"]["mi"] for probe in record["probes"]] for record in found[row]],
+            axis=0,
+        )
         np.testing.assert_allclose(lines[f"{title}, features"], features)
         np.testing.assert_allclose(lines[f"{title}, prototypes"], prototypes)
 
 
 def test_curves_are_means_in_a_band_from_least_to_greatest():
-    records_ = [{"subject": {"seed": seed}, "probes": [{"epochs": e, "feature_mi": seed * e} for e in (0, 5)]}
-                for seed in (1, 2, 6)]
+    records_ = [
+        {
+            "subject": {"seed": seed},
+            "probes": [{"epochs": e, "feature_mi": seed * e} for e in (0, 5)],
+        }
+        for seed in (1, 2, 6)
+    ]
     _, ((axis,),) = pictures.axes(1)
     courses.curve(axis, records_, courses.of_features, label="x", colour="k", dash="-", marker="o")
     assert axis.get_lines()[0].get_ydata().tolist() == [0, 15]
@@ -244,9 +381,14 @@ def test_curves_are_means_in_a_band_from_least_to_greatest():
 
 
 def test_a_giant_cluster_does_not_hide_the_others(results):
-    figure, found = catalogue.either("figure3"), compare.collect(catalogue.either("figure3"), results, "mini").rows
+    figure, found = (
+        catalogue.either("figure3"),
+        compare.collect(catalogue.either("figure3"), results, "mini").rows,
+    )
     for record in found["pcl"] + found["pcl-fixed"]:
-        record["probes"][-1]["clusters"]["5"]["histogram"] = {str(size): 10 for size in range(20, 60)} | {"5000": 1}
+        record["probes"][-1]["clusters"]["5"]["histogram"] = {
+            str(size): 10 for size in range(20, 60)
+        } | {"5000": 1}
     left = figure.draw(found).picture.axes[0]
     assert "last bar" in left.get_xlabel()
     counts = next(patch for patch in left.patches).get_data().values
@@ -258,10 +400,14 @@ def test_figure_5_names_its_panels_and_tells_60_classes_apart(results):
     for axis, row, title in zip(picture.axes, ("moco", "pcl"), ("MoCo", "PCL"), strict=True):
         assert axis.get_title().startswith(f"{title}, seed 1 of 2")
         first = next(r for r in found[row] if r["subject"]["seed"] == 1)
-        of_class = [np.array(first["places"])[np.array(first["labels"]) == label] for label in range(20)]
+        of_class = [
+            np.array(first["places"])[np.array(first["labels"]) == label] for label in range(20)
+        ]
         for shown, places in zip(axis.collections, of_class, strict=True):
             np.testing.assert_allclose(np.asarray(shown.get_offsets()), places)
-    marks = {(figure5.colour(label), pictures.MARKERS[(label + label // 20) % 4]) for label in range(60)}
+    marks = {
+        (figure5.colour(label), pictures.MARKERS[(label + label // 20) % 4]) for label in range(60)
+    }
     assert len(marks) == 60
 
 
@@ -273,11 +419,16 @@ def test_figure_6_frames_the_nearest_in_green_and_the_others_in_orange(results):
         for i, image in enumerate(group["near"] + group["around"]):
             axis = picture.axes[line * width + i]
             assert axis.get_title() == image["class"][:16]
-            assert to_hex(axis.spines["left"].get_edgecolor()) == (figure6.GREEN if i < 5 else figure6.ORANGE)
+            assert to_hex(axis.spines["left"].get_edgecolor()) == (
+                figure6.GREEN if i < 5 else figure6.ORANGE
+            )
 
 
 def test_class_names_are_no_formulas(results):
-    figure, found = catalogue.either("figure5"), compare.collect(catalogue.either("figure5"), results, "mini").rows
+    figure, found = (
+        catalogue.either("figure5"),
+        compare.collect(catalogue.either("figure5"), results, "mini").rows,
+    )
     for record in found["moco"] + found["pcl"]:
         record["class_names"][0] = r"$\frac$"
     drawing, png, _ = pictures.draw(figure, "mini", found)
@@ -285,19 +436,21 @@ def test_class_names_are_no_formulas(results):
     assert drawing.data[0][3] == r"$\frac$"
 
 
-def test_pictures_and_galleries_look_at_the_momentum_encoder(encoders, world, tmp_path, monkeypatch):
-    asked, real = [], checkpoints.load
+def test_pictures_and_galleries_look_at_the_momentum_encoder(trained, world, tmp_path, monkeypatch):
+    asked, real = [], encoders.load
 
     def load(*args, **how):
         asked.append(how.get("prefer"))
         return real(*args, **how)
 
-    monkeypatch.setattr(checkpoints, "load", load)
+    monkeypatch.setattr(encoders, "load", load)
     where = {"workers": 0, "results": tmp_path}
-    tsne.evaluate(tsne.Config(encoders["moco"], world, per_class=5, perplexity=5, **where))
-    gallery.evaluate(gallery.Config(encoders["moco"], world, fine=10, coarse=4, **where))
+    tsne.evaluate(tsne.Config(trained["moco"], world, per_class=5, perplexity=5, **where))
+    gallery.evaluate(gallery.Config(trained["moco"], world, fine=10, coarse=4, **where))
     assert asked == ["momentum", "momentum"]
-    record = next(r for r in records.read_all(tmp_path).values() if r["unit"]["evaluation"] == "tsne")
+    record = next(
+        r for r in records.read_all(tmp_path).values() if r["unit"]["evaluation"] == "tsne"
+    )
     assert record["labels"] == sorted(record["labels"])
 
 

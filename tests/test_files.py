@@ -1,8 +1,9 @@
 import pytest
 
 from pretrain import recipes
-from protobench import checkpoints, files
-from protobench.errors import UserError
+from protobench.checkpoints import encoders
+from protobench.runtime import files
+from protobench.runtime.errors import UserError
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
@@ -34,10 +35,18 @@ def test_canonical_json_has_one_spelling():
 
 def test_an_encoders_header_is_read_without_loading_it(encoder_file, tmp_path):
     key = files.exported_key(encoder_file)
-    assert key == checkpoints.load(encoder_file).key == recipes.run_key(recipes.UNTRAINED_MINI, None, 0)
+    assert (
+        key == encoders.load(encoder_file).key == recipes.run_key(recipes.UNTRAINED_MINI, None, 0)
+    )
     assert files.exported_key(tmp_path / "absent") is None
     whole = encoder_file.read_bytes()
-    damaged = {"cut": whole[:50], "short": whole[:-8], "zeros": b"\0" * 64, "empty": b"", "ones": b"\xff" * 64}
+    damaged = {
+        "cut": whole[:50],
+        "short": whole[:-8],
+        "zeros": b"\0" * 64,
+        "empty": b"",
+        "ones": b"\xff" * 64,
+    }
     for name, content in damaged.items():
         (tmp_path / f"{name}.safetensors").write_bytes(content)
         assert files.exported_key(tmp_path / f"{name}.safetensors") is None

@@ -7,8 +7,8 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.svm import LinearSVC
 
 from evaluate import fullsvm
-from evaluate.average_precision import average_precision
-from evaluate.svm import normalise
+from evaluate.svm.average_precision import average_precision
+from evaluate.svm.liblinear import normalise
 from protobench import records
 
 CLASSES = 4
@@ -28,7 +28,9 @@ def test_features_that_are_the_labels_score_100_and_shuffled_ones_chance():
     assert fullsvm.score(x, labels, x, labels, (0.5,))["value"] == pytest.approx(100, abs=0.01)
     rng = np.random.default_rng(1)
     x, labels = rng.normal(size=(1500, 24)), np.where(rng.random((1500, CLASSES)) < 0.3, 1, -1)
-    assert fullsvm.score(x[:700], labels[:700], x[700:], labels[700:], (0.5,))["value"] == pytest.approx(31, abs=4)
+    assert fullsvm.score(x[:700], labels[:700], x[700:], labels[700:], (0.5,))[
+        "value"
+    ] == pytest.approx(31, abs=4)
 
 
 @pytest.mark.parametrize("drop", [False, True])
@@ -37,9 +39,22 @@ def test_equals_scikit_learn_and_difficult_images_are_as_the_protocol_says(drop)
     labels[np.random.default_rng(3).random(labels.shape) < 0.1] = 0
     run = fullsvm.score(x[:160], labels[:160], x[160:], labels[160:], (0.5,), drop_difficult=drop)
     train, test = normalise(x[:160]), normalise(x[160:])
-    scores = np.stack([LinearSVC(C=0.5, class_weight={1: 2, -1: 1}, intercept_scaling=1.0, tol=1e-6, max_iter=100_000,
-                                 random_state=0).fit(train, np.where(labels[:160, c] == 1, 1, -1)).decision_function(test)
-                       for c in range(CLASSES)], axis=1)
+    scores = np.stack(
+        [
+            LinearSVC(
+                C=0.5,
+                class_weight={1: 2, -1: 1},
+                intercept_scaling=1.0,
+                tol=1e-6,
+                max_iter=100_000,
+                random_state=0,
+            )
+            .fit(train, np.where(labels[:160, c] == 1, 1, -1))
+            .decision_function(test)
+            for c in range(CLASSES)
+        ],
+        axis=1,
+    )
     truth = labels[160:]
     expected = 100 * average_precision(scores, truth == 1, truth != 0 if drop else None)
     assert run["per_class"] == pytest.approx(expected, abs=0.3)
@@ -52,8 +67,12 @@ def test_several_costs_are_chosen_by_cross_validation_on_training_images_alone()
     train = normalise(x[:160])
     for c, cost in enumerate(run["costs"]):
         positive = labels[:160, c] == 1
-        theirs = GridSearchCV(LinearSVC(class_weight={True: 2, False: 1}, tol=1e-6, max_iter=100_000, random_state=0),
-                              {"C": list(grid)}, cv=StratifiedKFold(3), scoring=_ap).fit(train, positive)
+        theirs = GridSearchCV(
+            LinearSVC(class_weight={True: 2, False: 1}, tol=1e-6, max_iter=100_000, random_state=0),
+            {"C": list(grid)},
+            cv=StratifiedKFold(3),
+            scoring=_ap,
+        ).fit(train, positive)
         means = dict(zip(grid, theirs.cv_results_["mean_test_score"], strict=True))
         assert means[cost] == pytest.approx(max(means.values()), abs=2e-3)
     other = fullsvm.score(x[:160], labels[:160], x[160:], -labels[160:], grid)
@@ -71,17 +90,23 @@ def _args(file, world, out, *more):
 @pytest.mark.parametrize("protocol", ["pcl", "goyal"])
 def test_a_checkpoint_is_scored_and_recorded(command, encoder_file, world, tmp_path, protocol):
     grid = ("--costs", 0.1, 1) if protocol == "goyal" else ()
-    code, out, err = command(fullsvm.main, *_args(encoder_file, world, tmp_path, "--protocol", protocol, *grid))
+    code, out, err = command(
+        fullsvm.main, *_args(encoder_file, world, tmp_path, "--protocol", protocol, *grid)
+    )
     assert code == 0, err
     assert f"200 images, protocol {protocol}, 120 test images" in out
     assert ("(C=" in out) == (protocol == "goyal")
     (record,) = records.read_all(tmp_path).values()
     assert record["feature"]["dim"] == (512 if protocol == "goyal" else 128)
-    assert record["runs"][0]["value"] == pytest.approx(np.mean(record["runs"][0]["per_class"]), abs=0.01)
+    assert record["runs"][0]["value"] == pytest.approx(
+        np.mean(record["runs"][0]["per_class"]), abs=0.01
+    )
     assert len(record["unit"]["params"]["costs"]) == (2 if protocol == "goyal" else 1)
 
 
-@pytest.mark.parametrize("flags", [("--costs", 0), ("--costs", 1, 1), ("--costs", "nan"), ("--protocol", "voc")])
+@pytest.mark.parametrize(
+    "flags", [("--costs", 0), ("--costs", 1, 1), ("--costs", "nan"), ("--protocol", "voc")]
+)
 def test_senseless_parameters_are_refused(command, encoder_file, world, tmp_path, flags):
     code, _, err = command(fullsvm.main, *_args(encoder_file, world, tmp_path, *flags))
     assert code == 2

@@ -4,30 +4,36 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from protobench import images, places, voc
-from protobench.errors import UserError
-from protobench.images import ImageList
+from protobench.data import image_list, places, voc
+from protobench.data.image_list import ImageList
+from protobench.runtime.errors import UserError
 
 
 def test_folder_errors_say_what_is_wrong(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
-        images.image_folder(tmp_path / "absent", "x")
+        image_list.image_folder(tmp_path / "absent", "x")
     with pytest.raises(UserError, match="no images"):
-        images.image_folder(tmp_path, "x")
+        image_list.image_folder(tmp_path, "x")
     Image.new("RGB", (4, 4)).save(tmp_path / "flat.jpg")
     with pytest.raises(UserError, match="lie flat"):
-        images.image_folder(tmp_path, "x")
+        image_list.image_folder(tmp_path, "x")
     (tmp_path / "cat").mkdir()
     with pytest.raises(UserError, match="class 'cat' has no image"):
-        images.image_folder(tmp_path, "x")
+        image_list.image_folder(tmp_path, "x")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "not an image", "absent"])
 def test_an_unreadable_image_is_named(tmp_path, damage):
     path = tmp_path / "photo of é.jpg"
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(path)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(
+        path
+    )
     content = path.read_bytes()
-    path.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "not an image": b"<html>"}.get(damage, b""))
+    path.write_bytes(
+        {"truncated": content[: len(content) // 2], "empty": b"", "not an image": b"<html>"}.get(
+            damage, b""
+        )
+    )
     if damage == "absent":
         path.unlink()
     listed = ImageList("x", tmp_path, (path.name,), np.array([0]), ("c",))
@@ -48,7 +54,13 @@ def test_sixteen_bits_are_refused_and_every_other_mode_becomes_rgb(tmp_path):
     Image.fromarray(np.full((4, 4), 40_000, dtype=np.uint16)).save(tmp_path / "deep.png")
     for mode in ("L", "P", "RGBA", "CMYK", "1"):
         Image.new(mode, (4, 4)).save(tmp_path / f"{mode}.tif")
-    listed = ImageList("x", tmp_path, ("deep.png", "L.tif", "P.tif", "RGBA.tif", "CMYK.tif", "1.tif"), np.zeros(6, int), ("c",))
+    listed = ImageList(
+        "x",
+        tmp_path,
+        ("deep.png", "L.tif", "P.tif", "RGBA.tif", "CMYK.tif", "1.tif"),
+        np.zeros(6, int),
+        ("c",),
+    )
     with pytest.raises(UserError, match="more than 8 bits"):
         listed.read(0)
     assert {listed.read(i).mode for i in range(1, 6)} == {"RGB"}
@@ -71,7 +83,9 @@ def _voc(root, labels="1 0 -1"):
     (main / "trainval.txt").write_text("000001\n000002\n000003\n")
     for title in ("kite", "lamp"):
         rows = zip(("000001", "000002", "000003"), labels.split(), strict=True)
-        (main / f"{title}_trainval.txt").write_text("".join(f"{name} {label:>2}\n" for name, label in rows))
+        (main / f"{title}_trainval.txt").write_text(
+            "".join(f"{name} {label:>2}\n" for name, label in rows)
+        )
     return root
 
 
@@ -160,7 +174,7 @@ def test_names_that_are_not_utf_8_are_read_and_can_be_hashed(tmp_path):
     for name in (b"caf\xe9.png", b"caf\xe8.png"):
         path = tmp_path / os.fsdecode(b"a\xe9") / os.fsdecode(name)
         Image.new("RGB", (4, 4)).save(path)
-        found = images.image_folder(tmp_path, "x")
+        found = image_list.image_folder(tmp_path, "x")
         assert found.read(0).size == (4, 4)
         assert found.classes == (r"a\udce9",)
         prints.append(found.fingerprint)
@@ -171,7 +185,9 @@ def test_names_that_are_not_utf_8_are_read_and_can_be_hashed(tmp_path):
 def test_whatever_a_decoder_raises_names_the_file(tmp_path, monkeypatch):
     Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
     listing = ImageList("x", tmp_path, ("x.png",), np.array([0]), ("a",))
-    monkeypatch.setattr(images.Image, "open", lambda _: (_ for _ in ()).throw(RuntimeError("Failed to decode")))
+    monkeypatch.setattr(
+        image_list.Image, "open", lambda _: (_ for _ in ()).throw(RuntimeError("Failed to decode"))
+    )
     with pytest.raises(UserError, match="Failed to decode") as error:
         listing.read(0)
     assert error.value.at == tmp_path / "x.png"

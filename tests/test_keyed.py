@@ -5,7 +5,11 @@ from hypothesis import strategies as st
 from protobench import keyed
 
 
-@given(st.lists(st.integers(0, 2**40), min_size=1, max_size=20, unique=True), st.integers(1, 8), st.integers(0, 2**31))
+@given(
+    st.lists(st.integers(0, 2**40), min_size=1, max_size=20, unique=True),
+    st.integers(1, 8),
+    st.integers(0, 2**31),
+)
 def test_a_row_depends_on_its_own_index_only(indices, count, key):
     together = keyed.uniforms(count, np.array(indices), key, "view")
     alone = np.concatenate([keyed.uniforms(count, np.array([i]), key, "view") for i in indices])
@@ -24,7 +28,9 @@ def test_uniforms_are_uniform_and_uncorrelated():
 def test_every_part_of_a_key_counts():
     keys = [(1, 2), (2, 1), (12,), (1, "2"), ("1", 2), (1, 2, 0)]
     assert len({keyed.seed(*key) for key in keys}) == len(keys)
-    assert not np.array_equal(keyed.uniforms(3, np.arange(5), 1, 0), keyed.uniforms(3, np.arange(5), 1, 1))
+    assert not np.array_equal(
+        keyed.uniforms(3, np.arange(5), 1, 0), keyed.uniforms(3, np.arange(5), 1, 1)
+    )
 
 
 def test_a_generator_is_a_function_of_its_key():

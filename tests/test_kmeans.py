@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 from protobench import kmeans as kmeans_file
-from protobench.errors import UserError
 from protobench.kmeans import kmeans, whitened
+from protobench.runtime.errors import UserError
 
 pytestmark = pytest.mark.arithmetic
 
@@ -16,7 +16,9 @@ def test_separated_blobs_are_found_with_their_distances():
     x = (centres[truth] + rng.normal(0, 0.1, (400, 8))).astype(np.float32)
     found = kmeans(x, 4, seed=0)
     assert len(np.unique(np.stack([truth, found.assignment]), axis=1).T) == 4
-    np.testing.assert_allclose(found.distance, np.linalg.norm(x - found.centroids[found.assignment], axis=1), atol=2e-3)
+    np.testing.assert_allclose(
+        found.distance, np.linalg.norm(x - found.centroids[found.assignment], axis=1), atol=2e-3
+    )
     again = kmeans(x, 4, seed=0)
     np.testing.assert_array_equal(found.centroids, again.centroids)
 
@@ -24,19 +26,27 @@ def test_separated_blobs_are_found_with_their_distances():
 @pytest.mark.skipif(faiss.get_num_gpus() > 0, reason="there is a GPU")
 def test_a_missing_gpu_is_an_error_only_where_the_cpu_would_take_hours(monkeypatch):
     x = np.random.default_rng(0).normal(size=(50, 3))
-    np.testing.assert_array_equal(kmeans(x, 4, seed=0, gpu=True).assignment, kmeans(x, 4, seed=0).assignment)
+    np.testing.assert_array_equal(
+        kmeans(x, 4, seed=0, gpu=True).assignment, kmeans(x, 4, seed=0).assignment
+    )
     monkeypatch.setattr(kmeans_file, "HOURS_ON_A_CPU", 100)
     with pytest.raises(UserError, match="faiss sees none"):
         kmeans(x, 4, seed=0, gpu=True)
 
 
-@pytest.mark.parametrize(("seen", "processes", "used"), [(8, 1, 1), (8, 4, 4), (2, 4, 2), (0, 1, 0)])
+@pytest.mark.parametrize(
+    ("seen", "processes", "used"), [(8, 1, 1), (8, 4, 4), (2, 4, 2), (0, 1, 0)]
+)
 def test_the_gpus_of_all_processes_of_a_machine_are_used(seen, processes, used, monkeypatch):
     """As faiss is asked for; by itself, a process leaves the GPUs that it was not given alone."""
     asked, real = [], faiss.Kmeans
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: seen)
-    monkeypatch.setattr(kmeans_file.ranks, "count_here", lambda: processes)
-    monkeypatch.setattr(faiss, "Kmeans", lambda *args, gpu, **how: (asked.append(gpu), real(*args, gpu=False, **how))[1])
+    monkeypatch.setattr(kmeans_file.distributed, "local_world_size", lambda: processes)
+    monkeypatch.setattr(
+        faiss,
+        "Kmeans",
+        lambda *args, gpu, **how: (asked.append(gpu), real(*args, gpu=False, **how))[1],
+    )
     kmeans(np.random.default_rng(0).normal(size=(50, 3)), 4, seed=0, gpu=True)
     kmeans(np.random.default_rng(0).normal(size=(50, 3)), 4, seed=0)
     assert asked == [used, 0]

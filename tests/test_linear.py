@@ -1,4 +1,5 @@
-"""The heads against autograd, on features whose answer is known, and through the command line, killed and resumed."""
+"""The heads against autograd, on features whose answer is known, and through the command line,
+killed and resumed."""
 
 import signal
 from pathlib import Path
@@ -9,8 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from evaluate import linear
-from protobench import imagenet, records
-from protobench.transforms import EvalInput
+from protobench import records
+from protobench.data import imagenet
+from protobench.data.transforms import EvalInput
 
 pytestmark = pytest.mark.arithmetic
 
@@ -28,7 +30,10 @@ def test_heads_side_by_side_train_as_torch_would_train_each_alone(batch_norm, de
     heads = _heads(rates, dim, classes, batch_norm=batch_norm, weight_decay=decay)
     start = heads.weight_LCD[0].clone()
     rng = torch.Generator().manual_seed(1)
-    batches = [(torch.randn(16, dim, generator=rng), torch.randint(0, classes, (16,), generator=rng)) for _ in range(5)]
+    batches = [
+        (torch.randn(16, dim, generator=rng), torch.randint(0, classes, (16,), generator=rng))
+        for _ in range(5)
+    ]
     losses = [heads.step(x, y, 0.5) for x, y in batches]
     for i, rate in enumerate(rates):
         norm = torch.nn.BatchNorm1d(dim, affine=False) if batch_norm else torch.nn.Identity()
@@ -36,7 +41,9 @@ def test_heads_side_by_side_train_as_torch_would_train_each_alone(batch_norm, de
         with torch.no_grad():
             layer.weight.copy_(start)
             layer.bias.zero_()
-        optimizer = torch.optim.SGD(layer.parameters(), lr=0.5 * rate, momentum=0.9, weight_decay=decay)
+        optimizer = torch.optim.SGD(
+            layer.parameters(), lr=0.5 * rate, momentum=0.9, weight_decay=decay
+        )
         for step, (x, y) in enumerate(batches):
             loss = F.cross_entropy(layer(norm(x)), y)
             assert float(losses[step][i]) == pytest.approx(loss.item(), rel=1e-4)
@@ -46,7 +53,9 @@ def test_heads_side_by_side_train_as_torch_would_train_each_alone(batch_norm, de
         torch.testing.assert_close(heads.weight_LCD[i], layer.weight.detach(), rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(heads.bias_LC[i], layer.bias.detach(), rtol=1e-3, atol=1e-4)
         x = torch.randn(3, dim, generator=rng)
-        torch.testing.assert_close(heads.logits(x)[i], layer(norm.eval()(x)).detach(), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(
+            heads.logits(x)[i], layer(norm.eval()(x)).detach(), rtol=1e-3, atol=1e-3
+        )
 
 
 def test_features_that_are_the_classes_score_100_and_shuffled_labels_chance():
@@ -64,7 +73,10 @@ def test_features_that_are_the_classes_score_100_and_shuffled_labels_chance():
 
 def test_a_head_that_diverges_stops_before_its_weights_are_spoilt_and_alone():
     heads = _heads([0.1, 1e38], 4, 3)
-    x, y = 1e3 * torch.randn(32, 4, generator=torch.Generator().manual_seed(0)), torch.arange(32) % 3
+    x, y = (
+        1e3 * torch.randn(32, 4, generator=torch.Generator().manual_seed(0)),
+        torch.arange(32) % 3,
+    )
     for _ in range(10):
         heads.step(x, y, 1.0)
     assert heads.alive_L.tolist() == [True, False]
@@ -72,23 +84,45 @@ def test_a_head_that_diverges_stops_before_its_weights_are_spoilt_and_alone():
 
 
 def test_the_schedule():
-    assert [linear.factor(epoch, 100) for epoch in (0, 59, 60, 79, 80, 99)] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
-    assert [linear.factor(epoch, 40) for epoch in (23, 24, 31, 32)] == pytest.approx([1, 0.1, 0.1, 0.01])
+    assert [linear.factor(epoch, 100) for epoch in (0, 59, 60, 79, 80, 99)] == pytest.approx(
+        [1, 1, 0.1, 0.1, 0.01, 0.01]
+    )
+    assert [linear.factor(epoch, 40) for epoch in (23, 24, 31, 32)] == pytest.approx(
+        [1, 0.1, 0.1, 0.01]
+    )
     cosine = [linear.factor(epoch, 12, "cosine") for epoch in (0, 2, 3, 4, 6, 8, 12)]
     assert cosine == pytest.approx([1, (2 + 3**0.5) / 4, (2 + 2**0.5) / 4, 0.75, 0.5, 0.25, 0])
 
 
 def test_defaults_are_the_paper_s():
-    on_imagenet, on_places = linear.Config("x", Path("data")).params(), linear.Config("x", Path("data"), "places205").params()
-    assert (on_imagenet["lr"], on_imagenet["epochs"], on_imagenet["batch_norm"], on_imagenet["pooling"]) == (
-        (10.0,), 100, False, "average")
-    assert (on_places["lr"], on_places["epochs"], on_places["batch_norm"], on_places["pooling"]) == ((0.3,), 40, True, "2x2")
+    on_imagenet, on_places = (
+        linear.Config("x", Path("data")).params(),
+        linear.Config("x", Path("data"), "places205").params(),
+    )
+    assert (
+        on_imagenet["lr"],
+        on_imagenet["epochs"],
+        on_imagenet["batch_norm"],
+        on_imagenet["pooling"],
+    ) == ((10.0,), 100, False, "average")
+    assert (
+        on_places["lr"],
+        on_places["epochs"],
+        on_places["batch_norm"],
+        on_places["pooling"],
+    ) == ((0.3,), 40, True, "2x2")
     assert linear.Config("x").params()["epochs"] == 10
 
 
 def test_what_records_are_found_by_stays_as_it_is():
     common = {"batch_size": 256, "sgd_momentum": 0.9, "weight_decay": 0.0, "seed": 0}
-    on_imagenet = {"lr": (10.0,), "epochs": 100, "batch_norm": False, "pooling": "average", **common}
+    on_imagenet = {
+        "lr": (10.0,),
+        "epochs": 100,
+        "batch_norm": False,
+        "pooling": "average",
+        **common,
+    }
     on_places = {"lr": (0.3,), "epochs": 40, "batch_norm": True, "pooling": "2x2", **common}
     assert linear.Config("x", Path("data")).params() == on_imagenet
     assert linear.Config("x", Path("data"), "places205").params() == on_places
@@ -98,10 +132,25 @@ def test_what_records_are_found_by_stays_as_it_is():
 
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
 def test_cifar_has_a_cosine_and_the_embedded_stand_in_a_sweep(dataset):
-    common = {"batch_size": 256, "sgd_momentum": 0.9, "weight_decay": 0.0, "seed": 0, "batch_norm": False,
-              "pooling": "average", "schedule": "cosine"}
-    assert linear.Config("x", Path("data"), dataset).params() == {"lr": (0.1,), "epochs": 100, **common}
-    assert linear.Config("x", dataset=dataset).params() == {"lr": (0.1, 1.0, 10.0), "epochs": 10, **common}
+    common = {
+        "batch_size": 256,
+        "sgd_momentum": 0.9,
+        "weight_decay": 0.0,
+        "seed": 0,
+        "batch_norm": False,
+        "pooling": "average",
+        "schedule": "cosine",
+    }
+    assert linear.Config("x", Path("data"), dataset).params() == {
+        "lr": (0.1,),
+        "epochs": 100,
+        **common,
+    }
+    assert linear.Config("x", dataset=dataset).params() == {
+        "lr": (0.1, 1.0, 10.0),
+        "epochs": 10,
+        **common,
+    }
     assert linear.Config("x", Path("data"), dataset, batch_size=512).params()["lr"] == (0.2,)
     assert linear.Config("x", dataset=dataset, lr=(3.0,)).params()["lr"] == (3.0,)
 
@@ -122,33 +171,77 @@ def test_random_crops_cover_the_image_and_depend_on_their_key_alone():
     assert min(int(crop.min()) for crop in crops) < 10
     assert max(int(crop.max()) for crop in crops) > 190
     thin = Image.fromarray(ramp[:4])
-    assert input_.random_pixels(thin, np.random.default_rng(0)).shape == (32, 32, 3), "no aspect fits: the middle is taken"
+    assert input_.random_pixels(thin, np.random.default_rng(0)).shape == (
+        32,
+        32,
+        3,
+    ), "no aspect fits: the middle is taken"
 
 
-# The command line -----------------------------------------------------------------------------------------------------
+# The command line ---------------------------------------------------------------------------------
+
 
 def _args(file, world, out, *more):
-    return ("--ckpt", file, "--data", world, "--workers", 0, "--batch-size", 20, "--epochs", 3, "--results", out, *more)
+    return (
+        "--ckpt",
+        file,
+        "--data",
+        world,
+        "--workers",
+        0,
+        "--batch-size",
+        20,
+        "--epochs",
+        3,
+        "--results",
+        out,
+        *more,
+    )
 
 
 @pytest.mark.parametrize("dataset", ["imagenet", "places205", "cifar10"])
-def test_a_checkpoint_is_scored_recorded_and_unmoved(command, encoder_file, world, tmp_path, dataset):
+def test_a_checkpoint_is_scored_recorded_and_unmoved(
+    command, encoder_file, world, tmp_path, dataset
+):
     code, _, err = command(linear.main, *_args(encoder_file, world, tmp_path, "--dataset", dataset))
     assert code == 0, err
     (record,) = records.read_all(tmp_path).values()
     assert record["feature"]["dim"] == (512 if dataset == "places205" else 128)
-    assert record["data"]["held_out"] == (20 if dataset == "cifar10" else 0), "there the embedded default tries three rates"
+    assert record["data"]["held_out"] == (20 if dataset == "cifar10" else 0), (
+        "there the embedded default tries three rates"
+    )
     assert not list(tmp_path.glob(".linear-*")), "the state is gone when the record is there"
-    code, _, err = command(linear.main, *_args(encoder_file, world, tmp_path / "again", "--dataset", dataset))
+    code, _, err = command(
+        linear.main, *_args(encoder_file, world, tmp_path / "again", "--dataset", dataset)
+    )
     assert code == 0, err
-    assert [r["runs"] for r in records.read_all(tmp_path / "again").values()] == [record["runs"]], "same seed, same record"
+    assert [r["runs"] for r in records.read_all(tmp_path / "again").values()] == [record["runs"]], (
+        "same seed, same record"
+    )
 
 
-def test_without_data_cifar_s_stand_in_is_swept_on_a_cosine(command, encoder_file, world, tmp_path, monkeypatch):
-    monkeypatch.setattr(linear.mini, "ensure", lambda: world)
+def test_without_data_cifar_s_stand_in_is_swept_on_a_cosine(
+    command, encoder_file, world, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(linear.bundled, "ensure", lambda: world)
     real, factors = linear.Heads.step, []
-    monkeypatch.setattr(linear.Heads, "step", lambda self, x, y, factor: (factors.append(factor), real(self, x, y, factor))[1])
-    words = ("--ckpt", encoder_file, "--workers", 0, "--batch-size", 90, "--epochs", 4, "--results", tmp_path)
+    monkeypatch.setattr(
+        linear.Heads,
+        "step",
+        lambda self, x, y, factor: (factors.append(factor), real(self, x, y, factor))[1],
+    )
+    words = (
+        "--ckpt",
+        encoder_file,
+        "--workers",
+        0,
+        "--batch-size",
+        90,
+        "--epochs",
+        4,
+        "--results",
+        tmp_path,
+    )
     code, out, err = command(linear.main, *words, "--dataset", "cifar100")
     assert code == 0, err
     assert factors == pytest.approx(np.repeat([1, (2 + 2**0.5) / 4, 0.5, (2 - 2**0.5) / 4], 2))
@@ -171,7 +264,9 @@ def test_a_sweep_is_chosen_on_held_out_training_images(command, encoder_file, wo
     assert record["runs"][0]["value"] == best["top1"]
 
 
-def test_a_stopped_probe_goes_on_from_its_last_epoch(command, encoder_file, world, tmp_path, monkeypatch):
+def test_a_stopped_probe_goes_on_from_its_last_epoch(
+    command, encoder_file, world, tmp_path, monkeypatch
+):
     command(linear.main, *_args(encoder_file, world, tmp_path / "whole"))
     real, seen = linear.order, []
 
@@ -188,7 +283,9 @@ def test_a_stopped_probe_goes_on_from_its_last_epoch(command, encoder_file, worl
     code, _, err = command(linear.main, *_args(encoder_file, world, tmp_path / "cut"))
     assert code == 0, err
     assert seen == [0, 1, 2, 2]
-    whole, cut = (next(iter(records.read_all(tmp_path / name).values())) for name in ("whole", "cut"))
+    whole, cut = (
+        next(iter(records.read_all(tmp_path / name).values())) for name in ("whole", "cut")
+    )
     assert whole["runs"] == cut["runs"]
 
 
@@ -207,7 +304,9 @@ def test_a_probe_told_to_stop_saves_the_step(command, encoder_file, world, tmp_p
     assert code == 75
     code, _, err = command(linear.main, *_args(encoder_file, world, tmp_path / "cut"))
     assert code == 0, err
-    whole, cut = (next(iter(records.read_all(tmp_path / name).values())) for name in ("whole", "cut"))
+    whole, cut = (
+        next(iter(records.read_all(tmp_path / name).values())) for name in ("whole", "cut")
+    )
     assert whole["runs"] == cut["runs"]
     monkeypatch.undo()
     epochs, steps = whole["unit"]["params"]["epochs"], 200 // whole["unit"]["params"]["batch_size"]
@@ -242,10 +341,17 @@ def test_a_moving_backbone_would_be_noticed(command, encoder_file, world, tmp_pa
     assert not list(tmp_path.glob("*.json"))
 
 
-@pytest.mark.parametrize(("flags", "complaint"), [
-    (("--lr", 0), "different positive"), (("--lr", 1, 1), "different positive"), (("--epochs", 0), "at least 1"),
-    (("--batch-size", 1000), "less than a batch"), (("--sgd-momentum", 1), "lies in"), (("--lr", 1e39), "diverged at every"),
-])
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (("--lr", 0), "different positive"),
+        (("--lr", 1, 1), "different positive"),
+        (("--epochs", 0), "at least 1"),
+        (("--batch-size", 1000), "less than a batch"),
+        (("--sgd-momentum", 1), "lies in"),
+        (("--lr", 1e39), "diverged at every"),
+    ],
+)
 def test_senseless_parameters_are_refused(command, encoder_file, world, tmp_path, flags, complaint):
     code, _, err = command(linear.main, *_args(encoder_file, world, tmp_path), *flags)
     assert code == 2

@@ -10,9 +10,12 @@ import torch
 from PIL import Image
 
 from pretrain import command as pretrain_command
-from pretrain import loop, optim, pcl, recipes, views
-from protobench import checkpoints, files, images, loading, stopping
-from protobench.errors import UserError
+from pretrain import loop, optim, pcl, recipes
+from pretrain.augment import loader
+from protobench.checkpoints import encoders
+from protobench.data import image_list, loading
+from protobench.runtime import files, signals
+from protobench.runtime.errors import UserError
 
 pytestmark = pytest.mark.arithmetic
 
@@ -25,21 +28,37 @@ MOCO = _short(recipes.MOCO_MINI, queue=64)
 PCL = _short(recipes.PCL_MINI, queue=64, num_prototypes=(5, 10), warmup=1)
 PCL_DRAWS = replace(PCL, num_prototypes=(60, 70), num_negatives=10)
 SPCL = _short(recipes.SPCL_MINI, num_prototypes=(8,))
-METHODS = {"moco": MOCO, "moco in shuffled groups": replace(MOCO, bn_groups=4), "pcl": PCL,
-           "pcl with drawn negatives": PCL_DRAWS, "simclr": _short(recipes.SIMCLR_MINI),
-           "simclr with LARS": replace(_short(recipes.SIMCLR_MINI), train=replace(recipes.SIMCLR.train, epochs=3, batch_size=32)),
-           "supervised": _short(recipes.SUPERVISED_MINI), "spcl": SPCL,
-           "spcl to the letter": replace(SPCL, reset="all", anchors="step", decoupled=True, distance="norm", symmetric=True),
-           "spcl with LARS, two K": replace(SPCL, num_prototypes=(8, 16), whiten=16,
-                                            train=replace(recipes.SPCL_CIFAR10.train, epochs=3, batch_size=32))}
+METHODS = {
+    "moco": MOCO,
+    "moco in shuffled groups": replace(MOCO, bn_groups=4),
+    "pcl": PCL,
+    "pcl with drawn negatives": PCL_DRAWS,
+    "simclr": _short(recipes.SIMCLR_MINI),
+    "simclr with LARS": replace(
+        _short(recipes.SIMCLR_MINI), train=replace(recipes.SIMCLR.train, epochs=3, batch_size=32)
+    ),
+    "supervised": _short(recipes.SUPERVISED_MINI),
+    "spcl": SPCL,
+    "spcl to the letter": replace(
+        SPCL, reset="all", anchors="step", decoupled=True, distance="norm", symmetric=True
+    ),
+    "spcl with LARS, two K": replace(
+        SPCL,
+        num_prototypes=(8, 16),
+        whiten=16,
+        train=replace(recipes.SPCL_CIFAR10.train, epochs=3, batch_size=32),
+    ),
+}
 
 
 def _weights(path):
-    return checkpoints.load(path).backbone.state_dict()
+    return encoders.load(path).backbone.state_dict()
 
 
 def _losses(path):
-    return [json.loads(line)["loss"] for line in (path.parent / "log.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)["loss"] for line in (path.parent / "log.jsonl").read_text().splitlines()
+    ]
 
 
 def _logged(path):
@@ -47,11 +66,15 @@ def _logged(path):
     course = json.loads((path.parent / "course.json").read_text())
     assert [line["epoch"] for line in course["epochs"]] == list(range(len(course["epochs"])))
     lines = course["epochs"] + course["probes"]
-    return [{name: value for name, value in line.items() if "seconds" not in name} for line in lines]
+    return [
+        {name: value for name, value in line.items() if "seconds" not in name} for line in lines
+    ]
 
 
 def _equal(a, b):
-    return all(torch.equal(x, y) for x, y in zip(_weights(a).values(), _weights(b).values(), strict=True))
+    return all(
+        torch.equal(x, y) for x, y in zip(_weights(a).values(), _weights(b).values(), strict=True)
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -78,7 +101,8 @@ class _Clock:
 
 
 def _killed_at(step, recipe, images, out, monkeypatch, *, saving):
-    """A run that ends without a word before a step of the whole run; ``saving``: every step was saved, or every epoch."""
+    """A run that ends without a word before a step of the whole run; ``saving``: every step was
+    saved, or every epoch."""
     monkeypatch.setattr(loop.time, "monotonic", _Clock(saving))
     taken, real = 0, optim.learning_rate
 
@@ -98,12 +122,16 @@ def _killed_at(step, recipe, images, out, monkeypatch, *, saving):
     return torch.load(state, weights_only=True)["state"]["position"] if state else None
 
 
-@pytest.mark.parametrize(("step", "saving"), [(3, True), (STEPS, False), (STEPS + 3, True), (STEPS + 3, False),
-                                              (2 * STEPS + 5, True)])
+@pytest.mark.parametrize(
+    ("step", "saving"),
+    [(3, True), (STEPS, False), (STEPS + 3, True), (STEPS + 3, False), (2 * STEPS + 5, True)],
+)
 @pytest.mark.parametrize("name", METHODS)
-def test_a_run_killed_at_any_step_ends_as_if_it_had_not_been(name, step, saving, wholes, train_images, tmp_path, monkeypatch):
-    """Within an epoch, of PCL's warm-up and after an E-step too, and between two; from a state within the epoch and from its
-    start."""
+def test_a_run_killed_at_any_step_ends_as_if_it_had_not_been(
+    name, step, saving, wholes, train_images, tmp_path, monkeypatch
+):
+    """Within an epoch, of PCL's warm-up and after an E-step too, and between two; from a state
+    within the epoch and from its start."""
     at = _killed_at(step, METHODS[name], train_images, tmp_path, monkeypatch, saving=saving)
     assert (len(at["log"]), at["step"]) == (divmod(step, STEPS) if saving else (step // STEPS, 0))
     resumed = loop.pretrain(METHODS[name], train_images, tmp_path, seed=1)
@@ -113,19 +141,25 @@ def test_a_run_killed_at_any_step_ends_as_if_it_had_not_been(name, step, saving,
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
-def test_a_run_killed_before_its_first_state_begins_anew(wholes, train_images, tmp_path, monkeypatch):
+def test_a_run_killed_before_its_first_state_begins_anew(
+    wholes, train_images, tmp_path, monkeypatch
+):
     assert _killed_at(3, MOCO, train_images, tmp_path, monkeypatch, saving=False) is None
     assert _equal(wholes("moco"), loop.pretrain(MOCO, train_images, tmp_path, seed=1))
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-def test_a_run_on_files_ends_the_same_with_any_workers_also_when_killed(train_images, tmp_path, monkeypatch):
+def test_a_run_on_files_ends_the_same_with_any_workers_also_when_killed(
+    train_images, tmp_path, monkeypatch
+):
     recipe, found = _short(PCL, 2), set()
     for workers in (0, 1, 3):
         monkeypatch.setattr(os, "cpu_count", lambda: 8)
-        monkeypatch.setattr(views, "IN_MEMORY_BYTES", 0)
-        whole = loop.pretrain(recipe, train_images, tmp_path / str(workers), seed=1, workers=workers)
-        found.add(checkpoints.digest_of(_weights(whole)))
+        monkeypatch.setattr(loader, "IN_MEMORY_BYTES", 0)
+        whole = loop.pretrain(
+            recipe, train_images, tmp_path / str(workers), seed=1, workers=workers
+        )
+        found.add(encoders.digest_of(_weights(whole)))
     monkeypatch.setattr(loop, "SAVE_SECONDS", -1.0)
     out, taken, real = tmp_path / "killed", 0, optim.learning_rate
 
@@ -139,7 +173,9 @@ def test_a_run_on_files_ends_the_same_with_any_workers_also_when_killed(train_im
     monkeypatch.setattr(optim, "learning_rate", dies_in_the_second_epoch)
     with pytest.raises(KeyboardInterrupt):
         loop.pretrain(recipe, train_images, out, seed=1, workers=0)
-    found.add(checkpoints.digest_of(_weights(loop.pretrain(recipe, train_images, out, seed=1, workers=3))))
+    found.add(
+        encoders.digest_of(_weights(loop.pretrain(recipe, train_images, out, seed=1, workers=3)))
+    )
     assert taken == 2 * STEPS + 1
     assert len(found) == 1
 
@@ -147,17 +183,25 @@ def test_a_run_on_files_ends_the_same_with_any_workers_also_when_killed(train_im
 @pytest.fixture(scope="module")
 def wholes(train_images, tmp_path_factory):
     """The encoders of uninterrupted runs."""
-    return cache(lambda name: loop.pretrain(METHODS[name], train_images, tmp_path_factory.mktemp("whole"), seed=1))
+    return cache(
+        lambda name: loop.pretrain(
+            METHODS[name], train_images, tmp_path_factory.mktemp("whole"), seed=1
+        )
+    )
 
 
 def test_seeds_and_methods_differ_and_a_seed_repeats(train_images, tmp_path):
-    a, b, c = (loop.pretrain(_short(MOCO, 1), train_images, tmp_path / name, seed=seed)
-               for name, seed in (("a", 1), ("b", 1), ("c", 2)))
+    a, b, c = (
+        loop.pretrain(_short(MOCO, 1), train_images, tmp_path / name, seed=seed)
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
     assert _equal(a, b)
     assert not _equal(a, c)
 
 
-def test_a_finished_run_is_not_run_again_and_another_run_is_refused(train_images, tmp_path, monkeypatch):
+def test_a_finished_run_is_not_run_again_and_another_run_is_refused(
+    train_images, tmp_path, monkeypatch
+):
     path = loop.pretrain(_short(MOCO, 1), train_images, tmp_path, seed=1)
     monkeypatch.setattr(loop.Training, "epoch", lambda *args: pytest.fail("ran again"))
     assert loop.pretrain(_short(MOCO, 1), train_images, tmp_path, seed=1) == path
@@ -165,12 +209,19 @@ def test_a_finished_run_is_not_run_again_and_another_run_is_refused(train_images
         loop.pretrain(_short(MOCO, 1), train_images, tmp_path, seed=2)
 
 
-def test_another_run_s_checkpoint_is_refused_and_the_differences_are_named(train_images, tmp_path, monkeypatch):
+def test_another_run_s_checkpoint_is_refused_and_the_differences_are_named(
+    train_images, tmp_path, monkeypatch
+):
     _killed_at(STEPS, MOCO, train_images, tmp_path, monkeypatch, saving=False)
     before = {path: path.read_bytes() for path in tmp_path.glob("checkpoint-*")}
-    for other, complaint in ((replace(MOCO, temperature=0.3), "recipe.temperature is 0.1 there, 0.3 here"),
-                             (replace(MOCO, train=replace(MOCO.train, lr=0.5)), "recipe.train.lr is 0.06 there, 0.5 here"),
-                             (PCL, "method is moco there, pcl here")):
+    for other, complaint in (
+        (replace(MOCO, temperature=0.3), "recipe.temperature is 0.1 there, 0.3 here"),
+        (
+            replace(MOCO, train=replace(MOCO.train, lr=0.5)),
+            "recipe.train.lr is 0.06 there, 0.5 here",
+        ),
+        (PCL, "method is moco there, pcl here"),
+    ):
         with pytest.raises(UserError, match=complaint):
             loop.pretrain(other, train_images, tmp_path, seed=1)
     with pytest.raises(UserError, match="seed is 1 there, 2 here"):
@@ -180,10 +231,18 @@ def test_another_run_s_checkpoint_is_refused_and_the_differences_are_named(train
     assert {path: path.read_bytes() for path in tmp_path.glob("checkpoint-*")} == before
 
 
-@pytest.mark.parametrize("damage", [lambda content: content[: len(content) // 2], lambda content: b"",
-                                    lambda content: content[:5000] + bytes([content[5000] ^ 1]) + content[5001:]],
-                         ids=["cut short", "empty", "one bit"])
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(damage, wholes, train_images, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[: len(content) // 2],
+        lambda content: b"",
+        lambda content: content[:5000] + bytes([content[5000] ^ 1]) + content[5001:],
+    ],
+    ids=["cut short", "empty", "one bit"],
+)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    damage, wholes, train_images, tmp_path, monkeypatch, capsys
+):
     _killed_at(2 * STEPS, MOCO, train_images, tmp_path, monkeypatch, saving=False)
     older, newer = sorted(tmp_path.glob("checkpoint-*"))
     newer.write_bytes(damage(newer.read_bytes()))
@@ -215,7 +274,9 @@ def test_a_folder_may_hold_other_people_s_files(train_images, tmp_path):
         (tmp_path / name).write_text("mine")
     (tmp_path / f".checkpoint-000001.pt.{2**22 + 1}.tmp").write_text("of a killed process")
     loop.pretrain(_short(MOCO, 1), train_images, tmp_path, seed=1)
-    assert {path.read_text() for path in (*tmp_path.glob(".*.tmp"), *tmp_path.glob("checkpoint-*"))} == {"mine"}
+    assert {
+        path.read_text() for path in (*tmp_path.glob(".*.tmp"), *tmp_path.glob("checkpoint-*"))
+    } == {"mine"}
     assert len([*tmp_path.glob(".*.tmp"), *tmp_path.glob("checkpoint-*")]) == 4
 
 
@@ -223,7 +284,9 @@ def test_milestones_stay(train_images, tmp_path):
     loop.pretrain(_short(MOCO, 4), train_images, tmp_path, seed=1, keep_every=2)
     kept = sorted(tmp_path.glob("checkpoint-*"))
     assert [path.stem.rpartition("-")[2] for path in kept] == ["epoch2", "epoch4"]
-    assert [len(torch.load(path, weights_only=True)["state"]["position"]["log"]) for path in kept] == [2, 4]
+    assert [
+        len(torch.load(path, weights_only=True)["state"]["position"]["log"]) for path in kept
+    ] == [2, 4]
     loop.pretrain(_short(MOCO, 4), train_images, tmp_path, seed=1, resume=False)
     assert not list(tmp_path.glob("checkpoint-*"))
 
@@ -233,11 +296,17 @@ def test_a_full_disk_is_told_and_costs_no_checkpoint(wholes, train_images, tmp_p
     _killed_at(2 * STEPS, MOCO, train_images, tmp_path, monkeypatch, saving=False)
     before = {path: path.read_bytes() for path in tmp_path.glob("checkpoint-*")}
     with monkeypatch.context() as patched:
-        patched.setattr(files.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
+        patched.setattr(
+            files.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1000})
+        )
         with pytest.raises(UserError, match=r"checkpoints need .* GB, 1e-06 GB are free"):
             loop.pretrain(MOCO, train_images, tmp_path, seed=1)
     with monkeypatch.context() as patched:
-        patched.setattr(files, "sync", lambda file: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        patched.setattr(
+            files,
+            "sync",
+            lambda file: (_ for _ in ()).throw(OSError(28, "No space left on device")),
+        )
         with pytest.raises(UserError, match="cannot write: No space left on device"):
             loop.pretrain(MOCO, train_images, tmp_path, seed=1)
     assert {path: path.read_bytes() for path in tmp_path.glob("checkpoint-*")} == before
@@ -250,8 +319,12 @@ def test_two_runs_do_not_share_a_folder(train_images, tmp_path):
         loop.pretrain(MOCO, train_images, tmp_path, seed=1)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR2, 75), (signal.SIGINT, 130)])
-def test_a_signal_saves_the_step_and_says_so(number, code, command, wholes, world, train_images, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR2, 75), (signal.SIGINT, 130)]
+)
+def test_a_signal_saves_the_step_and_says_so(
+    number, code, command, wholes, world, train_images, tmp_path, monkeypatch
+):
     def main():
         return pretrain_command._main("doc", {"mini": MOCO})
 
@@ -286,7 +359,7 @@ def test_a_second_ctrl_c_quits_at_once(train_images, tmp_path, monkeypatch):
         if taken == STEPS + 4:
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)  # the same one, by way of torchrun
-            monkeypatch.setattr(stopping, "AGAIN", -1.0)
+            monkeypatch.setattr(signals, "AGAIN", -1.0)
             signal.raise_signal(signal.SIGINT)
             pytest.fail("went on")
         return real(*given)
@@ -295,32 +368,51 @@ def test_a_second_ctrl_c_quits_at_once(train_images, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         loop.pretrain(MOCO, train_images, tmp_path, seed=1)
     state = torch.load(max(tmp_path.glob("checkpoint-*")), weights_only=True)["state"]["position"]
-    assert (len(state["log"]), state["step"]) == (1, 0), "the epoch's end was saved, the step was not"
+    assert (len(state["log"]), state["step"]) == (
+        1,
+        0,
+    ), "the epoch's end was saved, the step was not"
 
 
-def test_divergence_is_reported_and_keeps_the_last_good_checkpoint(train_images, tmp_path, monkeypatch):
+def test_divergence_is_reported_and_keeps_the_last_good_checkpoint(
+    train_images, tmp_path, monkeypatch
+):
     real = optim.learning_rate
-    monkeypatch.setattr(optim, "learning_rate", lambda train, epoch, *rest: real(train, epoch, *rest) if epoch < 1 else 1e30)
+    monkeypatch.setattr(
+        optim,
+        "learning_rate",
+        lambda train, epoch, *rest: real(train, epoch, *rest) if epoch < 1 else 1e30,
+    )
     with pytest.raises(UserError, match="not finite in epoch 1"):
         loop.pretrain(MOCO, train_images, tmp_path, seed=1)
     assert not (tmp_path / "encoder.safetensors").exists()
     kept = torch.load(max(tmp_path.glob("checkpoint-*")), weights_only=True)["state"]
     assert [line["epoch"] for line in kept["position"]["log"]] == [0]
-    assert all(torch.isfinite(tensor).all() for tensor in kept["method"].values() if isinstance(tensor, torch.Tensor))
+    assert all(
+        torch.isfinite(tensor).all()
+        for tensor in kept["method"].values()
+        if isinstance(tensor, torch.Tensor)
+    )
 
 
 def test_training_anew_forgets_the_old_run_at_once(train_images, tmp_path, monkeypatch):
     path = loop.pretrain(_short(MOCO, 1), train_images, tmp_path, seed=1)
-    monkeypatch.setattr(loop.Training, "epoch", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        loop.Training, "epoch", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt):
         loop.pretrain(_short(MOCO, 1), train_images, tmp_path, seed=1, resume=False)
     assert not path.exists(), "a later run must not return the old encoder"
 
 
-@pytest.mark.parametrize("wrong", [{"epochs": -1}, {"batch_size": 0}, {"lr": float("nan")}, {"weight_decay": -1.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"epochs": -1}, {"batch_size": 0}, {"lr": float("nan")}, {"weight_decay": -1.0}]
+)
 def test_senseless_settings_are_refused(wrong, train_images, tmp_path):
     with pytest.raises(UserError):
-        loop.pretrain(replace(MOCO, train=replace(MOCO.train, **wrong)), train_images, tmp_path, seed=1)
+        loop.pretrain(
+            replace(MOCO, train=replace(MOCO.train, **wrong)), train_images, tmp_path, seed=1
+        )
 
 
 def test_a_damaged_encoder_is_trained_again(train_images, tmp_path, capsys):
@@ -339,17 +431,19 @@ def test_more_clusters_than_images_is_a_clear_error(train_images, tmp_path):
 
 def test_a_data_set_smaller_than_a_batch_is_a_clear_error(train_images, tmp_path):
     with pytest.raises(UserError, match="less than one batch"):
-        loop.pretrain(_short(recipes.MOCO_MINI), train_images.subset(np.arange(20)), tmp_path, seed=1)
+        loop.pretrain(
+            _short(recipes.MOCO_MINI), train_images.subset(np.arange(20)), tmp_path, seed=1
+        )
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_views_read_from_files_do_not_depend_on_workers(train_images, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    monkeypatch.setattr(views, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(loader, "IN_MEMORY_BYTES", 0)
     seen = []
     for workers in (0, 1, 3):
-        source = views.open_views(MOCO, train_images, 1, "cpu", workers)
-        assert isinstance(source, views.FolderViews)
+        source = loader.open_views(MOCO, train_images, 1, "cpu", workers)
+        assert isinstance(source, loader.FolderViews)
         (first, second), index = next(source.batches(2, 2, source.order(2)))
         seen.append((first, second, index, next(source.centre_crops(source.parts()))))
     for other in seen[1:]:
@@ -361,12 +455,18 @@ class _Handlers(torch.utils.data.Dataset):
         return 2
 
     def __getitem__(self, index):
-        return torch.tensor([signal.getsignal(n) == signal.SIG_IGN for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)])
+        return torch.tensor(
+            [
+                signal.getsignal(n) == signal.SIG_IGN
+                for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+            ]
+        )
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_workers_leave_signals_to_their_parent(monkeypatch):
-    """torchrun, schedulers and terminals tell whole groups of processes; the step under way needs its images."""
+    """torchrun, schedulers and terminals tell whole groups of processes; the step under way needs
+    its images."""
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     (batch,) = loading.batches(_Handlers(), workers=1, device="cpu", batch_size=2)
     assert batch.all()
@@ -378,33 +478,39 @@ def test_images_of_different_sizes_are_read_from_files(tmp_path):
     (tmp_path / "a").mkdir()
     for i, size in enumerate([(64, 64)] + [(64, 90)] * 39):
         Image.new("RGB", size, (i, 0, 0)).save(tmp_path / "a" / f"{i:02d}.png")
-    opened = views.open_views(replace(MOCO, queue=32), images.image_folder(tmp_path, "x"), 1, "cpu", 0)
-    assert isinstance(opened, views.FolderViews)
+    opened = loader.open_views(
+        replace(MOCO, queue=32), image_list.image_folder(tmp_path, "x"), 1, "cpu", 0
+    )
+    assert isinstance(opened, loader.FolderViews)
 
 
 def test_centre_crops_are_the_same_from_files_and_from_memory(train_images, monkeypatch):
-    memory = views.open_views(MOCO, train_images, 1, "cpu", 0)
-    monkeypatch.setattr(views, "IN_MEMORY_BYTES", 0)
-    files_ = views.open_views(MOCO, train_images, 1, "cpu", 0)
-    memory, files_ = (torch.cat(list(source.centre_crops(source.parts()))) for source in (memory, files_))
+    memory = loader.open_views(MOCO, train_images, 1, "cpu", 0)
+    monkeypatch.setattr(loader, "IN_MEMORY_BYTES", 0)
+    files_ = loader.open_views(MOCO, train_images, 1, "cpu", 0)
+    memory, files_ = (
+        torch.cat(list(source.centre_crops(source.parts()))) for source in (memory, files_)
+    )
     assert torch.equal(memory, files_)
 
 
 def test_an_epoch_s_order_is_a_permutation_of_its_own():
-    first, second = views.order(100, 8, 1, 0), views.order(100, 8, 1, 1)
+    first, second = loader.order(100, 8, 1, 0), loader.order(100, 8, 1, 1)
     assert first.shape == (12, 8)
     assert len(np.unique(first)) == 96
     assert not np.array_equal(first, second)
-    np.testing.assert_array_equal(first, views.order(100, 8, 1, 0))
+    np.testing.assert_array_equal(first, loader.order(100, 8, 1, 0))
 
 
 def test_pcl_s_e_step_sees_images_in_data_set_order(train_images, tmp_path):
-    source = views.open_views(PCL, train_images, 1, "cpu", 0)
+    source = loader.open_views(PCL, train_images, 1, "cpu", 0)
     training = loop.Training(PCL, pcl.build(PCL, torch.zeros(200), 0, 1), source)
     features = training.extract(torch.nn.Flatten())
     assert features.shape == (200, 3 * 32 * 32)
     crop = PCL.input.pixels(train_images.read(123)) / 255
-    expected = ((crop - np.array(PCL.input.mean)) / np.array(PCL.input.std)).transpose(2, 0, 1).reshape(-1)
+    expected = (
+        ((crop - np.array(PCL.input.mean)) / np.array(PCL.input.std)).transpose(2, 0, 1).reshape(-1)
+    )
     np.testing.assert_allclose(features[123], expected, atol=1e-5)
 
 
@@ -412,7 +518,9 @@ def test_the_command_line_trains_and_says_where(command, world, tmp_path):
     def main():
         return pretrain_command._main("doc", {"mini": MOCO})
 
-    code, out, err = command(main, "mini", "--data", world, "--epochs", 1, "--out", tmp_path / "run", "--device", "cpu")
+    code, out, err = command(
+        main, "mini", "--data", world, "--epochs", 1, "--out", tmp_path / "run", "--device", "cpu"
+    )
     assert code == 0, err
     assert "evaluate/lowshot.py --ckpt" in out
     assert (tmp_path / "run" / "encoder.safetensors").exists()

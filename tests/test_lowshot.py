@@ -7,11 +7,14 @@ import pytest
 import torch
 from sklearn.svm import LinearSVC
 
-from evaluate import draws, lowshot, svm
-from evaluate.average_precision import average_precision
-from protobench import backbones, records, voc
-from protobench.errors import UserError
-from protobench.images import ImageList
+from evaluate import lowshot
+from evaluate.svm import liblinear, support_sets
+from evaluate.svm.average_precision import average_precision
+from protobench import records
+from protobench.checkpoints import resnet
+from protobench.data import voc
+from protobench.data.image_list import ImageList
+from protobench.runtime.errors import UserError
 
 pytestmark = pytest.mark.arithmetic
 
@@ -19,7 +22,9 @@ CLASSES = 6
 
 
 def _list(labels):
-    return ImageList("x", None, tuple(map(str, range(len(labels)))), labels, tuple("abcdef"[: CLASSES]))
+    return ImageList(
+        "x", None, tuple(map(str, range(len(labels)))), labels, tuple("abcdef"[:CLASSES])
+    )
 
 
 def _multilabel(n=300, seed=0):
@@ -35,10 +40,13 @@ def _config(**changes):
 
 
 def _all(images, config):
-    return draws.all_draws(images, config.protocol, config.shots, config.draws, config.seed, config.draw_order)
+    return support_sets.all_support_sets(
+        images, config.protocol, config.shots, config.draws, config.seed, config.draw_order
+    )
 
 
-# Draws ----------------------------------------------------------------------------------------------------------------
+# Draws --------------------------------------------------------------------------------------------
+
 
 def test_pooled_draws_hold_k_of_each_class_with_all_their_labels():
     labels = _multilabel()
@@ -53,7 +61,9 @@ def test_pooled_draws_hold_k_of_each_class_with_all_their_labels():
             chosen = pool[c * draw.k : (c + 1) * draw.k]
             assert len(set(chosen.tolist())) == draw.k, "without replacement within a class"
             assert (labels[chosen, c] == 1).all()
-    assert any(positive.sum() > draw.k for draw in drawn for positive in draw.positive), "co-occurring classes get more"
+    assert any(positive.sum() > draw.k for draw in drawn for positive in draw.positive), (
+        "co-occurring classes get more"
+    )
 
 
 def test_a_draw_is_a_function_of_seed_k_and_number():
@@ -69,14 +79,17 @@ def test_every_positive_is_equally_likely():
     labels[:8] = 1
     counts = Counter()
     for number in range(4000):
-        draw = draws.pooled_draw(labels, labels == 1, 2, number, np.random.default_rng(number))
+        draw = support_sets.pooled_draw(
+            labels, labels == 1, 2, number, np.random.default_rng(number)
+        )
         counts.update(draw.rows[0].tolist())
     assert set(counts) == set(range(8))
     np.testing.assert_allclose([counts[i] / 8000 for i in range(8)], 1 / 8, atol=0.012)
 
 
 def test_the_released_sequence_is_python_s_random_from_seed_0():
-    """As the released script draws: lists rebuilt per draw in image order, classes in order, k after k."""
+    """As the released script draws: lists rebuilt per draw in image order, classes in order, k
+    after k."""
     labels = _multilabel()
     random.seed(0)
     expected = []
@@ -111,18 +124,26 @@ def test_too_few_images_are_refused():
         _all(_list(_multilabel(60)), _config(protocol="goyal", shots=(4,)))
 
 
-# Scores ---------------------------------------------------------------------------------------------------------------
+# Scores -------------------------------------------------------------------------------------------
+
 
 def test_features_that_are_the_labels_score_100():
     labels = _multilabel()
     labels[labels == 0] = -1
     x = (labels == 1).astype(float)
-    # with few images of several labels each, a class cannot be told from its company; with k = 16 it can
+    # with few images of several labels each, a class cannot be told from its company; with k = 16
+    # it can
     drawn = _all(_list(labels), _config(shots=(16,)))
     assert {run["value"] for run in lowshot.score(x, x, labels, drawn, (100.0,))} == {100.0}
     single = np.arange(300) % CLASSES
-    runs = lowshot.score(np.eye(CLASSES)[single], np.eye(CLASSES)[single], single, _all(_list(single), _config()),
-                         (0.5,), positive_weight=1.0)
+    runs = lowshot.score(
+        np.eye(CLASSES)[single],
+        np.eye(CLASSES)[single],
+        single,
+        _all(_list(single), _config()),
+        (0.5,),
+        positive_weight=1.0,
+    )
     assert {run["value"] for run in runs} == {100.0}
 
 
@@ -130,8 +151,14 @@ def test_features_without_information_score_chance():
     rng = np.random.default_rng(0)
     single = np.arange(1200) % CLASSES
     x = rng.normal(size=(1200, 20))
-    runs = lowshot.score(x, rng.normal(size=(1200, 20)), single, _all(_list(single), _config(draws=5)), (0.5,),
-                         positive_weight=1.0)
+    runs = lowshot.score(
+        x,
+        rng.normal(size=(1200, 20)),
+        single,
+        _all(_list(single), _config(draws=5)),
+        (0.5,),
+        positive_weight=1.0,
+    )
     assert np.mean([run["value"] for run in runs]) == pytest.approx(100 / CLASSES, abs=1.5)
 
 
@@ -140,42 +167,80 @@ def test_scores_equal_scikit_learns_svm_with_the_paper_s_settings(drop_difficult
     rng = np.random.default_rng(1)
     labels, test_labels = _multilabel(seed=1), _multilabel(seed=2)
     directions = rng.normal(size=(CLASSES, 40))
-    train, test = ((y == 1) @ directions + rng.normal(size=(300, 40)) for y in (labels, test_labels))
+    train, test = (
+        (y == 1) @ directions + rng.normal(size=(300, 40)) for y in (labels, test_labels)
+    )
     drawn = _all(_list(labels), _config(shots=(4,)))
     ours = lowshot.score(train, test, test_labels, drawn, (0.5,), drop_difficult=drop_difficult)
     train_n = train / (np.linalg.norm(train, axis=1) + 1e-5)[:, None]
     test_n = test / (np.linalg.norm(test, axis=1) + 1e-5)[:, None]
     for draw, run in zip(drawn, ours, strict=True):
-        scores = np.stack([
-            LinearSVC(C=0.5, class_weight={1: 2, -1: 1}, tol=1e-4, dual=True, max_iter=2000, random_state=0)
-            .fit(train_n[draw.rows[c]], np.where(draw.positive[c], 1, -1)).decision_function(test_n)
-            for c in range(CLASSES)], axis=1)
+        scores = np.stack(
+            [
+                LinearSVC(
+                    C=0.5,
+                    class_weight={1: 2, -1: 1},
+                    tol=1e-4,
+                    dual=True,
+                    max_iter=2000,
+                    random_state=0,
+                )
+                .fit(train_n[draw.rows[c]], np.where(draw.positive[c], 1, -1))
+                .decision_function(test_n)
+                for c in range(CLASSES)
+            ],
+            axis=1,
+        )
         counted = test_labels != 0 if drop_difficult else None
         expected = 100 * average_precision(scores, test_labels == 1, counted).mean()
         assert run["value"] == pytest.approx(expected, abs=0.05)
 
 
 def test_several_costs_report_the_best_on_the_test_set_per_k():
-    runs = [{"k": 1, "draw": d, "cost": c, "value": v} for d in (0, 1) for c, v in ((0.5, 40.0 + d), (1.0, 42.0 - d))]
+    runs = [
+        {"k": 1, "draw": d, "cost": c, "value": v}
+        for d in (0, 1)
+        for c, v in ((0.5, 40.0 + d), (1.0, 42.0 - d))
+    ]
     runs += [{"k": 2, "draw": 0, "cost": c, "value": v} for c, v in ((0.5, 50.0), (1.0, 49.0))]
     assert lowshot.best_cost(runs) == {1: 1.0, 2: 0.5}
 
 
 def test_goyal_s_grid_has_its_26_costs():
-    assert len(svm.GOYAL_COSTS) == 26
-    assert svm.GOYAL_COSTS[-1] == 100
-    assert 0.5**4 in svm.GOYAL_COSTS
+    assert len(liblinear.GOYAL_COSTS) == 26
+    assert liblinear.GOYAL_COSTS[-1] == 100
+    assert 0.5**4 in liblinear.GOYAL_COSTS
 
 
-# The command line -----------------------------------------------------------------------------------------------------
+# The command line ---------------------------------------------------------------------------------
+
 
 def _args(encoder_file, world, tmp_path, *more):
-    return ("--ckpt", encoder_file, "--data", world, "--shots", 1, 2, "--draws", 2, "--workers", 0, "--results", tmp_path, *more)
+    return (
+        "--ckpt",
+        encoder_file,
+        "--data",
+        world,
+        "--shots",
+        1,
+        2,
+        "--draws",
+        2,
+        "--workers",
+        0,
+        "--results",
+        tmp_path,
+        *more,
+    )
 
 
 @pytest.mark.parametrize(("dataset", "metric"), [("voc07", "mAP"), ("places205", "top-1")])
-def test_a_checkpoint_is_scored_and_recorded(command, encoder_file, world, tmp_path, dataset, metric):
-    code, out, err = command(lowshot.main, *_args(encoder_file, world, tmp_path, "--dataset", dataset))
+def test_a_checkpoint_is_scored_and_recorded(
+    command, encoder_file, world, tmp_path, dataset, metric
+):
+    code, out, err = command(
+        lowshot.main, *_args(encoder_file, world, tmp_path, "--dataset", dataset)
+    )
     assert code == 0, err
     assert "72/72 backbone tensors" in out
     assert metric in out
@@ -185,16 +250,37 @@ def test_a_checkpoint_is_scored_and_recorded(command, encoder_file, world, tmp_p
     assert record["checkpoint"]["matched"] == 72
     again = tmp_path / "again"
     command(lowshot.main, *_args(encoder_file, world, again, "--dataset", dataset))
-    assert [r["runs"] for r in records.read_all(again).values()] == [record["runs"]], "same seed, same record"
+    assert [r["runs"] for r in records.read_all(again).values()] == [record["runs"]], (
+        "same seed, same record"
+    )
 
 
 def test_the_other_protocol_and_aliases(command, encoder_file, world, tmp_path):
-    code, out, err = command(lowshot.main, *_args(encoder_file, world, tmp_path, "--protocol", "goyal", "--costs", 0.1, 1,
-                                                 "--shots", 1))
+    code, out, err = command(
+        lowshot.main,
+        *_args(
+            encoder_file, world, tmp_path, "--protocol", "goyal", "--costs", 0.1, 1, "--shots", 1
+        ),
+    )
     assert code == 0, err
     assert "best on the test set" in out
-    code, out, _ = command(lowshot.main, "--pretrained", encoder_file, "--data", world, "--shots", 1, "--draws", 1,
-                           "--workers", 0, "--draw-order", "released", "--results", tmp_path)
+    code, out, _ = command(
+        lowshot.main,
+        "--pretrained",
+        encoder_file,
+        "--data",
+        world,
+        "--shots",
+        1,
+        "--draws",
+        1,
+        "--workers",
+        0,
+        "--draw-order",
+        "released",
+        "--results",
+        tmp_path,
+    )
     assert code == 0
     assert "sd" not in out, "one draw has no spread"
 
@@ -208,9 +294,15 @@ def _refused(command, *args):
 
 def test_bad_checkpoints_never_give_a_number(command, encoder_file, world, tmp_path):
     torch.manual_seed(0)
-    state = backbones.build("resnet18").state_dict()
-    torch.save({"state_dict": {f"module.encoder.{k}": v for k, v in state.items()}}, tmp_path / "prefix.pth")
-    for path, complaint in ((tmp_path / "absent.pth", "no such checkpoint"), (tmp_path / "prefix.pth", "no known layout")):
+    state = resnet.build("resnet18").state_dict()
+    torch.save(
+        {"state_dict": {f"module.encoder.{k}": v for k, v in state.items()}},
+        tmp_path / "prefix.pth",
+    )
+    for path, complaint in (
+        (tmp_path / "absent.pth", "no such checkpoint"),
+        (tmp_path / "prefix.pth", "no known layout"),
+    ):
         err = _refused(command, *_args(path, world, tmp_path))
         assert complaint in err
         assert str(path) in err
@@ -219,12 +311,16 @@ def test_bad_checkpoints_never_give_a_number(command, encoder_file, world, tmp_p
 
 
 def test_bad_data_never_gives_a_number(command, encoder_file, world, tmp_path):
-    assert "no such folder" in _refused(command, *_args(encoder_file, tmp_path / "absent", tmp_path))
+    assert "no such folder" in _refused(
+        command, *_args(encoder_file, tmp_path / "absent", tmp_path)
+    )
     (tmp_path / "empty").mkdir()
     assert "no VOCdevkit" in _refused(command, *_args(encoder_file, tmp_path / "empty", tmp_path))
     assert "has" in _refused(command, *_args(encoder_file, world, tmp_path, "--shots", 64))
     goyal_on_places = ("--dataset", "places205", "--protocol", "goyal")
-    assert "defined for voc07" in _refused(command, *_args(encoder_file, world, tmp_path, *goyal_on_places))
+    assert "defined for voc07" in _refused(
+        command, *_args(encoder_file, world, tmp_path, *goyal_on_places)
+    )
     broken = tmp_path / "broken"
     shutil.copytree(world / "VOCdevkit", broken / "VOCdevkit")
     victim = broken / "VOCdevkit" / "VOC2007" / voc.read(broken, "test").paths[7]
@@ -233,8 +329,19 @@ def test_bad_data_never_gives_a_number(command, encoder_file, world, tmp_path):
     assert not list(tmp_path.glob("*.json"))
 
 
-@pytest.mark.parametrize("flags", [("--shots", -1, 2), ("--shots", 1, 1), ("--shots", 0), ("--draws", 0), ("--costs", 0),
-                                   ("--costs", 0.5, 0.5), ("--costs", "nan"), ("--device", "gpu")])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--shots", -1, 2),
+        ("--shots", 1, 1),
+        ("--shots", 0),
+        ("--draws", 0),
+        ("--costs", 0),
+        ("--costs", 0.5, 0.5),
+        ("--costs", "nan"),
+        ("--device", "gpu"),
+    ],
+)
 def test_senseless_parameters_are_refused(command, encoder_file, world, tmp_path, flags):
     _refused(command, *_args(encoder_file, world, tmp_path, *flags))
     assert not list(tmp_path.glob("*.json"))
@@ -244,14 +351,20 @@ def test_train_and_test_must_have_the_same_classes(command, encoder_file, world,
     shutil.copytree(world / "VOCdevkit", tmp_path / "VOCdevkit")
     main = tmp_path / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main"
     (main / "arrow_test.txt").rename(main / "zebra_test.txt")
-    assert "different classes: arrow, zebra" in _refused(command, *_args(encoder_file, tmp_path, tmp_path / "results"))
+    assert "different classes: arrow, zebra" in _refused(
+        command, *_args(encoder_file, tmp_path, tmp_path / "results")
+    )
 
 
-def test_a_class_without_a_test_image_is_refused_before_the_work(command, encoder_file, world, tmp_path):
+def test_a_class_without_a_test_image_is_refused_before_the_work(
+    command, encoder_file, world, tmp_path
+):
     shutil.copytree(world / "VOCdevkit", tmp_path / "VOCdevkit")
     path = tmp_path / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main" / "heart_test.txt"
     path.write_text(path.read_text().replace(" 1\n", "-1\n"))
-    assert "no image of heart" in _refused(command, *_args(encoder_file, tmp_path, tmp_path / "results"))
+    assert "no image of heart" in _refused(
+        command, *_args(encoder_file, tmp_path, tmp_path / "results")
+    )
 
 
 def test_a_subset_keeps_its_name_when_other_draws_change(command, encoder_file, world, tmp_path):
@@ -259,8 +372,23 @@ def test_a_subset_keeps_its_name_when_other_draws_change(command, encoder_file, 
     subsets = []
     for shots in ((1, 2), (2, 4)):
         out = tmp_path / str(shots)
-        command(lowshot.main, "--ckpt", encoder_file, "--data", world, "--dataset", "places205", "--shots", *shots, "--draws", 1,
-                "--workers", 0, "--results", out)
+        command(
+            lowshot.main,
+            "--ckpt",
+            encoder_file,
+            "--data",
+            world,
+            "--dataset",
+            "places205",
+            "--shots",
+            *shots,
+            "--draws",
+            1,
+            "--workers",
+            0,
+            "--results",
+            out,
+        )
         (record,) = records.read_all(out).values()
         subsets.append({run["k"]: run["subset"] for run in record["runs"]})
     assert subsets[0][2] == subsets[1][2]

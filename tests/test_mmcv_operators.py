@@ -1,4 +1,5 @@
-"""The adapter: torchvision's operators where mmcv's are called, refusals by name, and what is told where packages are missing."""
+"""The adapter: torchvision's operators where mmcv's are called, refusals by name, and what is told
+where packages are missing."""
 
 import sys
 import types
@@ -10,8 +11,9 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluate import detection, mmcv_operators
-from protobench.errors import UserError
+from evaluate import detection
+from evaluate.mmdet_adapter import operators
+from protobench.runtime.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("mmdet")
 
@@ -36,7 +38,12 @@ def greedy(boxes, scores, threshold, offset):
     return kept
 
 
-@given(st.integers(0, 10_000), st.integers(1, 25), st.sampled_from([0, 1]), st.sampled_from([0.31, 0.52, 0.73]))
+@given(
+    st.integers(0, 10_000),
+    st.integers(1, 25),
+    st.sampled_from([0, 1]),
+    st.sampled_from([0.31, 0.52, 0.73]),
+)
 @settings(max_examples=60, deadline=None)
 def test_nms_is_greedy_suppression(seed, count, offset, threshold):
     from mmcv.ops import nms
@@ -51,7 +58,8 @@ def test_nms_is_greedy_suppression(seed, count, offset, threshold):
 
 
 def test_roi_align_averages_and_gives_its_gradient_back():
-    """On a plane the mean over a bin is the value in its middle; the gradient is torchvision's own, through autograd."""
+    """On a plane the mean over a bin is the value in its middle; the gradient is torchvision's own,
+    through autograd."""
     from mmcv.ops import RoIAlign
 
     y, x = torch.meshgrid(torch.arange(12.0), torch.arange(12.0), indexing="ij")
@@ -79,19 +87,27 @@ def test_other_operators_refuse_by_name_when_called():
     with pytest.raises(NotImplementedError, match="deform_conv_forward"):
         DeformConv2d(1, 1, 3)(x, torch.zeros(1, 18, 6, 6))
     with pytest.raises(NotImplementedError, match="sigmoid_focal_loss_forward"):
-        sigmoid_focal_loss(torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), 2.0, 0.25, None, "mean")
+        sigmoid_focal_loss(
+            torch.zeros(2, 3), torch.zeros(2, dtype=torch.long), 2.0, 0.25, None, "mean"
+        )
 
 
 def test_a_compiled_mmcv_is_used_instead(monkeypatch):
-    assert mmcv_operators.provide() == "torchvision"
-    monkeypatch.setitem(sys.modules, mmcv_operators.NAME, types.ModuleType(mmcv_operators.NAME))
-    assert mmcv_operators.provide.__wrapped__() == "mmcv"
+    assert operators.provide() == "torchvision"
+    monkeypatch.setitem(sys.modules, operators.NAME, types.ModuleType(operators.NAME))
+    assert operators.provide.__wrapped__() == "mmcv"
 
 
 def test_a_missing_package_is_named_with_what_installs_it(monkeypatch):
-    find = mmcv_operators.find_spec
-    monkeypatch.setattr(mmcv_operators, "find_spec", lambda name: None if name == "mmdet" else find(name))
-    for refused in (mmcv_operators.check, mmcv_operators.provide.__wrapped__, lambda: detection.data_lists(None)):
+    find = operators.find_spec
+    monkeypatch.setattr(
+        operators, "find_spec", lambda name: None if name == "mmdet" else find(name)
+    )
+    for refused in (
+        operators.check,
+        operators.provide.__wrapped__,
+        lambda: detection.data_lists(None),
+    ):
         with pytest.raises(UserError, match="MMDetection is not installed: no mmdet") as mistake:
             refused()
         assert "[detection]" in mistake.value.hint
@@ -101,9 +117,11 @@ def test_a_broken_package_is_told(monkeypatch):
     def broken(name):
         raise AssertionError("MMCV==2.2.0 is used but incompatible")
 
-    monkeypatch.setattr(mmcv_operators.importlib, "import_module", broken)
-    with pytest.raises(UserError, match=r"installed but broken: AssertionError: MMCV==2\.2\.0 is used"):
-        mmcv_operators.provide.__wrapped__()
+    monkeypatch.setattr(operators.importlib, "import_module", broken)
+    with pytest.raises(
+        UserError, match=r"installed but broken: AssertionError: MMCV==2\.2\.0 is used"
+    ):
+        operators.provide.__wrapped__()
 
 
 @pytest.mark.gpu
@@ -112,10 +130,15 @@ def test_operators_give_the_same_on_a_gpu():
 
     rng = np.random.default_rng(0)
     corner = torch.from_numpy(rng.uniform(0, 90, (300, 2)).astype(np.float32))
-    boxes = torch.cat([corner, corner + torch.from_numpy(rng.uniform(1, 40, (300, 2)).astype(np.float32))], 1)
+    boxes = torch.cat(
+        [corner, corner + torch.from_numpy(rng.uniform(1, 40, (300, 2)).astype(np.float32))], 1
+    )
     scores = torch.from_numpy(rng.permutation(300).astype(np.float32))
     for offset in (0, 1):
-        cpu, gpu = (nms(boxes.to(device), scores.to(device), 0.5, offset=offset)[1].cpu() for device in ("cpu", "cuda"))
+        cpu, gpu = (
+            nms(boxes.to(device), scores.to(device), 0.5, offset=offset)[1].cpu()
+            for device in ("cpu", "cuda")
+        )
         torch.testing.assert_close(cpu, gpu)
     grads, values = [], torch.from_numpy(rng.standard_normal((2, 8, 40, 40)).astype(np.float32))
     for device in ("cpu", "cuda"):

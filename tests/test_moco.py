@@ -7,13 +7,16 @@ import torch.nn.functional as F
 
 from pretrain import recipes
 from pretrain.moco import MoCo, info_nce, momentum_update
-from protobench.errors import UserError
+from protobench.runtime.errors import UserError
 
 pytestmark = pytest.mark.arithmetic
 
 
 def _unit(*shape, seed=0):
-    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=-1)
+    return F.normalize(
+        torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64),
+        dim=-1,
+    )
 
 
 def test_info_nce_equals_a_naive_loop():
@@ -43,7 +46,9 @@ def test_momentum_update_is_the_paper_s():
 
 def _method(**changes):
     torch.manual_seed(0)
-    recipe = replace(recipes.MOCO_MINI, queue=24, train=replace(recipes.MOCO_MINI.train, batch_size=8), **changes)
+    recipe = replace(
+        recipes.MOCO_MINI, queue=24, train=replace(recipes.MOCO_MINI.train, batch_size=8), **changes
+    )
     return MoCo(recipe, seed=0)
 
 
@@ -79,18 +84,23 @@ def test_encoders_start_equal_and_the_head_follows_the_version():
 
 
 def test_each_group_has_its_own_statistics_and_keys_are_shuffled_between_them():
-    """What 8 GPUs do: chunks of the queries as they come, chunks of the keys in another order, everything put back."""
+    """What 8 GPUs do: chunks of the queries as they come, chunks of the keys in another order,
+    everything put back."""
     method, twin = _method(bn_groups=2), _method(bn_groups=2)
     views = [torch.randn(8, 3, 32, 32) for _ in range(2)]
     q, k = method.embed(views)
     momentum_update(twin.encoder_k, twin.encoder_q, 0.99)
-    torch.testing.assert_close(q, torch.cat([twin.encoder_q(views[0][:4]), twin.encoder_q(views[0][4:])]))
+    torch.testing.assert_close(
+        q, torch.cat([twin.encoder_q(views[0][:4]), twin.encoder_q(views[0][4:])])
+    )
     shuffle = torch.randperm(8, generator=twin.generator("shuffle"))
     assert shuffle.tolist() != sorted(shuffle.tolist())
     for group in (shuffle[:4], shuffle[4:]):
         torch.testing.assert_close(k[group], twin.encoder_k(views[1][group]))
     method.enqueue(k)
-    assert method.generator("shuffle").initial_seed() != twin.generator("shuffle").initial_seed(), "another step, another order"
+    assert method.generator("shuffle").initial_seed() != twin.generator("shuffle").initial_seed(), (
+        "another step, another order"
+    )
 
 
 def test_the_queue_s_place_is_in_the_checkpoint():

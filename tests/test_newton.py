@@ -4,16 +4,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.svm import LinearSVC
 
-from evaluate import lowshot, newton, svm
-from evaluate.draws import all_draws
-from protobench.errors import UserError
-from protobench.images import ImageList
+from evaluate import lowshot
+from evaluate.svm import liblinear, newton
+from evaluate.svm.support_sets import all_support_sets
+from protobench.data.image_list import ImageList
+from protobench.runtime.errors import UserError
 
 pytestmark = pytest.mark.arithmetic
 
 
 def _stationary(x, positive, cost, weight, b):
-    """How far the coefficients are from b_n = 2 C_n y_n max(0, 1 - y_n f_n), which holds at the optimum alone."""
+    """How far the coefficients are from b_n = 2 C_n y_n max(0, 1 - y_n f_n), which holds at the
+    optimum alone."""
     y, c = np.where(positive, 1.0, -1.0), cost * np.where(positive, weight, 1.0)
     f = (x @ x.T + 1) @ b
     wanted = 2 * c * y * np.maximum(0, 1 - y * f)
@@ -21,30 +23,40 @@ def _stationary(x, positive, cost, weight, b):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10**6), st.integers(2, 60), st.integers(1, 40), st.sampled_from([1.0, 2.0, 7.5]), st.booleans())
+@given(
+    st.integers(0, 10**6),
+    st.integers(2, 60),
+    st.integers(1, 40),
+    st.sampled_from([1.0, 2.0, 7.5]),
+    st.booleans(),
+)
 def test_the_optimum_is_reached_at_every_cost(seed, n, d, weight, repeats):
     rng = np.random.default_rng(seed)
-    x = svm.normalise(rng.normal(size=(n, d)))
+    x = liblinear.normalise(rng.normal(size=(n, d)))
     if repeats:  # a pool holds an image once for every class that drew it
         x = x[rng.integers(0, n, n)]
     positive = rng.random(n) < 0.3
     positive[:2] = True, False
-    costs = tuple(rng.permutation(svm.GOYAL_COSTS)[:6].tolist())
+    costs = tuple(rng.permutation(liblinear.GOYAL_COSTS)[:6].tolist())
     for cost, b in zip(costs, newton.path(newton.gram(x), positive, costs, weight), strict=True):
         assert _stationary(x, positive, cost, weight, b) < 1e-7, cost
 
 
 def test_two_rows_by_hand():
-    """x = +-1 of one dimension, equal weights: the bias is 0, w = 2 b, and b = 2 C (1 - 2 b) gives b = 2 C / (1 + 4 C)."""
+    """x = +-1 of one dimension, equal weights: the bias is 0, w = 2 b, and b = 2 C (1 - 2 b) gives
+    b = 2 C / (1 + 4 C)."""
     (b,) = newton.path(newton.gram(np.array([[1.0], [-1.0]])), np.array([True, False]), (0.5,))
     np.testing.assert_allclose(b, [1 / 3, -1 / 3], rtol=1e-12)
 
 
 def test_steps_that_overshoot_are_shortened(monkeypatch):
-    """At high costs on few dimensions a full step can raise the objective; the optimum is the same from any start."""
+    """At high costs on few dimensions a full step can raise the objective; the optimum is the same
+    from any start."""
     lengths = []
     search = newton._line_search
-    monkeypatch.setattr(newton, "_line_search", lambda *a: lengths.append(search(*a)) or lengths[-1])
+    monkeypatch.setattr(
+        newton, "_line_search", lambda *a: lengths.append(search(*a)) or lengths[-1]
+    )
     for seed in range(60):
         rng = np.random.default_rng(seed)
         x, positive = rng.normal(size=(15, 2)), rng.random(15) < 0.5
@@ -59,9 +71,14 @@ def test_steps_that_overshoot_are_shortened(monkeypatch):
 @pytest.mark.parametrize("cost", [0.01, 0.5, 10.0])
 def test_liblinear_comes_to_the_same_when_told_to_go_on(cost):
     rng = np.random.default_rng(1)
-    x, test = svm.normalise(rng.normal(size=(80, 30))), svm.normalise(rng.normal(size=(200, 30)))
+    x, test = (
+        liblinear.normalise(rng.normal(size=(80, 30))),
+        liblinear.normalise(rng.normal(size=(200, 30))),
+    )
     positive = x[:, 0] > 0.1
-    theirs = LinearSVC(C=cost, class_weight={1: 2, -1: 1}, dual=True, tol=1e-10, max_iter=10**6, random_state=0)
+    theirs = LinearSVC(
+        C=cost, class_weight={1: 2, -1: 1}, dual=True, tol=1e-10, max_iter=10**6, random_state=0
+    )
     expected = theirs.fit(x, np.where(positive, 1, -1)).decision_function(test)
     ours = newton.decision(test, x, newton.path(newton.gram(x), positive, (cost,), 2.0))[:, 0]
     np.testing.assert_allclose(ours, expected, atol=2e-5)
@@ -79,32 +96,43 @@ def test_map_over_a_grid_is_liblinear_s(protocol, monkeypatch):
 
     (labels, train), (test_labels, test) = split(600), split(400)
     images = ImageList("toy", None, tuple(map(str, range(600))), labels, tuple("abcde"))
-    draws = all_draws(images, protocol, (1, 4), 2, 0, "keyed")
+    draws = all_support_sets(images, protocol, (1, 4), 2, 0, "keyed")
     costs = (0.01, 0.5, 10.0)
     exact = lowshot.score(train, test, test_labels, draws, costs, exact=True)
 
     def to_the_end(self, positive, cost, weight):
-        fitted = LinearSVC(C=cost, class_weight={1: weight, -1: 1}, dual=True, tol=1e-10, max_iter=10**6, random_state=0)
+        fitted = LinearSVC(
+            C=cost,
+            class_weight={1: weight, -1: 1},
+            dual=True,
+            tol=1e-10,
+            max_iter=10**6,
+            random_state=0,
+        )
         fitted.fit(self.x, np.where(positive, 1, -1))
         return np.append(fitted.coef_[0], fitted.intercept_)
 
-    monkeypatch.setattr(svm.Problem, "__init__", lambda self, x: setattr(self, "x", x))
-    monkeypatch.setattr(svm.Problem, "fit", to_the_end)
-    liblinear = lowshot.score(train, test, test_labels, draws, costs)
-    assert [(run["k"], run["draw"], run["cost"]) for run in exact] == [(run["k"], run["draw"], run["cost"]) for run in liblinear]
-    for ours, theirs in zip(exact, liblinear, strict=True):
+    monkeypatch.setattr(liblinear.Problem, "__init__", lambda self, x: setattr(self, "x", x))
+    monkeypatch.setattr(liblinear.Problem, "fit", to_the_end)
+    published = lowshot.score(train, test, test_labels, draws, costs)
+    assert [(run["k"], run["draw"], run["cost"]) for run in exact] == [
+        (run["k"], run["draw"], run["cost"]) for run in published
+    ]
+    for ours, theirs in zip(exact, published, strict=True):
         assert ours["value"] == pytest.approx(theirs["value"], abs=0.01)
     assert len({run["value"] for run in exact}) > 3
 
 
 def test_what_has_no_solution_is_refused():
-    x = svm.normalise(np.random.default_rng(0).normal(size=(8, 3)))
+    x = liblinear.normalise(np.random.default_rng(0).normal(size=(8, 3)))
     with pytest.raises(UserError, match="all 8 training images are positive"):
         newton.path(newton.gram(x), np.ones(8, dtype=bool), (0.5,))
     x[2, 1] = np.inf
     with pytest.raises(UserError, match="NaN or infinity"):
         newton.gram(x)
-    twice = np.ones((4, 2))  # at an endless cost nothing but the cost keeps equal rows of two classes apart
+    twice = np.ones(
+        (4, 2)
+    )  # at an endless cost nothing but the cost keeps equal rows of two classes apart
     with pytest.raises(UserError, match="no SVM found at the cost 1e\\+30") as refusal:
         newton.path(newton.gram(twice), np.array([True, False, True, False]), (1e30,))
     assert "largest costs" in str(refusal.value)

@@ -12,8 +12,12 @@ pytestmark = pytest.mark.arithmetic
 
 
 def test_the_paper_s_step_schedule():
-    rates = {epoch: optim.learning_rate(Train(), epoch, 7, 100) for epoch in (0, 119, 120, 159, 160, 199)}
-    assert rates == pytest.approx({0: 0.03, 119: 0.03, 120: 0.003, 159: 0.003, 160: 0.0003, 199: 0.0003})
+    rates = {
+        epoch: optim.learning_rate(Train(), epoch, 7, 100) for epoch in (0, 119, 120, 159, 160, 199)
+    }
+    assert rates == pytest.approx(
+        {0: 0.03, 119: 0.03, 120: 0.003, 159: 0.003, 160: 0.0003, 199: 0.0003}
+    )
 
 
 def test_cosine_per_epoch_and_per_step():
@@ -62,7 +66,10 @@ def test_lars_leaves_biases_and_batch_norm_to_plain_sgd():
     moved = [(b - p.detach()) for b, p in zip(before, module.parameters(), strict=True)]
     assert moved[0].abs().max() < 0.01, "the weight is adapted"
     for change in moved[1:]:
-        torch.testing.assert_close(change, torch.ones_like(change)), "bias and BatchNorm: lr * gradient, no decay"
+        (
+            torch.testing.assert_close(change, torch.ones_like(change)),
+            "bias and BatchNorm: lr * gradient, no decay",
+        )
 
 
 def test_lars_moves_a_zero_weight():

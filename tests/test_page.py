@@ -1,4 +1,5 @@
-"""Pages made of records: whole, escaped, the same every time; and, where there is a browser, tried in one."""
+"""Pages made of records: whole, escaped, the same every time; and, where there is a browser, tried
+in one."""
 
 import re
 import shutil
@@ -8,13 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from protobench import colour, records
+from protobench import records
+from protobench.runtime import colour
 from tables import __main__ as tables_main
-from tables import catalogue, compare, page, pictures, publish, show
-from tables.schema import Table
+from tables.engine import catalogue, compare, page, pictures, publish, show
+from tables.engine.schema import Table
 
 REFERENCE = Path(__file__).parent.parent / "results" / "reference"
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
+CHROMIUM = (
+    shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,21 +43,33 @@ class _Elements(HTMLParser):
 def test_the_same_records_give_the_same_bytes(built, tmp_path):
     shutil.copytree(REFERENCE / "mini", tmp_path / "mini")
     written = publish.pages(tmp_path)
-    assert {str(path.relative_to(tmp_path)) for path in written} >= {"index.html", "mini/table1.html", "mini/README.md"}
+    assert {str(path.relative_to(tmp_path)) for path in written} >= {
+        "index.html",
+        "mini/table1.html",
+        "mini/README.md",
+    }
     for path in written:
         assert path.read_bytes() == (built / path.relative_to(tmp_path)).read_bytes()
 
 
 def test_the_committed_contents_are_up_to_date(built):
-    assert (built / "mini" / "README.md").read_text() == (REFERENCE / "mini" / "README.md").read_text()
+    assert (built / "mini" / "README.md").read_text() == (
+        REFERENCE / "mini" / "README.md"
+    ).read_text()
 
 
 def test_the_committed_tables_are_up_to_date():
     have = records.read_all(REFERENCE / "mini" / "records")
     for table in map(catalogue.load, catalogue.TABLES):
         outcome = compare.outcome(table, "mini", compare.among(table, have).rows)
-        for ending, form in (("md", show.markdown), ("txt", show.text), ("cells.csv", show.cells_csv)):
-            assert form(outcome) == (REFERENCE / "mini" / f"{table.name}.{ending}").read_text(encoding="utf-8"), ending
+        for ending, form in (
+            ("md", show.markdown),
+            ("txt", show.text),
+            ("cells.csv", show.cells_csv),
+        ):
+            assert form(outcome) == (REFERENCE / "mini" / f"{table.name}.{ending}").read_text(
+                encoding="utf-8"
+            ), ending
 
 
 def test_a_page_needs_nothing_but_itself(built):
@@ -71,8 +87,11 @@ def test_every_cell_opens_its_own_runs(built):
     ids = [attributes["id"] for _, attributes in elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     popovers = {attributes["id"] for _, attributes in elements if "popover" in attributes}
-    opened = [attributes["popovertarget"] for _, attributes in elements
-              if "popovertarget" in attributes and "popovertargetaction" not in attributes]
+    opened = [
+        attributes["popovertarget"]
+        for _, attributes in elements
+        if "popovertarget" in attributes and "popovertargetaction" not in attributes
+    ]
     cells = 0
     for table in map(catalogue.load, catalogue.TABLES):
         outcome = compare.outcome(table, "mini", compare.collect(table, REFERENCE, "mini").rows)
@@ -103,14 +122,33 @@ def _paper_tier(tmp_path, source):
     """Table 4 with runs beside the paper's numbers, from a checkpoint of an odd name."""
     for row, value in (("random", 5.0), ("supervised", 70.0), ("moco", 47.0), ("pcl", 50.0)):
         for seed in (1, 2, 3):
-            records.write(tmp_path / "paper" / "records",
-                          {"evaluation": "knn", "data_name": "imagenet", "version": 1, "encoder": f"{row}{seed}",
-                           "data": ["a", "b"], "params": {"k": [20], "pooled": row in ("random", "supervised")}},
-                          [{"k": 20, "draw": 0, "value": value + 0.1 * seed}],
-                          subject={"row": row, "seed": seed, "source": source, "recipe": row},
-                          metric={"name": "top-1", "unit": "%", "higher_is_better": True, "test_images": 50_000},
-                          checkpoint={"arch": "resnet50", "untouched": False}, cost={"seconds": 1.0},
-                          data={"name": "imagenet", "embedded": False, "classes": 1000, "train_images": 1_281_167})
+            records.write(
+                tmp_path / "paper" / "records",
+                {
+                    "evaluation": "knn",
+                    "data_name": "imagenet",
+                    "version": 1,
+                    "encoder": f"{row}{seed}",
+                    "data": ["a", "b"],
+                    "params": {"k": [20], "pooled": row in ("random", "supervised")},
+                },
+                [{"k": 20, "draw": 0, "value": value + 0.1 * seed}],
+                subject={"row": row, "seed": seed, "source": source, "recipe": row},
+                metric={
+                    "name": "top-1",
+                    "unit": "%",
+                    "higher_is_better": True,
+                    "test_images": 50_000,
+                },
+                checkpoint={"arch": "resnet50", "untouched": False},
+                cost={"seconds": 1.0},
+                data={
+                    "name": "imagenet",
+                    "embedded": False,
+                    "classes": 1000,
+                    "train_images": 1_281_167,
+                },
+            )
 
 
 def test_the_paper_s_tier_shows_margin_difference_and_verdict_in_words_and_symbols(tmp_path):
@@ -141,7 +179,9 @@ def test_strips_hold_every_run_within_their_frame(values, paper):
     table: Table = catalogue.load("table4")
     column = table.columns[0]
     runs = {(1, i): value for i, value in enumerate(values)}
-    cell = compare.Cell(table.row("pcl"), column, paper, runs, "within", delta=1.0 if paper else None)
+    cell = compare.Cell(
+        table.row("pcl"), column, paper, runs, "within", delta=1.0 if paper else None
+    )
     drawn = str(page.strip(cell, "paper", 1))
     points = [float(x) for x in re.findall(r'<circle cx="([-\d.]+)"', drawn)]
     assert len(points) == len(values)
@@ -162,8 +202,11 @@ def test_a_cell_s_runs_carry_its_own_name_where_others_are_missing(tmp_path):
     for path in (tmp_path / "mini" / "records").glob("simclr-*-linear-imagenet-*"):
         path.unlink()
     publish.pages(tmp_path)
-    labels = [attributes["aria-label"] for _, attributes in _Elements((tmp_path / "mini" / "table3.html").read_text()).found
-              if "popover" in attributes]
+    labels = [
+        attributes["aria-label"]
+        for _, attributes in _Elements((tmp_path / "mini" / "table3.html").read_text()).found
+        if "popover" in attributes
+    ]
     assert "SimCLR, VOC07, mini" in labels
     assert "SimCLR, ImageNet, mini" not in labels
 
@@ -179,7 +222,9 @@ def test_pages_show_the_runs_that_were_asked_for(command, tmp_path):
     assert "<td>1, 2</td>" in (tmp_path / "mini" / "figure4.html").read_text()
     publish.pages(tmp_path)
     found = compare.collect(catalogue.either("figure4"), tmp_path, "mini").rows
-    assert pictures.is_of(tmp_path / "mini" / "figure4.png", found), "drawn anew, as other records are shown now"
+    assert pictures.is_of(tmp_path / "mini" / "figure4.png", found), (
+        "drawn anew, as other records are shown now"
+    )
 
 
 def test_no_records_no_page(command, tmp_path):
@@ -192,7 +237,9 @@ def test_no_records_no_page(command, tmp_path):
 def test_a_missing_kind_of_record_leaves_the_rest(tmp_path):
     shutil.copytree(REFERENCE / "mini", tmp_path / "mini")
     (tmp_path / "mini" / "figure4.png").unlink()
-    assert "figure4.html" in {path.name for path in publish.pages(tmp_path)}, "drawn from the records"
+    assert "figure4.html" in {path.name for path in publish.pages(tmp_path)}, (
+        "drawn from the records"
+    )
     for path in (tmp_path / "mini" / "records").glob("*course*"):
         path.unlink()
     written = {path.name for path in publish.pages(tmp_path)}
@@ -218,10 +265,13 @@ def test_colours_only_where_they_show(monkeypatch):
 
 def test_files_never_hold_colours():
     table = catalogue.load("table1")
-    assert "\x1b" not in show.text(compare.outcome(table, "mini", compare.collect(table, REFERENCE, "mini").rows))
+    assert "\x1b" not in show.text(
+        compare.outcome(table, "mini", compare.collect(table, REFERENCE, "mini").rows)
+    )
 
 
-# In a browser ---------------------------------------------------------------------------------------------------------
+# In a browser -------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def browser():
@@ -229,8 +279,10 @@ def browser():
         pytest.skip("no Chromium on this machine")
     playwright = pytest.importorskip("playwright.sync_api", reason="pip install '.[browser]'")
     with playwright.sync_playwright() as running:
-        opened = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu",
-                                                                         "--disable-background-networking"])
+        opened = running.chromium.launch(
+            executable_path=CHROMIUM,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        )
         yield opened
         opened.close()
 
@@ -255,7 +307,9 @@ def test_a_click_and_a_key_show_the_runs(browser, built, size):
     assert runs.is_visible()
     runs.locator("button.close").click()
     assert not runs.is_visible()
-    assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "tables scroll, the page does not"
+    assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), (
+        "tables scroll, the page does not"
+    )
     assert said == []
     tab.close()
 

@@ -23,7 +23,9 @@ def _naive_concentration(distance, assignment, k, temperature, alpha, singleton_
     phi = []
     for c in range(k):
         members = [d for d, a in zip(distance, assignment, strict=True) if a == c]
-        phi.append(sum(members) / (len(members) * math.log(len(members) + alpha)) if members else 0.0)
+        phi.append(
+            sum(members) / (len(members) * math.log(len(members) + alpha)) if members else 0.0
+        )
     if singleton_rule:
         sizes = Counter(assignment)
         largest = max(p for c, p in enumerate(phi) if sizes[c] > 1)
@@ -36,17 +38,27 @@ def _naive_concentration(distance, assignment, k, temperature, alpha, singleton_
 @pytest.mark.parametrize("singleton_rule", [True, False])
 def test_concentration_equals_a_naive_loop(singleton_rule):
     rng = np.random.default_rng(0)
-    assignment = np.concatenate([rng.integers(0, 8, 60), [8]])  # cluster 8 is a singleton, 9 would be empty
+    assignment = np.concatenate(
+        [rng.integers(0, 8, 60), [8]]
+    )  # cluster 8 is a singleton, 9 would be empty
     distance = rng.uniform(0.1, 1.0, 61)
     ours = concentration(distance, assignment, 9, temperature=0.1, singleton_rule=singleton_rule)
-    naive = _naive_concentration(distance, assignment.tolist(), 9, 0.1, 10.0, singleton_rule, (10, 90))
+    naive = _naive_concentration(
+        distance, assignment.tolist(), 9, 0.1, 10.0, singleton_rule, (10, 90)
+    )
     np.testing.assert_allclose(ours, naive, rtol=1e-12)
 
 
 def test_concentration_by_hand():
     """Two clusters of sizes 1 and 2 with distances 1 | 0.5, 0.5; no rules from the code."""
-    phi = concentration(np.array([1.0, 0.5, 0.5]), np.array([0, 1, 1]), 2, temperature=0.2, singleton_rule=False,
-                        clip_percentiles=(0, 100))
+    phi = concentration(
+        np.array([1.0, 0.5, 0.5]),
+        np.array([0, 1, 1]),
+        2,
+        temperature=0.2,
+        singleton_rule=False,
+        clip_percentiles=(0, 100),
+    )
     raw = [1 / math.log(11), 1 / (2 * math.log(12))]
     np.testing.assert_allclose(phi, [0.2 * 2 * r / sum(raw) for r in raw])
 
@@ -81,18 +93,25 @@ def test_every_other_prototype_is_equally_likely():
     """Including the last one, which the released code left out until May 2022."""
     generator = torch.Generator().manual_seed(1)
     positive = torch.tensor([0, 5])
-    counts = Counter(i for _ in range(3000) for i in draw_negatives(positive, 20, 6, generator).tolist())
+    counts = Counter(
+        i for _ in range(3000) for i in draw_negatives(positive, 20, 6, generator).tolist()
+    )
     observed = [counts[i] for i in range(20) if i not in (0, 5)]
     assert sum(observed) == 18_000
-    # without replacement the counts vary less than the multinomial, so the chi-square test is conservative
+    # without replacement the counts vary less than the multinomial, so the chi-square test is
+    # conservative
     assert stats.chisquare(observed).pvalue > 0.01
 
 
 @pytest.mark.parametrize("positive", [[4], [1, 1], [0, 6]])
 def test_every_set_of_negatives_is_equally_likely(positive):
-    """Also where two images share a prototype, and where all that is left is drawn but for one or two."""
+    """Also where two images share a prototype, and where all that is left is drawn but for one or
+    two."""
     generator = torch.Generator().manual_seed(2)
-    drawn = Counter(frozenset(draw_negatives(torch.tensor(positive), 7, 4, generator).tolist()) for _ in range(6000))
+    drawn = Counter(
+        frozenset(draw_negatives(torch.tensor(positive), 7, 4, generator).tolist())
+        for _ in range(6000)
+    )
     allowed = set(range(7)) - set(positive)
     sets = [frozenset(chosen) for chosen in itertools.combinations(sorted(allowed), 4)]
     assert drawn.keys() == set(sets)
@@ -123,24 +142,36 @@ def _naive_proto_nce(q, prototypes, phi, positive, columns):
 def test_proto_nce_equals_a_naive_loop_over_all_prototypes():
     q, prototypes, phi, positive = _problem()
     expected = _naive_proto_nce(q, prototypes, phi, positive, range(12))
-    assert float(proto_nce(q, prototypes, phi, positive, None)) == pytest.approx(expected, abs=1e-12)
+    assert float(proto_nce(q, prototypes, phi, positive, None)) == pytest.approx(
+        expected, abs=1e-12
+    )
 
 
 def test_proto_nce_counts_a_shared_prototype_once():
     q, prototypes, phi, positive = _problem()
     negative = torch.tensor([1, 3, 8])
     expected = _naive_proto_nce(q, prototypes, phi, positive, sorted({2, 5, 11, 0} | {1, 3, 8}))
-    assert float(proto_nce(q, prototypes, phi, positive, negative)) == pytest.approx(expected, abs=1e-12)
+    assert float(proto_nce(q, prototypes, phi, positive, negative)) == pytest.approx(
+        expected, abs=1e-12
+    )
 
 
 def test_drawing_every_negative_equals_comparing_all():
     q, prototypes, phi, positive = _problem()
     rest = torch.tensor([j for j in range(12) if j not in {2, 5, 11, 0}])
-    torch.testing.assert_close(proto_nce(q, prototypes, phi, positive, rest), proto_nce(q, prototypes, phi, positive, None))
+    torch.testing.assert_close(
+        proto_nce(q, prototypes, phi, positive, rest), proto_nce(q, prototypes, phi, positive, None)
+    )
 
 
-RECIPE = replace(recipes.PCL_MINI, num_prototypes=(4, 8), warmup=1, queue=16, dim=8,
-                 train=replace(recipes.PCL_MINI.train, batch_size=8))
+RECIPE = replace(
+    recipes.PCL_MINI,
+    num_prototypes=(4, 8),
+    warmup=1,
+    queue=16,
+    dim=8,
+    train=replace(recipes.PCL_MINI.train, batch_size=8),
+)
 
 
 def _method(**changes):
@@ -160,7 +191,9 @@ def test_the_e_step_gives_each_image_its_nearest_prototype():
     for prototypes, phi, assignment in method.prototypes:
         torch.testing.assert_close(prototypes.norm(dim=1), torch.ones(len(prototypes)))
         assert float(phi.mean()) == pytest.approx(0.1, abs=1e-6)
-        means = torch.stack([torch.from_numpy(features)[assignment == c].mean(0) for c in range(len(prototypes))])
+        means = torch.stack(
+            [torch.from_numpy(features)[assignment == c].mean(0) for c in range(len(prototypes))]
+        )
         torch.testing.assert_close(F.normalize(means, dim=1), prototypes, atol=1e-4, rtol=0)
     assert log["clusters_4_empty"] == 0
 
@@ -168,14 +201,20 @@ def test_the_e_step_gives_each_image_its_nearest_prototype():
 def test_the_loss_is_eq_11():
     method = _method()
     method.start_epoch(1, lambda module: _features())
-    views, index, queue = [torch.randn(8, 3, 32, 32) for _ in range(2)], torch.arange(20, 28), method.queue.clone()
+    views, index, queue = (
+        [torch.randn(8, 3, 32, 32) for _ in range(2)],
+        torch.arange(20, 28),
+        method.queue.clone(),
+    )
     torch.manual_seed(1)
     loss = method.loss(views, index)
     twin = _method()
     twin.load_state_dict({k: v for k, v in _method().state_dict().items()})
     q, k = twin.embed(views)
     expected = info_nce(q, k, queue, 0.1)
-    terms = [proto_nce(q, p, phi, assignment[index], None) for p, phi, assignment in method.prototypes]
+    terms = [
+        proto_nce(q, p, phi, assignment[index], None) for p, phi, assignment in method.prototypes
+    ]
     torch.testing.assert_close(loss, expected + (terms[0] + terms[1]) / 2)
 
 
@@ -206,4 +245,6 @@ def test_negatives_are_drawn_only_where_there_are_more_than_needed():
     drawn = method._negatives(1, torch.arange(8), 30)
     assert drawn is not None
     assert len(drawn) == 3
-    assert torch.equal(drawn, method._negatives(1, torch.arange(8), 30)), "a function of seed, epoch, step and granularity"
+    assert torch.equal(drawn, method._negatives(1, torch.arange(8), 30)), (
+        "a function of seed, epoch, step and granularity"
+    )

@@ -8,21 +8,37 @@ import pytest
 import torch
 from torch import nn
 
-from pretrain import loop, moco, optim, pcl, recipes, simclr, similarity, spcl, views
+from pretrain import loop, moco, optim, pcl, recipes, simclr, similarity, spcl
+from pretrain.augment import loader
 from pretrain.precision import in_fp32
-from protobench import checkpoints
-from protobench.errors import UserError
-from protobench.images import ImageList
+from protobench.checkpoints import encoders
+from protobench.data.image_list import ImageList
+from protobench.runtime.errors import UserError
 
 pytestmark = pytest.mark.arithmetic
 
-METHODS = {"moco": replace(recipes.MOCO_MINI, queue=64, bn_groups=2),
-           "pcl": replace(recipes.PCL_MINI, queue=64, num_prototypes=(60, 70), num_negatives=10, warmup=0),
-           "simclr": recipes.SIMCLR_MINI, "spcl": replace(recipes.SPCL_MINI, num_prototypes=(8,)),
-           "supervised": recipes.SUPERVISED_MINI}
-METHODS = {name: replace(recipe, train=replace(recipe.train, epochs=2, batch_size=32)) for name, recipe in METHODS.items()}
-WAITS = {"aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::nonzero", "aten::masked_select",
-         "aten::unique_consecutive", "aten::_unique2", "aten::equal", "aten::bincount"}
+METHODS = {
+    "moco": replace(recipes.MOCO_MINI, queue=64, bn_groups=2),
+    "pcl": replace(recipes.PCL_MINI, queue=64, num_prototypes=(60, 70), num_negatives=10, warmup=0),
+    "simclr": recipes.SIMCLR_MINI,
+    "spcl": replace(recipes.SPCL_MINI, num_prototypes=(8,)),
+    "supervised": recipes.SUPERVISED_MINI,
+}
+METHODS = {
+    name: replace(recipe, train=replace(recipe.train, epochs=2, batch_size=32))
+    for name, recipe in METHODS.items()
+}
+WAITS = {
+    "aten::_local_scalar_dense",
+    "aten::item",
+    "aten::is_nonzero",
+    "aten::nonzero",
+    "aten::masked_select",
+    "aten::unique_consecutive",
+    "aten::_unique2",
+    "aten::equal",
+    "aten::bincount",
+}
 """What the host reads a result of, or needs one's size of: on a GPU it waits for it."""
 
 
@@ -33,8 +49,17 @@ def _set_up(name, optimizer="sgd"):
     torch.manual_seed(0)
     method = __import__(f"pretrain.{name}", fromlist=["build"]).build(recipe, labels, 20, 0)
     if hasattr(method, "start_epoch"):
-        method.start_epoch(0, lambda module, **how: np.random.default_rng(0).normal(size=(200, 64)).astype(np.float32))
-    index = torch.from_numpy(method.draw_batches(0, 1)[0]) if hasattr(method, "draw_batches") else torch.arange(32)
+        method.start_epoch(
+            0,
+            lambda module, **how: (
+                np.random.default_rng(0).normal(size=(200, 64)).astype(np.float32)
+            ),
+        )
+    index = (
+        torch.from_numpy(method.draw_batches(0, 1)[0])
+        if hasattr(method, "draw_batches")
+        else torch.arange(32)
+    )
     batch = [torch.randn(32, 3, 32, 32) for _ in range(method.num_views)]
     return method.train(), optim.optimizer(recipe.train, method), batch, index
 
@@ -57,7 +82,8 @@ def test_no_step_waits_for_the_device(name, optimizer):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_networks_compute_in_bf16_and_the_rest_in_fp32(name):
-    """Weights stay fp32, and a loss in bf16 is that in fp32 but for the rounding of the networks."""
+    """Weights stay fp32, and a loss in bf16 is that in fp32 but for the rounding of the
+    networks."""
     losses, seen = {}, set()
     for precision in ("fp32", "bf16"):
         method, optimizer, batch, index = _set_up(name)
@@ -74,15 +100,29 @@ def test_networks_compute_in_bf16_and_the_rest_in_fp32(name):
 
 def _equations():
     generator = torch.Generator().manual_seed(0)
-    a, b, c = (nn.functional.normalize(torch.randn(16, 32, generator=generator), dim=1).bfloat16() for _ in range(3))
+    a, b, c = (
+        nn.functional.normalize(torch.randn(16, 32, generator=generator), dim=1).bfloat16()
+        for _ in range(3)
+    )
     number = torch.arange(16)
     logits = 10 * torch.randn(16, 8, generator=generator).bfloat16()
-    return {"info_nce": (moco.info_nce, a, b, c, 0.05),
-            "proto_nce": (pcl.proto_nce, a, c, torch.full((16,), 0.05), number % 8, torch.arange(8, 12)),
-            "nt_xent": (simclr.nt_xent, a, b, 0.05), "contrastive_loss": (spcl.contrastive_loss, a, b, number, 0.05),
-            "metric_loss": (spcl.metric_loss, logits, -logits), "prototype_loss": (spcl.prototype_loss, logits, number % 8),
-            "symmetric_cross_entropy": (spcl.symmetric_cross_entropy, logits, number % 8, 0.1, 1.0),
-            "tp_fn": (similarity.tp_fn, a, b, number % 4, number, number)}
+    return {
+        "info_nce": (moco.info_nce, a, b, c, 0.05),
+        "proto_nce": (
+            pcl.proto_nce,
+            a,
+            c,
+            torch.full((16,), 0.05),
+            number % 8,
+            torch.arange(8, 12),
+        ),
+        "nt_xent": (simclr.nt_xent, a, b, 0.05),
+        "contrastive_loss": (spcl.contrastive_loss, a, b, number, 0.05),
+        "metric_loss": (spcl.metric_loss, logits, -logits),
+        "prototype_loss": (spcl.prototype_loss, logits, number % 8),
+        "symmetric_cross_entropy": (spcl.symmetric_cross_entropy, logits, number % 8, 0.1, 1.0),
+        "tp_fn": (similarity.tp_fn, a, b, number % 4, number, number),
+    }
 
 
 @pytest.mark.parametrize("name", _equations())
@@ -91,7 +131,12 @@ def test_equations_are_computed_in_fp32(name):
     equation, *given = _equations()[name]
     with torch.autocast("cpu", torch.bfloat16):
         found = equation(*given)
-    exact = equation(*[arg.double() if isinstance(arg, torch.Tensor) and arg.is_floating_point() else arg for arg in given])
+    exact = equation(
+        *[
+            arg.double() if isinstance(arg, torch.Tensor) and arg.is_floating_point() else arg
+            for arg in given
+        ]
+    )
     torch.testing.assert_close(found.double(), exact.double(), rtol=1e-5, atol=1e-6)
 
 
@@ -102,35 +147,55 @@ def test_nothing_is_made_less_exact():
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_features_are_clustered_in_the_precision_of_the_run(precision, train_images):
     seen = set()
-    opened = views.open_views(METHODS["pcl"], train_images, 0, "cpu", 0)
+    opened = loader.open_views(METHODS["pcl"], train_images, 0, "cpu", 0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
     network[0].register_forward_hook(lambda module, given, output: seen.add(output.dtype))
     recipe = replace(METHODS["pcl"], train=replace(METHODS["pcl"].train, precision=precision))
-    found = loop.Training(recipe, pcl.build(recipe, torch.zeros(200), 0, 0), opened).extract(network)
+    found = loop.Training(recipe, pcl.build(recipe, torch.zeros(200), 0, 0), opened).extract(
+        network
+    )
     assert found.dtype == np.float32
     assert seen == {{"fp32": torch.float32, "bf16": torch.bfloat16}[precision]}
 
 
 def _dark_and_bright():
-    """64 images in two classes that any network tells apart within a few steps, however its processor rounds."""
-    pixels = np.concatenate([np.random.default_rng(0).integers(low, low + 60, (32, 32, 32, 3)) for low in (0, 180)])
-    return ImageList("two", None, tuple(map(str, range(64))), np.repeat([0, 1], 32), ("dark", "bright"),
-                     pixels=pixels.astype(np.uint8))
+    """64 images in two classes that any network tells apart within a few steps, however its
+    processor rounds."""
+    pixels = np.concatenate(
+        [np.random.default_rng(0).integers(low, low + 60, (32, 32, 32, 3)) for low in (0, 180)]
+    )
+    return ImageList(
+        "two",
+        None,
+        tuple(map(str, range(64))),
+        np.repeat([0, 1], 32),
+        ("dark", "bright"),
+        pixels=pixels.astype(np.uint8),
+    )
 
 
 def test_a_run_in_bf16_is_another_run_and_learns(tmp_path):
     easy, recipe = _dark_and_bright(), METHODS["supervised"]
     half = replace(recipe, train=replace(recipe.train, precision="bf16", epochs=4))
-    assert recipes.run_key(half, easy, 1) != recipes.run_key(replace(half, train=replace(half.train, precision="fp32")), easy, 1)
+    assert recipes.run_key(half, easy, 1) != recipes.run_key(
+        replace(half, train=replace(half.train, precision="fp32")), easy, 1
+    )
     path = loop.pretrain(half, easy, tmp_path, seed=1)
-    assert checkpoints.load(path).account["trained"]["recipe"]["train"]["precision"] == "bf16"
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert encoders.load(path).account["trained"]["recipe"]["train"]["precision"] == "bf16"
+    losses = [
+        json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()
+    ]
     assert losses[-1] < losses[0] / 2, "over many seeds and instruction sets it ended below a tenth"
 
 
 def test_a_method_that_clusters_takes_what_bf16_gives(train_images, tmp_path):
     recipe = METHODS["pcl"]
-    loop.pretrain(replace(recipe, train=replace(recipe.train, precision="bf16")), train_images, tmp_path, seed=1)
+    loop.pretrain(
+        replace(recipe, train=replace(recipe.train, precision="bf16")),
+        train_images,
+        tmp_path,
+        seed=1,
+    )
 
 
 def test_networks_are_compiled_and_keep_their_names(train_images, tmp_path, monkeypatch):
@@ -141,7 +206,11 @@ def test_networks_are_compiled_and_keep_their_names(train_images, tmp_path, monk
         method, *_ = _set_up(name)
         compiled.clear()
         loop.compile_networks(method)
-        names[name] = sorted(child for child, module in method.named_children() if any(module is one for one in compiled))
+        names[name] = sorted(
+            child
+            for child, module in method.named_children()
+            if any(module is one for one in compiled)
+        )
     assert names["moco"] == names["pcl"] == ["encoder_k", "encoder_q"]
     assert names["simclr"] == ["backbone", "projection"]
     assert names["spcl"] == ["backbone", "metric", "projection"]
@@ -149,13 +218,21 @@ def test_networks_are_compiled_and_keep_their_names(train_images, tmp_path, monk
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_compiled_run_ends_as_one_that_is_not(train_images, tmp_path, monkeypatch):
-    """Through torch.compile's tracing, but its eager backend: what a compiler makes of it rounds otherwise and takes minutes."""
+    """Through torch.compile's tracing, but its eager backend: what a compiler makes of it rounds
+    otherwise and takes minutes."""
     compile_ = nn.Module.compile
     monkeypatch.setattr(nn.Module, "compile", lambda self: compile_(self, backend="eager"))
     recipe = METHODS["pcl"]
-    paths = [loop.pretrain(replace(recipe, train=replace(recipe.train, compile=chosen)), train_images, tmp_path / str(chosen),
-                           seed=1) for chosen in (False, True)]
-    plain, compiled = (checkpoints.load(path).backbone.state_dict() for path in paths)
+    paths = [
+        loop.pretrain(
+            replace(recipe, train=replace(recipe.train, compile=chosen)),
+            train_images,
+            tmp_path / str(chosen),
+            seed=1,
+        )
+        for chosen in (False, True)
+    ]
+    plain, compiled = (encoders.load(path).backbone.state_dict() for path in paths)
     assert plain.keys() == compiled.keys()
     assert all(torch.equal(plain[name], compiled[name]) for name in plain)
 
@@ -164,19 +241,34 @@ def test_compiling_without_a_compiler_is_a_clear_error(monkeypatch, train_images
     monkeypatch.setattr(loop.shutil, "which", lambda name: None)
     recipe = METHODS["moco"]
     with pytest.raises(UserError, match="--compile needs a C\\+\\+ compiler"):
-        loop.pretrain(replace(recipe, train=replace(recipe.train, compile=True)), train_images, tmp_path, seed=1)
+        loop.pretrain(
+            replace(recipe, train=replace(recipe.train, compile=True)),
+            train_images,
+            tmp_path,
+            seed=1,
+        )
 
 
-KEYS = {"moco": "fdfe7d469bfcc00735e55ce65c6153d0c60132de5b179fd9ec20918532a589b2",
-        "pcl": "768ede981fcff0b35e851154a44b1e45c8e1295c4631a5ee083dfebc4a2c92c5",
-        "spcl": "b643b723f15c18b9f8bff90465af72dad8811efabba0d7b9df37abd229f37760"}
+KEYS = {
+    "moco": "fdfe7d469bfcc00735e55ce65c6153d0c60132de5b179fd9ec20918532a589b2",
+    "pcl": "768ede981fcff0b35e851154a44b1e45c8e1295c4631a5ee083dfebc4a2c92c5",
+    "spcl": "b643b723f15c18b9f8bff90465af72dad8811efabba0d7b9df37abd229f37760",
+}
 
 
 def test_runs_of_older_versions_keep_their_keys():
     """As the committed records have them: what came later counts only where it is not as it was."""
-    images = ImageList("x", None, ("a",), np.zeros(1, np.int64), ("a",), pixels=np.zeros((1, 2, 2, 3), np.uint8))
-    kept = {name: recipes.run_key(recipe, images, 1) for name, recipe in
-            (("moco", recipes.MOCO_MINI), ("pcl", recipes.PCL_MINI), ("spcl", recipes.SPCL_CIFAR10))}
+    images = ImageList(
+        "x", None, ("a",), np.zeros(1, np.int64), ("a",), pixels=np.zeros((1, 2, 2, 3), np.uint8)
+    )
+    kept = {
+        name: recipes.run_key(recipe, images, 1)
+        for name, recipe in (
+            ("moco", recipes.MOCO_MINI),
+            ("pcl", recipes.PCL_MINI),
+            ("spcl", recipes.SPCL_CIFAR10),
+        )
+    }
     assert kept == KEYS
     before = "3fefcd79064bc37eb3f3a8efb9638f0ae09235a26db1fb5174f8c340567d2f96"
     assert recipes.run_key(recipes.PCL_V1, images, 1) != before, "it draws its negatives otherwise"

@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain import loop, moco, optim, probe, recipes
-from protobench import checkpoints
-from protobench.errors import UserError
+from pretrain import loop, moco, monitor, optim, recipes
+from protobench.checkpoints import encoders
+from protobench.runtime.errors import UserError
 
 pytestmark = pytest.mark.arithmetic
 
-MOCO = replace(recipes.MOCO_MINI, train=replace(recipes.MOCO_MINI.train, epochs=3, batch_size=32), queue=64)
+MOCO = replace(
+    recipes.MOCO_MINI, train=replace(recipes.MOCO_MINI.train, epochs=3, batch_size=32), queue=64
+)
 
 
 def _course(out):
@@ -21,38 +23,44 @@ def _course(out):
 
 
 def _timeless(found):
-    return [{name: value for name, value in line.items() if "seconds" not in name} for line in found]
+    return [
+        {name: value for name, value in line.items() if "seconds" not in name} for line in found
+    ]
 
 
 def test_a_training_is_probed_nine_times_at_its_ends_and_between():
-    assert [e for e in range(41) if probe.due(e, 40)] == [0, 5, 10, 15, 20, 25, 30, 35, 40]
-    assert [e for e in range(201) if probe.due(e, 200)] == list(range(0, 201, 25))
-    assert [e for e in range(4) if probe.due(e, 3)] == [0, 1, 2, 3]
+    assert [e for e in range(41) if monitor.due(e, 40)] == [0, 5, 10, 15, 20, 25, 30, 35, 40]
+    assert [e for e in range(201) if monitor.due(e, 200)] == list(range(0, 201, 25))
+    assert [e for e in range(4) if monitor.due(e, 3)] == [0, 1, 2, 3]
     for epochs in (9, 12, 13, 15, 16, 90, 100):
-        found = [e for e in range(epochs + 1) if probe.due(e, epochs)]
+        found = [e for e in range(epochs + 1) if monitor.due(e, epochs)]
         assert len(found) == 9
         assert (found[0], found[-1]) == (0, epochs)
 
 
 def test_cluster_numbers_are_the_paper_s_or_of_their_proportion():
-    assert probe.cluster_numbers(1_281_167) == (25_000, 50_000, 100_000)
-    assert probe.cluster_numbers(4000) == recipes.PCL_MINI.num_prototypes
-    assert probe.cluster_numbers(10) == (1, 1, 1)
+    assert monitor.cluster_numbers(1_281_167) == (25_000, 50_000, 100_000)
+    assert monitor.cluster_numbers(4000) == recipes.PCL_MINI.num_prototypes
+    assert monitor.cluster_numbers(10) == (1, 1, 1)
 
 
 def test_balance_by_hand():
-    found = probe.balance(np.array([0, 2, 2, 4]))
+    found = monitor.balance(np.array([0, 2, 2, 4]))
     assert (found["mean"], found["sd"], found["max"], found["empty"]) == (2.0, 1.4142, 4, 1)
-    assert found["gini"] == 0.375  # mean absolute difference 1.5 of all 16 pairs, over twice the mean
+    assert (
+        found["gini"] == 0.375
+    )  # mean absolute difference 1.5 of all 16 pairs, over twice the mean
     assert found["histogram"] == {"0": 1, "2": 2, "4": 1}
-    assert probe.balance(np.full(7, 3))["gini"] == 0
+    assert monitor.balance(np.full(7, 3))["gini"] == 0
 
 
 def test_embeddings_that_are_the_classes_agree_wholly():
     labels = np.arange(400) % 5
 
-    x_IC = np.eye(5, dtype=np.float32)[labels] + 0.001 * np.random.default_rng(0).normal(size=(400, 5)).astype(np.float32)
-    found = probe.probe(x_IC, labels, 7, device="cpu")
+    x_IC = np.eye(5, dtype=np.float32)[labels] + 0.001 * np.random.default_rng(0).normal(
+        size=(400, 5)
+    ).astype(np.float32)
+    found = monitor.probe(x_IC, labels, 7, device="cpu")
     assert found["epochs"] == 7
     assert list(found["clusters"]) == ["5", "10", "20"]
     assert found["clusters"]["5"]["ami"] == 1
@@ -62,22 +70,24 @@ def test_embeddings_that_are_the_classes_agree_wholly():
 
 def test_probes_do_not_touch_the_training(train_images, tmp_path, monkeypatch):
     with_probes = loop.pretrain(MOCO, train_images, tmp_path / "with", seed=1)
-    monkeypatch.setattr(probe, "due", lambda done, epochs: False)
+    monkeypatch.setattr(monitor, "due", lambda done, epochs: False)
     without = loop.pretrain(MOCO, train_images, tmp_path / "without", seed=1)
-    a, b = (checkpoints.load(path).backbone.state_dict() for path in (with_probes, without))
+    a, b = (encoders.load(path).backbone.state_dict() for path in (with_probes, without))
     assert all(torch.equal(a[name], b[name]) for name in a)
     course = _course(tmp_path / "with")
     assert [line["epochs"] for line in course["probes"]] == [0, 1, 2, 3]
     assert [line["epoch"] for line in course["epochs"]] == [0, 1, 2]
-    assert course["key"] == checkpoints.load(with_probes).key
+    assert course["key"] == encoders.load(with_probes).key
     assert _course(tmp_path / "without")["probes"] == []
 
 
-def test_a_probe_that_cannot_be_taken_does_not_stop_the_training(train_images, tmp_path, monkeypatch, capsys):
+def test_a_probe_that_cannot_be_taken_does_not_stop_the_training(
+    train_images, tmp_path, monkeypatch, capsys
+):
     def fails(*_, **__):
         raise UserError("no GPU that faiss can use")
 
-    monkeypatch.setattr(probe, "kmeans", fails)
+    monkeypatch.setattr(monitor, "kmeans", fails)
     path = loop.pretrain(MOCO, train_images, tmp_path, seed=1)
     assert path.exists()
     assert capsys.readouterr().out.count("no probe after") == 4
@@ -85,7 +95,10 @@ def test_a_probe_that_cannot_be_taken_does_not_stop_the_training(train_images, t
 
 
 def test_a_classifier_has_no_embedding_to_probe(train_images, tmp_path):
-    recipe = replace(recipes.SUPERVISED_MINI, train=replace(recipes.SUPERVISED_MINI.train, epochs=1, batch_size=32))
+    recipe = replace(
+        recipes.SUPERVISED_MINI,
+        train=replace(recipes.SUPERVISED_MINI.train, epochs=1, batch_size=32),
+    )
     loop.pretrain(recipe, train_images, tmp_path, seed=1)
     assert _course(tmp_path)["probes"] == []
 
@@ -95,7 +108,7 @@ def test_probes_look_at_the_momentum_encoder_as_pcl_s_clustering_does(train_imag
     with torch.no_grad():
         for parameter in method.encoder_k.parameters():
             parameter.add_(0.1)
-    seen = [p.data_ptr() for p in probe.embedding(method).parameters()]
+    seen = [p.data_ptr() for p in monitor.embedding(method).parameters()]
     assert seen == [p.data_ptr() for p in method.encoder_k.parameters()]
 
 
@@ -113,7 +126,9 @@ def test_a_kill_before_the_course_was_written_loses_none_of_it(train_images, tmp
         loop.pretrain(MOCO, train_images, tmp_path / "cut", seed=1)
     monkeypatch.setattr(loop.files, "write_text", real)
     loop.pretrain(MOCO, train_images, tmp_path / "cut", seed=1)
-    assert _timeless(_course(tmp_path / "whole")["probes"]) == _timeless(_course(tmp_path / "cut")["probes"])
+    assert _timeless(_course(tmp_path / "whole")["probes"]) == _timeless(
+        _course(tmp_path / "cut")["probes"]
+    )
 
 
 def test_a_killed_run_keeps_its_probes(train_images, tmp_path, monkeypatch):

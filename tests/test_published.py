@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from protobench import cifar, coco, imagenet, mini, published, records, voc
-from protobench.errors import UserError
-from protobench.images import ImageList
+from protobench import records
+from protobench.data import cifar, coco, imagenet, published, voc
+from protobench.data.image_list import ImageList
+from protobench.data.synthetic import bundled
+from protobench.runtime.errors import UserError
 
 WNIDS = tuple(f"n{number:08d}" for number in range(10))
 
@@ -15,32 +17,93 @@ def _list(name, classes, paths=("a.jpg",), pixels=None):
     return ImageList(name, None, paths, np.zeros(len(paths), np.int64), classes, pixels=pixels)
 
 
-@pytest.mark.parametrize(("name", "classes", "path", "what"), [
-    ("imagenet-val", published.CIFAR10, "cat/1.png", "this is CIFAR-10, not ImageNet"),
-    ("imagenet-val", published.CIFAR100, "apple/1.png", "this is CIFAR-100, not ImageNet"),
-    ("imagenet-train", tuple(f"scene{i}" for i in range(365)), "x.jpg", "this is Places365, not ImageNet"),
-    ("imagenet-train", tuple("abcde"), "a/abbey/x.jpg", "this is Places, whose classes lie one folder deeper, not ImageNet"),
-    ("places205-val", WNIDS, "x.JPEG", "this is ImageNet, not Places205"),
-    ("cifar10-test", published.CIFAR100, "apple/1.png", "this is CIFAR-100, not CIFAR-10"),
-    ("cifar100-test", published.CIFAR10, "cat/1.png", "this is CIFAR-10, not CIFAR-100"),
-    ("voc07-test", published.VOC, "JPEGImages/2008_000001.jpg", "this is VOC2008 or a later year's, not VOC2007"),
-    ("voc07-test-boxes", published.VOC, "VOC2007/JPEGImages/2011_000001.jpg", "this is VOC2011"),
-    ("voc12-trainval-boxes", published.VOC, "VOC2012/JPEGImages/000005.jpg", "this is VOC2007, not VOC2012"),
-    ("coco-val2017", ("person",), "val2017/COCO_val2014_000000000042.jpg", "this is COCO 2014, not COCO 2017"),
-])
+@pytest.mark.parametrize(
+    ("name", "classes", "path", "what"),
+    [
+        ("imagenet-val", published.CIFAR10, "cat/1.png", "this is CIFAR-10, not ImageNet"),
+        ("imagenet-val", published.CIFAR100, "apple/1.png", "this is CIFAR-100, not ImageNet"),
+        (
+            "imagenet-train",
+            tuple(f"scene{i}" for i in range(365)),
+            "x.jpg",
+            "this is Places365, not ImageNet",
+        ),
+        (
+            "imagenet-train",
+            tuple("abcde"),
+            "a/abbey/x.jpg",
+            "this is Places, whose classes lie one folder deeper, not ImageNet",
+        ),
+        ("places205-val", WNIDS, "x.JPEG", "this is ImageNet, not Places205"),
+        ("cifar10-test", published.CIFAR100, "apple/1.png", "this is CIFAR-100, not CIFAR-10"),
+        ("cifar100-test", published.CIFAR10, "cat/1.png", "this is CIFAR-10, not CIFAR-100"),
+        (
+            "voc07-test",
+            published.VOC,
+            "JPEGImages/2008_000001.jpg",
+            "this is VOC2008 or a later year's, not VOC2007",
+        ),
+        (
+            "voc07-test-boxes",
+            published.VOC,
+            "VOC2007/JPEGImages/2011_000001.jpg",
+            "this is VOC2011",
+        ),
+        (
+            "voc12-trainval-boxes",
+            published.VOC,
+            "VOC2012/JPEGImages/000005.jpg",
+            "this is VOC2007, not VOC2012",
+        ),
+        (
+            "coco-val2017",
+            ("person",),
+            "val2017/COCO_val2014_000000000042.jpg",
+            "this is COCO 2014, not COCO 2017",
+        ),
+    ],
+)
 def test_another_known_data_set_is_refused(name, classes, path, what):
     with pytest.raises(UserError, match=what):
         published.check(_list(name, classes, (path,)))
 
 
-@pytest.mark.parametrize(("name", "classes", "paths", "told"), [
-    ("imagenet-val", WNIDS, ("x.JPEG",), "imagenet-val has 1 images, not 50000; 10 classes, not 1000"),
-    ("imagenet-val", WNIDS, ("n01/n01440764_1.JPEG",), "by their names these are images of ImageNet's train split"),
-    ("imagenet-train", WNIDS, ("n01/ILSVRC2012_val_00000001.JPEG",), "by their names these are images of ImageNet's val split"),
-    ("cifar10-test", published.CIFAR10[::-1], ("a.png",), "labels mean something else"),
-    ("cifar10-test", published.CIFAR10, ("a.png",), "the images are files, whose encoding may have changed pixels"),
-    ("coco-val2017", tuple(f"thing{i}" for i in range(80)), ("x.jpg",), "the classes are not the published ones"),
-])
+@pytest.mark.parametrize(
+    ("name", "classes", "paths", "told"),
+    [
+        (
+            "imagenet-val",
+            WNIDS,
+            ("x.JPEG",),
+            "imagenet-val has 1 images, not 50000; 10 classes, not 1000",
+        ),
+        (
+            "imagenet-val",
+            WNIDS,
+            ("n01/n01440764_1.JPEG",),
+            "by their names these are images of ImageNet's train split",
+        ),
+        (
+            "imagenet-train",
+            WNIDS,
+            ("n01/ILSVRC2012_val_00000001.JPEG",),
+            "by their names these are images of ImageNet's val split",
+        ),
+        ("cifar10-test", published.CIFAR10[::-1], ("a.png",), "labels mean something else"),
+        (
+            "cifar10-test",
+            published.CIFAR10,
+            ("a.png",),
+            "the images are files, whose encoding may have changed pixels",
+        ),
+        (
+            "coco-val2017",
+            tuple(f"thing{i}" for i in range(80)),
+            ("x.jpg",),
+            "the classes are not the published ones",
+        ),
+    ],
+)
 def test_what_else_is_not_as_published_is_told_before_the_work(name, classes, paths, told, capsys):
     images = _list(name, classes, paths)
     assert published.check(images) is images
@@ -49,14 +112,22 @@ def test_what_else_is_not_as_published_is_told_before_the_work(name, classes, pa
 
 def test_data_as_published_is_passed_in_silence(capsys):
     pixels = np.zeros((10_000, 1, 1, 3), np.uint8)
-    published.check(_list("cifar10-test", published.CIFAR10, tuple(f"test/{i:05d}" for i in range(10_000)), pixels))
+    published.check(
+        _list(
+            "cifar10-test", published.CIFAR10, tuple(f"test/{i:05d}" for i in range(10_000)), pixels
+        )
+    )
     published.check(_list("anything", ("a", "b")))
     assert capsys.readouterr().err == ""
 
 
 def test_the_readers_ask(tmp_path, scene_data, world, capsys):
     assert "published" not in capsys.readouterr().err
-    for read in (lambda: voc.read(world, "test"), lambda: coco.read(scene_data, "val"), lambda: imagenet.read(world, "val")):
+    for read in (
+        lambda: voc.read(world, "test"),
+        lambda: coco.read(scene_data, "val"),
+        lambda: imagenet.read(world, "val"),
+    ):
         read()
     assert "not as published" not in capsys.readouterr().err
     for split in ("train", "test"):
@@ -72,23 +143,29 @@ def test_the_readers_ask(tmp_path, scene_data, world, capsys):
     with pytest.raises(UserError, match="this is CIFAR-10, not ImageNet"):
         imagenet.read(tmp_path / "cifar10", "train")
     (tmp_path / "cifar10" / "train" / "cat").rename(tmp_path / "cifar10" / "train" / "lynx")
-    with pytest.raises(UserError, match="not cifar10's 10 classes: cat, lynx are missing or unknown"):
+    with pytest.raises(
+        UserError, match="not cifar10's 10 classes: cat, lynx are missing or unknown"
+    ):
         cifar.read(tmp_path, "cifar10", "train")
 
 
 def test_the_embedded_data_is_known_by_its_classes(world, scene_data, tmp_path):
     for root in (world, scene_data):
         for folder in (root, root / "VOCdevkit", root / "VOCdevkit" / "VOC2007"):
-            assert mini.is_used(folder)
+            assert bundled.is_used(folder)
     for part in ("imagenet", "places205"):
-        assert mini.is_used(world / part)
+        assert bundled.is_used(world / part)
     (tmp_path / "here").mkdir()
-    for name, target in (("imagenet", world / "imagenet"), ("coco", scene_data / "coco"), ("places205", world / "places205")):
+    for name, target in (
+        ("imagenet", world / "imagenet"),
+        ("coco", scene_data / "coco"),
+        ("places205", world / "places205"),
+    ):
         copy = tmp_path / name
         copy.mkdir()
         (copy / name).symlink_to(target)
-        assert mini.is_used(copy), "by what it holds, without its manifest"
-        assert mini.is_used(copy / name)
-    assert not mini.is_used(tmp_path / "here")
-    assert not mini.holds(())
-    assert not mini.holds(("zero", "cat"))
+        assert bundled.is_used(copy), "by what it holds, without its manifest"
+        assert bundled.is_used(copy / name)
+    assert not bundled.is_used(tmp_path / "here")
+    assert not bundled.holds(())
+    assert not bundled.holds(("zero", "cat"))

@@ -1,4 +1,5 @@
-"""Every unreadable image is found, once, whatever was found before; and it is left out only where that is asked for."""
+"""Every unreadable image is found, once, whatever was found before; and it is left out only where
+that is asked for."""
 
 import os
 import shutil
@@ -11,8 +12,9 @@ from PIL import Image
 
 from evaluate import fullsvm
 from protobench import __main__ as main
-from protobench import check_data, imagenet, images, published, readable, records
-from protobench.errors import UserError
+from protobench import records
+from protobench.data import decoding, image_list, imagenet, published, verify
+from protobench.runtime.errors import UserError
 
 
 @pytest.fixture
@@ -37,11 +39,15 @@ def _voc(root):
 
 def test_truncated_empty_foreign_and_missing_files_are_found(root):
     train = imagenet.read(root, "train")
-    spoilt = {3: _truncate, 50: lambda path: path.write_bytes(b""), 120: lambda path: path.write_text("<html>"),
-              199: lambda path: path.unlink()}
+    spoilt = {
+        3: _truncate,
+        50: lambda path: path.write_bytes(b""),
+        120: lambda path: path.write_text("<html>"),
+        199: lambda path: path.unlink(),
+    }
     for i, spoil in spoilt.items():
         spoil(train.root / train.paths[i])
-    found = readable.check(train, workers=3)
+    found = decoding.check(train, workers=3)
     assert list(found.bad) == list(spoilt)
     assert "truncated" in found.bad[3].lower()
     assert "not found" in found.bad[199]
@@ -55,9 +61,9 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("workers", [1, 4])
 def test_a_stopped_check_goes_on_and_changed_files_are_read_again(root, monkeypatch, workers):
-    monkeypatch.setattr(readable, "CHUNK", 16)
+    monkeypatch.setattr(decoding, "CHUNK", 16)
     train = imagenet.read(root, "train")
-    real, seen, alive = images.ImageList.read, [], [True]
+    real, seen, alive = image_list.ImageList.read, [], [True]
 
     def stop_late(self, index):
         seen.append(index)
@@ -65,34 +71,36 @@ def test_a_stopped_check_goes_on_and_changed_files_are_read_again(root, monkeypa
             raise Killed
         return real(self, index)
 
-    monkeypatch.setattr(images.ImageList, "read", stop_late)
+    monkeypatch.setattr(image_list.ImageList, "read", stop_late)
     with pytest.raises(Killed):
-        readable.check(train, workers)
+        decoding.check(train, workers)
     (kept,) = (root.parent / "cache" / "readable").glob("*.jsonl")
     lines = kept.read_text()
     assert lines.count("\n") >= 2
     kept.write_text(lines + "\n" + lines[1:40])  # a line cut short by the kill
     seen.clear()
     alive.clear()
-    whole = readable.check(train, workers)
+    whole = decoding.check(train, workers)
     assert len(seen) == 200 - 16 * lines.count("\n")
     seen.clear()
-    np.testing.assert_array_equal(readable.check(train, workers).digests, whole.digests)
+    np.testing.assert_array_equal(decoding.check(train, workers).digests, whole.digests)
     assert not seen
     good = (train.root / train.paths[40]).read_bytes()
     _truncate(train.root / train.paths[40])
-    assert list(readable.check(train, workers).bad) == [40]
+    assert list(decoding.check(train, workers).bad) == [40]
     assert sorted(seen) == [*range(32, 48)]
     seen.clear()
     (train.root / train.paths[40]).write_bytes(good)
-    os.utime(train.root / train.paths[40], (0, 0))  # the size is as it was at first, the time is not
-    assert not readable.check(train, workers).bad
+    os.utime(
+        train.root / train.paths[40], (0, 0)
+    )  # the size is as it was at first, the time is not
+    assert not decoding.check(train, workers).bad
     assert sorted(seen) == [*range(32, 48)]
 
 
 def test_what_was_bad_is_read_again_as_a_disk_may_recover(root, monkeypatch):
     train = imagenet.read(root, "train")
-    real = images.ImageList.read
+    real = image_list.ImageList.read
 
     def fails(self, index):
         if index == 5:
@@ -100,47 +108,62 @@ def test_what_was_bad_is_read_again_as_a_disk_may_recover(root, monkeypatch):
         return real(self, index)
 
     with monkeypatch.context() as patch:
-        patch.setattr(images.ImageList, "read", fails)
-        assert list(readable.check(train, 2).bad) == [5]
-    assert not readable.check(train, 2).bad
+        patch.setattr(image_list.ImageList, "read", fails)
+        assert list(decoding.check(train, 2).bad) == [5]
+    assert not decoding.check(train, 2).bad
 
 
 def test_too_large_images_are_found_by_every_thread(root, monkeypatch):
-    monkeypatch.setattr(images.Image, "MAX_IMAGE_PIXELS", 100)
+    monkeypatch.setattr(image_list.Image, "MAX_IMAGE_PIXELS", 100)
     train = imagenet.read(root, "train")
-    assert len(readable.check(train, 8).bad) == 200
+    assert len(decoding.check(train, 8).bad) == 200
 
 
 def test_nothing_is_left_out_unless_asked_and_never_more_than_asked(root):
     lists = imagenet.read_both(root)
     for images_, i in ((lists[0], 7), (lists[0], 8), (lists[1], 1)):
         _truncate(images_.root / images_.paths[i])
-    assert readable.leave_out(lists, 0) is lists
-    with pytest.raises(UserError, match="3 images cannot be decoded, more than --skip-bad-images 2") as error:
-        readable.leave_out(lists, 2)
+    assert decoding.leave_out(lists, 0) is lists
+    with pytest.raises(
+        UserError, match="3 images cannot be decoded, more than --skip-bad-images 2"
+    ) as error:
+        decoding.leave_out(lists, 2)
     assert lists[1].paths[1] in str(error.value)
-    train, val = readable.leave_out(lists, 3)
+    train, val = decoding.leave_out(lists, 3)
     assert (len(train), len(val)) == (198, 39)
     assert train.unreadable == lists[0].paths[7:9]
     assert train.paths == lists[0].paths[:7] + lists[0].paths[9:]
     assert train.labels.tolist() == np.delete(lists[0].labels, [7, 8]).tolist()
     assert train.fingerprint != lists[0].fingerprint
     with pytest.raises(UserError, match="at least 0"):
-        readable.leave_out(lists, -1)
+        decoding.leave_out(lists, -1)
     for path in val.paths[:2]:
         _truncate(val.root / path)
-    with pytest.raises(UserError, match=r"imagenet-val has no image of .* once the unreadable ones are left out"):
-        readable.leave_out((lists[0], lists[1]), 9)
+    with pytest.raises(
+        UserError, match=r"imagenet-val has no image of .* once the unreadable ones are left out"
+    ):
+        decoding.leave_out((lists[0], lists[1]), 9)
     for path in lists[0].paths[:10]:
         _truncate(lists[0].root / path)
     with pytest.raises(UserError, match="imagenet-train has no image of c00-zero"):
-        readable.leave_out((lists[0],), 20)
+        decoding.leave_out((lists[0],), 20)
 
 
-def test_an_evaluation_fails_by_default_and_records_what_it_left_out(command, encoder_file, root, tmp_path):
+def test_an_evaluation_fails_by_default_and_records_what_it_left_out(
+    command, encoder_file, root, tmp_path
+):
     victim = sorted((_voc(root) / "JPEGImages").iterdir())[0]
     _truncate(victim)
-    args = ("--ckpt", encoder_file, "--data", root, "--workers", 0, "--results", tmp_path / "results")
+    args = (
+        "--ckpt",
+        encoder_file,
+        "--data",
+        root,
+        "--workers",
+        0,
+        "--results",
+        tmp_path / "results",
+    )
     code, _, err = command(fullsvm.main, *args)
     assert code == 2
     assert str(victim) in err
@@ -151,10 +174,11 @@ def test_an_evaluation_fails_by_default_and_records_what_it_left_out(command, en
     assert record["data"]["unreadable"]["count"] == 1
 
 
-# check-data -----------------------------------------------------------------------------------------------------------
+# check-data ---------------------------------------------------------------------------------------
+
 
 def test_the_embedded_data_is_whole_and_claims_to_be_nothing_else(command, root, monkeypatch):
-    monkeypatch.setattr(check_data.mini, "ensure", lambda: root)
+    monkeypatch.setattr(verify.bundled, "ensure", lambda: root)
     code, out, _ = command(main.main, "check-data")
     assert code == 0
     assert "200 images, 20 classes" in out
@@ -169,13 +193,17 @@ def test_data_given_is_held_against_what_was_published(command, root, monkeypatc
     assert code == 1
     assert "not as published: imagenet-val has 40 images, not 50000" in out
     assert "not as published: 20 classes, not 1000" in out
-    splits = {"imagenet-train": published.Published("ImageNet", 200, 20, "0" * 64),
-              "imagenet-val": published.Published("ImageNet", 40, 20, "0" * 64)}
+    splits = {
+        "imagenet-train": published.Published("ImageNet", 200, 20, "0" * 64),
+        "imagenet-val": published.Published("ImageNet", 40, 20, "0" * 64),
+    }
     monkeypatch.setattr(published, "SPLITS", splits)
     code, out, _ = command(main.main, "check-data", root, "--dataset", "imagenet")
     assert code == 1
     assert "labels mean something else" in out
-    monkeypatch.setattr(published, "SPLITS", {name: replace(split, order="") for name, split in splits.items()})
+    monkeypatch.setattr(
+        published, "SPLITS", {name: replace(split, order="") for name, split in splits.items()}
+    )
     code, out, _ = command(main.main, "check-data", root, "--dataset", "imagenet")
     assert code == 0
     assert "as published: counts and number of classes" in out
@@ -193,11 +221,11 @@ def test_embedded_data_is_known_wherever_it_lies(command, root):
 
 def test_every_data_set_can_be_chosen():
     (choices,) = get_args(get_type_hints(main.CheckData)["dataset"])[:1]
-    assert set(get_args(choices)) == {*check_data.DATASETS}
+    assert set(get_args(choices)) == {*verify.DATASETS}
 
 
 def test_bad_files_duplicates_and_absent_data_are_told(command, root, monkeypatch, tmp_path):
-    monkeypatch.setattr(check_data, "SHOWN", 1)
+    monkeypatch.setattr(verify, "SHOWN", 1)
     train, val = imagenet.read_both(root)
     for i in (0, 1):
         _truncate(train.root / train.paths[i])

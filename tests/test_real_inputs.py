@@ -1,8 +1,9 @@
-"""Real files, where the folder PROTOBENCH_REAL_INPUTS has them; each is skipped, visibly, where it is not there:
+"""Real files, where the folder PROTOBENCH_REAL_INPUTS has them; each is skipped, visibly, where it
+is not there:
 
-    augnet/model.pth       AugNet's ResNet-50 (arXiv 2106.06250), a self-supervised checkpoint: pip download imgsim==0.1.2, unzip
-    cifar10-jpeg/          CIFAR-10's 60,000 pictures as train|test/<class>/NNNN.jpg
-    photos/                photographs of ImageNet as *.JPEG, one a class
+augnet/model.pth       AugNet's ResNet-50 (arXiv 2106.06250), a self-supervised checkpoint: pip download imgsim==0.1.2, unzip
+cifar10-jpeg/          CIFAR-10's 60,000 pictures as train|test/<class>/NNNN.jpg
+photos/                photographs of ImageNet as *.JPEG, one a class
 """
 
 import os
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 
 from evaluate import knn
-from protobench import checkpoints, cifar, input_check, published, readable, records
-from protobench.images import ImageList
+from protobench import records
+from protobench.checkpoints import encoders, input_check
+from protobench.data import cifar, decoding, published
+from protobench.data.image_list import ImageList
 
 
 def _real(name):
@@ -25,14 +28,20 @@ def _real(name):
 
 @pytest.fixture(scope="module")
 def augnet():
-    return checkpoints.load(_real("augnet/model.pth"))
+    return encoders.load(_real("augnet/model.pth"))
 
 
 @pytest.fixture(scope="module")
 def photos():
     root = _real("photos")
     paths = tuple(sorted(path.name for path in root.glob("*.JPEG")))
-    return ImageList("photos", root, paths, np.arange(len(paths)), tuple(path.rpartition(".")[0] for path in paths))
+    return ImageList(
+        "photos",
+        root,
+        paths,
+        np.arange(len(paths)),
+        tuple(path.rpartition(".")[0] for path in paths),
+    )
 
 
 def test_augnet_is_recognised_and_loaded_whole(augnet):
@@ -54,12 +63,14 @@ def test_cifar_10_as_pictures_is_whole(tmp_path):
     train, test = cifar.read_both(_real("cifar10-jpeg"), "cifar10")
     assert published.counts(train) == published.counts(test) == []
     assert np.bincount(train.labels).tolist() == [5000] * 10
-    assert {images.read(i).size for images in (train, test) for i in (0, len(images) - 1)} == {(32, 32)}
+    assert {images.read(i).size for images in (train, test) for i in (0, len(images) - 1)} == {
+        (32, 32)
+    }
 
 
 def test_photographs_are_all_readable(photos, tmp_path, monkeypatch):
     monkeypatch.setenv("PROTOBENCH_CACHE", str(tmp_path))
-    assert readable.check(photos, 2).bad == {}
+    assert decoding.check(photos, 2).bad == {}
     assert len(photos) == 200
 
 
@@ -71,8 +82,23 @@ def test_cifar_10_as_pictures_is_scored_off_protocol(tmp_path, encoder_file, com
             target.mkdir(parents=True)
             for path in sorted(folder.iterdir())[:10]:
                 (target / path.name).symlink_to(path)
-    code, out, err = command(knn.main, "--ckpt", encoder_file, "--data", tmp_path, "--dataset", "cifar10", "--feature", "pooled",
-                             "--k", 5, "--workers", 0, "--results", tmp_path / "r")
+    code, out, err = command(
+        knn.main,
+        "--ckpt",
+        encoder_file,
+        "--data",
+        tmp_path,
+        "--dataset",
+        "cifar10",
+        "--feature",
+        "pooled",
+        "--k",
+        5,
+        "--workers",
+        0,
+        "--results",
+        tmp_path / "r",
+    )
     assert code == 0, err
     assert "100 queries" in out
     assert "EMBEDDED" not in out

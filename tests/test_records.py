@@ -2,27 +2,47 @@ import json
 
 import pytest
 
-from protobench import files, records
-from protobench.errors import UserError
+from protobench import records
+from protobench.runtime import files
+from protobench.runtime.errors import UserError
 
 UNIT = {"evaluation": "lowshot", "data_name": "voc07", "params": {"shots": (1, 2)}}
 SUBJECT = {"row": "pcl", "seed": 1, "source": "retrained", "recipe": "r"}
 
 
 def test_a_record_round_trips_and_is_found_by_its_unit(tmp_path):
-    path = records.write(tmp_path, UNIT, [{"k": 1, "draw": 0, "value": 46.9}], subject=SUBJECT, metric={"unit": "%"})
+    path = records.write(
+        tmp_path, UNIT, [{"k": 1, "draw": 0, "value": 46.9}], subject=SUBJECT, metric={"unit": "%"}
+    )
     assert path.name.startswith("pcl-1-lowshot-voc07-")
     record = records.read(path)
     assert record["runs"] == [{"k": 1, "draw": 0, "value": 46.9}]
     unit = json.loads(files.canonical_json(UNIT))
     assert records.read_all(tmp_path) == {records.key(unit, SUBJECT): record}
     assert records.key(unit, SUBJECT) != records.key(unit, SUBJECT | {"row": "moco"})
-    assert set(record["environment"]) >= {"torch", "python", "threads", "processor", "instruction_set"}
+    assert set(record["environment"]) >= {
+        "torch",
+        "python",
+        "threads",
+        "processor",
+        "instruction_set",
+    }
 
 
-@pytest.mark.parametrize(("told", "found"), [
-    ("processor\t: 0\nmodel name\t: AMD EPYC 9B14 \nprocessor\t: 1\nmodel name\t: AMD EPYC 9B14 \n", "AMD EPYC 9B14"),
-    ("processor\t: 0\nBogoMIPS\t: 50.00\nCPU part\t: 0xd0c\n", None), ("model name\t:\nflags\t: fpu\n", None)])
+@pytest.mark.parametrize(
+    ("told", "found"),
+    [
+        (
+            (
+                "processor\t: 0\nmodel name\t: AMD EPYC 9B14 \nprocessor\t: 1\nmodel name\t: AMD"
+                " EPYC 9B14 \n"
+            ),
+            "AMD EPYC 9B14",
+        ),
+        ("processor\t: 0\nBogoMIPS\t: 50.00\nCPU part\t: 0xd0c\n", None),
+        ("model name\t:\nflags\t: fpu\n", None),
+    ],
+)
 def test_the_processor_is_named_where_the_system_names_it(tmp_path, monkeypatch, told, found):
     """Linux on ARM tells no model."""
     (tmp_path / "cpuinfo").write_text(told)
@@ -51,8 +71,16 @@ def test_nothing_private_is_recorded(tmp_path):
     assert "/home" not in text
 
 
-@pytest.mark.parametrize("edit", [lambda t: t.replace("46.9", "56.9"), lambda t: t.replace("retrained", "released"),
-                                  lambda t: t[:-30], lambda t: "[]", lambda t: t.replace('"schema": 1', '"schema": 2')])
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda t: t.replace("46.9", "56.9"),
+        lambda t: t.replace("retrained", "released"),
+        lambda t: t[:-30],
+        lambda t: "[]",
+        lambda t: t.replace('"schema": 1', '"schema": 2'),
+    ],
+)
 def test_an_edited_record_is_refused_by_name(tmp_path, edit):
     path = records.write(tmp_path, UNIT, [{"k": 1, "draw": 0, "value": 46.9}], subject=SUBJECT)
     path.write_text(edit(path.read_text()))

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from protobench import __main__ as program
-from protobench import backbones, checkpoints, released
-from protobench.errors import UserError
+from protobench.checkpoints import encoders, released, resnet
+from protobench.runtime.errors import UserError
 
 DATA = bytes(range(256)) * 4000
 
@@ -56,8 +56,15 @@ def server(monkeypatch):
     handler = type("Fresh", (Handler,), {"asked": [], "limit": None, "kind": Handler.kind})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
-        entry = released.Released("net", "A net", "net.pth", f"http://127.0.0.1:{running.server_port}/net.pth", "resnet50",
-                                  "https://example.org", md5=hashlib.md5(DATA).hexdigest()[:8])
+        entry = released.Released(
+            "net",
+            "A net",
+            "net.pth",
+            f"http://127.0.0.1:{running.server_port}/net.pth",
+            "resnet50",
+            "https://example.org",
+            md5=hashlib.md5(DATA).hexdigest()[:8],
+        )
         monkeypatch.setattr(released, "catalogue", lambda: {"net": entry})
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         yield handler, entry
@@ -128,7 +135,9 @@ def test_a_web_page_is_not_taken_for_the_file(server, tmp_path):
 
 def test_without_a_network_the_page_is_named(server, tmp_path, monkeypatch, command):
     _, entry = server
-    monkeypatch.setattr(released, "catalogue", lambda: {"net": replace(entry, url="http://127.0.0.1:1/net.pth")})
+    monkeypatch.setattr(
+        released, "catalogue", lambda: {"net": replace(entry, url="http://127.0.0.1:1/net.pth")}
+    )
     code, _, err = command(program.main, "fetch", "net", "--to", tmp_path)
     assert code == 2
     assert "cannot download A net" in err
@@ -139,33 +148,43 @@ def test_without_a_network_the_page_is_named(server, tmp_path, monkeypatch, comm
 
 
 def test_the_catalogue_is_what_the_tables_need():
-    from tables.catalogue import TABLES, load
+    from tables.engine.catalogue import TABLES, load
 
     rows = {f"{name}/{row.name}" for name in TABLES for row in load(name).rows}
     for entry in released.catalogue().values():
         assert entry.url.startswith("https://")
         assert set(entry.rows) <= rows
         assert re.fullmatch("[0-9a-f]{8}|", entry.md5 + entry.sha256)
-    assert {row for entry in released.catalogue().values() for row in entry.rows if row.startswith("table1")} == {
-        "table1/moco", "table1/pcl", "table1/pcl-v2", "table1/supervised"}
+    assert {
+        row
+        for entry in released.catalogue().values()
+        for row in entry.rows
+        if row.startswith("table1")
+    } == {"table1/moco", "table1/pcl", "table1/pcl-v2", "table1/supervised"}
 
 
 def test_a_published_name_with_another_hash_is_refused(tmp_path):
     torch.manual_seed(0)
-    state = backbones.build("resnet50").state_dict()
+    state = resnet.build("resnet50").state_dict()
     moco = tmp_path / "moco_v1_200ep_pretrain.pth.tar"
     torch.save({"state_dict": {f"module.encoder_q.{k}": v for k, v in state.items()}}, moco)
-    with pytest.raises(UserError, match=r"not the published MoCo v1, 200 epochs: its hash begins with \w{8}, not b251726a"):
-        checkpoints.load(moco)
+    with pytest.raises(
+        UserError,
+        match=r"not the published MoCo v1, 200 epochs: its hash begins with \w{8}, not b251726a",
+    ):
+        encoders.load(moco)
     pcl = moco.rename(tmp_path / "PCL_v1_epoch200.pth.tar")
-    encoder = checkpoints.load(pcl)
+    encoder = encoders.load(pcl)
     assert encoder.account["released"]["name"] == "pcl-v1"
     assert "its authors publish no hash" in encoder.summary()
     generic = pcl.rename(tmp_path / "resnet50.pth")
-    assert checkpoints.load(generic).account["released"] is None, "many files have that name"
-    torch.save(backbones.build("resnet18").state_dict(), pcl)
-    with pytest.raises(UserError, match="named like the published PCL v1, 200 epochs, a resnet50, but holds a resnet18"):
-        checkpoints.load(pcl)
+    assert encoders.load(generic).account["released"] is None, "many files have that name"
+    torch.save(resnet.build("resnet18").state_dict(), pcl)
+    with pytest.raises(
+        UserError,
+        match="named like the published PCL v1, 200 epochs, a resnet50, but holds a resnet18",
+    ):
+        encoders.load(pcl)
 
 
 def test_the_list_is_printed(command):

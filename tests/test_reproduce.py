@@ -1,4 +1,5 @@
-"""The whole job on real embedded data, in the tier that trains one epoch; in child processes, as a user runs it."""
+"""The whole job on real embedded data, in the tier that trains one epoch; in child processes, as a
+user runs it."""
 
 import shutil
 import signal
@@ -12,24 +13,52 @@ import pytest
 import torch
 from filelock import FileLock
 
-from protobench import backbones, mini, records
-from protobench.backbones import Arch
+from protobench import records
+from protobench.checkpoints import resnet
+from protobench.checkpoints.resnet import Arch
+from protobench.data.synthetic import bundled
 from tables import __main__ as tables_main
-from tables import catalogue, plan, reproduce
+from tables.engine import catalogue, plan, reproduce
 
 ROOT = Path(__file__).parent.parent
 
 
 def _reproduce(command, tmp_path, *flags):
-    return command(tables_main.main, "reproduce", "table1", "--results", tmp_path / "results", "--runs", tmp_path / "runs",
-                   *flags)
+    return command(
+        tables_main.main,
+        "reproduce",
+        "table1",
+        "--results",
+        tmp_path / "results",
+        "--runs",
+        tmp_path / "runs",
+        *flags,
+    )
 
 
 def _start(tmp_path, *flags):
-    words = [sys.executable, "-m", "tables", "reproduce", "table1", "--tier", "quick", "--results", tmp_path / "results",
-             "--runs", tmp_path / "runs", *flags]
-    return subprocess.Popen(list(map(str, words)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            preexec_fn=_hear_ctrl_c)
+    words = [
+        sys.executable,
+        "-m",
+        "tables",
+        "reproduce",
+        "table1",
+        "--tier",
+        "quick",
+        "--results",
+        tmp_path / "results",
+        "--runs",
+        tmp_path / "runs",
+        *flags,
+    ]
+    return subprocess.Popen(
+        list(map(str, words)),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_hear_ctrl_c,
+    )
 
 
 def _hear_ctrl_c():
@@ -61,7 +90,9 @@ def test_ctrl_c_keeps_what_is_finished_and_the_next_run_continues(command, tmp_p
     assert len(list(folder.glob("*.json"))) == 4
     assert not list((tmp_path / "runs").rglob(".*.tmp"))
 
-    monkeypatch.setattr(reproduce, "ProcessPoolExecutor", lambda *_, **__: pytest.fail("nothing is left to do"))
+    monkeypatch.setattr(
+        reproduce, "ProcessPoolExecutor", lambda *_, **__: pytest.fail("nothing is left to do")
+    )
     code, again, _ = _reproduce(command, tmp_path, "--tier", "quick", *flags)
     assert code == 3
     assert again == out
@@ -78,9 +109,18 @@ def test_the_plan_runs_nothing(command, tmp_path):
 
 
 def test_the_paper_tier_s_plan_names_what_is_missing_and_what_it_costs(command, tmp_path, world):
-    torch.save(backbones.build("resnet50").state_dict(), tmp_path / "sup.pth")
-    code, out, _ = _reproduce(command, tmp_path, "--plan", "--tier", "paper", "--data", world, "--ckpt",
-                              f"supervised={tmp_path / 'sup.pth'}")
+    torch.save(resnet.build("resnet50").state_dict(), tmp_path / "sup.pth")
+    code, out, _ = _reproduce(
+        command,
+        tmp_path,
+        "--plan",
+        "--tier",
+        "paper",
+        "--data",
+        world,
+        "--ckpt",
+        f"supervised={tmp_path / 'sup.pth'}",
+    )
     assert code == 0
     assert "in all: pretraining 2,192 V100-hours, scoring about 1.4 GPU-hours" in out
     assert "PCL: pretraining 1 x 672 V100-hours (about a week on 4 V100" in out
@@ -105,14 +145,27 @@ def test_where_nothing_can_be_made_the_reasons_are_an_error(command, tmp_path, f
 
 
 def test_a_plan_of_which_a_part_can_be_made_tells_the_rest(command, tmp_path, world):
-    """VOC07 is there, ImageNet and Places205 are not: the untrained row alone, on one of two data sets."""
+    """VOC07 is there, ImageNet and Places205 are not: the untrained row alone, on one of two data
+    sets."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "VOCdevkit").symlink_to(world / "VOCdevkit")
-    code, out, err = _reproduce(command, tmp_path, "--plan", "--tier", "paper", "--data", tmp_path / "data")
+    code, out, err = _reproduce(
+        command, tmp_path, "--plan", "--tier", "paper", "--data", tmp_path / "data"
+    )
     assert code == 0, err
     assert "units: 0 cached, 2 to run, 16 impossible" in out
     assert "lowshot voc07 to run, lowshot places205 impossible (no Places205 list here" in out
-    code, _, err = _reproduce(command, tmp_path, "--plan", "--tier", "paper", "--data", tmp_path / "data", "--rows", "moco")
+    code, _, err = _reproduce(
+        command,
+        tmp_path,
+        "--plan",
+        "--tier",
+        "paper",
+        "--data",
+        tmp_path / "data",
+        "--rows",
+        "moco",
+    )
     assert code == 2, "of this row nothing"
     assert "nothing of table1 can be made: no ImageNet here" in err
 
@@ -120,8 +173,22 @@ def test_a_plan_of_which_a_part_can_be_made_tells_the_rest(command, tmp_path, wo
 def test_what_is_there_already_is_no_reason_to_fail(tmp_path):
     """A record of an encoder whose other data set has gone."""
     row = catalogue.load("table1").row("random")
-    scores = (plan.Score("lowshot", "voc07", "done"), plan.Score("lowshot", "places205", "impossible", "gone"))
-    job = plan.Job(row, 1, row.recipe("paper"), tmp_path / "encoder.safetensors", False, "retrained", "", "to run", "", scores)
+    scores = (
+        plan.EvalTask("lowshot", "voc07", "done"),
+        plan.EvalTask("lowshot", "places205", "impossible", "gone"),
+    )
+    job = plan.Job(
+        row,
+        1,
+        row.recipe("paper"),
+        tmp_path / "encoder.safetensors",
+        False,
+        "retrained",
+        "",
+        "to run",
+        "",
+        scores,
+    )
     assert plan.why_nothing([job]) == ""
     assert plan.why_nothing([replace(job, scores=scores[1:])]) == "gone"
     assert plan.why_nothing([]) == ""
@@ -140,44 +207,91 @@ NARROW = Arch("basic", (1, 1, 1, 1), 16)
 
 
 def _encoder_q(path, arch=None):
-    """A network, small unless named, in MoCo's layout that has seen data, as far as its BatchNorm tells."""
+    """A network, small unless named, in MoCo's layout that has seen data, as far as its BatchNorm
+    tells."""
     torch.manual_seed(0)
-    net = backbones.build(arch) if arch else backbones.ResNet(NARROW)
+    net = resnet.build(arch) if arch else resnet.ResNet(NARROW)
     net.bn1.running_mean += 0.1
-    torch.save({"state_dict": {f"module.encoder_q.{k}": v for k, v in net.state_dict().items()}}, path)
+    torch.save(
+        {"state_dict": {f"module.encoder_q.{k}": v for k, v in net.state_dict().items()}}, path
+    )
     return path
 
 
 def test_the_paper_tier_scores_given_checkpoints(command, tmp_path):
-    """Real layouts with embedded pictures and a small network in MoCo's layout: everything but the paper's data."""
-    data = mini.ensure(tmp_path / "data", {"imagenet-train": 40, "imagenet-val": 20, "voc-trainval": 700, "voc-test": 100,
-                                           "places-train": 200, "places-val": 40})
+    """Real layouts with embedded pictures and a small network in MoCo's layout: everything but the
+    paper's data."""
+    data = bundled.ensure(
+        tmp_path / "data",
+        {
+            "imagenet-train": 40,
+            "imagenet-val": 20,
+            "voc-trainval": 700,
+            "voc-test": 100,
+            "places-train": 200,
+            "places-val": 40,
+        },
+    )
     path = _encoder_q(tmp_path / "moco.pth.tar")
-    args = ("--tier", "paper", "--data", data, "--rows", "moco", "--ckpt", f"moco={path}", "--device", "cpu", "--jobs", "1",
-            "--workers", "0")
+    args = (
+        "--tier",
+        "paper",
+        "--data",
+        data,
+        "--rows",
+        "moco",
+        "--ckpt",
+        f"moco={path}",
+        "--device",
+        "cpu",
+        "--jobs",
+        "1",
+        "--workers",
+        "0",
+    )
     code, out, err = _reproduce(command, tmp_path, *args)
     assert code == 3, err
     assert "50 not-run, 10 cited, 10 off-protocol" in out
-    assert ("voc07 is off protocol: 100 test images instead of 4952, 700 training images instead of 5011, "
-            "resnet(block=basic, depths=(1, 1, 1, 1), width=16") in out
+    assert (
+        "voc07 is off protocol: 100 test images instead of 4952, 700 training images instead of"
+        " 5011, resnet(block=basic, depths=(1, 1, 1, 1), width=16" in out
+    )
     assert "controls (Random, Supervised): not run" in out
-    (record,) = (records.read(p) for p in (tmp_path / "results" / "paper" / "records").glob("moco-0-*voc07*"))
+    (record,) = (
+        records.read(p) for p in (tmp_path / "results" / "paper" / "records").glob("moco-0-*voc07*")
+    )
     assert record["subject"]["source"].startswith("checkpoint moco.pth.tar, sha256")
     assert record["checkpoint"]["input"]["crop"] == 224
     _, plan_, _ = _reproduce(command, tmp_path, *args, "--plan")
     assert "nothing to run" in plan_
     other_row = [word.replace("moco=", "pcl=") if isinstance(word, str) else word for word in args]
     other_row[other_row.index("moco")] = "pcl"
-    assert "voc07 to run" in _reproduce(command, tmp_path, *other_row, "--plan")[1], "another row is another record"
+    assert "voc07 to run" in _reproduce(command, tmp_path, *other_row, "--plan")[1], (
+        "another row is another record"
+    )
 
 
 def test_a_job_that_fails_says_why_and_loses_nothing(command, tmp_path, world):
     """The tiny world has too few images for k = 16."""
     torch.manual_seed(0)
     path = tmp_path / "moco.pth"
-    torch.save(backbones.ResNet(NARROW).state_dict(), path)
-    code, _, err = _reproduce(command, tmp_path, "--tier", "paper", "--data", world, "--rows", "moco", "--ckpt", f"moco={path}",
-                              "--device", "cpu", "--workers", "0")
+    torch.save(resnet.ResNet(NARROW).state_dict(), path)
+    code, _, err = _reproduce(
+        command,
+        tmp_path,
+        "--tier",
+        "paper",
+        "--data",
+        world,
+        "--rows",
+        "moco",
+        "--ckpt",
+        f"moco={path}",
+        "--device",
+        "cpu",
+        "--workers",
+        "0",
+    )
     assert code == 2
     assert "are to be drawn" in err
     assert "hint:" in err
@@ -191,7 +305,10 @@ def test_released_checkpoints_are_known_and_belong_to_their_row(command, tmp_pat
     code, out, err = _reproduce(command, tmp_path, *args, "--ckpt", f"pcl={path}")
     assert code == 2, "there is no data to score it on"
     assert "nothing of table1 can be made" in err
-    assert "released checkpoint PCL_v1_epoch200.pth.tar: PCL v1, 200 epochs, by its name; its authors publish no hash" in out
+    assert (
+        "released checkpoint PCL_v1_epoch200.pth.tar: PCL v1, 200 epochs, by its name; its authors"
+        " publish no hash" in out
+    )
     code, _, err = _reproduce(command, tmp_path, *args, "--ckpt", f"moco={path}")
     assert code == 2
     assert "this is the published PCL v1, 200 epochs: the row pcl, not moco" in err
@@ -205,26 +322,37 @@ def test_released_checkpoints_are_known_and_belong_to_their_row(command, tmp_pat
 def test_a_given_file_that_cannot_be_loaded_is_told_before_anything_runs(command, tmp_path):
     path = tmp_path / "moco.pth"
     path.write_text("<html>404</html>")
-    code, _, err = _reproduce(command, tmp_path, "--tier", "paper", "--data", tmp_path, "--plan", "--ckpt", f"moco={path}")
+    code, _, err = _reproduce(
+        command, tmp_path, "--tier", "paper", "--data", tmp_path, "--plan", "--ckpt", f"moco={path}"
+    )
     assert code == 2
     assert "a web page" in err
 
 
-@pytest.mark.parametrize(("flags", "complaint"), [
-    (("--tier", "paper"), "needs the real data"),
-    (("--rows", "moko"), "did you mean 'moco'"),
-    (("--rows", "jigsaw"), "is cited"),
-    (("--ckpt", "moco"), "is not row=FILE"),
-    (("--ckpt", "moco=x.pth"), "belongs to the paper tier"),
-    (("--tier", "paper", "--data", ".", "--ckpt", "moco=absent.pth"), "no such checkpoint"),
-    (("--tier", "paper", "--data", ".", "--ckpt", "jigsaw=absent.pth"), "is cited"),
-    (("--tier", "paper", "--data", ".", "--rows", "pcl", "--ckpt", "moco=a.pth"), "which --rows leaves out"),
-    (("--seeds", "0"), "at least 1"),
-    (("--jobs", "-1"), "at least 1"),
-    (("--data", "."), "belongs to the paper tier"),
-    (("--tier", "paper", "--data", ".", "--ckpt", "moco=a.pth", "--ckpt", "moco=b.pth"), "twice"),
-    (("--teir", "mini"), "--tier"),
-])
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (("--tier", "paper"), "needs the real data"),
+        (("--rows", "moko"), "did you mean 'moco'"),
+        (("--rows", "jigsaw"), "is cited"),
+        (("--ckpt", "moco"), "is not row=FILE"),
+        (("--ckpt", "moco=x.pth"), "belongs to the paper tier"),
+        (("--tier", "paper", "--data", ".", "--ckpt", "moco=absent.pth"), "no such checkpoint"),
+        (("--tier", "paper", "--data", ".", "--ckpt", "jigsaw=absent.pth"), "is cited"),
+        (
+            ("--tier", "paper", "--data", ".", "--rows", "pcl", "--ckpt", "moco=a.pth"),
+            "which --rows leaves out",
+        ),
+        (("--seeds", "0"), "at least 1"),
+        (("--jobs", "-1"), "at least 1"),
+        (("--data", "."), "belongs to the paper tier"),
+        (
+            ("--tier", "paper", "--data", ".", "--ckpt", "moco=a.pth", "--ckpt", "moco=b.pth"),
+            "twice",
+        ),
+        (("--teir", "mini"), "--tier"),
+    ],
+)
 def test_mistakes_are_told_before_anything_runs(command, tmp_path, flags, complaint):
     code, _, err = _reproduce(command, tmp_path, *flags)
     assert code == 2
@@ -297,9 +425,17 @@ def _await_end(pids):
 
 def test_the_bar_counts_epochs_and_scores_of_jobs_under_way(world, monkeypatch, tmp_path):
     """A table of long scores would stand at 0 % for hours."""
-    monkeypatch.setattr(mini, "ensure", lambda: world)
-    (job,) = plan.make_plan(catalogue.load("table3"), "mini", data=None, given={}, rows=("moco",), seeds=1, results=tmp_path,
-                            runs=tmp_path / "runs")
+    monkeypatch.setattr(bundled, "ensure", lambda: world)
+    (job,) = plan.make_plan(
+        catalogue.load("table3"),
+        "mini",
+        data=None,
+        given={},
+        rows=("moco",),
+        seeds=1,
+        results=tmp_path,
+        runs=tmp_path / "runs",
+    )
     training, first = plan.training_seconds(job), job.scores[0]
     assert training == job.row.mini_seconds
     assert plan.estimate(job) == training + sum(map(plan.score_seconds, job.scores))

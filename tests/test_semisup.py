@@ -1,4 +1,5 @@
-"""Subsets, schedule and fine-tuning against torch by hand; the command line, killed and resumed; bad lists."""
+"""Subsets, schedule and fine-tuning against torch by hand; the command line, killed and resumed;
+bad lists."""
 
 import copy
 from dataclasses import replace
@@ -14,9 +15,11 @@ from PIL import Image
 from torch import nn
 
 from evaluate import semisup, subsets
-from protobench import backbones, imagenet, records
-from protobench.errors import UserError
-from protobench.images import ImageList
+from protobench import records
+from protobench.checkpoints import resnet
+from protobench.data import imagenet
+from protobench.data.image_list import ImageList
+from protobench.runtime.errors import UserError
 
 pytestmark = pytest.mark.arithmetic
 
@@ -32,7 +35,8 @@ def test_a_random_subset_is_a_part_without_repetition(images, percent, draw):
 
 
 def test_subsets_differ_between_draws_and_follow_no_class():
-    """Of ImageNet's size: 12 811 images as in SimCLR's list; the classes' counts spread as chance has it."""
+    """Of ImageNet's size: 12 811 images as in SimCLR's list; the classes' counts spread as chance
+    has it."""
     first, second = (subsets.drawn(1_281_167, 1, 0, draw) for draw in (0, 1))
     assert len(first) == 12_811
     assert len(np.intersect1d(first, second)) < 300
@@ -41,16 +45,31 @@ def test_subsets_differ_between_draws_and_follow_no_class():
 
 
 def test_the_schedule_is_appendix_e_s():
-    assert [semisup.factor(epoch, 20) for epoch in (0, 11, 12, 15, 16, 19)] == pytest.approx([1, 1, 0.2, 0.2, 0.04, 0.04])
+    assert [semisup.factor(epoch, 20) for epoch in (0, 11, 12, 15, 16, 19)] == pytest.approx(
+        [1, 1, 0.2, 0.2, 0.04, 0.04]
+    )
 
 
 def test_defaults_are_appendix_e_s():
-    one, ten = semisup.Config("x", Path("data")).params(), semisup.Config("x", Path("data"), "imagenet-10pct").params()
-    assert (one["backbone_lr"], one["head_lr"], ten["backbone_lr"], ten["head_lr"]) == (0.01, 1.0, 0.01, 0.1)
+    one, ten = (
+        semisup.Config("x", Path("data")).params(),
+        semisup.Config("x", Path("data"), "imagenet-10pct").params(),
+    )
+    assert (one["backbone_lr"], one["head_lr"], ten["backbone_lr"], ten["head_lr"]) == (
+        0.01,
+        1.0,
+        0.01,
+        0.1,
+    )
     assert semisup.Config("x").params()["head_lr"] == 20 / 256
     assert semisup.Config("x", dataset="imagenet-10pct").params()["head_lr"] == 0.1
     for params in (one, ten):
-        assert (params["epochs"], params["batch_size"], params["sgd_momentum"], params["weight_decay"]) == (20, 256, 0.9, 5e-4)
+        assert (
+            params["epochs"],
+            params["batch_size"],
+            params["sgd_momentum"],
+            params["weight_decay"],
+        ) == (20, 256, 0.9, 5e-4)
         assert (params["draws"], params["subset"], params["batch_norm"]) == (1, "random", "train")
 
 
@@ -67,14 +86,24 @@ def test_every_epoch_sees_each_image_once_in_another_order():
 @float64()
 def test_steps_are_torch_s_sgd_at_two_rates(batch_norm):
     torch.manual_seed(0)
-    params = {"seed": 0, "backbone_lr": 0.01, "head_lr": 1.0, "sgd_momentum": 0.9, "weight_decay": 5e-4, "batch_norm": batch_norm}
-    backbone = backbones.build("resnet10-mini")
+    params = {
+        "seed": 0,
+        "backbone_lr": 0.01,
+        "head_lr": 1.0,
+        "sgd_momentum": 0.9,
+        "weight_decay": 5e-4,
+        "batch_norm": batch_norm,
+    }
+    backbone = resnet.build("resnet10-mini")
     tuning = semisup.FineTuning(backbone, 7, params, 0, "cpu")
     assert tuning.network[1].weight.std().item() == pytest.approx(0.01, rel=0.2)
     body, head = copy.deepcopy(backbone), copy.deepcopy(tuning.network[1])
     body.train(batch_norm == "train")
-    optimizer = torch.optim.SGD([{"params": body.parameters(), "lr": 0.002}, {"params": head.parameters(), "lr": 0.2}],
-                                momentum=0.9, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(
+        [{"params": body.parameters(), "lr": 0.002}, {"params": head.parameters(), "lr": 0.2}],
+        momentum=0.9,
+        weight_decay=5e-4,
+    )
     for _ in range(3):
         x, y = torch.randn(8, 3, 32, 32), torch.randint(0, 7, (8,))
         loss = nn.functional.cross_entropy(head(body(x)), y)
@@ -86,7 +115,9 @@ def test_steps_are_torch_s_sgd_at_two_rates(batch_norm):
     torch.testing.assert_close(tuning.network[0].conv1.weight, body.conv1.weight)
     torch.testing.assert_close(tuning.network[0].bn1.running_mean, body.bn1.running_mean)
     assert bool((body.bn1.running_mean == 0).all()) == (batch_norm == "frozen")
-    assert bool((backbone.conv1.weight != body.conv1.weight).any()), "the checkpoint's own network stays as it was"
+    assert bool((backbone.conv1.weight != body.conv1.weight).any()), (
+        "the checkpoint's own network stays as it was"
+    )
 
 
 def test_answers_that_are_the_labels_score_100_and_random_ones_chance():
@@ -94,19 +125,33 @@ def test_answers_that_are_the_labels_score_100_and_random_ones_chance():
     perfect = torch.eye(20)[torch.from_numpy(labels)]
     assert semisup.right(nn.Identity(), perfect.split(256), labels).tolist() == [1000, 1000]
     noise = torch.randn(20_000, 20, generator=torch.Generator().manual_seed(0))
-    top1, top5 = (semisup.right(nn.Identity(), noise.split(999), np.arange(20_000) % 20) / 200).tolist()
+    top1, top5 = (
+        semisup.right(nn.Identity(), noise.split(999), np.arange(20_000) % 20) / 200
+    ).tolist()
     assert (top1, top5) == (pytest.approx(5, abs=1), pytest.approx(25, abs=1.5))
     second = perfect.roll(1, 1) * 2 + perfect
     assert semisup.right(nn.Identity(), second.split(256), labels).tolist() == [0, 1000]
 
 
-# Lists ----------------------------------------------------------------------------------------------------------------
+# Lists --------------------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def training(tmp_path):
-    paths = ("n01440764/n01440764_1.JPEG", "n01440764/n01440764_2.JPEG", "n01443537/n01443537_1.JPEG", "n01443537/same.JPEG",
-             "n01484850/same.JPEG")
-    return ImageList("imagenet-train", tmp_path, paths, np.array([0, 0, 1, 1, 2]), ("n01440764", "n01443537", "n01484850"))
+    paths = (
+        "n01440764/n01440764_1.JPEG",
+        "n01440764/n01440764_2.JPEG",
+        "n01443537/n01443537_1.JPEG",
+        "n01443537/same.JPEG",
+        "n01484850/same.JPEG",
+    )
+    return ImageList(
+        "imagenet-train",
+        tmp_path,
+        paths,
+        np.array([0, 0, 1, 1, 2]),
+        ("n01440764", "n01443537", "n01484850"),
+    )
 
 
 def test_simclr_s_lists_name_files_without_their_folder(training, tmp_path):
@@ -115,11 +160,20 @@ def test_simclr_s_lists_name_files_without_their_folder(training, tmp_path):
     assert subsets.listed(training, path, 60).tolist() == [1, 2, 4]
 
 
-@pytest.mark.parametrize(("text", "complaint"), [
-    ("n01440764_1.JPEG\nn99999999_7.JPEG\n", "1 of 2 images of this list are of unknown classes .n99999999."),
-    ("n01440764_9.JPEG\n", "unknown or in several classes, the first 'n01440764_9.JPEG'"), ("n01484850_same\n", "unknown or in"),
-    ("same.JPEG\n", "of unknown classes"), ("n01440764_1.JPEG\nn01440764_1.JPEG\n", "names 1 images twice"), ("\n", "empty"),
-])
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (
+            "n01440764_1.JPEG\nn99999999_7.JPEG\n",
+            "1 of 2 images of this list are of unknown classes .n99999999.",
+        ),
+        ("n01440764_9.JPEG\n", "unknown or in several classes, the first 'n01440764_9.JPEG'"),
+        ("n01484850_same\n", "unknown or in"),
+        ("same.JPEG\n", "of unknown classes"),
+        ("n01440764_1.JPEG\nn01440764_1.JPEG\n", "names 1 images twice"),
+        ("\n", "empty"),
+    ],
+)
 def test_lists_that_do_not_fit_are_refused(training, tmp_path, text, complaint):
     path = tmp_path / "list.txt"
     path.write_text(text)
@@ -144,8 +198,13 @@ def test_images_left_out_as_unreadable_may_stand_in_a_list(training, tmp_path):
         subsets.listed(part, path, 40)
 
 
-@pytest.mark.parametrize("text", ["\ufeffn01440764_1.JPEG\nn01440764_2.JPEG",
-                                  "train/n01440764/n01440764_1.JPEG\r\nn01440764_2.JPEG\r\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\ufeffn01440764_1.JPEG\nn01440764_2.JPEG",
+        "train/n01440764/n01440764_1.JPEG\r\nn01440764_2.JPEG\r\n",
+    ],
+)
 def test_marks_line_ends_and_the_train_folder_do_not_matter(training, tmp_path, text):
     path = tmp_path / "list.txt"
     path.write_bytes(text.encode())
@@ -166,16 +225,36 @@ def test_lists_beside_the_data_are_taken_unless_declined(tmp_path, monkeypatch):
     assert semisup.Config("x", tmp_path).listing is None
 
 
-# The command line -----------------------------------------------------------------------------------------------------
+# The command line ---------------------------------------------------------------------------------
+
 
 def _args(file, world, out, *more):
-    return ("--ckpt", file, "--data", world, "--workers", 0, "--dataset", "imagenet-10pct", "--batch-size", 8, "--epochs", 4,
-            "--results", out, *more)
+    return (
+        "--ckpt",
+        file,
+        "--data",
+        world,
+        "--workers",
+        0,
+        "--dataset",
+        "imagenet-10pct",
+        "--batch-size",
+        8,
+        "--epochs",
+        4,
+        "--results",
+        out,
+        *more,
+    )
 
 
-def test_a_checkpoint_is_tuned_scored_and_recorded_twice_the_same(command, encoder_file, world, tmp_path):
+def test_a_checkpoint_is_tuned_scored_and_recorded_twice_the_same(
+    command, encoder_file, world, tmp_path
+):
     for name in ("one", "two"):
-        code, out, err = command(semisup.main, *_args(encoder_file, world, tmp_path / name, "--draws", 2))
+        code, out, err = command(
+            semisup.main, *_args(encoder_file, world, tmp_path / name, "--draws", 2)
+        )
         assert code == 0, err
         assert "subset: 20 images, drawn at random; fine-tunings: 2" in out
     (one,), (two,) = (records.read_all(tmp_path / name).values() for name in ("one", "two"))
@@ -186,24 +265,34 @@ def test_a_checkpoint_is_tuned_scored_and_recorded_twice_the_same(command, encod
     assert not list(tmp_path.glob("*/.semisup-*"))
 
 
-def test_classes_that_any_network_can_tell_are_learned_from_a_tenth_of_the_labels(command, encoder_file, tmp_path):
+def test_classes_that_any_network_can_tell_are_learned_from_a_tenth_of_the_labels(
+    command, encoder_file, tmp_path
+):
     rng = np.random.default_rng(0)
     for split, count in (("train", 100), ("val", 5)):
         for label in range(6):
             folder = tmp_path / "imagenet" / split / f"colour-{label}"
             folder.mkdir(parents=True)
             for i in range(count):
-                pixels = np.array([label % 2, label // 2 % 2, label // 4]) * 180 + rng.integers(0, 60, (40, 40, 3))
+                pixels = np.array([label % 2, label // 2 % 2, label // 4]) * 180 + rng.integers(
+                    0, 60, (40, 40, 3)
+                )
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
-    code, _, err = command(semisup.main, *_args(encoder_file, tmp_path, tmp_path, "--epochs", 10, "--head-lr", 0.01))
+    code, _, err = command(
+        semisup.main, *_args(encoder_file, tmp_path, tmp_path, "--epochs", 10, "--head-lr", 0.01)
+    )
     assert code == 0, err
     ((run,),) = (record["runs"] for record in records.read_all(tmp_path).values())
     assert (run["value"], run["top1"], run["classes"]) == (100.0, 100.0, 6)
-    assert run["train_loss"] < 1, "chance is 1.8; over many seeds and instruction sets it ended below 0.4"
+    assert run["train_loss"] < 1, (
+        "chance is 1.8; over many seeds and instruction sets it ended below 0.4"
+    )
 
 
 @pytest.mark.parametrize("at", [1, 4, 9, 13, 16])
-def test_a_stopped_fine_tuning_goes_on_and_ends_the_same(at, command, encoder_file, world, tmp_path, monkeypatch):
+def test_a_stopped_fine_tuning_goes_on_and_ends_the_same(
+    at, command, encoder_file, world, tmp_path, monkeypatch
+):
     """In the first step of either draw, and in the first and the second of an epoch."""
     monkeypatch.setattr(semisup, "SAVE_SECONDS", -1.0)
     command(semisup.main, *_args(encoder_file, world, tmp_path / "whole", "--draws", 2))
@@ -216,20 +305,32 @@ def test_a_stopped_fine_tuning_goes_on_and_ends_the_same(at, command, encoder_fi
         return real(self, *args)
 
     monkeypatch.setattr(semisup.FineTuning, "step", stop_at_13)
-    code, _, err = command(semisup.main, *_args(encoder_file, world, tmp_path / "cut", "--draws", 2))
+    code, _, err = command(
+        semisup.main, *_args(encoder_file, world, tmp_path / "cut", "--draws", 2)
+    )
     assert code == 130, err
-    code, _, err = command(semisup.main, *_args(encoder_file, world, tmp_path / "cut", "--draws", 2))
+    code, _, err = command(
+        semisup.main, *_args(encoder_file, world, tmp_path / "cut", "--draws", 2)
+    )
     assert code == 0, err
     assert len(seen) == 16 + 1
-    whole, cut = (next(iter(records.read_all(tmp_path / name).values())) for name in ("whole", "cut"))
+    whole, cut = (
+        next(iter(records.read_all(tmp_path / name).values())) for name in ("whole", "cut")
+    )
     assert whole["runs"] == cut["runs"]
 
 
-def test_a_subset_list_is_recorded_by_name_and_hash_and_may_be_tuned_on_several_times(command, encoder_file, world, tmp_path):
+def test_a_subset_list_is_recorded_by_name_and_hash_and_may_be_tuned_on_several_times(
+    command, encoder_file, world, tmp_path
+):
     names = imagenet.read(world, "train").paths[::10]
     (tmp_path / "10percent.txt").write_text("\n".join(names))
-    code, _, err = command(semisup.main, *_args(encoder_file, world, tmp_path, "--subset-list", tmp_path / "10percent.txt",
-                                                "--draws", 2))
+    code, _, err = command(
+        semisup.main,
+        *_args(
+            encoder_file, world, tmp_path, "--subset-list", tmp_path / "10percent.txt", "--draws", 2
+        ),
+    )
     assert code == 0, err
     (record,) = records.read_all(tmp_path).values()
     assert record["data"]["subset"] == "10percent.txt"
@@ -239,9 +340,14 @@ def test_a_subset_list_is_recorded_by_name_and_hash_and_may_be_tuned_on_several_
     assert first["train_loss"] != second["train_loss"], "another classifier, other crops"
 
 
-def test_a_run_with_other_parameters_does_not_resume_a_stopped_one(command, encoder_file, world, tmp_path, monkeypatch):
+def test_a_run_with_other_parameters_does_not_resume_a_stopped_one(
+    command, encoder_file, world, tmp_path, monkeypatch
+):
     monkeypatch.setattr(semisup, "SAVE_SECONDS", -1.0)
-    command(semisup.main, *_args(encoder_file, world, tmp_path / "fresh", "--head-lr", 0.2, "--draws", 1))
+    command(
+        semisup.main,
+        *_args(encoder_file, world, tmp_path / "fresh", "--head-lr", 0.2, "--draws", 1),
+    )
     real, seen = semisup.FineTuning.step, []
 
     def stop_at_5(self, *args):
@@ -251,14 +357,22 @@ def test_a_run_with_other_parameters_does_not_resume_a_stopped_one(command, enco
         return real(self, *args)
 
     monkeypatch.setattr(semisup.FineTuning, "step", stop_at_5)
-    assert command(semisup.main, *_args(encoder_file, world, tmp_path / "cut", "--draws", 1))[0] == 130
+    assert (
+        command(semisup.main, *_args(encoder_file, world, tmp_path / "cut", "--draws", 1))[0] == 130
+    )
     state = max((tmp_path / "cut").glob(".semisup-*.pt"))
     (state.parent / f".{state.name}.{2**22 + 1}.tmp").write_text("of a run killed while it saved")
-    code, _, err = command(semisup.main, *_args(encoder_file, world, tmp_path / "cut", "--head-lr", 0.2, "--draws", 1))
+    code, _, err = command(
+        semisup.main, *_args(encoder_file, world, tmp_path / "cut", "--head-lr", 0.2, "--draws", 1)
+    )
     assert code == 0, err
-    fresh, cut = (next(iter(records.read_all(tmp_path / name).values())) for name in ("fresh", "cut"))
+    fresh, cut = (
+        next(iter(records.read_all(tmp_path / name).values())) for name in ("fresh", "cut")
+    )
     assert fresh["runs"] == cut["runs"]
-    code, _, err = command(semisup.main, *_args(encoder_file, world, tmp_path / "cut", "--draws", 1))
+    code, _, err = command(
+        semisup.main, *_args(encoder_file, world, tmp_path / "cut", "--draws", 1)
+    )
     assert code == 0, err
     assert not list((tmp_path / "cut").glob(".*semisup*"))
 
@@ -269,25 +383,46 @@ def test_scores_use_the_running_statistics():
     network[0].running_mean.copy_(torch.arange(5.0))
     x, labels = torch.randn(64, 5, generator=torch.Generator().manual_seed(0)), np.arange(64) % 5
     network.train()
-    assert torch.equal(semisup.right(network, x.split(64), labels), semisup.right(network.train(), x.split(4), labels))
+    assert torch.equal(
+        semisup.right(network, x.split(64), labels),
+        semisup.right(network.train(), x.split(4), labels),
+    )
     assert network[0].num_batches_tracked == 0
 
 
 def test_draws_differ_in_classifier_and_crops():
-    params = {"seed": 0, "backbone_lr": 0.01, "head_lr": 1.0, "sgd_momentum": 0.9, "weight_decay": 5e-4, "batch_norm": "train"}
-    first, second = (semisup.FineTuning(backbones.build("resnet10-mini"), 7, params, draw, "cpu").network[1].weight
-                     for draw in (0, 1))
+    params = {
+        "seed": 0,
+        "backbone_lr": 0.01,
+        "head_lr": 1.0,
+        "sgd_momentum": 0.9,
+        "weight_decay": 5e-4,
+        "batch_norm": "train",
+    }
+    first, second = (
+        semisup.FineTuning(resnet.build("resnet10-mini"), 7, params, draw, "cpu").network[1].weight
+        for draw in (0, 1)
+    )
     assert not torch.equal(first, second)
 
 
-@pytest.mark.parametrize(("flags", "complaint"), [
-    (("--draws", 0), "at least 1"), (("--epochs", 0), "at least 1"), (("--batch-size", 21), "less than a batch"),
-    (("--backbone-lr", 0), "are positive"), (("--head-lr", 0), "are positive"), (("--head-lr", 1e38), "diverged in epoch"),
-    (("--epochs", 1, "--batch-size", 20, "--backbone-lr", 1e30), "NaN or infinite logits"),
-    (("--random-subset", "--subset-list", "x"), "exclude one another"),
-    (("--subset-list", "absent.txt"), "no such list"), (("--precision", "bf16"), "for frozen networks"),
-    (("--sgd-momentum", 1), "lies in"), (("--dataset", "imagenet-5pct"), "imagenet-10pct"),
-])
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (("--draws", 0), "at least 1"),
+        (("--epochs", 0), "at least 1"),
+        (("--batch-size", 21), "less than a batch"),
+        (("--backbone-lr", 0), "are positive"),
+        (("--head-lr", 0), "are positive"),
+        (("--head-lr", 1e38), "diverged in epoch"),
+        (("--epochs", 1, "--batch-size", 20, "--backbone-lr", 1e30), "NaN or infinite logits"),
+        (("--random-subset", "--subset-list", "x"), "exclude one another"),
+        (("--subset-list", "absent.txt"), "no such list"),
+        (("--precision", "bf16"), "for frozen networks"),
+        (("--sgd-momentum", 1), "lies in"),
+        (("--dataset", "imagenet-5pct"), "imagenet-10pct"),
+    ],
+)
 def test_senseless_parameters_are_refused(command, encoder_file, world, tmp_path, flags, complaint):
     code, out, err = command(semisup.main, *_args(encoder_file, world, tmp_path), *flags)
     assert code == 2

@@ -12,7 +12,10 @@ pytestmark = pytest.mark.arithmetic
 
 def test_nt_xent_equals_a_naive_loop():
     generator = torch.Generator().manual_seed(0)
-    a, b = (F.normalize(torch.randn(4, 6, generator=generator, dtype=torch.float64), dim=1) for _ in range(2))
+    a, b = (
+        F.normalize(torch.randn(4, 6, generator=generator, dtype=torch.float64), dim=1)
+        for _ in range(2)
+    )
     z, total = torch.cat([a, b]), 0.0
     for i in range(8):
         partner = (i + 4) % 8
@@ -30,5 +33,7 @@ def test_nt_xent_by_hand():
 def test_both_views_carry_gradients():
     torch.manual_seed(0)
     views = [torch.randn(4, 3, 32, 32, requires_grad=True) for _ in range(2)]
-    SimCLR(recipes.SIMCLR_MINI, torch.zeros(4, dtype=torch.long)).loss(views, torch.arange(4)).backward()
+    SimCLR(recipes.SIMCLR_MINI, torch.zeros(4, dtype=torch.long)).loss(
+        views, torch.arange(4)
+    ).backward()
     assert all(view.grad is not None and view.grad.abs().sum() > 0 for view in views)

@@ -14,12 +14,22 @@ pytestmark = pytest.mark.arithmetic
 
 def _problem():
     generator = torch.Generator().manual_seed(0)
-    a, b = (F.normalize(torch.randn(7, 5, generator=generator, dtype=torch.float64), dim=1) for _ in range(2))
-    return a, b, torch.tensor([0, 1, 0, 1, 0, 2, 0]), torch.tensor([3, 4, 5, 6, 3, 8, 9]), torch.tensor([0, 1, 0, 2, 3, 4, 5])
+    a, b = (
+        F.normalize(torch.randn(7, 5, generator=generator, dtype=torch.float64), dim=1)
+        for _ in range(2)
+    )
+    return (
+        a,
+        b,
+        torch.tensor([0, 1, 0, 1, 0, 2, 0]),
+        torch.tensor([3, 4, 5, 6, 3, 8, 9]),
+        torch.tensor([0, 1, 0, 2, 3, 4, 5]),
+    )
 
 
 def test_tp_and_fn_equal_a_naive_loop():
-    """Image 3 comes twice and is no false negative of itself; images 3 and 5 were drawn together and are left out as well."""
+    """Image 3 comes twice and is no false negative of itself; images 3 and 5 were drawn together
+    and are left out as well."""
     a, b, label, image, draw = _problem()
     z, negatives = [*zip(a, b, strict=True)], []
     for i in range(7):
@@ -39,30 +49,60 @@ def test_an_epoch_is_the_mean_over_all_pairs():
     for batch in batches:
         similarity.add(*batch)
     sums = np.sum([tp_fn(*batch).numpy() for batch in batches], 0)
-    assert similarity.epoch() == {"tp": round(sums[0] / sums[1], 6), "fn": round(sums[2] / sums[3], 6)}
+    assert similarity.epoch() == {
+        "tp": round(sums[0] / sums[1], 6),
+        "fn": round(sums[2] / sums[3], 6),
+    }
     similarity.add(a, b, torch.arange(7), image, draw)
     assert set(similarity.epoch()) == {"tp"}, "no two images of a class"
 
 
 def test_methods_measure_their_own_batches():
-    """Labels by image number, partners of SPCL left out: a naive loop over the embeddings of a batch."""
+    """Labels by image number, partners of SPCL left out: a naive loop over the embeddings of a
+    batch."""
     generator = torch.Generator().manual_seed(1)
     labels = torch.arange(60) % 3
     pictures = [torch.randn(16, 3, 32, 32, generator=generator) for _ in range(2)]
     torch.manual_seed(0)
-    siamese = spcl.build(replace(recipes.SPCL_MINI, num_prototypes=(8,), train=replace(recipes.SPCL_MINI.train, batch_size=16)),
-                         labels, 3, 0)
-    siamese.start_epoch(0, lambda module, **how: np.random.default_rng(0).normal(size=(60, 8)).astype(np.float16))
-    for method, index in ((siamese, torch.from_numpy(siamese.draw_batches(0, 1)[0])),
-                          (simclr.build(recipes.SIMCLR_MINI, labels, 3, 0), torch.arange(40, 56))):
+    siamese = spcl.build(
+        replace(
+            recipes.SPCL_MINI,
+            num_prototypes=(8,),
+            train=replace(recipes.SPCL_MINI.train, batch_size=16),
+        ),
+        labels,
+        3,
+        0,
+    )
+    siamese.start_epoch(
+        0, lambda module, **how: np.random.default_rng(0).normal(size=(60, 8)).astype(np.float16)
+    )
+    for method, index in (
+        (siamese, torch.from_numpy(siamese.draw_batches(0, 1)[0])),
+        (simclr.build(recipes.SIMCLR_MINI, labels, 3, 0), torch.arange(40, 56)),
+    ):
         method.loss(pictures, index)
         with torch.no_grad():
-            z = F.normalize(method.projection(method.backbone(torch.cat(pictures))), dim=1).double().view(2, 16, -1)
+            z = (
+                F.normalize(method.projection(method.backbone(torch.cat(pictures))), dim=1)
+                .double()
+                .view(2, 16, -1)
+            )
         partners = {(n, (n + 4) % 8) for n in range(8)} if method is siamese else set()
-        fn = [float(z[v, i] @ z[w, j]) for i in range(16) for j in range(16) for v in (0, 1) for w in (0, 1)
-              if labels[index[i]] == labels[index[j]] and index[i] != index[j] and (i, j) not in partners]
-        assert method.similarity.epoch() == {"tp": pytest.approx(float((z[0] * z[1]).sum(1).mean()), abs=1e-5),
-                                             "fn": pytest.approx(np.mean(fn), abs=1e-5)}
+        fn = [
+            float(z[v, i] @ z[w, j])
+            for i in range(16)
+            for j in range(16)
+            for v in (0, 1)
+            for w in (0, 1)
+            if labels[index[i]] == labels[index[j]]
+            and index[i] != index[j]
+            and (i, j) not in partners
+        ]
+        assert method.similarity.epoch() == {
+            "tp": pytest.approx(float((z[0] * z[1]).sum(1).mean()), abs=1e-5),
+            "fn": pytest.approx(np.mean(fn), abs=1e-5),
+        }
 
 
 def test_simclr_and_spcl_log_it(train_images, tmp_path):

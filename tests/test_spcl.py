@@ -13,23 +13,39 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import stats
 
-from pretrain import loop, optim, recipes, spcl, views
+from pretrain import loop, optim, recipes, spcl
+from pretrain.augment import loader
 from pretrain.simclr import nt_xent
-from pretrain.spcl import contrastive_loss, draw_batches, metric_loss, prototype_loss, symmetric_cross_entropy
-from protobench import checkpoints, images
-from protobench.errors import UserError
+from pretrain.spcl import (
+    contrastive_loss,
+    draw_batches,
+    metric_loss,
+    prototype_loss,
+    symmetric_cross_entropy,
+)
+from protobench.checkpoints import encoders
+from protobench.data import image_list
 from protobench.kmeans import kmeans
+from protobench.runtime.errors import UserError
 
 pytestmark = pytest.mark.arithmetic
 
-TINY = replace(recipes.SPCL_MINI, num_prototypes=(8,), train=replace(recipes.SPCL_MINI.train, epochs=2, batch_size=16))
+TINY = replace(
+    recipes.SPCL_MINI,
+    num_prototypes=(8,),
+    train=replace(recipes.SPCL_MINI.train, epochs=2, batch_size=16),
+)
 
 
 def _unit(*shape, seed=0):
-    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=-1)
+    return F.normalize(
+        torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64),
+        dim=-1,
+    )
 
 
-# Equations ------------------------------------------------------------------------------------------------------------
+# Equations ----------------------------------------------------------------------------------------
+
 
 def _naive_contrastive(a, b, image, temperature, decoupled):
     """Eqs. 1 and 2 view by view."""
@@ -37,7 +53,11 @@ def _naive_contrastive(a, b, image, temperature, decoupled):
     for i in range(len(z)):
         partner = (i + len(a)) % len(z)
         positive = math.exp(float(z[i] @ z[partner]) / temperature)
-        rest = sum(math.exp(float(z[i] @ z[j]) / temperature) for j in range(len(z)) if number[j] != number[i])
+        rest = sum(
+            math.exp(float(z[i] @ z[j]) / temperature)
+            for j in range(len(z))
+            if number[j] != number[i]
+        )
         total -= math.log(positive / (rest + (0 if decoupled else positive)))
     return total / len(z)
 
@@ -57,10 +77,15 @@ def test_contrastive_loss_is_simclr_s_where_no_image_comes_twice():
 
 
 def test_contrastive_loss_by_hand():
-    """Two images at right angles, views equal: s is 1 with the other view, 0 with the two views of the other image."""
+    """Two images at right angles, views equal: s is 1 with the other view, 0 with the two views of
+    the other image."""
     a = torch.eye(2)
-    assert float(contrastive_loss(a, a, torch.arange(2), 1.0)) == pytest.approx(-math.log(math.e / (math.e + 2)), abs=1e-6)
-    assert float(contrastive_loss(a, a, torch.arange(2), 1.0, decoupled=True)) == pytest.approx(math.log(2) - 1, abs=1e-6)
+    assert float(contrastive_loss(a, a, torch.arange(2), 1.0)) == pytest.approx(
+        -math.log(math.e / (math.e + 2)), abs=1e-6
+    )
+    assert float(contrastive_loss(a, a, torch.arange(2), 1.0, decoupled=True)) == pytest.approx(
+        math.log(2) - 1, abs=1e-6
+    )
 
 
 def test_a_view_with_nothing_to_be_told_from_has_no_term():
@@ -77,7 +102,10 @@ def test_metric_loss_equals_a_naive_loop():
         p = 1 / (1 + math.exp(-float(logit)))
         return -math.log(p if label else 1 - p)
 
-    terms = [cross_entropy(x, 1) for x in same.flatten()], [cross_entropy(x, 0) for x in different.flatten()]
+    terms = (
+        [cross_entropy(x, 1) for x in same.flatten()],
+        [cross_entropy(x, 0) for x in different.flatten()],
+    )
     expected = (sum(terms[0]) / 12 + sum(terms[1]) / 20) / 2
     assert float(metric_loss(same, different)) == pytest.approx(expected, abs=1e-13)
 
@@ -89,15 +117,25 @@ def test_prototype_losses_equal_naive_loops():
         p = [math.exp(v) / sum(map(math.exp, row)) for v in row]
         q = [float(k == y) for k in range(5)]
         plain -= math.log(p[y])
-        symmetric += 6.0 * -math.log(p[y]) + 0.1 * -sum(pk * math.log(max(qk, 1e-4)) for pk, qk in zip(p, q, strict=True))
+        symmetric += 6.0 * -math.log(p[y]) + 0.1 * -sum(
+            pk * math.log(max(qk, 1e-4)) for pk, qk in zip(p, q, strict=True)
+        )
     assert float(prototype_loss(logits, prototype)) == pytest.approx(plain / 6, abs=1e-13)
-    assert float(symmetric_cross_entropy(logits, prototype, 6.0, 0.1)) == pytest.approx(symmetric / 6, abs=1e-13)
+    assert float(symmetric_cross_entropy(logits, prototype, 6.0, 0.1)) == pytest.approx(
+        symmetric / 6, abs=1e-13
+    )
 
 
-# The draw -------------------------------------------------------------------------------------------------------------
+# The draw -----------------------------------------------------------------------------------------
+
 
 @settings(deadline=None, max_examples=200)
-@given(st.lists(st.integers(0, 9), min_size=4, max_size=60), st.sampled_from([4, 8, 20]), st.booleans(), st.integers(0, 99))
+@given(
+    st.lists(st.integers(0, 9), min_size=4, max_size=60),
+    st.sampled_from([4, 8, 20]),
+    st.booleans(),
+    st.integers(0, 99),
+)
 def test_pairs_share_a_group_and_the_others_do_not(group, size, one_anchor, seed):
     group = np.array(group)
     counts = np.bincount(group)
@@ -135,19 +173,26 @@ def test_every_group_and_every_image_of_it_is_equally_likely():
 
 def test_an_image_drawn_again_is_seen_in_other_views(train_images):
     chosen = np.array([[5, 5, 7, 5], [7, 1, 5, 2]])
-    assert views.numbered(chosen, 200).tolist() == [[5, 205, 7, 405], [207, 1, 605, 2]]
+    assert loader.numbered(chosen, 200).tolist() == [[5, 205, 7, 405], [207, 1, 605, 2]]
     permutation = np.random.default_rng(0).permutation(200).reshape(20, 10)
-    np.testing.assert_array_equal(views.numbered(permutation, 200), permutation)
+    np.testing.assert_array_equal(loader.numbered(permutation, 200), permutation)
     for memory in (True, False):
-        source = (views.TensorViews(TINY, [train_images.read(i) for i in range(200)], 0, "cpu") if memory else
-                  views.FolderViews(TINY, train_images, 0, "cpu", 0))
+        source = (
+            loader.TensorViews(TINY, [train_images.read(i) for i in range(200)], 0, "cpu")
+            if memory
+            else loader.FolderViews(TINY, train_images, 0, "cpu", 0)
+        )
         (a, b), index = next(source.batches(1, 2, chosen))
         assert index.tolist() == [5, 5, 7, 5]
-        seen = [*a[[0, 1, 3]], *b[[0, 1, 3]], *torch.cat(list(source.one_view(1, source.parts())))[[5]]]
+        seen = [
+            *a[[0, 1, 3]],
+            *b[[0, 1, 3]],
+            *torch.cat(list(source.one_view(1, source.parts())))[[5]],
+        ]
         assert all(not torch.equal(x, y) for i, x in enumerate(seen) for y in seen[:i])
 
 
-# Pseudo-labels belong to images ---------------------------------------------------------------------------------------
+# Pseudo-labels belong to images -------------------------------------------------------------------
 
 NUMBERED = replace(TINY, augment=replace(TINY.augment, jitter_p=0.0, grayscale=0.0))
 
@@ -179,8 +224,10 @@ def numbered_images(tmp_path_factory):
     classes = np.random.default_rng(0).integers(0, 3, 97)
     for number, label in enumerate(classes):
         (root / f"class{label}").mkdir(exist_ok=True)
-        Image.new("RGB", (40, 40), (number % 16 * 10, number // 16, 99)).save(root / f"class{label}" / f"{number:02d}.png")
-    found = images.image_folder(root, "numbered")
+        Image.new("RGB", (40, 40), (number % 16 * 10, number // 16, 99)).save(
+            root / f"class{label}" / f"{number:02d}.png"
+        )
+    found = image_list.image_folder(root, "numbered")
     numbers = [int(path.split("/")[1][:2]) for path in found.paths]
     return found, np.array(numbers)
 
@@ -188,33 +235,41 @@ def numbered_images(tmp_path_factory):
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("workers", [None, 0, 1, 3])
-def test_pseudo_labels_belong_to_their_images_in_any_order(numbered_images, workers, seed, monkeypatch):
-    """By shuffling (two seeds), in memory (None) or by 0 to 3 workers, and in the parts that 1, 2 or 4 processes would take: the
-    pixels of every row of every batch are those of the image whose prototype it is given, as an own clustering finds it."""
+def test_pseudo_labels_belong_to_their_images_in_any_order(
+    numbered_images, workers, seed, monkeypatch
+):
+    """By shuffling (two seeds), in memory (None) or by 0 to 3 workers, and in the parts that 1, 2
+    or 4 processes would take: the pixels of every row of every batch are those of the image whose
+    prototype it is given, as an own clustering finds it."""
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    monkeypatch.setattr(views, "IN_MEMORY_BYTES", 2**28 if workers is None else 0)
+    monkeypatch.setattr(loader, "IN_MEMORY_BYTES", 2**28 if workers is None else 0)
     source, number_of = numbered_images
     method = spcl.build(NUMBERED, torch.from_numpy(source.labels), 3, seed)
     method.backbone = _Colour()
-    opened = views.open_views(NUMBERED, source, seed, "cpu", workers or 0)
+    opened = loader.open_views(NUMBERED, source, seed, "cpu", workers or 0)
     method.start_epoch(3, loop.Training(NUMBERED, method, opened).extract)
     (prototype_I,) = method.prototypes
     same = prototype_I[:, None] == prototype_I
     angle = torch.from_numpy(number_of)
     apart = (angle[:, None] - angle).abs()
-    assert torch.minimum(apart, 97 - apart)[same].max() < 40, "clusters are arcs of the circle that the numbers lie on"
+    assert torch.minimum(apart, 97 - apart)[same].max() < 40, (
+        "clusters are arcs of the circle that the numbers lie on"
+    )
     by_number = dict(zip(number_of.tolist(), prototype_I.tolist(), strict=True))
     batches = method.draw_batches(3, 6)
     for world in (1, 2, 4):
         for rank in range(world):
-            for pictures, index in opened.batches(3, 2, np.ascontiguousarray(batches[:, rank::world])):
+            for pictures, index in opened.batches(
+                3, 2, np.ascontiguousarray(batches[:, rank::world])
+            ):
                 for view in pictures:
                     shown = _number(view).tolist()
                     assert shown == number_of[index.numpy()].tolist()
                     assert [by_number[number] for number in shown] == prototype_I[index].tolist()
 
 
-# The method -----------------------------------------------------------------------------------------------------------
+# The method ---------------------------------------------------------------------------------------
+
 
 def _method(labels=None, **changes):
     torch.manual_seed(0)
@@ -223,21 +278,42 @@ def _method(labels=None, **changes):
 
 
 def _extract(module, *, epoch, dtype):
-    return F.normalize(torch.randn(60, 8, generator=torch.Generator().manual_seed(3 + epoch)), dim=1).numpy().astype(dtype)
+    return (
+        F.normalize(torch.randn(60, 8, generator=torch.Generator().manual_seed(3 + epoch)), dim=1)
+        .numpy()
+        .astype(dtype)
+    )
 
 
 def _step(**changes):
     method = _method(**changes)
     method.start_epoch(0, _extract)
     index = torch.from_numpy(method.draw_batches(0, 1)[0])
-    pictures = [torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(v)) for v in range(2)]
+    pictures = [
+        torch.randn(16, 3, 32, 32, generator=torch.Generator().manual_seed(v)) for v in range(2)
+    ]
     return method, index, pictures
 
 
-@pytest.mark.parametrize("changes", [{}, {"alpha": 0.1}, {"beta": 0.0}, {"gamma": 0.0}, {"alpha": 0.0},
-                                     {"num_prototypes": (8, 4)}, {"negatives": "halves"}, {"decoupled": True},
-                                     {"symmetric": True}, {"pairs": "labels"}, {"prototypes": "labels"}, {"distance": "norm"},
-                                     {"metric_head": "linear"}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"alpha": 0.1},
+        {"beta": 0.0},
+        {"gamma": 0.0},
+        {"alpha": 0.0},
+        {"num_prototypes": (8, 4)},
+        {"negatives": "halves"},
+        {"decoupled": True},
+        {"symmetric": True},
+        {"pairs": "labels"},
+        {"prototypes": "labels"},
+        {"distance": "norm"},
+        {"metric_head": "linear"},
+    ],
+    ids=str,
+)
 def test_the_loss_is_eq_5(changes):
     method, index, pictures = _step(**changes)
     recipe, loss = method.recipe, method.loss(pictures, index)
@@ -246,7 +322,12 @@ def test_the_loss_is_eq_5(changes):
     expected = torch.zeros(())
     if recipe.alpha:
         parts = [slice(0, 16)] if recipe.negatives == "union" else [slice(0, 8), slice(8, 16)]
-        terms = [contrastive_loss(z[0, part], z[1, part], index[part], recipe.temperature, recipe.decoupled) for part in parts]
+        terms = [
+            contrastive_loss(
+                z[0, part], z[1, part], index[part], recipe.temperature, recipe.decoupled
+            )
+            for part in parts
+        ]
         expected = expected + recipe.alpha * sum(terms) / len(terms)
     if recipe.beta:  # anchor by anchor: a partner of p, an image of q, the same view
         same, different = [], []
@@ -254,7 +335,11 @@ def test_the_loss_is_eq_5(changes):
             for anchor in range(8):
                 for found, other in ((same, (anchor + 4) % 8), (different, anchor + 8)):
                     distance = h[view, anchor] - h[view, other]
-                    distance = distance.abs() if recipe.distance == "elementwise" else distance.norm().reshape(1)
+                    distance = (
+                        distance.abs()
+                        if recipe.distance == "elementwise"
+                        else distance.norm().reshape(1)
+                    )
                     found.append(method.metric(distance))
         expected = expected + recipe.beta * metric_loss(torch.cat(same), torch.cat(different))
     if recipe.gamma:
@@ -262,7 +347,11 @@ def test_the_loss_is_eq_5(changes):
         found = [method.labels] if recipe.prototypes == "labels" else method.prototypes
         for head, prototype in zip(method.prototype_heads, found, strict=True):
             logits, y = head(h.flatten(0, 1)), torch.cat([prototype[index], prototype[index]])
-            terms.append(symmetric_cross_entropy(logits, y, 0.1, 1.0) if recipe.symmetric else prototype_loss(logits, y))
+            terms.append(
+                symmetric_cross_entropy(logits, y, 0.1, 1.0)
+                if recipe.symmetric
+                else prototype_loss(logits, y)
+            )
         expected = expected + recipe.gamma * sum(terms) / len(terms)
     torch.testing.assert_close(loss, expected)
 
@@ -285,13 +374,19 @@ def test_what_is_clustered_is_as_configured(monkeypatch):
 
 
 def test_groups_are_what_the_recipe_names():
-    for changes, labelled in (({}, False), ({"pairs": "labels"}, True), ({"prototypes": "labels"}, False)):
+    for changes, labelled in (
+        ({}, False),
+        ({"pairs": "labels"}, True),
+        ({"prototypes": "labels"}, False),
+    ):
         method = _method(**changes)
         method.start_epoch(0, _extract)
         found = kmeans(_extract(None, epoch=0, dtype=np.float16), 8, seed=0, nredo=1).assignment
         assert np.array_equal(method.groups, method.labels.numpy()) == labelled
         assert len(np.unique(method.groups)) == (5 if labelled else len(np.unique(found)))
-        assert method.prototype_heads[0].out_features == (5 if changes.get("prototypes") == "labels" else 8)
+        assert method.prototype_heads[0].out_features == (
+            5 if changes.get("prototypes") == "labels" else 8
+        )
     leaking = _method(pairs="labels")
     leaking.start_epoch(0, _extract)
     leaking.draw_batches(0, 50)
@@ -299,7 +394,10 @@ def test_groups_are_what_the_recipe_names():
 
 
 def test_heads_start_anew_as_configured():
-    for reset, anew in (("prototype", {"prototype_heads"}), ("all", {"prototype_heads", "projection", "metric"})):
+    for reset, anew in (
+        ("prototype", {"prototype_heads"}),
+        ("all", {"prototype_heads", "projection", "metric"}),
+    ):
         method = _method(reset=reset)
         weights = []
         for epoch in (0, 1, 1):
@@ -307,8 +405,14 @@ def test_heads_start_anew_as_configured():
             weights.append({name: tensor.clone() for name, tensor in method.named_parameters()})
             names = {id(parameter): name for name, parameter in method.named_parameters()}
             assert {names[id(parameter)].split(".")[0] for parameter in method.renewed} == anew
-        assert {name.split(".")[0] for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])} == anew
-        assert all(torch.equal(weights[1][name], weights[2][name]) for name in weights[0]), "a function of seed and epoch"
+        assert {
+            name.split(".")[0]
+            for name in weights[0]
+            if not torch.equal(weights[0][name], weights[1][name])
+        } == anew
+        assert all(torch.equal(weights[1][name], weights[2][name]) for name in weights[0]), (
+            "a function of seed and epoch"
+        )
     fixed = _method(prototypes="labels")
     fixed.start_epoch(0, _extract)
     assert fixed.renewed == [], "true classes keep their meaning"
@@ -316,7 +420,7 @@ def test_heads_start_anew_as_configured():
 
 def test_the_optimiser_forgets_renewed_heads(train_images):
     recipe = replace(TINY, num_prototypes=(4,))
-    opened = views.open_views(recipe, train_images, 0, "cpu", 0)
+    opened = loader.open_views(recipe, train_images, 0, "cpu", 0)
     method = spcl.build(recipe, torch.from_numpy(train_images.labels), 20, 0)
     training = loop.Training(recipe, method, opened)
     training.optimizer = optimizer = torch.optim.SGD(method.parameters(), 0.0, momentum=0.9)
@@ -330,8 +434,12 @@ def test_the_optimiser_forgets_renewed_heads(train_images):
 
 @pytest.mark.parametrize("kind", ["sgd", "lars"])
 def test_renewed_heads_keep_the_peak_rate(kind):
-    for changes, apart in (({}, {"prototype_heads"}), ({"renewed_rate": "scheduled"}, set()), ({"prototypes": "labels"}, set()),
-                           ({"reset": "all"}, {"prototype_heads", "projection", "metric"})):
+    for changes, apart in (
+        ({}, {"prototype_heads"}),
+        ({"renewed_rate": "scheduled"}, set()),
+        ({"prototypes": "labels"}, set()),
+        ({"reset": "all"}, {"prototype_heads", "projection", "metric"}),
+    ):
         method = _method(**changes)
         train = replace(TINY.train, optimizer=kind, lr=0.5)
         optimizer = optim.optimizer(train, method)
@@ -345,7 +453,9 @@ def test_renewed_heads_keep_the_peak_rate(kind):
 def test_the_log_tells_each_term(train_images, tmp_path):
     path = loop.pretrain(replace(TINY, beta=0.5), train_images, tmp_path, seed=0)
     for line in map(json.loads, (path.parent / "log.jsonl").read_text().splitlines()):
-        assert line["contrastive"] + line["metric"] + line["prototype"] == pytest.approx(line["loss"], rel=1e-4)
+        assert line["contrastive"] + line["metric"] + line["prototype"] == pytest.approx(
+            line["loss"], rel=1e-4
+        )
         assert 0 <= line["positives_of_one_class"] <= 1
 
 
@@ -356,8 +466,12 @@ def test_only_clusters_that_are_needed_are_made():
         asked.append(how)
         return _extract(module, **how)
 
-    for changes, log in (({"pairs": "labels", "prototypes": "labels"}, set()), ({"pairs": "labels", "gamma": 0.0}, set()),
-                         ({"gamma": 0.0, "num_prototypes": (8, 4)}, {8}), ({"num_prototypes": (8, 4)}, {8, 4})):
+    for changes, log in (
+        ({"pairs": "labels", "prototypes": "labels"}, set()),
+        ({"pairs": "labels", "gamma": 0.0}, set()),
+        ({"gamma": 0.0, "num_prototypes": (8, 4)}, {8}),
+        ({"num_prototypes": (8, 4)}, {8, 4}),
+    ):
         method = _method(**changes)
         found = method.start_epoch(0, extract)
         assert {int(name.split("_")[1]) for name in found} == log
@@ -367,29 +481,46 @@ def test_only_clusters_that_are_needed_are_made():
 def test_batch_norm_trains(train_images, tmp_path):
     """Clustering puts the network into evaluation mode; it must not stay there."""
     path = loop.pretrain(TINY, train_images, tmp_path, seed=0)
-    assert int(checkpoints.load(path).backbone.bn1.num_batches_tracked) == 2 * (200 // 16)
+    assert int(encoders.load(path).backbone.bn1.num_batches_tracked) == 2 * (200 // 16)
 
 
 def _weights(path):
-    return checkpoints.load(path).backbone.state_dict()
+    return encoders.load(path).backbone.state_dict()
 
 
-@pytest.mark.parametrize(("changes", "leaks"), [({}, False), ({"gamma": 0.0}, False), ({"pairs": "labels"}, True),
-                                                ({"prototypes": "labels"}, True)])
+@pytest.mark.parametrize(
+    ("changes", "leaks"),
+    [
+        ({}, False),
+        ({"gamma": 0.0}, False),
+        ({"pairs": "labels"}, True),
+        ({"prototypes": "labels"}, True),
+    ],
+)
 def test_labels_train_nothing_unless_asked_to(train_images, tmp_path, changes, leaks):
     """The same training on shuffled labels."""
     recipe = replace(TINY, train=replace(TINY.train, epochs=1), **changes)
-    shuffled = replace(train_images, labels=np.random.default_rng(0).permutation(train_images.labels))
-    a, b = (loop.pretrain(recipe, source, tmp_path / name, seed=0)
-            for name, source in (("true", train_images), ("shuffled", shuffled)))
-    assert all(torch.equal(x, y) for x, y in zip(_weights(a).values(), _weights(b).values(), strict=True)) != leaks
+    shuffled = replace(
+        train_images, labels=np.random.default_rng(0).permutation(train_images.labels)
+    )
+    a, b = (
+        loop.pretrain(recipe, source, tmp_path / name, seed=0)
+        for name, source in (("true", train_images), ("shuffled", shuffled))
+    )
+    assert (
+        all(
+            torch.equal(x, y)
+            for x, y in zip(_weights(a).values(), _weights(b).values(), strict=True)
+        )
+        != leaks
+    )
 
 
 def test_one_batch_can_be_learnt(train_images):
     """All three losses fall when the same few images are seen again and again."""
     recipe = replace(TINY, num_prototypes=(4,))
     method = spcl.build(recipe, torch.from_numpy(train_images.labels), 20, 0)
-    opened = views.open_views(recipe, train_images, 0, "cpu", 0)
+    opened = loader.open_views(recipe, train_images, 0, "cpu", 0)
     method.start_epoch(0, loop.Training(recipe, method, opened).extract)
     pictures, index = next(opened.batches(0, 2, method.draw_batches(0, 1)))
     optimizer = torch.optim.SGD(method.parameters(), 0.1, momentum=0.9)
@@ -403,11 +534,20 @@ def test_one_batch_can_be_learnt(train_images):
     assert losses[-1] < 0.3 * losses[0]
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"alpha": 0.0, "beta": 0.0, "gamma": 0.0}, "weights"), ({"beta": -1.0}, "weights"), ({"gamma": float("nan")}, "weights"),
-    ({"train": replace(TINY.train, batch_size=6)}, "quarters"), ({"num_prototypes": (61,)}, "61 prototypes asked of 60 images"),
-    ({"num_prototypes": ()}, "2 or more"), ({"sce_alpha": float("nan")}, "sce-alpha"), ({"whiten": -1}, "whiten"),
-    ({"num_prototypes": (8, 1)}, "2 or more")])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"alpha": 0.0, "beta": 0.0, "gamma": 0.0}, "weights"),
+        ({"beta": -1.0}, "weights"),
+        ({"gamma": float("nan")}, "weights"),
+        ({"train": replace(TINY.train, batch_size=6)}, "quarters"),
+        ({"num_prototypes": (61,)}, "61 prototypes asked of 60 images"),
+        ({"num_prototypes": ()}, "2 or more"),
+        ({"sce_alpha": float("nan")}, "sce-alpha"),
+        ({"whiten": -1}, "whiten"),
+        ({"num_prototypes": (8, 1)}, "2 or more"),
+    ],
+)
 def test_senseless_recipes_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
         _method(**changes)
@@ -436,7 +576,10 @@ def test_as_many_clusters_as_images_leave_no_pair():
 @pytest.mark.gpu
 def test_spcl_trains_on_a_gpu(train_images, tmp_path):
     path = loop.pretrain(TINY, train_images, tmp_path, seed=0, device="cuda")
-    assert all(np.isfinite(json.loads(line)["loss"]) for line in (path.parent / "log.jsonl").read_text().splitlines())
+    assert all(
+        np.isfinite(json.loads(line)["loss"])
+        for line in (path.parent / "log.jsonl").read_text().splitlines()
+    )
 
 
 def test_the_paper_s_hyper_parameters():
@@ -444,11 +587,24 @@ def test_the_paper_s_hyper_parameters():
     cifar, imagenet = recipes.SPCL_CIFAR10, recipes.SPCL_IMAGENET
     for recipe in (cifar, imagenet):
         train = recipe.train
-        assert (train.optimizer, train.lr, train.weight_decay, train.schedule) == ("lars", 1.0, 1e-6, "cosine")
+        assert (train.optimizer, train.lr, train.weight_decay, train.schedule) == (
+            "lars",
+            1.0,
+            1e-6,
+            "cosine",
+        )
         assert (recipe.alpha, recipe.beta, recipe.gamma, train.warmup_epochs) == (1, 1, 1, 10)
     assert (cifar.train.epochs, cifar.train.batch_size, cifar.num_prototypes) == (1000, 512, (512,))
-    assert (imagenet.train.epochs, imagenet.train.batch_size, imagenet.num_prototypes) == (200, 1024, (2048,))
-    assert (cifar.augment.jitter, cifar.augment.blur, cifar.augment.min_area) == ((0.4, 0.4, 0.4, 0.1), 0, 0.08)
+    assert (imagenet.train.epochs, imagenet.train.batch_size, imagenet.num_prototypes) == (
+        200,
+        1024,
+        (2048,),
+    )
+    assert (cifar.augment.jitter, cifar.augment.blur, cifar.augment.min_area) == (
+        (0.4, 0.4, 0.4, 0.1),
+        0,
+        0.08,
+    )
     assert recipes.SIMCLR_CIFAR10.train == cifar.train == recipes.SUPERVISED_CIFAR10.train
     assert recipes.SIMCLR_CIFAR10.augment == cifar.augment
 

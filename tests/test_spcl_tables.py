@@ -1,4 +1,5 @@
-"""SPCL's tables as printed, and what is particular to them: cells that a row lacks, numbers for which lower is better."""
+"""SPCL's tables as printed, and what is particular to them: cells that a row lacks, numbers for
+which lower is better."""
 
 import re
 from dataclasses import replace
@@ -9,10 +10,12 @@ import pytest
 
 from evaluate import linear, similarity
 from pretrain import loop, recipes
-from protobench import mini, records
+from protobench import records
+from protobench.data.synthetic import bundled
 from tables import __main__ as tables_main
-from tables import compare, pictures, show, spcl_figure2, spcl_rows, spcl_table1, spcl_table2, verdicts
-from tables.catalogue import load
+from tables.engine import compare, pictures, show, verdicts
+from tables.engine.catalogue import load
+from tables.spcl import figure2, rows, table1, table2
 
 DATA = Path(__file__).parent / "data"
 
@@ -22,8 +25,15 @@ def _plain(text):
 
 
 def test_table_1_is_as_printed():
-    """Its block SimCLR bears the name on the second of three lines; four names are misprinted or run together."""
-    spelt = {"MoChi": "MoCHi", "MoCov2": "MoCo v2", "SimCLRv2": "SimCLR v2", "BOYL": "BYOL", "PCLv2": "PCL v2"}
+    """Its block SimCLR bears the name on the second of three lines; four names are misprinted or
+    run together."""
+    spelt = {
+        "MoChi": "MoCHi",
+        "MoCov2": "MoCo v2",
+        "SimCLRv2": "SimCLR v2",
+        "BOYL": "BYOL",
+        "PCLv2": "PCL v2",
+    }
     printed = []
     for line in (DATA / "spcl_table1_excerpt.txt").read_text().splitlines()[1:]:
         title, arch, million, batch, top1 = map(_plain, line.split("\t"))
@@ -31,66 +41,108 @@ def test_table_1_is_as_printed():
             name = spelt.get(title, title) or "SimCLR"
             wide = re.search(r"\((\d) *\)", arch)
             printed.append((f"{name} ({wide[1]}x)" if wide else name, million, batch, top1))
-    table = spcl_table1.TABLE
+    table = table1.TABLE
     ours = []
     for row in table.printed_rows:
         _, million, batch = re.split(", (?=[0-9]|batch)", table.architectures[row.title])
-        ours.append((row.title, million.removesuffix(" M"), batch.removeprefix("batch "), table.numbers[row.name, "Top-1"]))
+        ours.append(
+            (
+                row.title,
+                million.removesuffix(" M"),
+                batch.removeprefix("batch "),
+                table.numbers[row.name, "Top-1"],
+            )
+        )
     assert ours == printed
-    assert [row.name for row in table.rows if not row.cited] == ["random", "moco", "pcl", "pcl-v2", "spcl", "supervised"]
+    assert [row.name for row in table.rows if not row.cited] == [
+        "random",
+        "moco",
+        "pcl",
+        "pcl-v2",
+        "spcl",
+        "supervised",
+    ]
 
 
 def test_table_2_is_as_printed_weight_by_weight():
-    table, mini = spcl_table2.TABLE, {row.title: row.mini for row in spcl_table2.TABLE.rows}
+    table, recipes_by_row = table2.TABLE, {row.title: row.mini for row in table2.TABLE.rows}
     lines = (DATA / "spcl_table2_excerpt.txt").read_text().splitlines()[1:]
     assert len(lines) == 10
     for row, line in zip(table.printed_rows, lines, strict=True):
-        cells = [re.sub(r"<[^>]*>|\\checkmark|\\pm.*|\$", "", cell).strip() for cell in line.split("\t")]
+        cells = [
+            re.sub(r"<[^>]*>|\\checkmark|\\pm.*|\$", "", cell).strip() for cell in line.split("\t")
+        ]
         title, *weights, top1, tp, fn = cells
         numbers = [table.numbers[row.name, column.title] for column in table.columns]
         assert numbers == [top1, *("" if cell == "—" else cell for cell in (tp, fn))], row.name
         if title == "SPCL":
-            expected = [0.0 if "times" in weight else float(weight.strip("()")) if "GT" not in weight else 1.0
-                        for weight in weights]
-            assert [mini[row.title].alpha, mini[row.title].beta, mini[row.title].gamma] == expected
-            assert (mini[row.title].prototypes == "labels") == (weights[2] == "(GT)")
+            expected = [
+                (
+                    0.0
+                    if "times" in weight
+                    else float(weight.strip("()"))
+                    if "GT" not in weight
+                    else 1.0
+                )
+                for weight in weights
+            ]
+            assert [
+                recipes_by_row[row.title].alpha,
+                recipes_by_row[row.title].beta,
+                recipes_by_row[row.title].gamma,
+            ] == expected
+            assert (recipes_by_row[row.title].prototypes == "labels") == (weights[2] == "(GT)")
 
 
 def test_the_symmetric_pair_is_the_text_s():
     table = load("spcl-symmetric")
     assert [table.numbers["spcl", c.title] for c in table.columns] == ["73.97", "93.24"]
     assert [table.numbers["spcl-symmetric", c.title] for c in table.columns] == ["74.04", "93.35"]
-    assert (table.row("spcl-symmetric").mini.sce_alpha, table.row("spcl-symmetric").mini.sce_beta) == (0.1, 1.0)
-    assert (table.row("spcl-symmetric-wang").mini.sce_alpha, table.row("spcl-symmetric-wang").mini.sce_beta) == (6.0, 0.1)
-    assert {row.recipe("paper").dataset for row in table.rows if row.name != "random"} == {"cifar100"}
+    assert (
+        table.row("spcl-symmetric").mini.sce_alpha,
+        table.row("spcl-symmetric").mini.sce_beta,
+    ) == (0.1, 1.0)
+    assert (
+        table.row("spcl-symmetric-wang").mini.sce_alpha,
+        table.row("spcl-symmetric-wang").mini.sce_beta,
+    ) == (6.0, 0.1)
+    assert {row.recipe("paper").dataset for row in table.rows if row.name != "random"} == {
+        "cifar100"
+    }
 
 
 def test_margins_are_what_their_reason_says():
     leads = {"top-1": 94.12 - 92.01, "TP": 0.85 - 0.68, "FN": 0.19 - 0.11}
-    for column in spcl_table2.TABLE.columns:
+    for column in table2.TABLE.columns:
         assert column.margin < leads[column.title] / 3
-    assert spcl_table1.TABLE.columns[0].margin < 77.68 - 77.15
+    assert table1.TABLE.columns[0].margin < 77.68 - 77.15
 
 
 def test_rows_of_both_tiers_differ_in_the_same_fields():
-    for row in spcl_table2.TABLE.rows[3:]:
+    for row in table2.TABLE.rows[3:]:
         for tier, base in (("mini", recipes.SPCL_ABLATION_MINI), ("paper", recipes.SPCL_CIFAR10)):
             recipe = row.recipe(tier)
             changed = {name for name in vars(base) if getattr(recipe, name) != getattr(base, name)}
             assert changed <= {"alpha", "beta", "gamma", "pairs", "prototypes"}, row.name
-    assert spcl_rows.LEAK.mini == replace(recipes.SPCL_ABLATION_MINI, pairs="labels")
+    assert rows.LEAK.mini == replace(recipes.SPCL_ABLATION_MINI, pairs="labels")
 
 
 def test_a_sweep_shares_the_encoder_that_all_tables_have():
-    for rows in (spcl_rows.BY_PROTOTYPES, spcl_rows.BY_BATCH, spcl_rows.SPCL_BY_TEMPERATURE):
-        assert [row.mini == recipes.SPCL_ABLATION_MINI for row in rows].count(True) == 1
-        assert next(row for row in rows if row.name == "spcl") == spcl_rows.SPCL
-    for row in spcl_rows.BY_BATCH:
-        for base, recipe in ((recipes.SPCL_ABLATION_MINI, row.mini), (recipes.SPCL_CIFAR10, row.paper)):
-            assert recipe.train.lr / recipe.train.batch_size == pytest.approx(base.train.lr / base.train.batch_size)
+    for family in (rows.BY_PROTOTYPES, rows.BY_BATCH, rows.SPCL_BY_TEMPERATURE):
+        assert [row.mini == recipes.SPCL_ABLATION_MINI for row in family].count(True) == 1
+        assert next(row for row in family if row.name == "spcl") == rows.SPCL
+    for row in rows.BY_BATCH:
+        for base, recipe in (
+            (recipes.SPCL_ABLATION_MINI, row.mini),
+            (recipes.SPCL_CIFAR10, row.paper),
+        ):
+            assert recipe.train.lr / recipe.train.batch_size == pytest.approx(
+                base.train.lr / base.train.batch_size
+            )
 
 
-# Lower is better, and cells that a row lacks --------------------------------------------------------------------------
+# Lower is better, and cells that a row lacks ------------------------------------------------------
+
 
 def test_of_a_number_that_should_be_low_a_high_one_is_short():
     runs = np.array([[0.30], [0.31], [0.29]])
@@ -106,22 +158,43 @@ def test_of_a_number_that_should_be_low_a_high_one_is_short():
 
 def _fill(results, tier="mini", **top1):
     """Records of Table 2: top-1 as given, else the paper's; TP and FN the paper's."""
-    table = spcl_table2.TABLE
+    table = table2.TABLE
     for row in table.rows:
         for seed in (1, 2, 3):
             wobble = 0.01 * seed
             subject = {"row": row.name, "seed": seed, "source": "retrained", "recipe": row.name}
-            common = {"subject": subject, "data": {"classes": 10, "train_images": 50_000},
-                      "checkpoint": {"arch": "resnet18, cifar stem", "untouched": False, "trained": None},
-                      "metric": {}}
-            unit = {"data_name": "cifar10", "version": 1, "encoder": f"{row.name}{seed}", "data": ["a"], "params": {}}
-            value = top1.get(row.name.replace("-", "_"), float(table.numbers[row.name, "top-1"] or 30))
-            records.write(results / tier / "records", unit | {"evaluation": "linear"}, [{"draw": 0, "value": value + wobble}],
-                          **common | {"metric": {"test_images": 10_000}})
+            common = {
+                "subject": subject,
+                "data": {"classes": 10, "train_images": 50_000},
+                "checkpoint": {"arch": "resnet18, cifar stem", "untouched": False, "trained": None},
+                "metric": {},
+            }
+            unit = {
+                "data_name": "cifar10",
+                "version": 1,
+                "encoder": f"{row.name}{seed}",
+                "data": ["a"],
+                "params": {},
+            }
+            value = top1.get(
+                row.name.replace("-", "_"), float(table.numbers[row.name, "top-1"] or 30)
+            )
+            records.write(
+                results / tier / "records",
+                unit | {"evaluation": "linear"},
+                [{"draw": 0, "value": value + wobble}],
+                **common | {"metric": {"test_images": 10_000}},
+            )
             if not row.lacks:
-                tp, fn = (float(table.numbers[row.name, what]) + wobble / 10 for what in ("TP", "FN"))
-                records.write(results / tier / "records", unit | {"evaluation": "similarity"},
-                              [{"draw": 0, "value": tp, "fn": fn}], **common)
+                tp, fn = (
+                    float(table.numbers[row.name, what]) + wobble / 10 for what in ("TP", "FN")
+                )
+                records.write(
+                    results / tier / "records",
+                    unit | {"evaluation": "similarity"},
+                    [{"draw": 0, "value": tp, "fn": fn}],
+                    **common,
+                )
 
 
 def test_cells_that_a_row_lacks_are_not_missing(command, tmp_path):
@@ -130,17 +203,24 @@ def test_cells_that_a_row_lacks_are_not_missing(command, tmp_path):
     assert code == 0, err
     assert "29 off-protocol, 4 absent" in out
     assert out.count("holds") == 10 + 1, "every claim, and the summary"
-    line = next(line for line in out.splitlines() if line.startswith("Supervised") and "|" not in line)
+    line = next(
+        line for line in out.splitlines() if line.startswith("Supervised") and "|" not in line
+    )
     assert line.split() == ["Supervised", "—", "—"]
 
 
 def test_in_the_paper_s_tier_equal_numbers_are_reproduced(command, tmp_path):
     _fill(tmp_path, "paper")
-    code, out, err = command(tables_main.main, "diff", "spcl-table2", "--tier", "paper", "--results", tmp_path)
+    code, out, err = command(
+        tables_main.main, "diff", "spcl-table2", "--tier", "paper", "--results", tmp_path
+    )
     assert code == 0, err
-    assert "28 reproduced, 4 absent, 1 unprinted" in out or "1 unprinted, 4 absent, 28 reproduced" in out
-    found = compare.collect(spcl_table2.TABLE, tmp_path, "paper").rows
-    outcome = compare.outcome(spcl_table2.TABLE, "paper", found)
+    assert (
+        "28 reproduced, 4 absent, 1 unprinted" in out
+        or "1 unprinted, 4 absent, 28 reproduced" in out
+    )
+    found = compare.collect(table2.TABLE, tmp_path, "paper").rows
+    outcome = compare.outcome(table2.TABLE, "paper", found)
     assert "absent" in show.cells_csv(outcome)
 
 
@@ -152,13 +232,20 @@ def test_a_better_simclr_reverses_the_claims_about_it(command, tmp_path):
     assert re.search(r"^holds +the metric loss is needed", out, re.MULTILINE)
 
 
-# The record of TP and FN ----------------------------------------------------------------------------------------------
+# The record of TP and FN --------------------------------------------------------------------------
+
 
 def test_the_last_epoch_of_the_course_becomes_a_record(command, train_images, world, tmp_path):
-    recipe = replace(recipes.SPCL_MINI, num_prototypes=(8,), train=replace(recipes.SPCL_MINI.train, epochs=2, batch_size=32))
+    recipe = replace(
+        recipes.SPCL_MINI,
+        num_prototypes=(8,),
+        train=replace(recipes.SPCL_MINI.train, epochs=2, batch_size=32),
+    )
     path = loop.pretrain(recipe, train_images, tmp_path / "run", seed=0)
     last = (path.parent / "log.jsonl").read_text().splitlines()[-1]
-    code, out, err = command(similarity.main, "--ckpt", path, "--data", world, "--results", tmp_path / "scores")
+    code, out, err = command(
+        similarity.main, "--ckpt", path, "--data", world, "--results", tmp_path / "scores"
+    )
     assert code == 0, err
     assert "last of 2 epochs" in out
     (record,) = records.read_all(tmp_path / "scores").values()
@@ -167,39 +254,72 @@ def test_the_last_epoch_of_the_course_becomes_a_record(command, train_images, wo
 
 
 def test_other_images_than_those_of_the_training_are_refused(command, moco_file, world, tmp_path):
-    small = mini.ensure(tmp_path / "small", {"imagenet-train": 60, "imagenet-val": 20, "voc-trainval": 20, "voc-test": 20,
-                                             "places-train": 20, "places-val": 20})
-    code, _, err = command(similarity.main, "--ckpt", moco_file, "--data", small, "--results", tmp_path)
+    small = bundled.ensure(
+        tmp_path / "small",
+        {
+            "imagenet-train": 60,
+            "imagenet-val": 20,
+            "voc-trainval": 20,
+            "voc-test": 20,
+            "places-train": 20,
+            "places-val": 20,
+        },
+    )
+    code, _, err = command(
+        similarity.main, "--ckpt", moco_file, "--data", small, "--results", tmp_path
+    )
     assert code == 2
     assert "was not trained on these images" in err
 
 
 def test_embedded_images_never_pass_for_cifar(command, world, encoder_file, tmp_path):
-    code, out, err = command(linear.main, "--ckpt", encoder_file, "--data", world, "--dataset", "cifar10", "--epochs", 1,
-                             "--batch-size", 20, "--workers", 0, "--results", tmp_path)
+    code, out, err = command(
+        linear.main,
+        "--ckpt",
+        encoder_file,
+        "--data",
+        world,
+        "--dataset",
+        "cifar10",
+        "--epochs",
+        1,
+        "--batch-size",
+        20,
+        "--workers",
+        0,
+        "--results",
+        tmp_path,
+    )
     assert code == 0, err
     assert "EMBEDDED DATA" in out
-    code, _, err = command(tables_main.main, "reproduce", "spcl-leak", "--tier", "paper", "--data", world, "--plan")
+    code, _, err = command(
+        tables_main.main, "reproduce", "spcl-leak", "--tier", "paper", "--data", world, "--plan"
+    )
     assert code == 2
     assert "this is the embedded data" in err
 
 
 def test_encoders_without_it_are_refused(command, moco_file, encoder_file, world, tmp_path):
     for path, complaint in ((moco_file, "were not measured"), (encoder_file, "no course beside")):
-        code, _, err = command(similarity.main, "--ckpt", path, "--data", world, "--results", tmp_path)
+        code, _, err = command(
+            similarity.main, "--ckpt", path, "--data", world, "--results", tmp_path
+        )
         assert code == 2
         assert complaint in err
         assert "hint:" in err
 
 
-# Figure 2 -------------------------------------------------------------------------------------------------------------
+# Figure 2 -----------------------------------------------------------------------------------------
+
 
 def test_insensitive_by_hand():
     """Three pairs each: an interval is the mean -+ 4.303 s / sqrt 3."""
     close, far = [0.1, 0.2, 0.15], [-3.0, -3.1, -2.9]
     assert verdicts.insensitive([close, close], 1.0)[0] == "holds"
     assert verdicts.insensitive([close, far], 1.0)[0] == "reversed"
-    assert verdicts.insensitive([far], 1.0)[1][0].interval == pytest.approx((-3.248, -2.752), abs=1e-3)
+    assert verdicts.insensitive([far], 1.0)[1][0].interval == pytest.approx(
+        (-3.248, -2.752), abs=1e-3
+    )
     assert verdicts.insensitive([[0.5, 1.5, 1.0]], 1.0)[0] == "undecided"
     assert verdicts.insensitive([[0.1], [0.2]], 1.0)[0] == "undecided"
     assert verdicts.insensitive([], 1.0)[0] == "not-run"
@@ -214,33 +334,70 @@ def test_insensitive_is_rarely_wrong_at_the_margin():
 
 
 def _figure_2(accuracy=lambda row: 80.0, fn=lambda row: 0.2):
-    """Records of all rows of the figure, two seeds, three epochs, of which only the last has ``fn``."""
+    """Records of all rows of the figure, two seeds, three epochs, of which only the last has
+    ``fn``."""
     found = {}
-    for row in spcl_figure2.FIGURE.rows:
+    for row in figure2.FIGURE.rows:
         for seed in (1, 2):
-            recipe = {"temperature": row.mini.temperature, "train": {"batch_size": row.mini.train.batch_size},
-                      "num_prototypes": getattr(row.mini, "num_prototypes", ())}
-            common = {"subject": {"row": row.name, "seed": seed}, "checkpoint": {"trained": {"recipe": recipe}}}
+            recipe = {
+                "temperature": row.mini.temperature,
+                "train": {"batch_size": row.mini.train.batch_size},
+                "num_prototypes": getattr(row.mini, "num_prototypes", ()),
+            }
+            common = {
+                "subject": {"row": row.name, "seed": seed},
+                "checkpoint": {"trained": {"recipe": recipe}},
+            }
             wobble = 0.01 * seed
-            found.setdefault(row.name, []).extend([
-                {**common, "unit": {"evaluation": "linear", "data_name": "cifar10"},
-                 "runs": [{"draw": 0, "value": accuracy(row) + wobble}]},
-                {**common, "unit": {"evaluation": "course", "data_name": "cifar10"},
-                 "runs": [{"tp": 0.5 + 0.1 * epoch + wobble * row.mini.temperature,
-                           "fn": (fn(row) if epoch == 2 else 0.9 - fn(row)) + 0.001 * seed * row.mini.temperature}
-                          for epoch in range(3)]}])
+            found.setdefault(row.name, []).extend(
+                [
+                    {
+                        **common,
+                        "unit": {"evaluation": "linear", "data_name": "cifar10"},
+                        "runs": [{"draw": 0, "value": accuracy(row) + wobble}],
+                    },
+                    {
+                        **common,
+                        "unit": {"evaluation": "course", "data_name": "cifar10"},
+                        "runs": [
+                            {
+                                "tp": 0.5 + 0.1 * epoch + wobble * row.mini.temperature,
+                                "fn": (
+                                    (fn(row) if epoch == 2 else 0.9 - fn(row))
+                                    + 0.001 * seed * row.mini.temperature
+                                ),
+                            }
+                            for epoch in range(3)
+                        ],
+                    },
+                ]
+            )
     return found
 
 
 def test_the_claims_of_figure_2():
     def fn(row):
-        return 0.3 * row.mini.temperature if row.mini.method == "simclr" else 0.02 * row.mini.temperature
+        return (
+            0.3 * row.mini.temperature
+            if row.mini.method == "simclr"
+            else 0.02 * row.mini.temperature
+        )
 
-    judged = {text: (verdict, detail) for text, verdict, detail, _ in
-              spcl_figure2.claims(_figure_2(lambda row: {"spcl-prototypes-1": 70.0, "spcl-batch-1": 60.0}.get(row.name, 80.0),
-                                            fn))}
-    assert judged["accuracy hardly changes with the batch size, once it is sufficient"][0] == "holds"
-    verdict, detail = next(value for text, value in judged.items() if "number of prototypes" in text)
+    judged = {
+        text: (verdict, detail)
+        for text, verdict, detail, _ in figure2.claims(
+            _figure_2(
+                lambda row: {"spcl-prototypes-1": 70.0, "spcl-batch-1": 60.0}.get(row.name, 80.0),
+                fn,
+            )
+        )
+    }
+    assert (
+        judged["accuracy hardly changes with the batch size, once it is sufficient"][0] == "holds"
+    )
+    verdict, detail = next(
+        value for text, value in judged.items() if "number of prototypes" in text
+    )
     assert verdict == "reversed"
     assert "25: -10.0" in detail
     assert judged["FN is more robust to the temperature in SPCL than in SimCLR"][0] == "holds"
@@ -250,22 +407,31 @@ def test_the_claims_of_figure_2():
 
 def test_figure_2_needs_courses_that_measured_it():
     found = _figure_2()
-    assert pictures.missing(spcl_figure2.FIGURE, found) == []
+    assert pictures.missing(figure2.FIGURE, found) == []
     for run in found["simclr"][1]["runs"]:
         del run["fn"]
     del found["simclr"][3]
-    assert pictures.missing(spcl_figure2.FIGURE, found) == ["simclr"]
+    assert pictures.missing(figure2.FIGURE, found) == ["simclr"]
 
 
 def test_figure_2_holds_every_number():
-    drawing = spcl_figure2.draw(_figure_2(lambda row: 60.0 + row.mini.temperature))
-    (line, *_), (*_, points) = ([each for each in drawing.picture.axes[0].lines][:1], [drawing.picture.axes[0].lines[1]])
+    drawing = figure2.draw(_figure_2(lambda row: 60.0 + row.mini.temperature))
+    (line, *_), (*_, points) = (
+        [each for each in drawing.picture.axes[0].lines][:1],
+        [drawing.picture.axes[0].lines[1]],
+    )
     assert line.get_ydata() == pytest.approx([60.215] * 3), "the mean of 60.21 and 60.22"
     assert sorted(points.get_ydata()) == pytest.approx([60.21, 60.22])
     quantities = [(line[0], line[1], line[6]) for line in drawing.data]
-    sweeps = len(spcl_rows.BY_PROTOTYPES) + len(spcl_rows.BY_BATCH)
+    sweeps = len(rows.BY_PROTOTYPES) + len(rows.BY_BATCH)
     assert sum(what == "top-1" for *_, what in quantities) == 2 * sweeps
     assert sum(what == "FN" for *_, what in quantities) == 2 * 3 * 6
     titles = [axis.get_title() for axis in drawing.picture.axes]
-    assert titles == ["(a) Accuracy by prototypes K", "(a) Accuracy by batch size", "(b) SimCLR, TP", "(b) SimCLR, FN",
-                      "(b) SPCL, TP", "(b) SPCL, FN"]
+    assert titles == [
+        "(a) Accuracy by prototypes K",
+        "(a) Accuracy by batch size",
+        "(b) SimCLR, TP",
+        "(b) SimCLR, FN",
+        "(b) SPCL, TP",
+        "(b) SPCL, FN",
+    ]

@@ -1,14 +1,15 @@
-"""A part of what ``python tests/survival.py`` does: trainings that die, at some operations on files and at some moments."""
+"""A part of what ``python tests/survival.py`` does: trainings that die, at some operations on files
+and at some moments."""
 
 import pytest
 import survival
 
-from protobench import mini
+from protobench.data.synthetic import bundled
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    return mini.ensure(tmp_path_factory.mktemp("small") / "data", survival.IMAGES)
+    return bundled.ensure(tmp_path_factory.mktemp("small") / "data", survival.IMAGES)
 
 
 @pytest.mark.parametrize("name", survival.METHODS)

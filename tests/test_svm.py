@@ -2,9 +2,17 @@ import numpy as np
 import pytest
 from sklearn.svm import LinearSVC
 
-from evaluate import fullsvm, lowshot, newton
-from evaluate.svm import GOYAL_COSTS, LARGEST_COST, Problem, check_costs, decision, normalise
-from protobench.errors import UserError
+from evaluate import fullsvm, lowshot
+from evaluate.svm import newton
+from evaluate.svm.liblinear import (
+    GOYAL_COSTS,
+    LARGEST_COST,
+    Problem,
+    check_costs,
+    decision,
+    normalise,
+)
+from protobench.runtime.errors import UserError
 
 pytestmark = pytest.mark.arithmetic
 
@@ -20,8 +28,16 @@ def _data(n=80, d=30, seed=0):
 @pytest.mark.parametrize("weight", [1.0, 2.0])
 def test_same_optimum_as_scikit_learns(cost, weight):
     x, positive = _data()
-    theirs = LinearSVC(C=cost, class_weight={1: weight, -1: 1}, loss="squared_hinge", dual=True, tol=1e-8, max_iter=100_000,
-                       intercept_scaling=1.0, random_state=0).fit(x, np.where(positive, 1, -1))
+    theirs = LinearSVC(
+        C=cost,
+        class_weight={1: weight, -1: 1},
+        loss="squared_hinge",
+        dual=True,
+        tol=1e-8,
+        max_iter=100_000,
+        intercept_scaling=1.0,
+        random_state=0,
+    ).fit(x, np.where(positive, 1, -1))
     ours = decision(x, Problem(x).fit(positive, cost, weight)[None])[:, 0]
     np.testing.assert_allclose(ours, theirs.decision_function(x), atol=2e-3)
 
@@ -67,7 +83,9 @@ def test_features_that_are_not_finite_are_refused_on_either_side():
 
 @pytest.mark.parametrize("script", [fullsvm, lowshot])
 @pytest.mark.parametrize("costs", [(1e5,), (0.5, 1001.0), ("inf",), (-1.0,), (0.5, 0.5)])
-def test_both_scripts_refuse_the_same_costs_before_anything_is_read(command, tmp_path, script, costs):
+def test_both_scripts_refuse_the_same_costs_before_anything_is_read(
+    command, tmp_path, script, costs
+):
     code, _, err = command(script.main, "--ckpt", tmp_path / "absent.pth", "--costs", *costs)
     assert code == 2
     assert "--costs must be different positive numbers of at most 1000, not" in err
@@ -88,7 +106,10 @@ def test_liblinear_reaches_its_optimum_at_the_largest_cost_and_not_far_beyond():
 
     def excess(cost):
         def objective(w):
-            return 0.5 * w @ w + cost * np.where(positive, 2, 1) @ np.maximum(0, 1 - y * (with_bias @ w)) ** 2
+            return (
+                0.5 * w @ w
+                + cost * np.where(positive, 2, 1) @ np.maximum(0, 1 - y * (with_bias @ w)) ** 2
+            )
 
         (b,) = newton.path(newton.gram(x), positive, (cost,), 2.0)
         return objective(Problem(x).fit(positive, cost, 2.0)) / objective(with_bias.T @ b) - 1

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from pretrain import recipes
-from tables.catalogue import TABLES, load
-from tables.table1 import PLACES, TABLE, VOC
+from tables.engine.catalogue import TABLES, load
+from tables.pcl.table1 import PLACES, TABLE, VOC
 
 EXCERPT = (Path(__file__).parent / "data" / "pcl_table1_excerpt.txt").read_text().splitlines()
 
@@ -15,10 +15,15 @@ def test_every_number_stands_in_the_paper_row_by_row():
     for line in EXCERPT:
         title, _, *cells = line.split("\t")
         if title == "Random Supervised":  # two rows in one, two numbers in a cell
-            printed["Random"], printed["Supervised"] = zip(*(cell.split(" ") for cell in cells), strict=True)
+            printed["Random"], printed["Supervised"] = zip(
+                *(cell.split(" ") for cell in cells), strict=True
+            )
         else:
             printed[re.sub(r" [\[(].*", "", title)] = tuple(cells)
-    ours = {row.title: tuple(TABLE.numbers[row.name, column.title] for column in TABLE.columns) for row in TABLE.rows}
+    ours = {
+        row.title: tuple(TABLE.numbers[row.name, column.title] for column in TABLE.columns)
+        for row in TABLE.rows
+    }
     assert ours == printed
 
 
@@ -30,26 +35,45 @@ def test_random_and_supervised_were_not_mixed_up():
 
 @pytest.mark.parametrize("name", ["table4", "table7"])
 def test_tables_of_one_line_are_as_printed(name):
-    titles, numbers = (line.split("\t")[1:] for line in
-                       (Path(__file__).parent / "data" / f"pcl_{name}_excerpt.txt").read_text().splitlines())
+    titles, numbers = (
+        line.split("\t")[1:]
+        for line in (
+            (Path(__file__).parent / "data" / f"pcl_{name}_excerpt.txt").read_text().splitlines()
+        )
+    )
     table = load(name)
     (column,) = table.columns
-    printed = {re.sub(r" [\[(].*", "", title): number for title, number in zip(titles, numbers, strict=True)}
-    assert {row.title: table.numbers[row.name, column.title] for row in table.printed_rows} == printed
-    assert {row.name for row in table.rows} - {row.name for row in table.printed_rows} == {"random", "supervised"}
+    printed = {
+        re.sub(r" [\[(].*", "", title): number
+        for title, number in zip(titles, numbers, strict=True)
+    }
+    assert {
+        row.title: table.numbers[row.name, column.title] for row in table.printed_rows
+    } == printed
+    assert {row.name for row in table.rows} - {row.name for row in table.printed_rows} == {
+        "random",
+        "supervised",
+    }
     lead = float(table.numbers["pcl", column.title]) - float(table.numbers["moco", column.title])
     assert column.margin < lead / 3
 
 
 def test_table_2_is_as_printed():
     table, printed = load("table2"), []
-    for line in (Path(__file__).parent / "data" / "pcl_table2_excerpt.txt").read_text().splitlines():
+    for line in (
+        (Path(__file__).parent / "data" / "pcl_table2_excerpt.txt").read_text().splitlines()
+    ):
         title, _, _, *cells = line.split("\t")
         if any(cells):  # else it heads a part
             printed.append((re.sub(r" [\[(].*", "", title), *cells))
-    assert [(row.title, *(table.numbers[row.name, column.title] for column in table.columns))
-            for row in table.printed_rows] == printed
-    assert {row.name for row in table.rows} - {row.name for row in table.printed_rows} == {"random", "supervised"}
+    assert [
+        (row.title, *(table.numbers[row.name, column.title] for column in table.columns))
+        for row in table.printed_rows
+    ] == printed
+    assert {row.name for row in table.rows} - {row.name for row in table.printed_rows} == {
+        "random",
+        "supervised",
+    }
     assert [column.margin for column in table.columns] == [2.0, 0.8]
     assert 0.8 < (85.6 - 83.0) / 3
 
@@ -62,11 +86,17 @@ def test_table_3_is_as_printed():
     for line in lines:
         title, _, epochs, *cells = line.split("\t")
         title = re.sub(r" [\[(].*", "", title) + (" (1000 epochs)" if epochs == "1000" else "")
-        printed.append((title, *("" if cell == "–" else re.sub("[^0-9.]", "", cell) for cell in cells)))
-    assert [(row.title, *(table.numbers[row.name, column.title] for column in table.columns))
-            for row in table.printed_rows] == printed
+        printed.append(
+            (title, *("" if cell == "–" else re.sub("[^0-9.]", "", cell) for cell in cells))
+        )
+    assert [
+        (row.title, *(table.numbers[row.name, column.title] for column in table.columns))
+        for row in table.printed_rows
+    ] == printed
     for column in table.columns:
-        lead = float(table.numbers["pcl", column.title]) - float(table.numbers["moco", column.title])
+        lead = float(table.numbers["pcl", column.title]) - float(
+            table.numbers["moco", column.title]
+        )
         assert column.margin <= (lead / 3 if lead > 2 else lead) + 1e-9
 
 
@@ -89,13 +119,15 @@ def test_the_claims_hold_in_the_paper_s_own_numbers(name):
             for right in claim.right:
                 for column in claim.columns:
                     a, b = (table.numbers[row, column.title] for row in (left, right))
-                    assert (table.claimed_by != "the paper" or (a and b)), claim.text
+                    assert table.claimed_by != "the paper" or (a and b), claim.text
                     assert not (a and b) or float(a) - float(b) > claim.by, claim.text
 
 
 def test_margins_are_what_their_reason_says():
     for column in VOC + PLACES:
-        lead = float(TABLE.numbers["pcl", column.title]) - float(TABLE.numbers["moco", column.title])
+        lead = float(TABLE.numbers["pcl", column.title]) - float(
+            TABLE.numbers["moco", column.title]
+        )
         assert column.margin <= (lead / 3 if lead > 2 else lead) + 1e-9, column.title
 
 
@@ -104,13 +136,39 @@ def test_the_paper_s_hyper_parameters():
     moco, pcl, v2 = recipes.MOCO_V1, recipes.PCL_V1, recipes.PCL_V2
     for recipe in (moco, pcl):
         train = recipe.train
-        assert (train.epochs, train.batch_size, train.lr, train.milestones) == (200, 256, 0.03, (120, 160))
-        assert (train.sgd_momentum, train.weight_decay, train.schedule, train.warmup_epochs) == (0.9, 1e-4, "step", 0)
-        assert (recipe.momentum, recipe.dim, recipe.mlp, recipe.arch) == (0.999, 128, False, "resnet50")
+        assert (train.epochs, train.batch_size, train.lr, train.milestones) == (
+            200,
+            256,
+            0.03,
+            (120, 160),
+        )
+        assert (train.sgd_momentum, train.weight_decay, train.schedule, train.warmup_epochs) == (
+            0.9,
+            1e-4,
+            "step",
+            0,
+        )
+        assert (recipe.momentum, recipe.dim, recipe.mlp, recipe.arch) == (
+            0.999,
+            128,
+            False,
+            "resnet50",
+        )
     assert (moco.temperature, moco.queue) == (0.07, 65536)
-    assert (pcl.temperature, pcl.alpha, pcl.queue, pcl.num_negatives, pcl.warmup) == (0.1, 10, 16384, 16384, 20)
+    assert (pcl.temperature, pcl.alpha, pcl.queue, pcl.num_negatives, pcl.warmup) == (
+        0.1,
+        10,
+        16384,
+        16384,
+        20,
+    )
     assert pcl.num_prototypes == (25_000, 50_000, 100_000)
-    assert (v2.temperature, v2.mlp, v2.augment.blur, v2.train.schedule) == (0.2, True, 0.5, "cosine-epoch")
+    assert (v2.temperature, v2.mlp, v2.augment.blur, v2.train.schedule) == (
+        0.2,
+        True,
+        0.5,
+        "cosine-epoch",
+    )
     augment = moco.augment
     assert augment.jitter == (0.4, 0.4, 0.4, 0.4)
     assert (augment.min_area, augment.jitter_p, augment.grayscale, augment.blur) == (0.2, 1, 0.2, 0)
@@ -118,5 +176,15 @@ def test_the_paper_s_hyper_parameters():
 
 def test_embedded_pcl_inherits_mocos_values():
     moco, pcl = recipes.MOCO_MINI, recipes.PCL_MINI
-    for name in ("arch", "augment", "input", "train", "dim", "queue", "momentum", "temperature", "mlp"):
+    for name in (
+        "arch",
+        "augment",
+        "input",
+        "train",
+        "dim",
+        "queue",
+        "momentum",
+        "temperature",
+        "mlp",
+    ):
         assert getattr(moco, name) == getattr(pcl, name), name

@@ -10,26 +10,62 @@ from scipy import stats
 
 from evaluate import lowshot
 from protobench import records
-from protobench.errors import UserError
+from protobench.runtime.errors import UserError
 from tables import __main__ as tables_main
-from tables import catalogue, compare, reference, show
-from tables.table1 import TABLE
+from tables.engine import catalogue, compare, reference, show
+from tables.pcl.table1 import TABLE
 
 
-def _write(results, tier, row, seed, value, *, recipe="r", source="released checkpoint x.pth", params=None, sd=0.05,
-           arch="resnet50", untouched=False, data=None, trained=None):
+def _write(
+    results,
+    tier,
+    row,
+    seed,
+    value,
+    *,
+    recipe="r",
+    source="released checkpoint x.pth",
+    params=None,
+    sd=0.05,
+    arch="resnet50",
+    untouched=False,
+    data=None,
+    trained=None,
+):
     """Both records of an encoder; ``value(column)`` is the mean, five draws scatter around it."""
     for dataset in ("voc07", "places205"):
         rng = np.random.default_rng(seed)
-        runs = [{"k": column.k, "draw": draw, "cost": 0.5, "value": value(column) + sd * float(rng.normal())}
-                for column in TABLE.columns if column.dataset == dataset for draw in range(5)]
-        unit = {"evaluation": "lowshot", "data_name": dataset, "version": lowshot.VERSION, "encoder": f"{row}{seed}{recipe}",
-                "data": ["a", "b"], "params": params or {"protocol": "pcl"}}
-        classes, test_images, train_images = (20, 4952, 5011) if dataset == "voc07" else (205, 20_500, 2_448_873)
-        records.write(results / tier / "records", unit, runs,
-                      subject={"row": row, "seed": seed, "source": source, "recipe": recipe},
-                      metric={"test_images": test_images}, data={"classes": classes, "train_images": train_images} | (data or {}),
-                      checkpoint={"arch": arch, "untouched": untouched, "trained": trained})
+        runs = [
+            {
+                "k": column.k,
+                "draw": draw,
+                "cost": 0.5,
+                "value": value(column) + sd * float(rng.normal()),
+            }
+            for column in TABLE.columns
+            if column.dataset == dataset
+            for draw in range(5)
+        ]
+        unit = {
+            "evaluation": "lowshot",
+            "data_name": dataset,
+            "version": lowshot.VERSION,
+            "encoder": f"{row}{seed}{recipe}",
+            "data": ["a", "b"],
+            "params": params or {"protocol": "pcl"},
+        }
+        classes, test_images, train_images = (
+            (20, 4952, 5011) if dataset == "voc07" else (205, 20_500, 2_448_873)
+        )
+        records.write(
+            results / tier / "records",
+            unit,
+            runs,
+            subject={"row": row, "seed": seed, "source": source, "recipe": recipe},
+            metric={"test_images": test_images},
+            data={"classes": classes, "train_images": train_images} | (data or {}),
+            checkpoint={"arch": arch, "untouched": untouched, "trained": trained},
+        )
 
 
 def _paper(row, shift=0.0):
@@ -60,7 +96,9 @@ def test_equal_numbers_are_reproduced_and_plain_diff_agrees(command, tmp_path):
     assert code == 0, err
     assert "60 reproduced, 10 cited" in out
     assert "6 holds" in out
-    assert (tmp_path / "paper" / "table1.csv").read_text().split("\n")[0] == TABLE.path.read_text().split("\n")[0]
+    assert (tmp_path / "paper" / "table1.csv").read_text().split("\n")[
+        0
+    ] == TABLE.path.read_text().split("\n")[0]
     ours, paper = _both(tmp_path)
     assert [row["row"] for row in ours] == [row["row"] for row in paper]
     assert ours[2] == paper[2], "the cited row is the paper's"
@@ -70,7 +108,10 @@ def test_equal_numbers_are_reproduced_and_plain_diff_agrees(command, tmp_path):
 
 
 def _both(results):
-    return [list(csv.DictReader(path.read_text().splitlines())) for path in (results / "paper" / "table1.csv", TABLE.path)]
+    return [
+        list(csv.DictReader(path.read_text().splitlines()))
+        for path in (results / "paper" / "table1.csv", TABLE.path)
+    ]
 
 
 def test_a_short_row_differs(command, tmp_path):
@@ -85,7 +126,15 @@ def _retrained(results, seeds, shifts, sd=0.05):
     """Every row pretrained by the user; ``shifts(row, seed)`` points from the paper's numbers."""
     for row in RUNNABLE:
         for seed in seeds:
-            _write(results, "paper", row, seed, _paper(row, shifts(row, seed)), source="retrained", sd=sd)
+            _write(
+                results,
+                "paper",
+                row,
+                seed,
+                _paper(row, shifts(row, seed)),
+                source="retrained",
+                sd=sd,
+            )
 
 
 @pytest.mark.parametrize("source", ["retrained", "checkpoint mine.pth, sha256 0123"])
@@ -96,7 +145,10 @@ def test_short_cells_of_one_pretraining_are_never_called_equal(command, tmp_path
     _write(tmp_path, "paper", "pcl", 0, _paper("pcl", -7.0), source=source)
     code, out, _ = _diff(command, tmp_path, "--tier", "paper")
     assert code == 1
-    assert "10 short (0 beyond chance over the whole table, 10 with too few pretrainings to tell)" in out
+    assert (
+        "10 short (0 beyond chance over the whole table, 10 with too few pretrainings to tell)"
+        in out
+    )
 
 
 def test_one_retrained_seed_seven_points_low_differs(command, tmp_path):
@@ -132,10 +184,17 @@ def test_trouble_is_told_before_all_else(command, tmp_path):
     assert _diff(command, tmp_path, "--tier", "paper")[0] == 2
 
 
-@pytest.mark.parametrize(("spread", "code", "told"), [
-    (0.1, 1, "10 short (10 beyond chance over the whole table)"), (6.0, 0, "10 short (0 beyond chance over the whole table)")])
+@pytest.mark.parametrize(
+    ("spread", "code", "told"),
+    [
+        (0.1, 1, "10 short (10 beyond chance over the whole table)"),
+        (6.0, 0, "10 short (0 beyond chance over the whole table)"),
+    ],
+)
 def test_with_five_seeds_chance_is_told_from_shortness(command, tmp_path, spread, code, told):
-    _retrained(tmp_path, range(1, 6), lambda row, seed: -7.0 + spread * (seed - 3) if row == "pcl" else 0.0)
+    _retrained(
+        tmp_path, range(1, 6), lambda row, seed: -7.0 + spread * (seed - 3) if row == "pcl" else 0.0
+    )
     found, out, _ = _diff(command, tmp_path, "--tier", "paper")
     assert told in out
     assert found == code
@@ -149,14 +208,19 @@ def test_better_than_the_paper_differs_only_if_strict(command, tmp_path):
     assert "▲" in out
 
 
-@pytest.mark.parametrize(("control", "shift"), [("random", 2.5), ("random", -2.5), ("supervised", -6.0)])
+@pytest.mark.parametrize(
+    ("control", "shift"), [("random", 2.5), ("random", -2.5), ("supervised", -6.0)]
+)
 def test_a_failed_control_invalidates_every_learned_row(command, tmp_path, control, shift):
     _fill(tmp_path, **{control: shift})
     code, out, _ = _diff(command, tmp_path, "--tier", "paper")
     assert code == 2
     assert "40 invalid" in out
     outcome = compare.outcome(TABLE, "paper", compare.collect(TABLE, tmp_path, "paper").rows)
-    assert {cell.verdict for cell in outcome.cells.values() if not cell.row.control} == {"invalid", "cited"}
+    assert {cell.verdict for cell in outcome.cells.values() if not cell.row.control} == {
+        "invalid",
+        "cited",
+    }
     assert {result.verdict for result in outcome.claims} == {"invalid"}
     assert "more" in outcome.controls or shift == -6.0
 
@@ -231,14 +295,23 @@ def test_other_data_or_architecture_is_off_protocol_in_the_papers_tier(command, 
     assert "MoCo: voc07 is off protocol: resnet18 as architecture instead of resnet50" in out
 
 
-@pytest.mark.parametrize(("changed", "told"), [
-    ({"augment": {"profile": "raw"}}, "pretrained on views of the raw profile, which are not torchvision's pixels"),
-    ({"train": {"precision": "bf16"}}, "pretrained in bf16, the papers in fp32"),
-    ({"augment": {"profile": "faithful"}, "train": {"precision": "fp32"}}, "")])
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (
+            {"augment": {"profile": "raw"}},
+            "pretrained on views of the raw profile, which are not torchvision's pixels",
+        ),
+        ({"train": {"precision": "bf16"}}, "pretrained in bf16, the papers in fp32"),
+        ({"augment": {"profile": "faithful"}, "train": {"precision": "fp32"}}, ""),
+    ],
+)
 def test_faster_pretraining_is_off_protocol(command, tmp_path, changed, told):
     _fill(tmp_path)
     _remove(tmp_path, "moco")
-    _write(tmp_path, "paper", "moco", 0, _paper("moco"), trained={"unreadable": 0, "recipe": changed})
+    _write(
+        tmp_path, "paper", "moco", 0, _paper("moco"), trained={"unreadable": 0, "recipe": changed}
+    )
     _, out, _ = _diff(command, tmp_path, "--tier", "paper")
     assert ("60 reproduced, 10 cited" in out) == (not told)
     assert f"MoCo: voc07 is off protocol: {told}" in out or not told
@@ -267,8 +340,11 @@ def test_what_a_run_asked_for_is_shown_not_what_came_last(tmp_path):
     keys = {}
     for recipe in ("first", "second"):
         _write(tmp_path, "paper", "pcl", 0, _paper("pcl"), recipe=recipe)
-        keys[recipe] = {key for key, record in records.read_all(tmp_path / "paper" / "records").items()
-                        if record["subject"]["recipe"] == recipe}
+        keys[recipe] = {
+            key
+            for key, record in records.read_all(tmp_path / "paper" / "records").items()
+            if record["subject"]["recipe"] == recipe
+        }
     for recipe in ("first", "second"):
         rows = compare.collect(TABLE, tmp_path, "paper", keys[recipe]).rows
         assert {record["subject"]["recipe"] for record in rows["pcl"]} == {recipe}
@@ -282,7 +358,10 @@ def test_one_file_scored_for_two_rows_makes_two_records(tmp_path):
 
 
 def test_rows_without_a_common_seed_are_paired_by_draw():
-    given, retrained = {(0, d): 50.0 + d for d in range(5)}, {(s, d): 40.0 + d + s for s in (1, 2, 3) for d in range(5)}
+    given, retrained = (
+        {(0, d): 50.0 + d for d in range(5)},
+        {(s, d): 40.0 + d + s for s in (1, 2, 3) for d in range(5)},
+    )
     assert compare.differences(given, retrained) == [8.0] * 5
     assert compare.differences(retrained, retrained) == [0.0] * 3, "per seed where seeds are shared"
 
@@ -313,7 +392,7 @@ def test_records_of_other_recipes_or_parameters_are_left_out_and_counted(command
 
 def _age(path):
     """Rewrites a record as one of last year."""
-    from protobench import files
+    from protobench.runtime import files
 
     record = records.read(path)
     record.pop("record_id")
@@ -335,7 +414,14 @@ def test_every_form_is_a_function_of_the_records_alone(command, tmp_path):
     _fill(tmp_path, "mini", seeds=(1, 2, 3))
     _diff(command, tmp_path)
     first = {path.name: path.read_bytes() for path in (tmp_path / "mini").glob("table1*")}
-    assert set(first) == {"table1.csv", "table1.cells.csv", "table1.md", "table1.tex", "table1.txt", "table1.html"}
+    assert set(first) == {
+        "table1.csv",
+        "table1.cells.csv",
+        "table1.md",
+        "table1.tex",
+        "table1.txt",
+        "table1.html",
+    }
     _diff(command, tmp_path)
     assert first == {path.name: path.read_bytes() for path in (tmp_path / "mini").glob("table1*")}
 
@@ -343,7 +429,9 @@ def test_every_form_is_a_function_of_the_records_alone(command, tmp_path):
 def test_forms(command, tmp_path):
     _fill(tmp_path, "mini", seeds=(1, 2, 3))
     _diff(command, tmp_path)
-    tex, markdown = ((tmp_path / "mini" / f"table1.{ending}").read_text() for ending in ("tex", "md"))
+    tex, markdown = (
+        (tmp_path / "mini" / f"table1.{ending}").read_text() for ending in ("tex", "md")
+    )
     assert "\\toprule" in tex
     assert "\\multicolumn{5}{c}{VOC07}" in tex
     assert "MINI" in tex
@@ -364,7 +452,9 @@ def test_distance_from_the_committed_run(command, tmp_path):
     _fill(tmp_path, "mini", seeds=(1,))
     _diff(command, tmp_path)
     (tmp_path / "reference" / "mini").mkdir(parents=True)
-    (tmp_path / "mini" / "table1.cells.csv").rename(tmp_path / "reference" / "mini" / "table1.cells.csv")
+    (tmp_path / "mini" / "table1.cells.csv").rename(
+        tmp_path / "reference" / "mini" / "table1.cells.csv"
+    )
     assert "against the committed run: 60 of 60 cells equal" in _diff(command, tmp_path)[1]
 
 
@@ -372,7 +462,13 @@ def _runs(results, seeds=(1, 2, 3), **shifts):
     """A mini run whose seeds lie a point apart."""
     for row in RUNNABLE:
         for seed in seeds:
-            _write(results, "mini", row, seed, _paper(row, seed + shifts.get(row.replace("-", "_"), 0.0)))
+            _write(
+                results,
+                "mini",
+                row,
+                seed,
+                _paper(row, seed + shifts.get(row.replace("-", "_"), 0.0)),
+            )
 
 
 def _committed(command, results, **shifts):
@@ -390,20 +486,35 @@ def _environment(monkeypatch, **changed):
     monkeypatch.setattr(records, "environment", lambda: known)
 
 
-def test_a_run_on_another_processor_is_compared_within_the_spread_of_the_seeds(command, tmp_path, monkeypatch):
+def test_a_run_on_another_processor_is_compared_within_the_spread_of_the_seeds(
+    command, tmp_path, monkeypatch
+):
     _environment(monkeypatch, processor=None, instruction_set=None, torch="2.14.1")
     _committed(command, tmp_path, pcl=1.0, moco=20.0)
     _environment(monkeypatch, processor="Xeon", instruction_set="AVX512", torch="2.15.0")
     _runs(tmp_path)
     code, out, _ = _diff(command, tmp_path)
     assert code == 0, "another machine is no failure"
-    told = out[out.index("against the committed run"):].splitlines()
-    assert told[0] == ("against the committed run: 40 of 60 cells equal to 0.05, 10 within the spread of the seeds, 10 beyond it "
-                       "(expected by chance: about 3); difference 3.50 on average, 20.00 at most")
-    assert re.match(r"  furthest beyond: (MoCo, \S+ k=\d+: \d\d\.\d\d \(committed: \d\d\.\d\d\)(; |$)){3}", told[1])
-    assert told[2] == ("  processor Xeon (committed: not recorded); instruction set AVX512 (committed: not recorded); "
-                       "versions that differ: torch 2.15.0 (committed: 2.14.1)")
-    assert told[3] == "  another processor moves a cell of PCL's Table 1 by about 1.2 points (up to 3.8 seen)"
+    told = out[out.index("against the committed run") :].splitlines()
+    assert (
+        told[0]
+        == "against the committed run: 40 of 60 cells equal to 0.05, 10 within the spread of the"
+        " seeds, 10 beyond it (expected by chance: about 3); difference 3.50 on average, 20.00"
+        " at most"
+    )
+    assert re.match(
+        r"  furthest beyond: (MoCo, \S+ k=\d+: \d\d\.\d\d \(committed: \d\d\.\d\d\)(; |$)){3}",
+        told[1],
+    )
+    assert (
+        told[2]
+        == "  processor Xeon (committed: not recorded); instruction set AVX512 (committed: not"
+        " recorded); versions that differ: torch 2.15.0 (committed: 2.14.1)"
+    )
+    assert (
+        told[3]
+        == "  another processor moves a cell of PCL's Table 1 by about 1.2 points (up to 3.8 seen)"
+    )
 
 
 def test_a_run_on_the_same_processor_says_so_where_cells_differ(command, tmp_path, monkeypatch):
@@ -413,7 +524,9 @@ def test_a_run_on_the_same_processor_says_so_where_cells_differ(command, tmp_pat
     _, out, _ = _diff(command, tmp_path)
     assert "0 beyond it" in out
     assert "furthest beyond" not in out
-    assert "  processor EPYC (the same); instruction set AVX2 (the same); versions the same\n" in out
+    assert (
+        "  processor EPYC (the same); instruction set AVX2 (the same); versions the same\n" in out
+    )
 
 
 def test_an_equal_run_needs_no_words_about_machines(command, tmp_path):
@@ -428,17 +541,25 @@ def test_a_single_seed_has_no_spread_to_be_compared_within(command, tmp_path):
     _committed(command, tmp_path)
     _runs(tmp_path, seeds=(1,))
     _, out, _ = _diff(command, tmp_path)
-    assert "0 of 60 cells equal to 0.05, 60 of a single seed, whose spread is unknown; difference 1.0" in out
+    assert (
+        "0 of 60 cells equal to 0.05, 60 of a single seed, whose spread is unknown; difference 1.0"
+        in out
+    )
     assert "by chance" not in out
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [((50.0, 1.0, 3), (52.0, 1.5, 3)), ((50.0, 1.0, 5), (52.5, 0.2, 3))])
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [((50.0, 1.0, 3), (52.0, 1.5, 3)), ((50.0, 1.0, 5), (52.5, 0.2, 3))]
+)
 def test_the_spread_of_the_seeds_is_welch_s_interval(ours, theirs):
     (_, sd1, n1), (_, sd2, n2) = ours, theirs
     a, b = sd1**2 / n1, sd2**2 / n2
     width = stats.t((a + b) ** 2 / (a**2 / (n1 - 1) + b**2 / (n2 - 1))).ppf(0.975) * np.sqrt(a + b)
     for beyond, factor in ((False, 0.999), (True, 1.001)):
-        assert (reference.p_of_one_distribution((theirs[0] + factor * width, sd1, n1), theirs) < reference.CHANCE) == beyond
+        assert (
+            reference.p_of_one_distribution((theirs[0] + factor * width, sd1, n1), theirs)
+            < reference.CHANCE
+        ) == beyond
 
 
 def test_seeds_without_any_spread_are_beyond_it_once_they_differ():
@@ -450,22 +571,38 @@ def test_few_honest_cells_lie_beyond_the_spread_and_fewer_where_seeds_are_shared
     own, shared = rng.normal(size=(2, 4000, 3)), rng.normal(size=(4000, 3))
 
     def beyond(a, b):
-        return np.mean([reference.p_of_one_distribution((x.mean(), x.std(ddof=1), 3), (y.mean(), y.std(ddof=1), 3)) < 0.05
-                        for x, y in zip(a, b, strict=True)])
+        return np.mean(
+            [
+                reference.p_of_one_distribution(
+                    (x.mean(), x.std(ddof=1), 3), (y.mean(), y.std(ddof=1), 3)
+                )
+                < 0.05
+                for x, y in zip(a, b, strict=True)
+            ]
+        )
 
     assert beyond(own[0] + shared, own[1] + shared) < 0.7 * beyond(*own) < 0.7 * 0.055
 
 
-@pytest.mark.parametrize(("processor", "line"), [
-    ("AMD EPYC", "Measured on AMD EPYC. Another processor moves"), (None, "Processor not recorded. Another processor moves")])
-def test_the_processor_stands_under_a_table_of_the_bundled_tier_alone(command, tmp_path, monkeypatch, processor, line):
+@pytest.mark.parametrize(
+    ("processor", "line"),
+    [
+        ("AMD EPYC", "Measured on AMD EPYC. Another processor moves"),
+        (None, "Processor not recorded. Another processor moves"),
+    ],
+)
+def test_the_processor_stands_under_a_table_of_the_bundled_tier_alone(
+    command, tmp_path, monkeypatch, processor, line
+):
     _environment(monkeypatch, processor=processor)
     for tier in ("mini", "paper"):
         _fill(tmp_path, tier, seeds=(1, 2, 3))
         _diff(command, tmp_path, "--tier", tier)
     for ending in ("md", "txt", "html"):
         assert line in (tmp_path / "mini" / f"table1.{ending}").read_text(), ending
-        assert "nother processor" not in (tmp_path / "paper" / f"table1.{ending}").read_text(), ending
+        assert "nother processor" not in (tmp_path / "paper" / f"table1.{ending}").read_text(), (
+            ending
+        )
 
 
 def test_records_of_two_processors_name_both(tmp_path, monkeypatch):
@@ -473,11 +610,16 @@ def test_records_of_two_processors_name_both(tmp_path, monkeypatch):
         _environment(monkeypatch, processor=processor)
         _write(tmp_path, "mini", "pcl", seed, _paper("pcl"))
     outcome = compare.outcome(TABLE, "mini", compare.collect(TABLE, tmp_path, "mini").rows)
-    assert reference.machine(outcome).startswith("Measured on A and B and others not recorded. Another")
+    assert reference.machine(outcome).startswith(
+        "Measured on A and B and others not recorded. Another"
+    )
 
 
 def test_unknown_words_get_a_suggestion(command):
-    for args, hint in ((("diff", "table11"), "did you mean 'table1'"), (("dif", "table1"), "did you mean 'diff'")):
+    for args, hint in (
+        (("diff", "table11"), "did you mean 'table1'"),
+        (("dif", "table1"), "did you mean 'diff'"),
+    ):
         code, _, err = command(tables_main.main, *args)
         assert code == 2
         assert hint in err
@@ -486,11 +628,14 @@ def test_unknown_words_get_a_suggestion(command):
         catalogue.load("table8")
 
 
-@pytest.mark.parametrize(("changes", "told"), [
-    ({"data": {"train_images": 2501}}, "2501 training images instead of 5011"),
-    ({"data": {"unreadable": {"count": 3, "sha256": "x"}}}, "3 unreadable images left out"),
-    ({"trained": {"unreadable": 2}}, "2 unreadable images left out of pretraining"),
-])
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"data": {"train_images": 2501}}, "2501 training images instead of 5011"),
+        ({"data": {"unreadable": {"count": 3, "sha256": "x"}}}, "3 unreadable images left out"),
+        ({"trained": {"unreadable": 2}}, "2 unreadable images left out of pretraining"),
+    ],
+)
 def test_fewer_images_than_the_paper_s_are_off_protocol(tmp_path, changes, told):
     for row in ("random", "supervised", "pcl"):
         _write(tmp_path, "paper", row, 1, _paper(row), **(changes if row == "pcl" else {}))
@@ -501,15 +646,28 @@ def test_fewer_images_than_the_paper_s_are_off_protocol(tmp_path, changes, told)
     assert outcome.cells["random", "VOC07 k=1"].verdict != "off-protocol"
 
 
-# Tables of other evaluations ------------------------------------------------------------------------------------------
+# Tables of other evaluations ----------------------------------------------------------------------
+
 
 def _ami(results, tier, row, seed, value, *, pooled=False, version=1):
     settings = {"feature": "pooled" if pooled else "embedding"}
-    unit = {"evaluation": "ami", "data_name": "imagenet", "version": version, "encoder": f"{row}{seed}", "data": ["a"],
-            "params": settings}
-    records.write(results / tier / "records", unit, [{"k": 25_000, "draw": 0, "value": value}],
-                  subject={"row": row, "seed": seed, "source": "retrained", "recipe": row}, metric={"test_images": 1_281_167},
-                  data={"classes": 1000}, checkpoint={"arch": "resnet50", "untouched": False})
+    unit = {
+        "evaluation": "ami",
+        "data_name": "imagenet",
+        "version": version,
+        "encoder": f"{row}{seed}",
+        "data": ["a"],
+        "params": settings,
+    }
+    records.write(
+        results / tier / "records",
+        unit,
+        [{"k": 25_000, "draw": 0, "value": value}],
+        subject={"row": row, "seed": seed, "source": "retrained", "recipe": row},
+        metric={"test_images": 1_281_167},
+        data={"classes": 1000},
+        checkpoint={"arch": "resnet50", "untouched": False},
+    )
 
 
 def test_records_of_another_version_or_data_are_not_mixed_in_whatever_the_settings(tmp_path):
@@ -548,7 +706,9 @@ def _fill_ami(results, tier, random=0.05):
 
 def test_rows_that_the_paper_lacks_are_shown_and_not_compared(command, tmp_path):
     _fill_ami(tmp_path, "paper")
-    code, out, err = command(tables_main.main, "diff", "table7", "--results", tmp_path, "--tier", "paper")
+    code, out, err = command(
+        tables_main.main, "diff", "table7", "--results", tmp_path, "--tier", "paper"
+    )
     assert code == 0, err
     assert "2 unprinted, 1 cited, 2 reproduced; claims: 1 holds" in out
     assert re.search(r"^Random +0\.052 ±0\.001$", out, re.MULTILINE)
@@ -561,6 +721,8 @@ def test_rows_that_the_paper_lacks_are_shown_and_not_compared(command, tmp_path)
 
 def test_controls_without_printed_numbers_must_be_in_order(command, tmp_path):
     _fill_ami(tmp_path, "paper", random=0.75)
-    code, out, _ = command(tables_main.main, "diff", "table7", "--results", tmp_path, "--tier", "paper")
+    code, out, _ = command(
+        tables_main.main, "diff", "table7", "--results", tmp_path, "--tier", "paper"
+    )
     assert code == 2
     assert "Random is not below Supervised at AMI" in out

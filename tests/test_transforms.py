@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import v2
 
-from protobench.transforms import EvalInput
+from protobench.data.transforms import EvalInput
 
 
 @settings(max_examples=40, deadline=None)

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tables import verdicts
-from tables.verdicts import compare, holm, lead
+from tables.engine import verdicts
+from tables.engine.verdicts import compare, holm, lead
 
 
 def _released(runs, margin=2.0):
@@ -13,7 +13,9 @@ def _released(runs, margin=2.0):
 
 def test_worked_cells():
     assert _released([46.8, 46.9, 47.0, 46.9, 46.9]).verdict == "reproduced"
-    assert _released([44.0, 49.0, 47.0, 45.0, 49.5]).verdict == "within", "the mean agrees, the interval does not"
+    assert _released([44.0, 49.0, 47.0, 45.0, 49.5]).verdict == "within", (
+        "the mean agrees, the interval does not"
+    )
     for few in ([46.9], [46.9, 46.9]):
         assert _released(few).verdict == "within", "too few runs prove nothing"
         assert _released(few).interval is None
@@ -36,7 +38,9 @@ def test_the_interval_of_a_released_encoder_counts_the_papers_draws_and_rounding
 
 
 def test_the_interval_of_retrained_encoders_counts_pretrainings_too():
-    runs = np.array([[46.0, 48.0], [47.0, 49.0], [48.0, 50.0]])  # seed means 47, 48, 49; draw means 47, 49
+    runs = np.array(
+        [[46.0, 48.0], [47.0, 49.0], [48.0, 50.0]]
+    )  # seed means 47, 48, 49; draw means 47, 49
     result = compare("48.0", 5, runs, 5.0, same_encoder=False)
     encoders, draws = 1.0 * (1 / 3 + 1), 2.0 * (1 / 2 + 1 / 5)
     freedom = (encoders + draws) ** 2 / (encoders**2 / 2 + draws**2 / 1)
@@ -45,7 +49,8 @@ def test_the_interval_of_retrained_encoders_counts_pretrainings_too():
 
 
 def _simulated(rng, truth, seeds, encoder_sd, draw_sd):
-    """The paper's printed mean of 5 draws of one encoder, and our seeds by 5 draws, which all seeds share."""
+    """The paper's printed mean of 5 draws of one encoder, and our seeds by 5 draws, which all seeds
+    share."""
     paper = f"{50 + rng.normal(0, encoder_sd) + rng.normal(0, draw_sd, 5).mean():.1f}"
     ours = truth + rng.normal(0, encoder_sd, (seeds, 1)) + rng.normal(0, draw_sd, (1, 5))
     return paper, ours
@@ -54,7 +59,8 @@ def _simulated(rng, truth, seeds, encoder_sd, draw_sd):
 @pytest.mark.parametrize(("encoder_sd", "draw_sd"), [(0.5, 2.0), (0.5, 0.5), (1.0, 0.1)])
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_retrained_cells_a_margin_away_are_rarely_called_reproduced(seeds, encoder_sd, draw_sd):
-    """At most 5 % at the margin, where the error is largest; and the interval covers the truth as it says."""
+    """At most 5 % at the margin, where the error is largest; and the interval covers the truth as
+    it says."""
     rng = np.random.default_rng(seeds)
     margin, trials, wrong, covered = 3.0, 2000, 0, 0
     for _ in range(trials):
@@ -73,7 +79,12 @@ def test_released_cells_a_margin_away_are_rarely_called_reproduced(draws):
     margin, trials, wrong = 3.0, 3000, 0
     for _ in range(trials):
         paper = f"{50 + rng.normal(0, 1 / np.sqrt(5)):.1f}"
-        wrong += compare(paper, 5, 50 - margin + rng.normal(0, 1, (1, draws)), margin, same_encoder=True).verdict == "reproduced"
+        wrong += (
+            compare(
+                paper, 5, 50 - margin + rng.normal(0, 1, (1, draws)), margin, same_encoder=True
+            ).verdict
+            == "reproduced"
+        )
     assert wrong / trials <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / trials)
 
 
@@ -102,7 +113,9 @@ def test_claims():
     assert _claim([up, unclear]) == "undecided"
     assert _claim([up, down]) == "reversed"
     assert _claim([up, up], by=10.0) == "weaker"
-    assert _claim([unclear, up], by=10.0) == "weaker", "ten points are out of reach, the order is open"
+    assert _claim([unclear, up], by=10.0) == "weaker", (
+        "ten points are out of reach, the order is open"
+    )
     assert _claim([down, up], by=10.0) == "reversed"
     assert _claim([[5.0]]) == "undecided", "one seed has no interval"
     assert _claim([]) == "not-run"

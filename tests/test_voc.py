@@ -6,15 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from protobench import voc, voc_boxes
-from protobench.errors import UserError
+from protobench.data import voc, voc_boxes
+from protobench.runtime.errors import UserError
 
 NAMES = ["000005", "000007", "000009"]
 
 
 @pytest.fixture
 def kit(tmp_path) -> Path:
-    """VOC's 20 classes and three images in each split; the first image has every class, the others have none."""
+    """VOC's 20 classes and three images in each split; the first image has every class, the others
+    have none."""
     main = tmp_path / "VOC2007" / "ImageSets" / "Main"
     main.mkdir(parents=True)
     (tmp_path / "VOC2007" / "JPEGImages").mkdir()
@@ -31,8 +32,16 @@ def main_of(kit: Path) -> Path:
     return kit / "ImageSets" / "Main"
 
 
-LEFT = (".DS_Store", "Thumbs.db", "desktop.ini", "._trainval.txt", "._aeroplane_trainval.txt", "aeroplane_trainval.txt~",
-        "aeroplane_trainval (1).txt", "._train_trainval.txt")
+LEFT = (
+    ".DS_Store",
+    "Thumbs.db",
+    "desktop.ini",
+    "._trainval.txt",
+    "._aeroplane_trainval.txt",
+    "aeroplane_trainval.txt~",
+    "aeroplane_trainval (1).txt",
+    "._train_trainval.txt",
+)
 
 
 def test_leftovers_are_no_classes_and_are_named(kit, capsys):
@@ -46,15 +55,22 @@ def test_leftovers_are_no_classes_and_are_named(kit, capsys):
             (folder / name / "cat_trainval.txt").write_text("000005 1")
     after = voc.read(kit, "trainval")
     assert (after.classes, after.fingerprint) == (voc.CLASSES, before.fingerprint)
-    assert ("left out of VOC2007 trainval: 4 files of systems or tools among its label files (._aeroplane_trainval.txt, "
-            "._train_trainval.txt, ._trainval.txt and 1 more)\n") in capsys.readouterr().err
+    assert (
+        "left out of VOC2007 trainval: 4 files of systems or tools among its label files"
+        " (._aeroplane_trainval.txt, ._train_trainval.txt, ._trainval.txt and 1 more)\n"
+        in capsys.readouterr().err
+    )
 
 
 def test_leftovers_beside_annotations_and_images_are_no_data(scene_data, tmp_path):
     shutil.copytree(scene_data / "VOCdevkit", tmp_path / "VOCdevkit")
     before = voc_boxes.read(tmp_path, 2007, "test")
     for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
-        for name in (*LEFT, f"._{Path(before.paths[0]).stem}.xml", f"._{Path(before.paths[0]).name}"):
+        for name in (
+            *LEFT,
+            f"._{Path(before.paths[0]).stem}.xml",
+            f"._{Path(before.paths[0]).name}",
+        ):
             (tmp_path / "VOCdevkit" / "VOC2007" / folder / name).write_bytes(b"\0\5\26\7\xff")
     (tmp_path / "VOCdevkit" / "._VOC2007").write_bytes(b"\0")
     assert voc_boxes.read(tmp_path, 2007, "test").fingerprint == before.fingerprint
@@ -62,18 +78,25 @@ def test_leftovers_beside_annotations_and_images_are_no_data(scene_data, tmp_pat
 
 @pytest.mark.parametrize("title", ["aeroplane (1)", "aeroplane - Copy", "train2"])
 def test_a_label_file_beside_the_20_is_refused(kit, title):
-    (main_of(kit) / f"{title}_trainval.txt").write_text((main_of(kit) / "cat_trainval.txt").read_text())
+    (main_of(kit) / f"{title}_trainval.txt").write_text(
+        (main_of(kit) / "cat_trainval.txt").read_text()
+    )
     with pytest.raises(UserError, match="label files beside those of VOC's 20 classes") as mistake:
         voc.read(kit, "trainval")
     assert f"{title}_trainval.txt" in mistake.value.what
     assert "second copy" in str(mistake.value.hint)
 
 
-@pytest.mark.parametrize("written", [
-    "000005  1\r\n000007 -1\r\n000009 -1\r\n", "\ufeff000005 1\n000007 -1\n000009 -1",
-    "000005\t1  \n\n 000007 -1 \n000009 -1\n\n", "000009 -1\n000005  1\n000007 -1\n",
-    "000005  1\r000007 -1\r000009 -1\r",
-])
+@pytest.mark.parametrize(
+    "written",
+    [
+        "000005  1\r\n000007 -1\r\n000009 -1\r\n",
+        "\ufeff000005 1\n000007 -1\n000009 -1",
+        "000005\t1  \n\n 000007 -1 \n000009 -1\n\n",
+        "000009 -1\n000005  1\n000007 -1\n",
+        "000005  1\r000007 -1\r000009 -1\r",
+    ],
+)
 def test_lines_count_by_their_names_whatever_ends_and_orders_them(kit, written):
     before = voc.read(kit, "trainval")
     (main_of(kit) / "dog_trainval.txt").write_bytes(written.encode())
@@ -92,16 +115,44 @@ def test_names_may_hold_spaces(kit):
     assert found.labels[:, 3].tolist() == [1, -1, -1]
 
 
-@pytest.mark.parametrize(("name", "written", "told", "line"), [
-    ("trainval.txt", "000005\n000007\n000005\n", "000005 is listed twice, in line 1 already", 3),
-    ("trainval.txt", " \n", "list is empty", None),
-    ("cat_trainval.txt", "000005 1\n000007 1\n000009 1\n000005 -1\n", "000005 has a label in an earlier line", 4),
-    ("cat_trainval.txt", "000005 1\n000007 1\n", "000009 is only in the split's list\n", None),
-    ("cat_trainval.txt", "000005 1\n000007 1\n000008 1\n000009 1\n", "000008 is only in this file\n", None),
-    ("cat_trainval.txt", "000001 1\n000002 1\n000003 1\n", "000001 is only in this file, 5 more differ", None),
-    ("cat_trainval.txt", "000005 1\n000007 2\n000009 1\n", r"labels must be 1, -1 or 0 \(difficult\), found '2'", 2),
-    ("cat_trainval.txt", "000005 1\n000007\n000009 1\n", "labels must be .*, found ''", 2),
-])
+@pytest.mark.parametrize(
+    ("name", "written", "told", "line"),
+    [
+        (
+            "trainval.txt",
+            "000005\n000007\n000005\n",
+            "000005 is listed twice, in line 1 already",
+            3,
+        ),
+        ("trainval.txt", " \n", "list is empty", None),
+        (
+            "cat_trainval.txt",
+            "000005 1\n000007 1\n000009 1\n000005 -1\n",
+            "000005 has a label in an earlier line",
+            4,
+        ),
+        ("cat_trainval.txt", "000005 1\n000007 1\n", "000009 is only in the split's list\n", None),
+        (
+            "cat_trainval.txt",
+            "000005 1\n000007 1\n000008 1\n000009 1\n",
+            "000008 is only in this file\n",
+            None,
+        ),
+        (
+            "cat_trainval.txt",
+            "000001 1\n000002 1\n000003 1\n",
+            "000001 is only in this file, 5 more differ",
+            None,
+        ),
+        (
+            "cat_trainval.txt",
+            "000005 1\n000007 2\n000009 1\n",
+            r"labels must be 1, -1 or 0 \(difficult\), found '2'",
+            2,
+        ),
+        ("cat_trainval.txt", "000005 1\n000007\n000009 1\n", "labels must be .*, found ''", 2),
+    ],
+)
 def test_what_is_wrong_in_a_list_is_told_with_its_line(kit, name, written, told, line):
     path = main_of(kit) / name
     path.write_text(written)
@@ -116,6 +167,10 @@ def test_other_spellings_of_the_suffix_are_found(kit):
     shutil.copy(images / "000005.jpg", images / "000005.JPG")
     (images / "000007.jpg").rename(images / "000007.JPEG")
     (images / "000009.jpg").unlink()
-    assert voc.read(kit, "trainval").paths == ("JPEGImages/000005.jpg", "JPEGImages/000007.JPEG", "JPEGImages/000009.jpg")
+    assert voc.read(kit, "trainval").paths == (
+        "JPEGImages/000005.jpg",
+        "JPEGImages/000007.JPEG",
+        "JPEGImages/000009.jpg",
+    )
     shutil.rmtree(images)
     assert voc.read(kit, "trainval").paths == tuple(f"JPEGImages/{name}.jpg" for name in NAMES)

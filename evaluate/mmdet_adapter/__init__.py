@@ -1,0 +1,1 @@
+"""MMDetection around our backbones: operators, models, training, scores, plots."""

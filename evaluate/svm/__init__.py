@@ -1,0 +1,1 @@
+"""Linear SVMs as the low-shot papers train and score them."""

@@ -1,0 +1,1 @@
+"""Two random views of every image: what is drawn, and how it is applied."""

@@ -1,0 +1,155 @@
+"""Random views of a whole batch of tensors: the embedded tier and CIFAR, and on a GPU the colours
+of the raw profile.
+
+Functions of a key (seed, epoch, image, view), as the views of files (draws.py), so that a view does
+not depend on workers, batches or resume. They differ from torchvision's in three ways: jitter in a
+fixed order (brightness, contrast, saturation, hue) instead of a random one, hue turned in YIQ
+instead of HSV, and crops at fractions of a pixel, bilinearly without antialiasing."""
+
+import math
+from functools import cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pretrain.augment.params import TRIES
+from pretrain.recipes import Augment
+from protobench import keyed
+
+_DRAWS = 11 + 2 * TRIES
+"""Uniforms per view: x, y, flip, jitter?, b, c, s, h, grey?, blur?, sigma, then area and aspect of
+every try."""
+_GREY = (0.2989, 0.587, 0.114)
+_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+
+
+def of_batch(recipe: Augment, images_N3HW: Tensor, index_N: np.ndarray, *key: int | str) -> Tensor:
+    """A view of every image: float [N, 3, size, size] in 0..1 from uint8 [N, 3, H, W] (square)."""
+    draws = _drawn(images_N3HW.device, index_N, *key)
+    left, top, flip = draws.unbind(1)[:3]
+    width, height = _box(recipe.min_area, draws[:, 11:])
+    return _coloured(
+        recipe, _crop(images_N3HW.float() / 255, recipe, width, height, left, top, flip), draws
+    )
+
+
+def coloured(recipe: Augment, x_N3HW: Tensor, index_N: np.ndarray, *key: int | str) -> Tensor:
+    """Crops, float in 0..1, with the colours and the blur of a view."""
+    return _coloured(recipe, x_N3HW, _drawn(x_N3HW.device, index_N, *key))
+
+
+def _drawn(device: torch.device, index_N: np.ndarray, *key: int | str) -> Tensor:
+    """Uniforms [N, _DRAWS] on the device, which the host does not wait for."""
+    draws = torch.from_numpy(keyed.uniforms(_DRAWS, index_N, *key).astype(np.float32))
+    return (
+        draws.pin_memory().to(device, non_blocking=True)
+        if device.type == "cuda"
+        else draws.to(device)
+    )
+
+
+def _coloured(recipe: Augment, x: Tensor, draws: Tensor) -> Tensor:
+    jitter, b, c, s, h, grey, blur, sigma = draws.unbind(1)[3:11]
+    brightness, contrast, saturation, hue = recipe.jitter
+
+    def jittered(x: Tensor) -> Tensor:
+        changed = _jitter(
+            x,
+            1 + brightness * (2 * b - 1),
+            1 + contrast * (2 * c - 1),
+            1 + saturation * (2 * s - 1),
+            hue * (2 * h - 1),
+        )
+        return torch.where((jitter < recipe.jitter_p)[:, None, None, None], changed, x)
+
+    def greyed(x: Tensor) -> Tensor:
+        return torch.where((grey < recipe.grayscale)[:, None, None, None], _luma(x).expand_as(x), x)
+
+    x = jittered(greyed(x)) if recipe.grayscale_first else greyed(jittered(x))
+    if recipe.blur > 0:
+        x = torch.where((blur < recipe.blur)[:, None, None, None], _blur(x, 0.1 + 1.9 * sigma), x)
+    return x
+
+
+def _box(min_area: float, draws: Tensor) -> tuple[Tensor, Tensor]:
+    """Width and height [N] as shares of a square image's side: area uniform in (min_area, 1),
+    log-aspect in +-log 4/3.
+
+    The first of the tries that fits into the image, as torchvision's RandomResizedCrop rejects and
+    draws again."""
+    area, aspect = draws.view(len(draws), -1, 2).unbind(2)
+    area = min_area + (1 - min_area) * area
+    ratio = torch.exp((2 * aspect - 1) * math.log(4 / 3))
+    width, height = (area * ratio).sqrt(), (area / ratio).sqrt()
+    fits = (width <= 1) & (height <= 1)
+    first = fits.int().argmax(1, keepdim=True)
+    found = fits.any(1)
+    return tuple(torch.where(found, side.gather(1, first)[:, 0], 1.0) for side in (width, height))  # type: ignore[return-value]
+
+
+def _crop(
+    x: Tensor,
+    recipe: Augment,
+    width: Tensor,
+    height: Tensor,
+    left: Tensor,
+    top: Tensor,
+    flip: Tensor,
+) -> Tensor:
+    """Crop to the box, flip and resize in one resampling."""
+    sign = torch.where(flip < recipe.flip, -1.0, 1.0)
+    theta = x.new_zeros(len(x), 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1] = width * sign, height
+    theta[:, 0, 2], theta[:, 1, 2] = (1 - width) * (2 * left - 1), (1 - height) * (2 * top - 1)
+    grid = F.affine_grid(theta, [len(x), 3, recipe.size, recipe.size], align_corners=False)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def _luma(x: Tensor) -> Tensor:
+    return (x * _matrices(x.device)[0]).sum(1, keepdim=True)
+
+
+@cache
+def _matrices(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """The weights of grey [3, 1, 1], RGB to YIQ, and back: sent to a device once, because it means
+    waiting for it."""
+    grey, to_yiq, from_yiq = (
+        torch.tensor(np.array(m), dtype=torch.float32) for m in (_GREY, _YIQ, np.linalg.inv(_YIQ))
+    )
+    return grey.view(3, 1, 1).to(device), to_yiq.to(device), from_yiq.to(device)
+
+
+def _jitter(x: Tensor, b: Tensor, c: Tensor, s: Tensor, h: Tensor) -> Tensor:
+    """torchvision's brightness, contrast and saturation; hue as a rotation of the chroma plane by h
+    turns.
+
+    The rotation (YIQ) replaces torchvision's way through HSV: it is one 3x3 matrix per image and
+    keeps luma."""
+    b, c, s = (value[:, None, None, None] for value in (b, c, s))
+    x = (x * b).clamp(0, 1)
+    x = (x * c + (1 - c) * _luma(x).mean((2, 3), keepdim=True)).clamp(0, 1)
+    x = (x * s + (1 - s) * _luma(x)).clamp(0, 1)
+    _, to_yiq, from_yiq = _matrices(x.device)
+    cos, sin, one, zero = (
+        torch.cos(h * 2 * math.pi),
+        torch.sin(h * 2 * math.pi),
+        torch.ones_like(h),
+        torch.zeros_like(h),
+    )
+    turn = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], 1).view(-1, 3, 3)
+    matrix = from_yiq @ turn @ to_yiq
+    return torch.bmm(matrix, x.flatten(2)).view_as(x).clamp(0, 1)
+
+
+def _blur(x: Tensor, sigma_N: Tensor, radius: int = 4) -> Tensor:
+    """Separable Gaussian blur with each image's own sigma (pixels), as one grouped convolution per
+    axis."""
+    offsets = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
+    kernel = torch.exp(-0.5 * (offsets / sigma_N[:, None]) ** 2)
+    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(3, 0)
+    n, _, height, width = x.shape
+    x = F.pad(x.reshape(1, n * 3, height, width), [radius] * 4, mode="reflect")
+    x = F.conv2d(x, kernel[:, None, None, :], groups=n * 3)
+    return F.conv2d(x, kernel[:, None, :, None], groups=n * 3).view(n, 3, height, width)

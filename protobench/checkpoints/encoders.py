@@ -1,0 +1,601 @@
+"""Encoders from files: recognised by their parameter names, loaded whole or refused, every tensor
+accounted for.
+
+The commonest way to a wrong number in this field is a checkpoint that was never really loaded
+(another key prefix, ``strict=False``, random weights evaluated without a word). Here a file either
+fills every tensor of the backbone or is an error."""
+
+import hashlib
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby, takewhile
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from protobench.checkpoints import hashes, layouts, released, tensor_files
+from protobench.checkpoints.layouts import Copy, LoadOptions, Match
+from protobench.checkpoints.resnet import Arch, ResNet, arch_name, arch_of, named
+from protobench.checkpoints.tensor_files import TensorFile
+from protobench.data.transforms import EvalInput
+from protobench.runtime import files
+from protobench.runtime.errors import UserError, printable
+from protobench.runtime.notices import some
+
+State = dict[str, Tensor]
+"""Tensors by torchvision's names."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A backbone ready to evaluate (eval mode), the input it expects, and the account of how it was
+    loaded.
+
+    ``key`` identifies the weights and their input in caches and records.
+    """
+
+    backbone: ResNet
+    input: EvalInput
+    key: str
+    account: dict[str, Any]
+    projection: nn.Module | None = None
+    """the projection head of this copy, where the file has one of known shape: pooled features [N,
+    D] to [N, C]"""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """of the network's arithmetic"""
+    input_certain: bool = True
+    """whether the input's normalisation is known, from our header or from the user, and not assumed
+    for the file's origin"""
+
+    def summary(self) -> str:
+        """A few lines for the terminal: what was loaded, what was left out, and the input it is
+        given."""
+        a, i = self.account, self.input
+        where = f"under {a['prefix']!r}" if a["prefix"] else "at top level"
+        left_out = ", ".join(_folded(a["dropped"])) or "nothing"
+        lines = [
+            f"{a['file']}: {a['origin']}, {a['arch']}",
+            f"  {a['matched']}/{a['expected']} backbone tensors, {a['copy']} copy, {where}",
+            (
+                f"  sha256 {a['sha256'][:12]}{' (as recorded)' * a['hash_verified']}; left out:"
+                f" {left_out}"
+            ),
+            (
+                f"  input: shorter side {i.resize}, centre {i.crop}, mean {_numbers(i.mean)}, std"
+                f" {_numbers(i.std)}"
+            ),
+        ]
+        if left := a.get("left_as_data"):
+            lines.append(
+                f"  read without running its code: objects of {some(left, 5)} left as data"
+            )
+        if a["released"]:
+            lines.append(
+                f"  a published checkpoint: {a['released']['title']} ({a['released']['proof']})"
+            )
+        if a["untouched"]:
+            lines.append(
+                "  warning: BatchNorm is still at its initial values; this looks like an untrained"
+                " network"
+            )
+        return printable("\n".join(lines))
+
+
+def load(
+    path: Path,
+    reading: LoadOptions | None = None,
+    *,
+    prefer: Copy | None = None,
+    trust: bool = False,
+) -> Encoder:
+    """Loads the backbone of a checkpoint in any layout of ``layouts.LAYOUTS``.
+
+    ``reading`` settles what the file leaves open; ``prefer`` is the copy to take where it does not
+    and the file has it; ``trust`` unpickles everything, which may run code. Raises UserError where
+    the file is missing, unreadable, unsafe or not the one recorded, fits no layout or several, or
+    where a backbone tensor is missing, unexpected, of another shape, sparse or not finite."""
+    reading = reading or LoadOptions()
+    tensor_files.check(path)
+    with ThreadPoolExecutor(1) as aside:  # hashing takes as long as loading, and needs no lock
+        hashing, file = aside.submit(files.sha256_file, path), None
+        try:
+            file = tensor_files.read(path, trust=trust)
+            names = _stripped(path, file.tensors)
+            match = layouts.recognise(
+                path, names, [*file.entries, *_facts(file.tensors)], reading, prefer
+            )
+            found = {
+                ours: names[theirs]
+                for ours, theirs in layouts.backbone(match.layout, match.prefix, names).items()
+            }
+        except UserError as mistake:  # some do not know the path, and none what was left out before
+            left = file.left_as_data if file else ()
+            told = (
+                [f"objects of {some(left, 5)} were read without running their code"] if left else []
+            )
+            hint = "; ".join([*([mistake.hint] if mistake.hint else []), *told])
+            raise UserError(mistake.what, at=mistake.at or path, hint=hint or None) from mistake
+        backbone = _network(path, match, file, found, reading)
+        arch, expected = backbone.arch, backbone.state_dict()
+        tensors = {ours: file.tensors[name] for ours, name in found.items()}
+        state = _take(path, match, tensors, expected, reading.drop, copy=file.mapped)
+        sha256 = hashing.result()
+    head = _projection_state(match, tensors, arch)
+    recorded = hashes.check(path, sha256, reading.sha256)
+    _verify(file, match, path, state | _named("projection.", head))
+    input_ = _input(path, match, arch, file, reading)
+    known = released.identify(path, sha256)
+    if known and (known.arch, "imagenet") != (arch_name(arch), arch.stem):
+        raise UserError(
+            f"named like the published {known.title}, a {known.arch}, but holds a"
+            f" {arch_name(arch)}",
+            at=path,
+            hint=f"give it another name, or take the published file: {known.page}",
+        )
+    matched = len(state)
+    for name in (
+        expected.keys() - state.keys()
+    ):  # checkpoints from before 2018 lack the counters; nothing reads them
+        state[name] = torch.zeros((), dtype=torch.long)
+    backbone.load_state_dict(state, assign=True)
+    account = {
+        "file": printable(path.name),
+        "sha256": sha256,
+        "hash_verified": recorded or bool(file.header),
+        "origin": str(file.header.get("origin", match.layout.origin)),
+        "released": known and {"name": known.name, "title": known.title, "proof": known.proof},
+        "copy": match.copy,
+        "prefix": _shown(match, found),
+        "arch": arch_name(arch),
+        "matched": matched,
+        "expected": len(expected),
+        "dropped": _dropped(match, names, set(found) - state.keys()),
+        "trained": file.header.get("trained"),
+        "input": asdict(input_),
+        "untouched": _untouched(state),
+        "projection": {name: list(t.shape) for name, t in head.items()},
+        **(
+            {"left_as_data": [printable(name) for name in file.left_as_data[:100]]}
+            if file.left_as_data
+            else {}
+        ),
+    }
+    key = _key(path, match, arch, file, sha256, reading, input_, prefer)
+    certain = bool(file.header) or reading.normalisation is not None
+    if not certain and not account["untouched"] and _without_statistics(state):
+        raise UserError(
+            "the first BatchNorm has no statistics (all means 0, all variances equal), so whether"
+            f" the inputs were normalised as usual for {account['origin']} cannot be checked",
+            at=path,
+            hint=(
+                f"say how they were with --normalisation: {', '.join(layouts.NORMALISATIONS)}, or"
+                " six numbers"
+            ),
+        )
+    return Encoder(
+        backbone.eval(), input_, key, account, _projection(head), reading.precision, certain
+    )
+
+
+# What the file holds ------------------------------------------------------------------------------
+
+
+def _stripped(path: Path, tensors: State) -> dict[str, str]:
+    """Name without wrappers -> name in the file."""
+    names: dict[str, str] = {}
+    for name in tensors:
+        if (other := names.setdefault(layouts.strip(name), name)) != name:
+            raise UserError(
+                f"two tensors of one name once module. and _orig_mod. are taken off: {other} and"
+                f" {name}",
+                at=path,
+            )
+    return names
+
+
+def _facts(tensors: State) -> list[str]:
+    """What recognition needs beside names: convolutions that lie in memory as TensorFlow writes
+    them, outputs last."""
+    kernels = (
+        tensor
+        for name, tensor in tensors.items()
+        if name.endswith("conv1.weight") and tensor.layout == torch.strided
+    )
+    return (
+        [layouts.TENSORFLOW]
+        if any(k.ndim == 4 and k.shape[0] > 1 and k.stride(0) == 1 < k.stride(1) for k in kernels)
+        else []
+    )
+
+
+def _network(
+    path: Path, match: Match, file: TensorFile, found: dict[str, str], reading: LoadOptions
+) -> ResNet:
+    """The network that the tensors are of, still without any of its own. UserError where there is
+    none, or another than asked."""
+    try:
+        if file.header:
+            arch = Arch(**{**file.header["arch"], "depths": tuple(file.header["arch"]["depths"])})
+        else:
+            arch = arch_of(
+                {ours: file.tensors[name] for ours, name in found.items()}, match.layout.cifar_stem
+            )
+        with torch.device("meta"):
+            backbone = ResNet(arch)
+    except UserError as mistake:
+        raise UserError(
+            f"{match.layout.origin} checkpoint: {mistake.what}", at=path, hint=mistake.hint
+        ) from mistake
+    except (TypeError, ValueError, LookupError, RuntimeError, OverflowError) as failure:
+        raise UserError(
+            f"the checkpoint's header describes no network: {failure}", at=path
+        ) from failure
+    if reading.arch and named(reading.arch) not in (arch, replace(arch, stem="imagenet")):
+        raise UserError(
+            f"the checkpoint holds a {arch_name(arch)}, not a {reading.arch}",
+            at=path,
+            hint="--arch only confirms; leave it out, or give the file that you mean",
+        )
+    return backbone
+
+
+def _take(
+    path: Path, match: Match, found: State, expected: State, drop: tuple[str, ...], *, copy: bool
+) -> State:
+    """The backbone's tensors in float32, in memory. UserError unless they are exactly the
+    ``expected`` ones."""
+    heads = {
+        *layouts.HEADS,
+        *match.layout.heads,
+        *(() if match.layout.rename else drop),
+    }  # renamed words may be the backbone's
+    counters = {name for name in expected if name.endswith("num_batches_tracked")}
+    unexpected = sorted(
+        name
+        for name in found.keys() - expected.keys()
+        if layouts.BACKBONE.match(name) or name.split(".")[0] not in heads
+    )
+    misshapen, spoilt, state = [], [], {}
+    for name in sorted(expected.keys() & found.keys()):
+        tensor = found[name]
+        if (
+            name in counters and tensor.numel() == 1
+        ):  # some have one dimension, and nothing reads them
+            tensor = tensor.reshape(())
+        if tensor.shape != expected[name].shape:
+            misshapen.append(f"{name} is {tuple(tensor.shape)}, not {tuple(expected[name].shape)}")
+        elif (
+            tensor.layout != torch.strided
+            or tensor.device.type != "cpu"
+            or not (name in counters or tensor.is_floating_point())
+        ):
+            spoilt.append(name)
+        else:
+            state[name] = tensor.to(
+                torch.long if name in counters else torch.float32, copy=copy
+            ).contiguous()
+            if not (
+                torch.isfinite(state[name].sum()) or torch.isfinite(state[name]).all()
+            ):  # the sum is the quick way
+                spoilt.append(name)
+    faults = {
+        "missing": sorted(expected.keys() - found.keys() - counters),
+        "unexpected": unexpected,
+        "of another shape": misshapen,
+        "not dense finite floating-point numbers": spoilt,
+        "a negative variance": [
+            name for name in state if name.endswith("running_var") and state[name].min() < 0
+        ],
+    }
+    if told := [
+        f"{len(names)} {fault} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+        for fault, names in faults.items()
+        if names
+    ]:
+        parts = sorted(
+            {name.split(".")[0] for name in unexpected if not layouts.BACKBONE.match(name)}
+        )
+        heads_alone = parts and len(told) == 1 and not match.layout.rename
+        raise UserError(
+            f"{match.layout.origin} checkpoint does not fill the backbone's {len(expected)}"
+            " tensors: " + "; ".join(told),
+            at=path,
+            hint=(
+                f"if {', '.join(parts)} only belongs to a head: --drop {' '.join(parts)}"
+                if heads_alone
+                else "a half-loaded network is never evaluated"
+            ),
+        )
+    return state
+
+
+def _projection_state(match: Match, found: State, arch: Arch) -> State:
+    """The copy's projection head by its own names ("weight", "0.weight"), if it is one of known
+    shape that fits; else empty."""
+    prefix = match.layout.projection
+    head = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in found.items()
+        if prefix and name.startswith(prefix)
+    }
+    layers = {
+        frozenset({"weight", "bias"}): [""],
+        frozenset({"0.weight", "0.bias", "2.weight", "2.bias"}): ["0.", "2."],
+    }.get(frozenset(head), [])
+    width = arch.width * 8 * (4 if arch.block == "bottleneck" else 1)
+    for layer in layers:
+        weight, bias = head[f"{layer}weight"], head[f"{layer}bias"]
+        fits = (
+            weight.ndim == 2
+            and weight.shape[1] == width
+            and weight.shape[0] > 0
+            and bias.shape == weight.shape[:1]
+        )
+        if not fits or not all(
+            t.layout == torch.strided
+            and t.device.type == "cpu"
+            and t.is_floating_point()
+            and torch.isfinite(t).all()
+            for t in (weight, bias)
+        ):
+            return {}
+        width = weight.shape[0]
+    return {name: tensor.float().contiguous() for name, tensor in head.items()} if layers else {}
+
+
+def _projection(head: State) -> nn.Module | None:
+    """A linear head, or two layers with a ReLU between."""
+    if not head:
+        return None
+    with torch.device("meta"):
+
+        def layer(name: str) -> nn.Linear:
+            rows, columns = head[f"{name}weight"].shape
+            return nn.Linear(columns, rows)
+
+        module = (
+            layer("") if "weight" in head else nn.Sequential(layer("0."), nn.ReLU(), layer("2."))
+        )
+    module.load_state_dict(head, assign=True)
+    return module.eval()
+
+
+def _input(
+    path: Path, match: Match, arch: Arch, file: TensorFile, reading: LoadOptions
+) -> EvalInput:
+    """Ours from the header, others' from the layout; ``reading`` overrides either."""
+    try:
+        if file.header:
+            given = file.header["input"]
+            fields: dict[str, Any] = {
+                key: tuple(map(float, v)) if isinstance(v, list) else v for key, v in given.items()
+            }
+            input_ = EvalInput(**fields)
+            if not all(
+                type(size) is int and size < 10_000 for size in (input_.resize, input_.crop)
+            ):
+                raise ValueError(f"{input_.resize} and {input_.crop} are no sizes in pixels")
+            if reading.normalisation:
+                mean, std = layouts.normalisation(reading.normalisation)
+                input_ = replace(input_, mean=mean, std=std)
+        else:
+            dataset = getattr(file.entries.get("opt"), "dataset", None)
+            input_ = layouts.eval_input(
+                path,
+                match.layout,
+                cifar=arch.stem != "imagenet",
+                wide=arch.width > 64,
+                dataset=dataset,
+                given=reading.normalisation,
+            )
+        resize, crop = (
+            own if asked is None else asked
+            for asked, own in ((reading.resize, input_.resize), (reading.crop, input_.crop))
+        )
+        input_ = replace(input_, resize=resize, crop=crop)
+        numbers = (input_.mean, input_.std)
+        if (
+            not 0 < crop <= resize
+            or not all(isinstance(n, tuple) and len(n) == 3 for n in numbers)
+            or min(input_.std) <= 0
+        ):
+            raise ValueError(f"crop {crop} of {resize}, mean {input_.mean}, std {input_.std}")
+    except (TypeError, ValueError, AttributeError, KeyError) as failure:
+        raise UserError(
+            f"no usable input: {failure}", at=path, hint="--resize is at least --crop; see --help"
+        ) from failure
+    return input_
+
+
+def _verify(file: TensorFile, match: Match, path: Path, state: State) -> None:
+    """UserError unless the weights are those that our header was written for."""
+    content = file.header.get("content")
+    if file.header and (
+        not isinstance(content, dict) or digest_of(state) != content.get(match.copy)
+    ):
+        raise UserError(
+            "the weights are not those that were written: their hash differs from the header's",
+            at=path,
+            hint="the file is damaged or was edited; make it again",
+        )
+
+
+def digest_of(state: State) -> str:
+    """Hash of a backbone's tensors: names, shapes and values, counters left out."""
+    digest = hashlib.sha256()
+    for name in sorted(name for name in state if not name.endswith("num_batches_tracked")):
+        digest.update(f"{name} {tuple(state[name].shape)} ".encode())
+        digest.update(state[name].detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _shown(match: Match, found: dict[str, str]) -> str:
+    """The prefix as it stands in the file, wrappers included."""
+    ours, theirs = next(
+        (ours, theirs) for ours, theirs in found.items() if ours.startswith("layer")
+    )
+    return theirs.removesuffix(ours) if theirs.endswith(ours) else match.prefix
+
+
+def _dropped(match: Match, names: dict[str, str], beside: set[str]) -> list[str]:
+    """What was left out, by the first word of each name that tells it apart: "encoder_k",
+    "encoder_q.fc", "optimizer"."""
+    *container, prefix = match.prefix.split("/")
+    told = {prefix + name.split(".")[0] for name in beside}
+    for name in names:
+        if not name.startswith(match.prefix) or "/" in name[len(match.prefix) :]:
+            *where, last = name.split("/")
+            shared = len(
+                list(
+                    takewhile(lambda pair: pair[0] == pair[1], zip(where, container, strict=False))
+                )
+            )
+            told.add(where[shared] if shared < len(where) else last.split(".")[0])
+    return sorted(told)
+
+
+def _folded(names: list[str]) -> list[str]:
+    """Names for a person: more than eight that begin with the same word become one, as mmcv's
+    ema_backbone_conv1_weight, …"""
+    alike = [list(group) for _, group in groupby(names, key=lambda name: name.partition("_")[0])]
+    return [
+        told
+        for group in alike
+        for told in (
+            [f"{group[0].partition('_')[0]}_… ({len(group)} names)"] if len(group) > 8 else group
+        )
+    ]
+
+
+def _untouched(state: State) -> bool:
+    """Whether BatchNorm has never been trained, nor seen data: weights as they are initialised."""
+    norms = {
+        name: tensor
+        for name, tensor in state.items()
+        if re.search(r"(^|\.)(bn\d|downsample\.1)\.", name)
+        and not name.endswith("num_batches_tracked")
+    }
+    return all(
+        bool((tensor == (1.0 if name.endswith(("weight", "running_var")) else 0.0)).all())
+        for name, tensor in norms.items()
+    )
+
+
+def _without_statistics(state: State) -> bool:
+    """Whether the first BatchNorm's running statistics tell nothing of the inputs, as where it was
+    fused into the convolution."""
+    mean, variance = state["bn1.running_mean"], state["bn1.running_var"]
+    return bool((mean == 0).all() and (variance == variance[0]).all())
+
+
+def _key(
+    path: Path,
+    match: Match,
+    arch: Arch,
+    file: TensorFile,
+    sha256: str,
+    reading: LoadOptions,
+    input_: EvalInput,
+    prefer: Copy | None,
+) -> str:
+    """Ours from the header or the file's hash; another one where ``reading`` gives something else
+    than a bare load would."""
+    usual = file.header.get("key", sha256)
+    if not isinstance(usual, str) or not usual:
+        raise UserError("the checkpoint's header has no key", at=path, hint="export it again")
+    try:
+        same_input = _input(path, match, arch, file, LoadOptions()) == input_
+    except UserError:  # it had to be given
+        same_input = False
+    usual_copy = reading.weights == "auto" or (
+        prefer is None and reading.weights == match.layout.evaluated
+    )
+    exact = reading.precision == "fp32"
+    if same_input and usual_copy and reading.prefix is None and exact:
+        return usual
+    return files.sha256(
+        [usual, match.prefix, asdict(arch), asdict(input_), *(() if exact else [reading.precision])]
+    )
+
+
+# Writing ------------------------------------------------------------------------------------------
+
+
+def export(
+    path: Path,
+    backbone: ResNet,
+    *,
+    key: str,
+    input_: EvalInput,
+    trained: dict[str, Any] | None,
+    origin: str = "protobench",
+    projection: nn.Module | None = None,
+    momentum: tuple[ResNet, nn.Module] | None = None,
+) -> None:
+    """Writes a backbone as safetensors under torchvision's names, and where there are any its
+    projection head (``projection.…``) and the momentum encoder's backbone and head
+    (``momentum.…``). The header says what it is: its shape, the input that it expects, hashes of
+    its weights, and ``trained``, how it came to be."""
+    copies = {"query": _with_head(backbone, projection)} | (
+        {"momentum": _with_head(*momentum)} if momentum else {}
+    )
+    tensors = {
+        ("momentum." if copy == "momentum" else "") + name: tensor.detach().cpu().contiguous()
+        for copy, state in copies.items()
+        for name, tensor in state.items()
+    }
+    sealed = header(
+        backbone,
+        key=key,
+        input_=input_,
+        trained=trained,
+        origin=origin,
+        content={copy: digest_of(state) for copy, state in copies.items()},
+    )
+    data = save(tensors, metadata={"format": "pt", "protobench": sealed})
+    files.write_atomic(path, lambda file: file.write(data))
+
+
+def header(
+    backbone: ResNet,
+    *,
+    key: str,
+    input_: EvalInput,
+    trained: dict[str, Any] | None,
+    origin: str,
+    content: dict[str, str],
+) -> str:
+    """What an exported file says of itself, as JSON with a hash over all of it."""
+    told = json.loads(
+        files.canonical_json(
+            {
+                "origin": origin,
+                "key": key,
+                "arch": asdict(backbone.arch),
+                "input": asdict(input_),
+                "trained": trained,
+                "content": content,
+            }
+        )
+    )
+    return files.canonical_json({**told, "sha256": files.sha256(told)})
+
+
+def _with_head(backbone: ResNet, projection: nn.Module | None) -> State:
+    return {
+        **backbone.state_dict(),
+        **_named("projection.", projection.state_dict() if projection else {}),
+    }
+
+
+def _named(prefix: str, state: State) -> State:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:g}" for value in values)

@@ -1,0 +1,97 @@
+"""Images with objects in them: boxes, classes and, where a data set has them, masks."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from protobench.data.image_list import ImageList
+from protobench.runtime import files
+from protobench.runtime.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Objects:
+    """What one image holds.
+
+    boxes_N4: float32, (x1, y1, x2, y2) in pixels from 0. labels_N: int64. ignored_N: bool, objects
+    that neither count as found nor as missed (VOC's difficult ones, COCO's crowds)."""
+
+    width: int
+    height: int
+    boxes_N4: np.ndarray
+    labels_N: np.ndarray
+    ignored_N: np.ndarray
+    masks: tuple[Any, ...] = ()
+    """one per object where the data set has them: float64 polygons [x y x y …], or run lengths
+    {size, counts: [int, …]} as COCO writes them"""
+
+    def __len__(self) -> int:
+        return len(self.labels_N)
+
+    @property
+    def content(self) -> list[Any]:
+        """All of it as JSON-like values, for a hash."""
+        masks = [
+            mask if isinstance(mask, dict) else [part.tolist() for part in mask]
+            for mask in self.masks
+        ]
+        return [
+            self.width,
+            self.height,
+            self.boxes_N4.tolist(),
+            self.labels_N.tolist(),
+            self.ignored_N.tolist(),
+            masks,
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class BoxList(ImageList):
+    """Images in a fixed order, each with its ``objects``; labels int64 [N, C] as VOC's: 1 present,
+    0 only ignored, -1 absent."""
+
+    objects: tuple[Objects, ...] = ()
+
+    def subset(self, indices: np.ndarray) -> "BoxList":
+        """The images at ``indices``, in that order."""
+        return replace(
+            self,
+            paths=tuple(self.paths[i] for i in indices),
+            labels=self.labels[indices],
+            objects=tuple(self.objects[i] for i in indices),
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the images' (see ImageList), every box and every mask."""
+        content = files.sha256_text(
+            "\n".join(files.sha256(found.content) for found in self.objects)
+        )
+        return files.sha256([ImageList.fingerprint.func(self), content])  # type: ignore[attr-defined]
+
+    def sized(self, index: int) -> np.ndarray:
+        """The image as uint8 [H, W, 3] in RGB; UserError where it is not of the size its annotation
+        tells, since boxes would then lie elsewhere."""
+        pixels, found = np.asarray(self.read(index)), self.objects[index]
+        if pixels.shape[:2] != (found.height, found.width):
+            raise UserError(
+                f"{self.name}: the image is {pixels.shape[1]} x {pixels.shape[0]} pixels, its"
+                f" annotation says {found.width} x {found.height}",
+                at=self.root / self.paths[index],
+                hint=(
+                    "images and annotations belong to different releases, or the image was resized"
+                ),
+            )
+        return pixels
+
+
+def presence(objects: list[Objects], classes: int) -> np.ndarray:
+    """[N, C]: 1 where an image has an object of the class, 0 where all of them are ignored ones, -1
+    where it has none."""
+    labels_NC = np.full((len(objects), classes), -1, dtype=np.int64)
+    for row, found in zip(labels_NC, objects, strict=True):
+        row[found.labels_N[found.ignored_N]] = 0
+        row[found.labels_N[~found.ignored_N]] = 1
+    return labels_NC

@@ -1,0 +1,218 @@
+"""Which images of a list can be decoded: all of them, fully, side by side, with results kept from
+one run to the next.
+
+Only a full decode tells: a truncated JPEG passes every shorter test, and half a picture is as good
+as none."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import PIL
+from filelock import FileLock
+
+from protobench.data.image_list import ImageList
+from protobench.runtime import files
+from protobench.runtime.errors import UserError, decodable, printable
+from protobench.runtime.progress import progress
+
+Lists = TypeVar("Lists", bound=tuple[ImageList, ...])
+
+VERSION = 1
+"""Raise when what counts as readable changes."""
+
+CHUNK = 256
+"""Images that are read, and noted as done, together."""
+
+
+@dataclass(frozen=True)
+class DecodeReport:
+    """What reading a whole list showed."""
+
+    bad: dict[int, str]
+    """index -> why it cannot be decoded"""
+    digests: np.ndarray
+    """uint64 [N], the beginning of each file's SHA-256, or of its pixels' in a list that holds
+    them; 0 where it cannot be decoded"""
+
+
+def check(images: ImageList, workers: int) -> DecodeReport:
+    """Decodes and hashes every image on ``workers`` threads. What an earlier or stopped run found
+    good is taken from the cache for files whose size and time are as they were; what it found bad
+    is read again, as a disk may recover. Pixels in memory are only hashed: nothing is left to
+    decode."""
+    if images.pixels is not None:
+        return DecodeReport(
+            {},
+            np.array(
+                [
+                    int(hashlib.sha256(pixels.tobytes()).hexdigest()[:16], 16)
+                    for pixels in images.pixels
+                ],
+                dtype=np.uint64,
+            ),
+        )
+    identity = [
+        VERSION,
+        PIL.__version__,
+        CHUNK,
+        images.name,
+        decodable(str(images.root.absolute())),
+        images.names,
+    ]
+    path = files.cache_dir() / "readable" / f"{files.sha256(identity)[:32]}.jsonl"
+    chunks = [range(i, min(i + CHUNK, len(images))) for i in range(0, len(images), CHUNK)]
+    bad: dict[int, str] = {}
+    digests = np.zeros(len(images), dtype=np.uint64)
+    with files.writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".lock").touch()
+    with (
+        FileLock(path.with_suffix(".lock")),
+        ThreadPoolExecutor(max(workers, 1)) as pool,
+    ):  # a second process waits
+        known = _known(path)
+        work = _as_they_come(pool, images, chunks, known, max(workers, 1))
+        for line in progress(
+            work, desc=f"decoding {images.name}", unit=f" x {CHUNK} images", total=len(chunks)
+        ):
+            start, values = line["start"], line["digests"]
+            digests[start : start + len(values) // 16] = [
+                int(values[i : i + 16], 16) for i in range(0, len(values), 16)
+            ]
+            bad |= {int(i): why for i, why in line["bad"].items()}
+            if line is not known.get(start):
+                with files.writing(path), open(path, "a", encoding="utf-8") as file:
+                    file.write(
+                        "\n" + json.dumps(line)
+                    )  # in front: a kill may have cut the line before
+    return DecodeReport(dict(sorted(bad.items())), digests)
+
+
+def leave_out(lists: Lists, limit: int) -> Lists:
+    """The lists without their unreadable images, which must not exceed ``limit`` in all; 0 reads
+    nothing and changes nothing.
+
+    Raises UserError for more of them, the first ten named, and where a class loses its last image.
+    """
+    if limit < 0:
+        raise UserError(f"--skip-bad-images {limit}: at least 0")
+    if limit == 0:
+        return lists
+    found = [check(images, os.cpu_count() or 1).bad for images in lists]
+    bad = [
+        f"{images.root / images.paths[i]}: {why}"
+        for images, of in zip(lists, found, strict=True)
+        for i, why in of.items()
+    ]
+    if len(bad) > limit:
+        raise UserError(
+            f"{len(bad)} images cannot be decoded, more than --skip-bad-images {limit}: "
+            + "; ".join(bad[:3]),
+            at=lists[0].root,
+            hint="python -m protobench check-data names them all",
+        )
+    for line in bad:
+        print(f"left out: {printable(line)}")
+    kept = tuple(
+        (
+            replace(
+                images.subset(np.setdiff1d(np.arange(len(images)), list(of))),
+                unreadable=tuple(images.paths[i] for i in of),
+            )
+            if of
+            else images
+        )
+        for images, of in zip(lists, found, strict=True)
+    )
+    for images in kept:
+        for of_class, title in enumerate(images.classes):
+            if not (
+                (images.labels == 1)[:, of_class]
+                if images.labels.ndim == 2
+                else images.labels == of_class
+            ).any():
+                raise UserError(
+                    f"{images.name} has no image of {title} once the unreadable ones are left out",
+                    at=images.root,
+                    hint=(
+                        "replace the damaged files; a class without images is no longer this"
+                        " data set"
+                    ),
+                )
+    return cast(Lists, kept)
+
+
+def _known(path: Path) -> dict[int, dict[str, Any]]:
+    """Chunks found good before, by their first index; a line cut short by a kill is none."""
+    known = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            chunk = json.loads(line)
+            if not chunk["bad"]:
+                known[chunk["start"]] = chunk
+        except (ValueError, KeyError, TypeError):
+            continue
+    return known
+
+
+def _as_they_come(
+    pool: ThreadPoolExecutor,
+    images: ImageList,
+    chunks: list[range],
+    known: dict[int, dict[str, Any]],
+    workers: int,
+) -> Iterator[dict[str, Any]]:
+    """The chunks' results, a few of them in flight."""
+    todo = iter(chunks)
+    pending = {
+        pool.submit(_read, images, chunk, known.get(chunk.start))
+        for chunk in islice(todo, 2 * workers)
+    }
+    try:
+        while pending:
+            done, pending = wait(pending, return_when=FIRST_COMPLETED)
+            pending |= {
+                pool.submit(_read, images, chunk, known.get(chunk.start))
+                for chunk in islice(todo, len(done))
+            }
+            for future in sorted(
+                done, key=lambda future: future.exception() is not None
+            ):  # what is done is kept first
+                yield future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _read(images: ImageList, chunk: range, known: dict[str, Any] | None) -> dict[str, Any]:
+    """``{"start", "state", "digests", "bad"}`` of a chunk; ``known`` itself where its files are as
+    they were."""
+    state = files.sha256([_state(images.root / images.paths[i]) for i in chunk])
+    if known is not None and known.get("state") == state:
+        return known
+    digests, bad = [], {}
+    for i in chunk:
+        try:
+            images.read(i)
+            digests.append(files.sha256_file(images.root / images.paths[i])[:16])
+        except UserError as mistake:
+            bad[str(i)] = mistake.what.partition(f"image {i}: ")[2] or mistake.what.removeprefix(
+                f"{images.name}: "
+            )
+            digests.append("0" * 16)
+    return {"start": chunk.start, "state": state, "digests": "".join(digests), "bad": bad}
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns

@@ -1,0 +1,381 @@
+"""A list of labelled images: what every data set is turned into, and how one image is read."""
+
+import hashlib
+import os
+import unicodedata
+import warnings
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from protobench import keyed
+from protobench.data.leftovers import is_leftover
+from protobench.runtime import files, resource_errors
+from protobench.runtime.errors import UserError, decodable, printable
+from protobench.runtime.notices import notice, some
+
+warnings.simplefilter(
+    "ignore", Image.DecompressionBombWarning
+)  # read() refuses what Pillow would only warn about
+
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
+"""Of image files, in lower case: torchvision's list."""
+HASHED_BYTES = 2**30
+"""Files of a list that are together no larger are hashed whole: VOC07 takes a second, and is read
+anyway."""
+SAMPLED_FILES = 256
+"""How many of a larger list are hashed."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageList:
+    """Images in a fixed order.
+
+    labels: int64 [N] (one class each) or int64 [N, C] with 1 present, -1 absent, 0 difficult (VOC).
+    UserError where they do not fit the classes, or the pixels not the paths."""
+
+    name: str
+    root: Path
+    paths: tuple[str, ...]
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    unreadable: tuple[str, ...] = ()
+    """paths that were left out because they cannot be decoded (readable.py)"""
+    pixels: np.ndarray | None = None
+    """uint8 [N, H, W, 3], of a data set that is kept in arrays; no file is read then, and paths are
+    mere names"""
+
+    def __post_init__(self) -> None:
+        shape = (
+            (len(self.paths),) if self.labels.ndim == 1 else (len(self.paths), len(self.classes))
+        )
+        low, high = (0, len(self.classes) - 1) if self.labels.ndim == 1 else (-1, 1)
+        if self.labels.shape != shape or (
+            self.labels.size and not low <= self.labels.min() <= self.labels.max() <= high
+        ):
+            raise UserError(
+                f"{self.name}: labels of shape {self.labels.shape} for {len(self.paths)} images and"
+                f" {len(self.classes)} classes, or outside {low} to {high}",
+                at=self.root,
+            )
+        if (found := self.pixels) is not None and (
+            found.dtype != np.uint8 or found.shape != (len(self), *found.shape[1:3], 3)
+        ):
+            raise UserError(
+                f"{self.name}: pixels of shape {found.shape} and type {found.dtype} for {len(self)}"
+                " images",
+                at=self.root,
+            )
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def subset(self, indices: np.ndarray) -> "ImageList":
+        """The images at ``indices``, in that order."""
+        return replace(
+            self,
+            paths=tuple(self.paths[i] for i in indices),
+            labels=self.labels[indices],
+            pixels=None if self.pixels is None else self.pixels[indices],
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The paths as text that can be hashed and recorded: a file system's names need not be
+        UTF-8."""
+        return tuple(map(decodable, self.paths))
+
+    @cached_property
+    def states(self) -> np.ndarray:
+        """int64 [N, 2]: size in bytes and time of the last change in nanoseconds of every file.
+        UserError for a file that is not there. 1.28 million files take seconds, as nothing is
+        opened."""
+        found = np.empty((len(self), 2), np.int64)
+        root = str(self.root)
+        try:
+            for row, path in zip(
+                found, self.paths, strict=True
+            ):  # threads would wait for one another longer than for the disk
+                state = os.stat(f"{root}/{path}")
+                row[:] = state.st_size, state.st_mtime_ns
+        except OSError as failure:
+            raise self._cannot_read(failure) from failure
+        return found
+
+    @property
+    def hashed_whole(self) -> bool:
+        """Whether the fingerprint holds the contents of every file."""
+        return (
+            self.pixels is not None
+            or len(self) <= SAMPLED_FILES
+            or int(self.states[:, 0].sum()) <= HASHED_BYTES
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of all names and labels and of all contents (pixels, or files of up to 1 GiB in
+        all). It is the same on every machine, so that records can be compared.
+
+        Of a larger data set, which would take as long to read as to evaluate on, every file's size
+        and the contents of 256 files spread over the list are hashed."""
+        if self.pixels is not None:
+            contents = [str(self.pixels.shape), hashlib.sha256(self.pixels.tobytes()).hexdigest()]
+            return files.sha256([self.paths, self.labels.tolist(), self.classes, contents])
+        whole = self.hashed_whole
+        chosen = (
+            range(len(self))
+            if whole
+            else sorted(
+                keyed.generator("fingerprint", len(self))
+                .choice(len(self), SAMPLED_FILES, replace=False)
+                .tolist()
+            )
+        )
+        try:
+            contents = [files.sha256_file(self.root / self.paths[i]) for i in chosen]
+        except OSError as failure:
+            raise self._cannot_read(failure) from failure
+        sizes = [] if whole else [self.states[:, 0].tolist()]
+        return files.sha256([self.names, self.labels.tolist(), self.classes, contents, *sizes])
+
+    @cached_property
+    def cache_key(self) -> str:
+        """What is kept of these images on this machine is known by: the fingerprint and, where that
+        does not hold every file's contents, the size and the time of the last change of every file.
+        A file that was replaced never goes unnoticed."""
+        if self.hashed_whole:
+            return self.fingerprint
+        return files.sha256([self.fingerprint, hashlib.sha256(self.states.tobytes()).hexdigest()])
+
+    def _cannot_read(self, failure: OSError) -> UserError:
+        return resource_errors.explained(failure) or UserError(
+            f"{self.name}: cannot read an image of the list: {failure.strerror}",
+            at=failure.filename,
+            hint="unpack the data set again, or correct the list",
+        )
+
+    def read(self, index: int) -> Image.Image:
+        """The image as RGB, fully decoded. UserError naming the file where it cannot be."""
+        if self.pixels is not None:
+            return Image.fromarray(self.pixels[index])
+        path = self.root / self.paths[index]
+        try:
+            with Image.open(path) as image:
+                if Image.MAX_IMAGE_PIXELS and image.width * image.height > Image.MAX_IMAGE_PIXELS:
+                    raise ValueError(
+                        f"{image.width} x {image.height} pixels are more than any photograph has"
+                    )
+                if image.mode[0] in "IF":
+                    raise ValueError(
+                        f"mode {image.mode} has more than 8 bits a channel, which RGB would clip"
+                    )
+                return image.convert("RGB")
+        except FileNotFoundError as failure:
+            raise UserError(
+                f"{self.name}: image not found", at=path, hint="unpack the data set again"
+            ) from failure
+        except Exception as failure:  # decoders raise whatever they like
+            if resource_errors.explained(
+                failure
+            ):  # of little memory the file is not to blame, and must not be left out for it
+                raise
+            raise UserError(
+                f"{self.name}: cannot decode image {index}: {failure}",
+                at=path,
+                hint="replace the file; a half-read image is never evaluated",
+            ) from failure
+
+
+def pair(train: ImageList, test: ImageList) -> tuple[ImageList, ImageList]:
+    """Both, once it is sure that they have the same classes and that every class has a test
+    image."""
+    if train.classes != test.classes:
+        odd = sorted(set(train.classes) ^ set(test.classes)) or ["their order"]
+        raise UserError(
+            f"{train.name} and {test.name} have different classes: {', '.join(odd[:5])}",
+            at=train.root,
+            hint="unpack the data set again; classes are matched by name",
+        )
+    present = (
+        (test.labels == 1).any(0)
+        if test.labels.ndim == 2
+        else np.isin(np.arange(len(test.classes)), test.labels)
+    )
+    if empty := [title for title, there in zip(test.classes, present, strict=True) if not there]:
+        raise UserError(
+            f"{test.name} has no image of {', '.join(empty[:5])}",
+            at=test.root,
+            hint="a score needs positives of every class; unpack the data set again",
+        )
+    return train, test
+
+
+def text_of(path: Path) -> str:
+    """A list file's text; UserError where it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")  # some editors put a mark in front
+    except UnicodeDecodeError as failure:
+        raise UserError(
+            f"this list is not UTF-8 text: {failure}", at=path, hint="take the released list"
+        ) from failure
+    except OSError as failure:
+        raise UserError(f"cannot read this list: {failure.strerror}", at=path) from failure
+
+
+def image_folder(root: Path, name: str, *, leaves: bool = False) -> ImageList:
+    """``root/<class>/**/*.jpg`` as torchvision reads it: classes in sorted order, the images of a
+    class from its folder and those within, in the order of their paths. ``leaves``: every folder
+    that holds images is a class, by its path below ``root``.
+
+    What systems and tools leave there (leftovers.py), and files that are no images, are left out
+    with a notice. Names are compared as Unicode text, however they are composed. UserError for a
+    folder that is missing, cannot be read, is flat, or holds a class without images."""
+    try:
+        found = _walk(root, name)
+    except OSError as failure:
+        raise UserError(
+            f"{name}: cannot read this folder: {failure.strerror}",
+            at=failure.filename or root,
+            hint="check permissions, links and the disk",
+        ) from failure
+    images_of: dict[str, list[str]] = {} if leaves else {title: [] for title in found.classes}
+    for folder, names in sorted(found.images.items()):
+        images_of.setdefault(folder if leaves else folder.partition("/")[0], []).extend(
+            f"{folder}/{name}" for name in names
+        )
+    for title, paths in images_of.items():
+        if not paths:
+            others = Counter(
+                Path(path).suffix or path for path in found.others if path.startswith(f"{title}/")
+            )
+            raise UserError(
+                f"{name}: class {title!r} has no image"
+                + (
+                    f", but {some([f'{n} {kind}' for kind, n in others.items()])}" if others else ""
+                ),
+                at=root / title,
+                hint=(
+                    f"images are files with one of the suffixes {' '.join(sorted(EXTENSIONS))}"
+                    if others
+                    else "remove the empty folder or unpack the class again"
+                ),
+            )
+    titles: dict[str, str] = {}
+    for title in images_of:
+        if (other := titles.setdefault(unicodedata.normalize("NFC", title), title)) != title:
+            raise UserError(
+                f"{name}: two folders have the same name, {title!r}, composed in two ways",
+                at=root,
+                hint=(
+                    f"move the images of one into the other: {other!r} and {title!r} differ in"
+                    " their bytes alone"
+                ),
+            )
+    ordered = [titles[title] for title in sorted(titles)]
+    _tell(found, name, leaves=leaves)
+    return ImageList(
+        name,
+        root,
+        tuple(path for title in ordered for path in images_of[title]),
+        np.repeat(np.arange(len(ordered)), [len(images_of[title]) for title in ordered]),
+        tuple(printable(title) for title in sorted(titles)),
+    )
+
+
+@dataclass
+class _Walked:
+    """What lies in and below the folders of a root; paths are relative to it."""
+
+    classes: list[str]
+    images: dict[str, list[str]] = field(default_factory=dict)
+    """folder -> names of the images right in it, sorted"""
+    others: list[str] = field(default_factory=list)
+    """files that are no images"""
+    leftovers: list[str] = field(default_factory=list)
+
+
+def _walk(root: Path, name: str) -> _Walked:
+    if not root.is_dir():
+        raise UserError(
+            f"{name}: no such folder", at=root, hint="expected one folder per class below it"
+        )
+    with os.scandir(root) as entries:
+        kinds = [(entry.name, entry.is_dir()) for entry in entries]
+    folders = sorted(title for title, is_folder in kinds if is_folder)
+    found = _Walked(
+        [title for title in folders if not is_leftover(title)],
+        leftovers=[f"{title}/" for title in folders if is_leftover(title)],
+    )
+    if not found.classes:
+        flat = any(
+            Path(title).suffix.lower() in EXTENSIONS for title, is_folder in kinds if not is_folder
+        )
+        raise UserError(
+            f"{name}: {'images lie flat in this folder, not' if flat else 'no images'} in class"
+            " folders",
+            at=root,
+            hint="sort the images into one folder per class (ImageNet's val too)",
+        )
+    for title in found.classes:
+        _walk_class(str(root), title, found)
+    return found
+
+
+def _walk_class(root: str, title: str, found: _Walked) -> None:
+    if _leads_back(f"{root}/{title}"):
+        return
+    for place, inner, names in os.walk(f"{root}/{title}", onerror=_raise, followlinks=True):
+        folder = place[len(root) + 1 :]
+        found.leftovers += [f"{folder}/{other}/" for other in inner if is_leftover(other)]
+        inner[:] = [
+            other
+            for other in inner
+            if not is_leftover(other) and not _leads_back(f"{place}/{other}")
+        ]
+        kept = [other for other in names if not is_leftover(other)]
+        images = sorted(other for other in kept if os.path.splitext(other)[1].lower() in EXTENSIONS)
+        if images:
+            found.images[folder] = images
+        if len(images) < len(names):
+            found.leftovers += [f"{folder}/{other}" for other in names if is_leftover(other)]
+            found.others += [
+                f"{folder}/{other}"
+                for other in kept
+                if os.path.splitext(other)[1].lower() not in EXTENSIONS
+            ]
+
+
+def _raise(failure: OSError) -> None:
+    raise failure
+
+
+def _leads_back(path: str) -> bool:
+    """Whether a folder is a link to one that it lies in."""
+    return os.path.islink(path) and f"{os.path.realpath(os.path.dirname(path))}/".startswith(
+        f"{os.path.realpath(path)}/"
+    )
+
+
+def _tell(found: _Walked, name: str, *, leaves: bool) -> None:
+    """Prints what was left out, and where images lie deeper than usual."""
+    if found.leftovers:
+        notice(
+            f"left out of {name}: {len(found.leftovers)} files or folders of systems and tools"
+            f" ({some(found.leftovers)})"
+        )
+    if found.others:
+        kinds = Counter(os.path.splitext(path)[1] or "no suffix" for path in found.others)
+        notice(
+            f"left out of {name}: {len(found.others)} files that are no images"
+            f" ({', '.join(f'{n} with {kind}' for kind, n in kinds.most_common(3))}; the first"
+            f" {sorted(found.others)[0]})"
+        )
+    if not leaves and (deeper := sorted(folder for folder in found.images if "/" in folder)):
+        notice(
+            f"{name}: images lie in folders within the class folders ({some(deeper)}); the"
+            " outermost folder is their class, as in torchvision"
+        )

@@ -1,0 +1,162 @@
+"""Pictures kept decoded, so that no epoch decodes them again: one file of bytes that is mapped, and
+their sizes beside it.
+
+A picture is kept with its short side at 256 pixels, or as it is where that is shorter: of
+ImageNet's training set about 330 GB."""
+
+import contextlib
+import math
+import os
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import PIL
+from filelock import FileLock
+from PIL import Image
+from torch.utils.data import Dataset
+
+from protobench.data.image_list import ImageList
+from protobench.data.loading import batches
+from protobench.features import SYNC_SECONDS
+from protobench.runtime import files
+from protobench.runtime.errors import UserError
+from protobench.runtime.progress import progress
+
+VERSION = 1
+"""Raise when what is kept of a picture changes."""
+
+SIDE = 256
+
+
+class RawPictures:
+    """Read by number: uint8 [H, W, 3], a view of the mapped file. ``extent_I2``: width and height
+    of the pictures as they were.
+
+    Raises UserError for files that are damaged.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        damaged = UserError(
+            "the pictures kept here are damaged",
+            at=path,
+            hint=f"delete it and {_sizes(path).name}; both are made again",
+        )
+        try:
+            size_I4 = np.load(_sizes(path))
+            self._bytes = np.memmap(path, np.uint8, "r")
+        except (OSError, ValueError, EOFError) as failure:
+            raise damaged from failure
+        self._size_I2, self.extent_I2 = size_I4[:, :2], size_I4[:, 2:]
+        self._end_I = 3 * np.cumsum(self._size_I2.prod(1, dtype=np.int64))
+        if len(self._bytes) != self._end_I[-1]:
+            raise damaged
+
+    def __reduce__(self) -> tuple[type, tuple[Path]]:
+        return RawPictures, (
+            self.path,
+        )  # a worker maps the file itself; NumPy would send it every byte
+
+    def __len__(self) -> int:
+        return len(self._end_I)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        height, width = self._size_I2[index].tolist()
+        end = int(self._end_I[index])
+        return np.asarray(self._bytes[end - 3 * height * width : end]).reshape(height, width, 3)
+
+
+def keep(images: ImageList, workers: int) -> RawPictures:
+    """Every picture of the list, from the cache; decoded into it first where it is not there. A
+    stopped run goes on where it was.
+
+    Known by the list's cache_key, so a file changed in place is noticed. Raises UserError for an
+    image that cannot be read, and where the disk has no room."""
+    identity = [VERSION, SIDE, PIL.__version__, images.cache_key]
+    path = files.cache_dir() / "raw" / f"{files.sha256(identity)[:32]}.u8"
+    if not path.exists():
+        with files.writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.with_suffix(".lock").touch()
+        with FileLock(path.with_suffix(".lock")):
+            if not path.exists():
+                _write(path, images, workers)
+    return RawPictures(path)
+
+
+def small(picture: Image.Image) -> np.ndarray:
+    """The picture with its short side at ``SIDE`` at most."""
+    scale = SIDE / min(picture.size)
+    if scale < 1:
+        picture = picture.resize(
+            (round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BILINEAR
+        )
+    return np.asarray(picture)
+
+
+def _sizes(path: Path) -> Path:
+    return path.with_suffix(".npy")
+
+
+def _write(path: Path, images: ImageList, workers: int, batch_size: int = 256) -> None:
+    """Bytes first, then the sizes that count them as on the disk; the name says when all are
+    there."""
+    growing = path.with_suffix(".partial")
+    sizes = _kept(growing, path)
+    if not sizes:
+        _sizes(path).unlink(missing_ok=True)  # of other bytes
+    todo = [
+        range(i, min(i + batch_size, len(images)))
+        for i in range(len(sizes), len(images), batch_size)
+    ]
+    loader = batches(_Small(images), workers=workers, device="cpu", stack=list, batch_sampler=todo)
+    synced = time.monotonic()
+    with files.opened(growing, "r+b" if sizes else "wb") as file:
+        file.seek(3 * sum(height * width for height, width, *_ in sizes))
+        file.truncate()
+        for step, pictures in enumerate(
+            progress(loader, desc=f"decoding {images.name}", unit=" batches", total=len(todo))
+        ):
+            if step == 0:
+                mean = math.ceil(sum(pixels.size for pixels, _ in pictures) / len(pictures))
+                files.require_disk_space(
+                    path.parent, mean * (len(images) - len(sizes)), "the decoded pictures"
+                )
+            with files.writing(path):
+                file.writelines(pixels.tobytes() for pixels, _ in pictures)
+                sizes += [(*pixels.shape[:2], *extent) for pixels, extent in pictures]
+                if time.monotonic() - synced > SYNC_SECONDS or step == len(todo) - 1:
+                    files.sync(file)
+                    files.write_atomic(
+                        _sizes(path), partial(np.save, arr=np.array(sizes, np.int32))
+                    )
+                    synced = time.monotonic()
+    with files.writing(path):
+        os.replace(growing, path)
+
+
+def _kept(growing: Path, path: Path) -> list[tuple[int, ...]]:
+    """Sizes of the pictures that a stopped run left on the disk; none where the bytes are not what
+    they count."""
+    with contextlib.suppress(OSError, ValueError, EOFError, IndexError):
+        size_I4 = np.load(_sizes(path))
+        if growing.stat().st_size >= 3 * size_I4[:, :2].prod(1, dtype=np.int64).sum():
+            return [tuple(size) for size in size_I4.tolist()]
+    return []
+
+
+class _Small(Dataset):
+    def __init__(self, images: ImageList):
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, tuple[int, int]] | UserError:
+        try:
+            picture = self.images.read(index)
+            return small(picture), picture.size
+        except UserError as mistake:
+            return mistake

@@ -1,0 +1,1 @@
+"""The bundled synthetic data: small images of ten categories, drawn from a seed."""

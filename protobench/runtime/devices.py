@@ -1,0 +1,25 @@
+"""Which device a script runs on."""
+
+import torch
+
+from protobench.runtime.errors import UserError
+
+
+def device_of(device: str) -> str:
+    """Resolves "auto" to cuda where there is one. UserError where cuda is asked for and absent."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.split(":")[0] not in ("cpu", "cuda"):
+        raise UserError(f"unknown device {device!r}", hint="auto, cpu, cuda or cuda:1")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(
+            "no GPU that torch can use",
+            hint="--device cpu, or a torch build for this machine's driver",
+        )
+    if device.startswith("cuda:") and not (
+        device[5:].isdigit() and int(device[5:]) < torch.cuda.device_count()
+    ):
+        raise UserError(
+            f"no GPU {device!r}: this machine has {torch.cuda.device_count()}, from cuda:0 on"
+        )
+    return device

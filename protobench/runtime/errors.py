@@ -1,0 +1,43 @@
+"""The one exception for mistakes that a user can mend."""
+
+import re
+from pathlib import Path
+
+
+class UserError(Exception):
+    """Something in the input is wrong. Says what, where, and how to fix it; exits with 2 and no
+    traceback."""
+
+    def __init__(self, what: str, *, at: Path | str | None = None, hint: str | None = None):
+        super().__init__(what)
+        self.what, self.at, self.hint = what, at, hint
+
+    def __str__(self) -> str:
+        lines = [f"error: {self.what}"]
+        if self.at is not None:
+            lines.append(f"  at: {self.at}")
+        if self.hint is not None:
+            lines.append(f"  hint: {self.hint}")
+        return printable("\n".join(lines))
+
+    def __reduce__(
+        self,
+    ):  # keyword-only arguments do not survive the default pickling between processes
+        return _rebuild, (self.what, self.at, self.hint)
+
+
+def _rebuild(what: str, at: Path | str | None, hint: str | None) -> UserError:
+    return UserError(what, at=at, hint=hint)
+
+
+def printable(text: str) -> str:
+    """Control characters and undecodable bytes, which names in files may hold, written out."""
+    return decodable(
+        re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
+    )
+
+
+def decodable(text: str) -> str:
+    """The text where it is UTF-8, as nearly all is; undecodable bytes written out, so that it can
+    be hashed and recorded."""
+    return text.encode("utf-8", "backslashreplace").decode()

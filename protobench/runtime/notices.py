@@ -1,0 +1,21 @@
+"""What a user should know although the work goes on: printed to standard error, once, by the first
+of several processes."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from protobench.runtime.errors import printable
+
+
+def notice(text: str) -> None:
+    """Prints one line, such as "warning: …" or "left out: …"."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(printable(text), file=sys.stderr, flush=True)
+
+
+def some(names: Sequence[str], shown: int = 3) -> str:
+    """The first few of a list of names, and how many more there are."""
+    return ", ".join(names[:shown]) + (
+        f" and {len(names) - shown} more" if len(names) > shown else ""
+    )

@@ -1,0 +1,53 @@
+"""A progress bar with ETA on a terminal; one plain line a minute in a log file (none for what takes
+less than half)."""
+
+import os
+import sys
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+from tqdm import tqdm
+
+tqdm.set_lock(
+    threading.RLock()
+)  # its own would be a semaphore between processes, which a stopped worker leaks
+
+
+class _Lines:
+    """Turns tqdm's carriage returns into lines."""
+
+    def write(self, text: str) -> None:
+        if text := text.strip("\r\n \x1b[A"):
+            sys.stderr.write(text + "\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def progress(iterable: Iterable | None = None, *, desc: str, unit: str, total: float) -> Any:
+    """tqdm over ``iterable``, or a bar to ``update`` by hand where there is none."""
+    if os.environ.get("RANK", "0") != "0":  # one bar, not one per process of torchrun
+        return tqdm(iterable, desc=desc, unit=unit, total=total, disable=True)
+    counts = "{n:.0f}/{total:.0f}{unit} {elapsed}<{remaining}{postfix}"
+    if sys.stderr.isatty():
+        return tqdm(
+            iterable,
+            desc=desc,
+            unit=unit,
+            total=total,
+            dynamic_ncols=True,
+            leave=False,
+            bar_format="{desc}: {percentage:3.0f}%|{bar}| " + counts,
+        )
+    return tqdm(
+        iterable,
+        desc=desc,
+        unit=unit,
+        total=total,
+        file=_Lines(),
+        mininterval=60,
+        maxinterval=60,
+        delay=30,
+        bar_format="{desc}: {percentage:3.0f}% " + counts,
+    )

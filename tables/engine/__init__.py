@@ -1,0 +1,1 @@
+"""What turns declarations and records into verdicts, tables, figures and pages."""

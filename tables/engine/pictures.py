@@ -1,0 +1,157 @@
+"""A figure's files: PNG, SVG and the CSV behind it, the same bytes from the same records."""
+
+import io
+import sys
+from collections import Counter
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tabulate import tabulate
+
+from protobench.runtime import cli, colour, files
+from tables.engine import compare, show
+from tables.engine.schema import Drawing, Figure, Tier
+
+COLOURS = ("#0072b2", "#e69f00", "#000000", "#009e73")
+"""Okabe and Ito's: told apart by colour-blind people, the first three in greyscale too; dash,
+marker and hatch differ as well."""
+DASHES, MARKERS, HATCHES = ("-", "--", "-.", ":"), ("o", "s", "^", "D"), ("", "///", "...", "xx")
+
+
+def axes(columns: int, width: float = 10.0, height: float = 3.8, rows: int = 1) -> tuple[Any, Any]:
+    """A picture and its axes in a row (or rows), drawn alike everywhere."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    matplotlib.rcParams.update(
+        {
+            "svg.hashsalt": "protobench",
+            "svg.fonttype": "path",
+            "figure.dpi": 150,
+            "font.family": "DejaVu Sans",
+            "font.size": 9,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.alpha": 0.3,
+        }
+    )
+    return pyplot.subplots(
+        rows, columns, figsize=(width, height), layout="constrained", squeeze=False
+    )
+
+
+def stamp(picture: Any, tier: Tier) -> None:
+    """Writes the tier onto the picture, which may be passed on without its page."""
+    if tier != "paper":
+        picture.suptitle(
+            f"{tier.upper()}: embedded data, not comparable with the paper's figure",
+            fontsize=8,
+            color="#b00020",
+        )
+
+
+def draw(figure: Figure, tier: Tier, found: compare.RecordsByRow) -> tuple[Drawing, bytes, str]:
+    """The drawing, its PNG (with ``mark`` in it) and its SVG."""
+    from matplotlib import pyplot
+
+    drawing = figure.draw(found)
+    stamp(drawing.picture, tier)
+    png, svg = io.BytesIO(), io.StringIO()
+    drawing.picture.savefig(
+        png,
+        format="png",
+        dpi=drawing.picture.dpi,
+        metadata={"Software": None, "Description": mark(found)},
+    )
+    drawing.picture.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    pyplot.close(drawing.picture)
+    return drawing, png.getvalue(), svg.getvalue()
+
+
+def mark(found: compare.RecordsByRow) -> str:
+    """Which records a picture was drawn from."""
+    return files.sha256(sorted(record["record_id"] for of in found.values() for record in of))
+
+
+def save(figure: Figure, tier: Tier, found: compare.RecordsByRow, folder: Path) -> None:
+    """Draws and writes ``<figure>.{png,svg,csv}`` into a folder."""
+    drawing, png, svg = draw(figure, tier, found)
+    where = folder / figure.name
+    files.write_atomic(where.with_suffix(".png"), lambda file: file.write(png))
+    files.write_text(where.with_suffix(".svg"), svg)
+    files.write_text(where.with_suffix(".csv"), show.csv_text(list(drawing.header), drawing.data))
+
+
+def is_of(path: Path, found: compare.RecordsByRow) -> bool:
+    """Whether a PNG was drawn from exactly these records."""
+    try:
+        with Image.open(path) as image:
+            return image.info.get("Description") == mark(found)
+    except (OSError, SyntaxError, ValueError):
+        return False
+
+
+def missing(figure: Figure, found: compare.RecordsByRow) -> list[str]:
+    """Rows without a record of every kind that the figure needs."""
+    return [
+        row.name
+        for row in figure.rows
+        if not {score for score in figure.scores if score[0] not in row.lacks}
+        <= {compare.score_of(record) for record in found.get(row.name, []) if figure.shows(record)}
+    ]
+
+
+def publish(
+    figure: Figure,
+    tier: Tier,
+    results: Path,
+    *,
+    strict: bool = False,
+    asked: Collection[str] | None = None,
+) -> int:
+    """Draws, writes ``results/<tier>/<figure>.{png,svg,csv}``, prints the claims; returns the exit
+    code.
+
+    ``strict``: exit 1 for claims that are contradicted. ``asked`` as in show.publish.
+    """
+    collected = compare.collect(figure, results, tier, asked)
+    if lacking := missing(figure, collected.rows):
+        print(
+            f"{figure.name} needs records of {', '.join(lacking)} in {results / tier / 'records'}; "
+            f"python -m tables reproduce {figure.name} makes them",
+            file=sys.stderr,
+        )
+        return cli.INCOMPLETE
+    save(figure, tier, collected.rows, results / tier)
+    print(f"{figure.name}: {figure.title}\n{figure.paper}; {figure.source}\n{show.STAMPS[tier]}\n")
+    claims = figure.claims(collected.rows)
+    if claims:
+        rows = [(verdict, text, detail) for text, verdict, detail, _ in claims]
+        print(
+            colour.painted(
+                tabulate(
+                    rows,
+                    headers=["claim of the paper", "", "95 % interval of paired differences"],
+                    tablefmt="simple",
+                    maxcolwidths=[None, 44, 62],
+                )
+            )
+            + "\n"
+        )
+    code = (
+        cli.DIFFERS
+        if strict and any(verdict in ("reversed", "weaker") for _, verdict, _, _ in claims)
+        else cli.SAME
+    )
+    counts = Counter(verdict for _, verdict, _, _ in claims)
+    print(
+        f"claims: {', '.join(f'{count} {verdict}' for verdict, count in counts.items()) or 'none'}"
+        f" -> exit {code}\n"
+    )
+    print(f"written: {results / tier / figure.name}.{{png,svg,csv}}")
+    return code

@@ -1,0 +1,429 @@
+"""What a table needs: which encoders and scores exist, which are to be made, which cannot be, and
+what that costs."""
+
+import dataclasses
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+from pretrain.recipes import Recipe, run_key
+from protobench import records
+from protobench.checkpoints import released
+from protobench.data import pretraining
+from protobench.data.image_list import ImageList
+from protobench.data.synthetic import bundled
+from protobench.runtime import cli, files
+from protobench.runtime.errors import UserError
+from tables.engine.schema import Figure, Row, Table, Tier
+
+State = Literal["done", "to run", "impossible"]
+NO_ENCODER = "no encoder"
+RESNET50_BYTES = 0.1e9
+PAPER_SCORE_MINUTES = {
+    ("lowshot", "voc07"): 2,
+    ("lowshot", "places205"): 12,
+    ("fullsvm", "voc07"): 3,
+    ("knn", "imagenet"): 25,
+    ("ami", "imagenet"): 60,
+    ("linear", "imagenet"): 720,
+    ("linear", "places205"): 540,
+    ("linear", "cifar10"): 20,
+    ("linear", "cifar100"): 20,
+    ("course", "cifar10"): 0,
+    ("similarity", "cifar10"): 0,
+    ("semisup", "imagenet-1pct"): 12,
+    ("semisup", "imagenet-10pct"): 75,
+    ("detection", "voc07"): 150,
+    ("detection", "voc07+12"): 500,
+    ("detection", "coco"): 3000,
+    ("course", "imagenet"): 0,
+    ("tsne", "imagenet"): 5,
+    ("gallery", "imagenet"): 90,
+}
+"""Rough, one recent GPU and local disk: features of 10 000, 52 000 and 1.3 million images, then
+SVMs on the CPU, neighbours, or five starts of k-means with K = 25 000; 100 and 40 epochs through
+the frozen network at 3000 images/s; 20 epochs of fine-tuning at 600 images/s; three detectors at 3
+batches/s, or one of COCO at 1 batch/s."""
+MINI_SCORE_SECONDS = {
+    ("linear", "imagenet"): 14.0,
+    ("linear", "places205"): 14.0,
+    ("semisup", "imagenet-10pct"): 22.0,
+    ("linear", "cifar10"): 15.0,
+    ("linear", "cifar100"): 15.0,
+    ("course", "cifar10"): 0.5,
+    ("detection", "voc07"): 40.0,
+    ("detection", "voc07+12"): 80.0,
+    ("detection", "coco"): 80.0,
+    ("similarity", "cifar10"): 0.5,
+    ("course", "imagenet"): 0.5,
+    ("tsne", "imagenet"): 20.0,
+}
+"""One core of the reference machine, where it is not about 3."""
+
+
+@dataclass(frozen=True)
+class EvalTask:
+    """One record to have: an encoder, an evaluation and a data set."""
+
+    evaluation: str
+    dataset: str
+    state: State
+    why: str = ""
+    key: str = ""
+    """of the record (records.key)"""
+
+    @property
+    def name(self) -> str:
+        """For plans and messages."""
+        return f"{self.evaluation} {self.dataset}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One encoder and its scores, which one process makes in one go."""
+
+    row: Row
+    seed: int
+    recipe: Recipe
+    checkpoint: Path
+    """the file given, or the one that pretraining writes"""
+    given: bool
+    source: str
+    """"retrained", "released checkpoint …" (the paper's own encoder) or "checkpoint …" (any other
+    file)"""
+    identity: str
+    """of the recipe or of the file; equal for what may be averaged"""
+    encoder: State
+    why: str
+    scores: tuple[EvalTask, ...]
+
+    @property
+    def name(self) -> str:
+        """For logs and progress."""
+        return (
+            f"{self.row.name} seed {self.seed}"
+            if not self.given
+            else f"{self.row.name} {self.checkpoint.name}"
+        )
+
+    @property
+    def to_run(self) -> bool:
+        """Whether anything is left to do that can be done."""
+        return self.encoder != "impossible" and any(
+            score.state == "to run" for score in self.scores
+        )
+
+    @property
+    def trains(self) -> bool:
+        """Whether pretraining is part of it."""
+        return self.to_run and self.encoder == "to run"
+
+    def subject(self) -> dict[str, Any]:
+        """What the records say of this encoder."""
+        return {
+            "row": self.row.name,
+            "seed": self.seed,
+            "source": self.source,
+            "recipe": self.identity,
+        }
+
+
+def recipe_id(recipe: Recipe) -> str:
+    """Equal for all seeds of a recipe."""
+    return run_key(recipe, None, 0)[:16]
+
+
+def quick(recipe: Recipe) -> Recipe:
+    """The recipe with at most one epoch, for testing the plumbing."""
+    return replace(recipe, train=replace(recipe.train, epochs=min(recipe.train.epochs, 1)))
+
+
+def make_plan(
+    table: Table | Figure,
+    tier: Tier,
+    *,
+    data: Path | None,
+    given: dict[str, Path],
+    rows: tuple[str, ...],
+    seeds: int,
+    results: Path,
+    runs: Path,
+    skip_bad_images: int = 0,
+) -> list[Job]:
+    """All jobs of a table, in its row order. Reads data lists and records, computes nothing, writes
+    nothing but the embedded data. Raises UserError for unknown or cited rows and for given
+    checkpoints that do not exist."""
+    chosen = [
+        table.row(cli.choose("row", name, [row.name for row in table.rows])) for name in rows
+    ] or [row for row in table.rows if not row.cited]
+    for row in chosen + [
+        table.row(cli.choose("row", name, [row.name for row in table.rows])) for name in given
+    ]:
+        if row.cited:
+            raise UserError(f"row {row.name!r} is cited, there is nothing to run", hint=row.cited)
+    for name, path in given.items():
+        if name not in [row.name for row in chosen]:
+            raise UserError(
+                f"--ckpt names the row {name!r}, which --rows leaves out",
+                hint=f"add {name} to --rows",
+            )
+        if not path.is_file():
+            raise UserError("no such checkpoint", at=path)
+    root = data if tier == "paper" else bundled.ensure()
+    sources = {
+        score: _try(
+            lambda score=score: evaluation(score[0]).data_lists(
+                _need(root), score[1], skip_bad_images
+            )
+        )
+        for score in table.scores
+    }
+    have = records.read_all(results / tier / "records")
+    jobs = []
+    trained_on: dict[str, tuple[Any, str]] = {}
+    for row in chosen:
+        for seed in [0] if row.name in given else range(1, seeds + 1):
+            recipe = row.recipe(tier)
+            assert recipe is not None
+            recipe = quick(recipe) if tier == "quick" else recipe
+            if (name := recipe.dataset) not in trained_on:
+                trained_on[name] = _try(
+                    lambda name=name: pretraining.images(_need(root), name, skip_bad_images)
+                )
+            jobs.append(
+                _job(
+                    table,
+                    row,
+                    seed,
+                    recipe,
+                    given.get(row.name),
+                    *trained_on[name],
+                    sources,
+                    have,
+                    runs / tier,
+                    data if tier == "paper" else None,
+                )
+            )
+    return jobs
+
+
+def evaluation(name: str) -> Any:
+    """The module of an evaluation: Config, data_lists, unit, evaluate."""
+    return import_module(f"evaluate.{name}")
+
+
+def score_config(job: Job, score: EvalTask, *, data: Path | None, **where: Any) -> Any:
+    """How a cell's scores are computed: the evaluation's defaults, which are the paper's protocol,
+    and the row's settings."""
+    return _config(job.row, job.checkpoint, score.evaluation, score.dataset, data, **where)
+
+
+def _config(
+    row: Row, checkpoint: Path, name: str, dataset: str, data: Path | None, **where: Any
+) -> Any:
+    module = evaluation(name)
+    fields = {field.name for field in dataclasses.fields(module.Config)}
+    chosen = {"dataset": dataset} | dict(row.settings)
+    return module.Config(
+        checkpoint, data, **{key: value for key, value in chosen.items() if key in fields}, **where
+    )
+
+
+def _need(root: Path | None) -> Path:
+    if root is None:
+        raise UserError(
+            "no --data given",
+            hint=(
+                "--data ROOT with imagenet/, VOCdevkit/, places205/, coco/ and CIFAR's folders"
+                " below it"
+            ),
+        )
+    return root
+
+
+def _try(read: Any) -> tuple[Any, str]:
+    try:
+        return read(), ""
+    except UserError as mistake:
+        return None, f"{mistake.what}{f' ({mistake.at})' if mistake.at else ''}"
+
+
+def _job(
+    table: Table | Figure,
+    row: Row,
+    seed: int,
+    recipe: Recipe,
+    given: Path | None,
+    images: ImageList | None,
+    why_not: str,
+    sources: dict[tuple[str, str], tuple[Any, str]],
+    have: dict[str, Any],
+    runs: Path,
+    data: Path | None,
+) -> Job:
+    if given is not None:
+        sha256 = files.sha256_file(given)
+        identity, source = sha256[:16], _provenance(table, row, given, sha256)
+        key, state, why, checkpoint = files.exported_key(given) or sha256, "done", source, given
+    else:
+        identity, source = recipe_id(recipe), "retrained"
+        checkpoint = runs / f"{row.name}-seed{seed}-{identity[:8]}" / "encoder.safetensors"
+        if images is None and recipe.train.epochs > 0:
+            key, state, why = None, "impossible", why_not
+        else:
+            key = run_key(recipe, images, seed)
+            state, why = ("done", "") if files.exported_key(checkpoint) == key else ("to run", "")
+    scores = []
+    for (name, dataset), (lists, missing) in sources.items():
+        if name in row.lacks:
+            continue
+        if lists is None:
+            scores.append(EvalTask(name, dataset, "impossible", missing))
+        elif key is None:
+            scores.append(EvalTask(name, dataset, "impossible", NO_ENCODER))
+        elif given is not None and name in ("course", "similarity"):
+            scores.append(
+                EvalTask(
+                    name,
+                    dataset,
+                    "impossible",
+                    "only a pretraining of this suite leaves its course",
+                )
+            )
+        else:
+            unit = evaluation(name).unit(key, lists, _config(row, checkpoint, name, dataset, data))
+            record = records.key(unit, {"row": row.name, "seed": seed})
+            scores.append(
+                EvalTask(name, dataset, "done" if record in have else "to run", key=record)
+            )
+    return Job(
+        row,
+        seed,
+        recipe,
+        checkpoint,
+        given is not None,
+        source,
+        identity,
+        state,
+        why,  # type: ignore[arg-type]
+        tuple(scores),
+    )
+
+
+def _provenance(table: Table | Figure, row: Row, given: Path, sha256: str) -> str:
+    """Whose encoder a given file is. UserError for a published file of another row."""
+    known = released.identify(given, sha256)
+    here = [
+        name.partition("/")[2]
+        for name in (known.rows if known else ())
+        if isinstance(table, Figure) or name.startswith(f"{table.name}/")
+    ]  # figures show the tables' encoders
+    if known and row.name in here:
+        return f"released checkpoint {known.file}: {known.title}, {known.proof}"
+    if known and (others := [name for name in here if name in [row.name for row in table.rows]]):
+        raise UserError(
+            f"this is the published {known.title}: the row {others[0]}, not {row.name}",
+            at=given,
+            hint=f"--ckpt {others[0]}={given}",
+        )
+    return f"checkpoint {given.name}{f' ({known.title})' if known else ''}, sha256 {sha256[:12]}"
+
+
+def why_nothing(jobs: list[Job]) -> str:
+    """Why none of the scores is there or can be made: every reason, once. Empty where any is or
+    can."""
+    scores = [score for job in jobs for score in job.scores]
+    if not scores or any(score.state != "impossible" for score in scores):
+        return ""
+    reasons = [job.why for job in jobs if job.encoder == "impossible"]
+    reasons += [
+        score.why
+        for job in jobs
+        for score in job.scores
+        if job.encoder != "impossible" or score.why != NO_ENCODER
+    ]
+    return "; ".join(dict.fromkeys(reasons))
+
+
+def describe(table: Table | Figure, tier: Tier, jobs: list[Job], workers: int) -> str:
+    """The plan as text: a line per job, then time, disk and what cannot be done."""
+    lines = [f"{table.name}, tier {tier}: {table.title}"]
+    for row in table.rows:
+        if row.cited:
+            lines.append(f"  {row.name:<12} cited: {row.cited}")
+        for job in (job for job in jobs if job.row is row):
+            scores = ", ".join(
+                f"{score.name} {score.state}{f' ({score.why})' if score.why else ''}"
+                for score in job.scores
+            )
+            needed = job.to_run or job.encoder == "impossible"
+            encoder = job.encoder if needed else "done" if job.encoder == "done" else "not needed"
+            lines.append(
+                f"  {job.name:<22} encoder {encoder}{f' ({job.why})' if job.why else ''}; {scores}"
+            )
+    units = [job.encoder for job in jobs if job.trains or job.encoder != "to run"]
+    units += [score.state for job in jobs for score in job.scores]
+    lines.append(
+        f"units: {units.count('done')} cached, {units.count('to run')} to run,"
+        f" {units.count('impossible')} impossible"
+    )
+    lines.append(_cost(tier, jobs, workers))
+    return "\n".join(lines)
+
+
+def _cost(tier: Tier, jobs: list[Job], workers: int) -> str:
+    running = [job for job in jobs if job.to_run]
+    if not running:
+        return "nothing to run"
+    if tier != "paper":
+        seconds = sum(estimate(job) for job in running) / workers + 15
+        return (
+            f"about {max(seconds / 60, 0.5):.1f} minutes with {workers} processes of one thread; "
+            f"about {5 + 7 * sum(job.trains for job in running)} MB of disk"
+        )
+    training = [job for job in running if job.trains]
+    lines = [
+        f"in all: pretraining {sum(job.row.gpu_hours for job in training):,.0f} V100-hours, scoring"
+        f" about {sum(map(_scoring_hours, running)):.1f} GPU-hours"
+    ]
+    for row in dict.fromkeys(job.row for job in running):
+        trained, hours = (
+            sum(job.row is row for job in training),
+            sum(_scoring_hours(job) for job in running if job.row is row),
+        )
+        pretraining = (
+            f"pretraining {trained} x {row.gpu_hours:,.0f} V100-hours ({row.gpu_hours_source})"
+            if trained and row.gpu_hours
+            else "no pretraining"
+        )
+        lines.append(f"  {row.title}: {pretraining}, scoring about {hours:.1f} GPU-hours")
+    disk = len(training) * 4 * RESNET50_BYTES + len(running) * 0.6e9
+    lines.append(f"disk: about {disk / 1e9:.1f} GB (checkpoints, features)")
+    return "\n".join(lines)
+
+
+def _scoring_hours(job: Job) -> float:
+    """On one recent GPU, of what is left to score."""
+    missing = [(score.evaluation, score.dataset) for score in job.scores if score.state == "to run"]
+    return sum(PAPER_SCORE_MINUTES.get(score, 30) for score in missing) / 60
+
+
+def estimate(job: Job) -> float:
+    """Seconds of one core for a job of the embedded tier, on the reference machine; for order and
+    progress only."""
+    return training_seconds(job) + sum(
+        score_seconds(score) for score in job.scores if score.state == "to run"
+    )
+
+
+def score_seconds(score: EvalTask) -> float:
+    """Of one score."""
+    return MINI_SCORE_SECONDS.get((score.evaluation, score.dataset), 3.0)
+
+
+def training_seconds(job: Job) -> float:
+    """Of a job's pretraining; 0 where there is none."""
+    full = job.row.recipe("mini")
+    share = job.recipe.train.epochs / full.train.epochs if full and full.train.epochs else 1
+    return job.row.mini_seconds * share if job.trains else 0.0

@@ -1,0 +1,1 @@
+"""PCL: Prototypical Contrastive Learning of Unsupervised Representations (Li et al., ICLR 2021)."""

@@ -1,0 +1,1 @@
+"""SPCL: the tables and figures of its paper."""

@@ -1,0 +1,289 @@
+"""SPCL, Figure 2: accuracy by number of prototypes and batch size; TP and FN similarity by epoch
+and temperature."""
+
+from typing import Any
+
+import numpy as np
+
+from tables.engine import compare, courses, pictures, verdicts
+from tables.engine.schema import Drawing, Figure, Row
+from tables.spcl.rows import BY_BATCH, BY_PROTOTYPES, SIMCLR_BY_TEMPERATURE, SPCL_BY_TEMPERATURE
+from tables.spcl.table1 import PAPER, SOURCE
+from tables.spcl.table2 import TOP1
+
+Found = dict[str, list[dict[str, Any]]]
+HEADER = ("row", "seed", "epochs", "temperature", "K", "batch", "quantity", "value")
+MARGIN = 1.0
+"""Points of top-1 that count as "not much change"; fixed before any run."""
+SECTIONS = "section 4.3.1", "section 4.3.2"
+
+
+def draw(found: Found) -> Drawing:
+    """Above (a), accuracies; below (b), SimCLR's similarities over SPCL's."""
+    picture, axes = pictures.axes(2, rows=3, height=9.4)
+    data = _accuracies(axes[0][0], found, BY_PROTOTYPES, "num_prototypes", "prototypes K")
+    data += _accuracies(axes[0][1], found, BY_BATCH, "batch_size", "batch size")
+    for line, (title, rows) in enumerate(
+        (("SimCLR", SIMCLR_BY_TEMPERATURE), ("SPCL", SPCL_BY_TEMPERATURE)), 1
+    ):
+        for axis, what in zip(axes[line], ("tp", "fn"), strict=True):
+            data += _similarities(axis, found, rows, what)
+            axis.set(
+                title=f"(b) {title}, {what.upper()}",
+                xlabel="epochs of pretraining",
+                ylabel="mean cosine after $g_c$",
+            )
+            axis.xaxis.get_major_locator().set_params(integer=True)
+    for together in (axes[0], axes[1:, 0], axes[1:, 1]):  # to be compared with one another
+        limits = [limit for axis in together for limit in axis.get_ylim()]
+        for axis in together:
+            axis.set_ylim(min(limits), max(limits))
+    return Drawing(picture, HEADER, data)
+
+
+def recipe_of(record: dict[str, Any]) -> dict[str, Any]:
+    """How the encoder of a record was trained."""
+    return record["checkpoint"]["trained"]["recipe"]
+
+
+def accuracies(found: Found, row: Row) -> dict[int, float]:
+    """Pretraining seed -> top-1."""
+    return {seed: value for (seed, _), value in compare.runs_of(found[row.name], TOP1).items()}
+
+
+def _setting(found: Found, row: Row, what: str) -> float:
+    recipe = recipe_of(found[row.name][0])
+    return recipe["train"]["batch_size"] if what == "batch_size" else recipe["num_prototypes"][0]
+
+
+def _accuracies(
+    axis: Any, found: Found, rows: tuple[Row, ...], what: str, label: str
+) -> list[list[str]]:
+    """Top-1 over a setting: the mean in a line, every pretraining as a point; returns the
+    numbers."""
+    settings = [_setting(found, row, what) for row in rows]
+    scores = [accuracies(found, row) for row in rows]
+    axis.plot(
+        settings,
+        [np.mean(list(of.values())) for of in scores],
+        color=pictures.COLOURS[0],
+        marker=pictures.MARKERS[0],
+    )
+    for setting, of in zip(settings, scores, strict=True):
+        axis.plot(
+            [setting] * len(of),
+            list(of.values()),
+            linestyle="",
+            marker=".",
+            markersize=5,
+            color="#555",
+        )
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(settings, [f"{setting:g}" for setting in settings])
+    axis.minorticks_off()
+    axis.set(title=f"(a) Accuracy by {label}", xlabel=label, ylabel="top-1 (%)")
+    where = {
+        "num_prototypes": lambda setting: [f"{setting:g}", ""],
+        "batch_size": lambda setting: ["", f"{setting:g}"],
+    }[what]
+    return [
+        [row.name, str(seed), "", "", *where(setting), "top-1", f"{value:.4f}"]
+        for row, setting, of in zip(rows, settings, scores, strict=True)
+        for seed, value in sorted(of.items())
+    ]
+
+
+def by_epoch(found: Found, row: Row, what: str) -> dict[int, list[float]]:
+    """Pretraining seed -> tp or fn, epoch by epoch."""
+    return {
+        record["subject"]["seed"]: [run[what] for run in record["runs"]]
+        for record in found[row.name]
+        if record["unit"]["evaluation"] == "course"
+    }
+
+
+def _similarities(axis: Any, found: Found, rows: tuple[Row, ...], what: str) -> list[list[str]]:
+    """A line per temperature, means over the seeds in a band from the least to the greatest;
+    returns the numbers."""
+    data = []
+    for i, row in enumerate(rows):
+        temperature, seeds = (
+            recipe_of(found[row.name][0])["temperature"],
+            by_epoch(found, row, what),
+        )
+        values_SE = np.array(list(seeds.values()))
+        epochs = np.arange(1, values_SE.shape[1] + 1)
+        axis.plot(
+            epochs,
+            values_SE.mean(0),
+            color=pictures.COLOURS[i],
+            linestyle=pictures.DASHES[i],
+            marker="o" if len(epochs) == 1 else None,
+            label=f"temperature {temperature:g}",
+        )
+        if len(seeds) > 1:
+            axis.fill_between(
+                epochs,
+                values_SE.min(0),
+                values_SE.max(0),
+                color=pictures.COLOURS[i],
+                alpha=0.15,
+                linewidth=0,
+            )
+        data += [
+            [
+                row.name,
+                str(seed),
+                str(epoch),
+                f"{temperature:g}",
+                "",
+                "",
+                what.upper(),
+                f"{value:.6f}",
+            ]
+            for seed, values in sorted(seeds.items())
+            for epoch, value in enumerate(values, 1)
+        ]
+    axis.legend(fontsize=7.5)
+    return data
+
+
+def claims(found: Found) -> tuple[tuple[str, str, str, str], ...]:
+    """Of section 4.3, on the last epoch."""
+
+    def last(row: Row, what: str) -> dict[int, float]:
+        return {seed: values[-1] for seed, values in by_epoch(found, row, what).items()}
+
+    def spread(rows: tuple[Row, ...], what: str) -> dict[int, float]:
+        each = [last(row, what) for row in rows]
+        return {
+            seed: float(np.ptp([of[seed] for of in each]))
+            for seed in set.intersection(*map(set, each))
+        }
+
+    judged = [
+        _unchanged(
+            "accuracy hardly changes with the batch size, once it is sufficient",
+            found,
+            BY_BATCH[1:],
+            "batch_size",
+        ),
+        _unchanged(
+            '... nor with the number of prototypes ("more-or-less (although not significantly)'
+            ' sensitive")',
+            found,
+            BY_PROTOTYPES,
+            "num_prototypes",
+        ),
+    ]
+    for what in ("tp", "fn"):
+        judged.append(
+            courses.claim(
+                f"{what.upper()} is more robust to the temperature in SPCL than in SimCLR",
+                spread(SIMCLR_BY_TEMPERATURE, what),
+                spread(SPCL_BY_TEMPERATURE, what),
+                SECTIONS[1],
+                f"range of {what.upper()} over the temperatures, SimCLR - SPCL",
+            )
+        )
+    lowest, highest = SIMCLR_BY_TEMPERATURE[0], SIMCLR_BY_TEMPERATURE[-1]
+    judged.append(
+        courses.claim(
+            "in SimCLR, TP rises with the temperature",
+            last(highest, "tp"),
+            last(lowest, "tp"),
+            SECTIONS[1],
+            "TP at the highest - at the lowest temperature",
+        )
+    )
+    judged.append(
+        courses.claim(
+            "in SimCLR, FN falls as the temperature rises",
+            last(lowest, "fn"),
+            last(highest, "fn"),
+            SECTIONS[1],
+            "FN at the lowest - at the highest temperature",
+        )
+    )
+    pairs = list(zip(SIMCLR_BY_TEMPERATURE, SPCL_BY_TEMPERATURE, strict=True))
+    for simclr, spcl in pairs:
+        temperature = recipe_of(found[spcl.name][0])["temperature"]
+        judged.append(
+            courses.claim(
+                f"SPCL's FN is lower than SimCLR's at temperature {temperature:g}",
+                last(simclr, "fn"),
+                last(spcl, "fn"),
+                SECTIONS[1],
+                "FN, SimCLR - SPCL",
+            )
+        )
+        judged.append(
+            courses.claim(
+                f"SPCL's TP is higher than SimCLR's at temperature {temperature:g}",
+                last(spcl, "tp"),
+                last(simclr, "tp"),
+                SECTIONS[1],
+                "TP, SPCL - SimCLR",
+            )
+        )
+    return tuple(judged)
+
+
+def _unchanged(
+    text: str, found: Found, rows: tuple[Row, ...], what: str
+) -> tuple[str, str, str, str]:
+    """Each row against the one of all other tables, which is among them."""
+    usual = next(row for row in rows if row.name == "spcl")
+    base, others = accuracies(found, usual), [row for row in rows if row is not usual]
+    differences = [
+        [of[seed] - base[seed] for seed in sorted(of.keys() & base.keys())]
+        for of in (accuracies(found, row) for row in others)
+    ]
+    if not all(differences):
+        return text, "not-run", "no seed in common", SECTIONS[0]
+    verdict, leads = verdicts.insensitive(differences, MARGIN)
+    told = ", ".join(
+        f"{_setting(found, row, what):g}: {lead.mean:+.1f}"
+        + (f" [{lead.interval[0]:+.1f}, {lead.interval[1]:+.1f}]" if lead.interval else "")
+        for row, lead in zip(others, leads, strict=True)
+    )
+    return (
+        text,
+        verdict,
+        f"top-1 less that at {_setting(found, usual, what):g}; {told}; allowed +-{MARGIN:g}",
+        SECTIONS[0],
+    )
+
+
+FIGURE = Figure(
+    name="spcl-figure2",
+    title="Batch size, number of prototypes, TP and FN similarity",
+    paper=PAPER,
+    source=f"{SOURCE}, Figure 2 (curves alone: the paper prints no values)",
+    caption=(
+        "(a) Top-1 of a linear probe by the number of prototypes K and by the batch size (images"
+        " per step; the learning rate goes with it, epochs are the same, so that large batches take"
+        " fewer steps): the line is the mean, points are pretrainings. (b) Mean cosine after the"
+        " projection head on the training batches of each epoch, at three temperatures, SimCLR"
+        " above SPCL. TP: two views of an image. FN: two images of one true class (an anchor's"
+        " drawn partner apart). Lines are means over pretraining seeds, bands reach from the least"
+        " to the greatest."
+    ),
+    alternative=(
+        "Six panels: above, accuracy by number of prototypes and by batch size; below, TP and FN"
+        " similarity over the epochs for three temperatures, SimCLR, then SPCL. The numbers are in"
+        " the CSV."
+    ),
+    rows=tuple(
+        {
+            row.name: row
+            for row in (*BY_PROTOTYPES, *BY_BATCH, *SIMCLR_BY_TEMPERATURE, *SPCL_BY_TEMPERATURE)
+        }.values()
+    ),
+    scores=(("linear", "cifar10"), ("course", "cifar10")),
+    draw=draw,
+    shows=lambda record: (
+        record["unit"]["evaluation"] != "course" or all("fn" in run for run in record["runs"])
+    ),
+    claims=claims,
+)
