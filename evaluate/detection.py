@@ -350,7 +350,7 @@ def _train(
 
     from evaluate.mmdet_adapter import training
     from evaluate.mmdet_adapter.training import Samples, Schedule
-    from protobench.runtime import signals
+    from protobench.runtime.periodic_saver import PeriodicSaver
 
     schedule = Schedule(
         np.array([objects.width >= objects.height for objects in train.objects]), params, draw
@@ -362,31 +362,31 @@ def _train(
         print(f"going on from step {training.CHECKED * len(state.losses)} of {schedule.steps}")
     else:
         state.trained = 0.0
-    begun, saved_at, before = time.perf_counter(), time.monotonic(), state.trained
+    begun, before = time.perf_counter(), state.trained
 
     def save() -> None:
-        nonlocal saved_at
-        state.trained = before + time.perf_counter() - begun
-        asked, due = stop.agreed(time.monotonic() - saved_at >= SAVE_SECONDS)
-        if (asked or due) and training.is_finite(detector):
+        if training.is_finite(detector):
             state.detector, state.optimizer = detector.state_dict(), optimizer.state_dict()
             state.write()
-            saved_at = time.monotonic()
-        if asked:
-            stop.now(asked)
+
+    saver = PeriodicSaver(save, SAVE_SECONDS)
+
+    def after_step() -> None:
+        state.trained = before + time.perf_counter() - begun
+        saver.after_step()
 
     samples = Samples(
         train, params["scales"], keyed.seed(params["seed"], "draw", draw), masks=on_coco
     )
     try:
-        with signals.deferred() as stop:
+        with saver.deferring_signals():
             training.train(
                 detector,
                 optimizer,
                 samples,
                 schedule,
                 losses=state.losses,
-                after=save,
+                after=after_step,
                 **where,
                 desc=f"detector {draw + 1} of {params['draws']}",
             )
@@ -430,14 +430,11 @@ class _State:
         return self.seconds + time.perf_counter() - self.started
 
     def write(self) -> None:
-        from protobench.runtime import distributed
-
-        if distributed.is_main():
-            content = {
-                name: getattr(self, name)
-                for name in ("runs", "losses", "trained", "detector", "optimizer")
-            }
-            self.saved.write(content | {"seconds": self.total})
+        content = {
+            name: getattr(self, name)
+            for name in ("runs", "losses", "trained", "detector", "optimizer")
+        }
+        self.saved.write(content | {"seconds": self.total})
 
 
 def _shown(test: BoxList, found: list[Any]) -> list[dict[str, Any]]:

@@ -229,25 +229,23 @@ def train(
     import torch
 
     from protobench.data.loading import RandomCrops, batches
-    from protobench.runtime import distributed, signals
+    from protobench.runtime import distributed
+    from protobench.runtime.periodic_saver import PeriodicSaver
 
     labels = torch.from_numpy(images.labels).to(device)
     size, crops = params["batch_size"], RandomCrops(images, input_, params["seed"])
     steps, schedule = len(chosen) // size, params.get("schedule", "steps")
     sizes = [len(distributed.shard(size, rank)) for rank in range(distributed.world_size())]
     done = distributed.broadcast_from_main(lambda: _resume(heads, saved))
-    saved_at = time.monotonic()
 
-    def save(epoch: int, step: int) -> None:
-        nonlocal saved_at
+    def save() -> None:
         if not heads.alive_L.any():
             raise UserError(
                 f"the probe diverged at every learning rate by epoch {epoch}", hint="lower --lr"
             )
-        if distributed.is_main():
-            saved.write({"done": divmod(epoch * steps + step, steps), "heads": heads.state()})
-        saved_at = time.monotonic()
+        saved.write({"done": divmod(epoch * steps + step, steps), "heads": heads.state()})
 
+    saver = PeriodicSaver(save, SAVE_SECONDS)
     with progress(
         desc="linear probe",
         unit=" steps",
@@ -263,7 +261,7 @@ def train(
                 device=device,
                 batch_sampler=list(map(distributed.shard_of, where)),
             )
-            with signals.deferred() as stop:
+            with saver.deferring_signals():
                 for step, (part, pixels) in enumerate(
                     zip(where, mine, strict=True), start=first + 1
                 ):
@@ -276,13 +274,7 @@ def train(
                             factor(epoch, params["epochs"], schedule),
                         )
                     bar.update()
-                    asked, due = stop.agreed(
-                        step == steps or time.monotonic() - saved_at > SAVE_SECONDS
-                    )
-                    if asked or due:
-                        save(epoch, step)
-                    if asked:
-                        stop.now(asked)
+                    saver.after_step(due=step == steps)
 
 
 def _resume(heads: Heads, saved: Any) -> tuple[int, int]:

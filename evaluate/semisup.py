@@ -244,16 +244,14 @@ def train(
     import torch
 
     from protobench.data.loading import RandomCrops, batches, normaliser
-    from protobench.runtime import distributed, signals
+    from protobench.runtime import distributed
+    from protobench.runtime.periodic_saver import PeriodicSaver
 
     normalise, labels = normaliser(input_, device), torch.from_numpy(images.labels).to(device)
     crops = RandomCrops(images, input_, keyed.seed(params["seed"], "draw", draw))
     steps = len(rows) // params["batch_size"]
-    total, recent, saved_at = (
-        steps * params["epochs"],
-        [torch.tensor(loss, device=device) for loss in losses],
-        time.monotonic(),
-    )
+    total = steps * params["epochs"]
+    recent = [torch.tensor(loss, device=device) for loss in losses]
 
     def mean(epoch: int) -> float:
         found = float(
@@ -266,6 +264,12 @@ def train(
             )
         return found
 
+    def save_if_finite() -> None:
+        kept = distributed.all_reduce_mean(torch.stack(recent)).tolist() if recent else []
+        if np.isfinite(kept).all():
+            save(step, kept)
+
+    saver = PeriodicSaver(save_if_finite, SAVE_SECONDS)
     plan = [distributed.shard_of(batch) for batch in islice(order(rows, params, draw), first, None)]
     loader = batches(crops, workers=workers, device=device, batch_sampler=plan)
     bar = progress(
@@ -274,7 +278,7 @@ def train(
         total=total - first,
         desc=f"fine-tuning {params['percent']} %, subset {draw}",
     )
-    with signals.deferred() as stop:
+    with saver.deferring_signals():
         for step, (where, pixels) in enumerate(bar, start=first + 1):
             epoch = where[0][0]
             recent.append(
@@ -287,14 +291,7 @@ def train(
             if step % steps == 0 and step < total:
                 mean(epoch)
                 recent.clear()
-            asked, due = stop.agreed(time.monotonic() - saved_at > SAVE_SECONDS)
-            if asked or due:
-                kept = distributed.all_reduce_mean(torch.stack(recent)).tolist() if recent else []
-                if np.isfinite(kept).all():
-                    save(step, kept)
-                saved_at = time.monotonic()
-            if asked:
-                stop.now(asked)
+            saver.after_step()
     return mean(params["epochs"] - 1)
 
 
@@ -404,16 +401,15 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
             tuning.restore(state["tuning"])
 
         def save(step: int, losses: list[float], tuning: FineTuning | None = tuning) -> None:
-            if distributed.is_main():
-                saved.write(
-                    {
-                        "runs": runs,
-                        "step": step,
-                        "losses": losses,
-                        "tuning": tuning and tuning.state(),
-                        "seconds": before + time.perf_counter() - started,
-                    }
-                )
+            saved.write(
+                {
+                    "runs": runs,
+                    "step": step,
+                    "losses": losses,
+                    "tuning": tuning and tuning.state(),
+                    "seconds": before + time.perf_counter() - started,
+                }
+            )
 
         loss = train(
             tuning,

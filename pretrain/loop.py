@@ -47,8 +47,9 @@ from pretrain.recipes import Recipe
 from protobench import batch_norm, keyed, records
 from protobench.checkpoints import encoders
 from protobench.data.image_list import ImageList
-from protobench.runtime import distributed, files, signals
+from protobench.runtime import distributed, files
 from protobench.runtime.errors import UserError
+from protobench.runtime.periodic_saver import PeriodicSaver
 from protobench.runtime.progress import progress
 from protobench.runtime.run_state import RunState
 
@@ -83,7 +84,7 @@ def pretrain(
         json.loads(files.canonical_json(recipes.identity(recipe, images, seed))),
     )
     with (
-        files.alone(out, "wait for it, or choose another --out")
+        files.exclusive_folder(out, "wait for it, or choose another --out")
         if distributed.is_main()
         else contextlib.nullcontext()
     ):
@@ -139,7 +140,7 @@ def _finished(encoder_path: Path, key: str, saved: RunState, resume: bool) -> bo
     removed; UserError where it is another run's."""
     if not resume:
         encoder_path.unlink(missing_ok=True)
-        saved.clear(all_=True)
+        saved.clear(milestones=True)
     if not encoder_path.exists():
         return False
     try:
@@ -193,7 +194,7 @@ class Training:
             len(views) // recipe.train.batch_size,
         )
         self.at = Position()
-        self.saved_at = time.monotonic()
+        self.saver = PeriodicSaver(self._save, SAVE_SECONDS)
         groups, processes = getattr(method, "bn_groups", 1), distributed.world_size()
         if processes > 1:
             recipes.check_share(recipe, processes)
@@ -244,7 +245,7 @@ class Training:
         draw_batches: Callable | None = getattr(self.method, "draw_batches", None)
         chosen = draw_batches(epoch, self.steps) if draw_batches else self.views.order(epoch)
         started, rate = time.perf_counter() - at.seconds, 0.0
-        with signals.deferred() as stop:
+        with self.saver.deferring_signals():
             for views, index in self.views.batches(epoch, self.method.num_views, chosen, at.step):
                 rate = optim.learning_rate(self.recipe.train, epoch, at.step, self.steps)
                 optim.set_rate(self.optimizer, rate)
@@ -255,19 +256,12 @@ class Training:
                     self.statistics.merge()
                 at.step += 1
                 tell()
-                asked, due = stop.agreed(time.monotonic() - self.saved_at > SAVE_SECONDS)
-                if (asked or due) and at.step < self.steps:
-                    at.seconds = time.perf_counter() - started
-                    self._save()
-                    if asked:
-                        stop.now(asked)
-            at.seconds = time.perf_counter() - started
+                at.seconds = time.perf_counter() - started
+                if at.step < self.steps:
+                    self.saver.after_step()
             self._end(epoch, rate)
-            self._save(
-                "" if not self.keep_every or (epoch + 1) % self.keep_every else f"epoch{epoch + 1}"
-            )
-            if asked := stop.agreed()[0]:
-                stop.now(asked)
+            self.saver.save()
+            self.saver.stop_if_requested()
         return at.log[-1]
 
     def _start(self, epoch: int) -> None:
@@ -365,10 +359,12 @@ class Training:
     # Checkpoints
     # ------------------------------------------------------------------------------------------------------
 
-    def _save(self, label: str = "") -> None:
-        """Writes a checkpoint, a milestone where it has a ``label``. UserError where there is
-        nothing good to be written."""
+    def _save(self) -> None:
+        """Writes a checkpoint; every ``keep_every`` epochs it is a milestone. Raises UserError if
+        the loss is not finite."""
         self._checked()
+        epochs = len(self.at.log)
+        milestone = self.at.step == 0 and self.keep_every and epochs % self.keep_every == 0
         if self.saved and distributed.is_main():
             self.saved.write(
                 {
@@ -376,13 +372,12 @@ class Training:
                     "method": self.method.state_dict(),
                     "optimizer": self.optimizer.state_dict(),
                 },
-                label,
+                f"epoch{epochs}" if milestone else "",
             )
             files.write_text(
                 self.saved.folder / "log.jsonl",
                 "".join(json.dumps(line) + "\n" for line in self.at.log),
             )
-        self.saved_at = time.monotonic()
 
     def resume(self) -> None:
         """Goes on from the newest checkpoint, where there is one."""

@@ -5,7 +5,7 @@ import contextlib
 import io
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,6 @@ from typing import Any, Literal
 import numpy as np
 import PIL
 import torch
-from filelock import FileLock
 
 from protobench.checkpoints import input_check
 from protobench.checkpoints.encoders import Encoder
@@ -76,7 +75,11 @@ def extract(
     path = (cache or files.cache_dir() / "features") / f"{files.sha256(identity)}.npy"
     how, started = "taken from the cache", time.perf_counter()
     if not distributed.broadcast_from_main(lambda: _is_there(path)):
-        with _locked(path) if distributed.is_main() else contextlib.nullcontext():
+        with (
+            files.exclusive_lock(path.with_suffix(".lock"))
+            if distributed.is_main()
+            else contextlib.nullcontext()
+        ):
             if not distributed.broadcast_from_main(
                 lambda: _is_there(path)
             ):  # two evaluations at once: the second waits for the first one's
@@ -102,15 +105,6 @@ def extract(
     found: np.ndarray = np.load(path, mmap_mode="r")
     print(f"features of {images.name}: {found.shape[0]} x {found.shape[1]}, {how}")
     return found
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with files.writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".lock").touch()
-    with FileLock(path.with_suffix(".lock")):
-        yield
 
 
 def _is_there(path: Path) -> bool:

@@ -24,7 +24,7 @@ from protobench import batch_norm
 from protobench.checkpoints import encoders
 from protobench.data import image_list
 from protobench.runtime import cli, distributed
-from protobench.runtime.errors import UserError
+from protobench.runtime.errors import Terminated, UserError
 
 ROOT = Path(__file__).parent.parent
 BATCH = 32
@@ -334,7 +334,7 @@ def _interrupted(folder, data):
         loop.pretrain(
             METHODS["pcl"], image_list.image_folder(data, "imagenet-train"), folder, seed=1
         )
-    except cli.Terminated:
+    except Terminated:
         return taken
     finally:
         optim.learning_rate = real

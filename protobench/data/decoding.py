@@ -16,7 +16,6 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 import PIL
-from filelock import FileLock
 
 from protobench.data.image_list import ImageList
 from protobench.runtime import files
@@ -71,11 +70,8 @@ def check(images: ImageList, workers: int) -> DecodeReport:
     chunks = [range(i, min(i + CHUNK, len(images))) for i in range(0, len(images), CHUNK)]
     bad: dict[int, str] = {}
     digests = np.zeros(len(images), dtype=np.uint64)
-    with files.writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".lock").touch()
     with (
-        FileLock(path.with_suffix(".lock")),
+        files.exclusive_lock(path.with_suffix(".lock")),
         ThreadPoolExecutor(max(workers, 1)) as pool,
     ):  # a second process waits
         known = _known(path)

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import PIL
-from filelock import FileLock
 from PIL import Image
 from torch.utils.data import Dataset
 
@@ -77,10 +76,7 @@ def keep(images: ImageList, workers: int) -> RawPictures:
     identity = [VERSION, SIDE, PIL.__version__, images.cache_key]
     path = files.cache_dir() / "raw" / f"{files.sha256(identity)[:32]}.u8"
     if not path.exists():
-        with files.writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.with_suffix(".lock").touch()
-        with FileLock(path.with_suffix(".lock")):
+        with files.exclusive_lock(path.with_suffix(".lock")):
             if not path.exists():
                 _write(path, images, workers)
     return RawPictures(path)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from protobench.runtime import resource_errors
-from protobench.runtime.errors import UserError
+from protobench.runtime.errors import Terminated, UserError
 from protobench.runtime.notices import notice
 
 SAME, DIFFERS, TROUBLE, INCOMPLETE, STOPPED, INTERRUPTED = 0, 1, 2, 3, 75, 130
@@ -33,11 +33,7 @@ PATIENCE = 5.0
 T = TypeVar("T")
 
 
-class Terminated(BaseException):
-    """SIGTERM, as schedulers send it, or SIGUSR2, as submitit does before the time is over."""
-
-
-def _terminated(*_) -> None:
+def _terminated(*_: Any) -> None:
     raise Terminated
 
 

@@ -1,4 +1,4 @@
-"""The one exception for mistakes that a user can mend."""
+"""UserError, for mistakes that the user can fix, and Terminated, for signals that end a program."""
 
 import re
 from pathlib import Path
@@ -24,6 +24,10 @@ class UserError(Exception):
         self,
     ):  # keyword-only arguments do not survive the default pickling between processes
         return _rebuild, (self.what, self.at, self.hint)
+
+
+class Terminated(BaseException):
+    """The program was told to stop, by SIGTERM from a scheduler or SIGUSR2 from submitit."""
 
 
 def _rebuild(what: str, at: Path | str | None, hint: str | None) -> UserError:

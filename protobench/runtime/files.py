@@ -85,23 +85,33 @@ def require_disk_space(
 
 
 @contextlib.contextmanager
-def alone(folder: Path, hint: str) -> Iterator[None]:
-    """One process at a time in a folder, which is made where there is none; the system lets go of
-    the lock of a killed one."""
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock", timeout=0)
+def exclusive_lock(path: Path, *, hint_if_busy: str | None = None) -> Iterator[None]:
+    """Lets one process at a time into the block, by a lock on the file ``path``, which is created
+    with its folder and stays. The system releases the lock of a killed process.
+
+    Waits while another process holds the lock or, with ``hint_if_busy``, raises UserError."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path, timeout=-1 if hint_if_busy is None else 0)
         try:
             lock.acquire()
         except Timeout:
             raise UserError(
-                "another run is writing into this folder", at=folder, hint=hint
+                "another run is writing into this folder", at=path.parent, hint=hint_if_busy
             ) from None
     try:
-        sweep(folder)
         yield
     finally:
         lock.release()
+
+
+@contextlib.contextmanager
+def exclusive_folder(folder: Path, hint_if_busy: str) -> Iterator[None]:
+    """Creates ``folder`` if need be, keeps other runs out of it, and removes what killed processes
+    left half written in it. Raises UserError if another run is in it."""
+    with exclusive_lock(folder / ".lock", hint_if_busy=hint_if_busy):
+        sweep(folder)
+        yield
 
 
 def sweep(folder: Path, name: str = "*") -> None:

@@ -1,5 +1,5 @@
-"""Signals that ask a program to stop wait for a moment at which it can: the end of a step, when all
-processes stop at the same one."""
+"""Signals that ask a program to stop wait until the end of a step, so that all ranks stop after the
+same one."""
 
 import contextlib
 import os
@@ -7,70 +7,72 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any, NoReturn
 
-from protobench.runtime import cli, distributed
+from protobench.runtime import distributed
+from protobench.runtime.errors import Terminated
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
-"""What schedulers send to end a job, what submitit sends before (NCCL may catch USR1), and
-Ctrl-C."""
+"""What schedulers send to end a job, what submitit sends ahead of that (NCCL may use USR1 itself),
+and Ctrl-C."""
 AGAIN = 1.0
-"""Seconds after which a Ctrl-C is a second one: a terminal and torchrun may both pass on the
+"""Seconds after which a Ctrl-C counts as a second one: a terminal and torchrun may both deliver the
 first."""
 
 
-class Stop:
-    """What has been asked for so far."""
+class StopRequest:
+    """The first signal that arrived while signals were deferred, if any."""
 
     def __init__(self) -> None:
         self.signal = 0
-        self.heard = 0.0
-        self.before: dict[int, Any] = {}
+        self.received_at = 0.0
+        self.previous: dict[int, Any] = {}
+        """handlers that were installed before ours"""
 
-    def hear(self, number: int, frame: Any) -> None:
-        """The handler: remembers, and quits at a second Ctrl-C."""
-        if number == signal.SIGINT and self.signal and time.monotonic() - self.heard > AGAIN:
-            self.restore()
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """The signal handler: remembers the signal; a second Ctrl-C interrupts at once."""
+        if number == signal.SIGINT and self.signal and time.monotonic() - self.received_at > AGAIN:
+            self.restore_handlers()
             raise KeyboardInterrupt
         if not self.signal:
-            self.signal, self.heard = number, time.monotonic()
-            if distributed.is_main():  # not print, which may be what was interrupted
+            self.signal, self.received_at = number, time.monotonic()
+            if distributed.is_main():  # print is not reentrant: it may be what was interrupted
                 os.write(2, b"\nstopping after this step, to save it; Ctrl-C again quits at once\n")
 
     def agreed(self, *values: int) -> list[int]:
-        """The signal that any process has heard (0: none) and the largest that any gives of each
-        value."""
+        """The signal that any rank received (0: none), and the maximum over all ranks of each
+        value. Collective."""
         return distributed.all_reduce_max(self.signal, *values)
 
-    def now(self, number: int) -> NoReturn:
-        """Passes the signal on to whoever listened before, when all processes are here, and ends
-        the work."""
+    def obey(self, number: int) -> NoReturn:
+        """Waits for all ranks, passes the signal on to the previous handler, and ends the
+        program."""
         distributed.barrier()
-        self.restore()
+        self.restore_handlers()
         signal.raise_signal(number)
-        raise cli.Terminated  # where nobody listened, or the listener leaves the rest to the first process
+        raise Terminated  # there was no handler, or it leaves ending the program to rank 0
 
-    def restore(self) -> None:
-        """Puts the handlers back that were there before."""
-        for number, handler in self.before.items():
-            signal.signal(
-                number, handler or signal.SIG_DFL
-            )  # of one set outside Python nothing is known
-        self.before = {}
+    def restore_handlers(self) -> None:
+        """Reinstalls the previous handlers."""
+        for number, handler in self.previous.items():
+            # None: installed by C code, so unknown to Python
+            signal.signal(number, handler or signal.SIG_DFL)
+        self.previous = {}
 
 
 @contextlib.contextmanager
-def deferred() -> Iterator[Stop]:
-    """Within, signals wait until they are asked for; one that is ignored stays so. (Only the main
-    thread has any.)"""
-    stop = Stop()
+def deferred() -> Iterator[StopRequest]:
+    """Defers SIGNALS inside the block, except those that are ignored. Does nothing outside the main
+    thread, which alone receives signals. One that nobody obeyed is raised again at the end."""
+    request = StopRequest()
     if threading.current_thread() is threading.main_thread():
         heeded = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-        stop.before = {number: signal.signal(number, stop.hear) for number in heeded}
+        request.previous = {number: signal.signal(number, request.handle) for number in heeded}
     try:
-        yield stop
+        yield request
     finally:
-        late = stop.signal if stop.before else 0
-        stop.restore()
-    if late:  # heard after the last question
+        late = request.signal if request.previous else 0
+        request.restore_handlers()
+    if late:
         signal.raise_signal(late)

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pretrain import recipes
-from protobench.runtime import cli, files
-from protobench.runtime.errors import UserError
+from protobench.runtime import files
+from protobench.runtime.errors import Terminated, UserError
 from tables.engine import publish, work
 from tables.engine.plan import EvalTask, Job
 from tables.engine.schema import Figure, Table
@@ -97,7 +97,7 @@ class SlurmJob:
                 work.score(self.job, self.score, self.where)
             else:
                 work.train(self.job, self.where)
-        except cli.Terminated:  # saved
+        except Terminated:  # saved
             if not distributed.is_main():  # the first process has asked Slurm to requeue the job, or waits; a failure now would end both
                 time.sleep(REQUEUE_SECONDS)
                 sys.exit(0)

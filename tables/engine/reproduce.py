@@ -170,7 +170,10 @@ def reproduce(config: Reproduce, table: Table | Figure) -> int:
     )
     if running:
         hint = "wait for it, or give --results (and --runs) another folder"
-        with files.alone(config.results, hint), files.alone(config.runs / config.tier, hint):
+        with (
+            files.exclusive_folder(config.results, hint),
+            files.exclusive_folder(config.runs / config.tier, hint),
+        ):
             if config.cluster.slurm:
                 last = cluster.Publication(table, where, config.strict, frozenset(asked))
                 failed = cluster.submit(running, config.cluster, where, last)

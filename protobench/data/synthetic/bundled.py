@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from PIL import Image
 
 from protobench import keyed
@@ -87,10 +86,7 @@ def made(
     verified later."""
     root = root or files.cache_dir() / f"{name}-v{identity['version']}-{files.sha256(identity)[:8]}"
     lock = root.with_name(root.name + ".lock")
-    with files.writing(lock):
-        root.parent.mkdir(parents=True, exist_ok=True)
-        lock.touch()
-    with FileLock(lock):
+    with files.exclusive_lock(lock):
         if (root / "manifest.json").exists():
             verify(root)
             return root
