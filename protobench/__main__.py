@@ -33,6 +33,7 @@ if __name__ == "__main__" and sys.argv[1:2] == [
 import tyro
 
 from protobench.checkpoints.layouts import LoadOptions
+from protobench.data.datasets import DATASETS
 
 
 @dataclass(frozen=True)
@@ -86,9 +87,7 @@ class CheckData:
     data: tyro.conf.Positional[Path | None] = None
     """folder with imagenet/, VOCdevkit/, places205/ and CIFAR's folders, or one of these; without
     it the embedded data"""
-    dataset: tuple[
-        Literal["imagenet", "voc07", "voc07+12", "coco", "places205", "cifar10", "cifar100"], ...
-    ] = ()
+    dataset: tuple[Literal[tuple(DATASETS)], ...] = ()  # type: ignore[valid-type]
     """only these; default all that are there"""
     workers: int = os.cpu_count() or 1
     """threads that decode"""

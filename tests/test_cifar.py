@@ -18,7 +18,8 @@ from protobench import __main__ as main
 from protobench import features
 from protobench.checkpoints import encoders, resnet
 from protobench.checkpoints.layouts import LoadOptions
-from protobench.data import cifar, decoding, imagenet, published, verify
+from protobench.data import cifar, decoding, imagenet, verify
+from protobench.data.datasets import DATASETS
 from protobench.data.image_list import ImageList
 from protobench.data.transforms import EvalInput
 from protobench.runtime import cli
@@ -222,21 +223,17 @@ def test_check_data_holds_cifar_against_what_was_published(command, tmp_path, mo
     assert "60 images decoded, 0 unreadable" in out
     assert "cifar100: not here" in out
     assert "imagenet: not here" in out
-    for split, count in (("train", 50), ("test", 10)):
-        monkeypatch.setitem(
-            published.SPLITS,
-            f"cifar10-{split}",
-            replace(published.SPLITS[f"cifar10-{split}"], images=count),
-        )
+    train, test = DATASETS["cifar10"].splits
+    small = replace(train, images=50), replace(test, images=10)
+    monkeypatch.setitem(DATASETS, "cifar10", replace(DATASETS["cifar10"], splits=small))
     code, out, _ = command(main.main, "check-data", tmp_path)
     assert code == cli.SAME
     assert "as published: counts, classes and their order" in out
-    monkeypatch.setitem(
-        published.SPLITS, "cifar10-test", replace(published.SPLITS["cifar10-test"], order="0" * 64)
-    )
+    changed = small[0], replace(small[1], class_hash="0" * 64)
+    monkeypatch.setitem(DATASETS, "cifar10", replace(DATASETS["cifar10"], splits=changed))
     assert verify.check(tmp_path, ("cifar10",), 1) == cli.DIFFERS
     twice = np.concatenate([pixels["test_batch"], pixels["test_batch"]])
-    lists = tuple(
+    repeated, once = (
         ImageList(
             "x",
             tmp_path,
@@ -247,9 +244,10 @@ def test_check_data_holds_cifar_against_what_was_published(command, tmp_path, mo
         )
         for of in (twice, pixels["test_batch"])
     )
-    monkeypatch.setitem(verify.DATASETS, "cifar10", lambda _: lists)
+    fake = replace(DATASETS["cifar10"], read_train=lambda _: repeated, read_test=lambda _: once)
+    monkeypatch.setitem(DATASETS, "cifar10", fake)
     _, out, _ = command(main.main, "check-data", tmp_path)
-    assert "10 images stand in both x and x, byte for byte" in out
+    assert "10 images occur in both x and x, byte for byte" in out
     assert "10 images of x repeat another" in out
 
 

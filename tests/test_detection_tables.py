@@ -13,6 +13,7 @@ from PIL import Image
 from evaluate import detection
 from evaluate.mmdet_adapter import operators
 from protobench.data import verify
+from protobench.data.datasets import DATASETS
 from protobench.data.synthetic import bundled, scenes
 from tables.engine import catalogue, compare, plan, reproduce, work
 from tables.engine.catalogue import load
@@ -284,17 +285,17 @@ def test_check_data_knows_coco_and_voc_2012(command, scene_data, capsys):
     told = capsys.readouterr().out
     assert "coco-train2017" in told
     assert "voc07+12-trainval-boxes       24 images" in told
-    assert told.count("the embedded data") == 2
+    assert told.count("bundled synthetic data") == 2
 
 
 def test_a_folder_named_annotations_is_no_coco(tmp_path):
     """Many data sets have one; beside train/ it must not hide ImageNet."""
     (tmp_path / "annotations").mkdir()
     (tmp_path / "train" / "n01440764").mkdir(parents=True)
-    assert not verify._is_here("coco", tmp_path)
-    assert verify._is_here("imagenet", tmp_path)
+    assert not verify.is_here(DATASETS["coco"], tmp_path)
+    assert verify.is_here(DATASETS["imagenet"], tmp_path)
     (tmp_path / "train2017").mkdir()
-    assert verify._is_here("coco", tmp_path)
+    assert verify.is_here(DATASETS["coco"], tmp_path)
 
 
 def test_detection_stands_in_the_catalogue():

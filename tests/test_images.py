@@ -108,7 +108,7 @@ def test_voc_errors_say_what_is_wrong(tmp_path):
     assert "separate download" in str(error.value)
     labels = root / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main" / "lamp_trainval.txt"
     labels.write_text("000001 2\n000002 1\n000003 1\n")
-    with pytest.raises(UserError, match="found '2'"):
+    with pytest.raises(UserError, match="not '2'"):
         voc.read(root, "trainval")
     labels.write_text("000001 1\n")
     with pytest.raises(UserError, match="does not list the images of its split"):

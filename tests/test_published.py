@@ -20,8 +20,8 @@ def _list(name, classes, paths=("a.jpg",), pixels=None):
 @pytest.mark.parametrize(
     ("name", "classes", "path", "what"),
     [
-        ("imagenet-val", published.CIFAR10, "cat/1.png", "this is CIFAR-10, not ImageNet"),
-        ("imagenet-val", published.CIFAR100, "apple/1.png", "this is CIFAR-100, not ImageNet"),
+        ("imagenet-val", cifar.CIFAR10, "cat/1.png", "this is CIFAR-10, not ImageNet"),
+        ("imagenet-val", cifar.CIFAR100, "apple/1.png", "this is CIFAR-100, not ImageNet"),
         (
             "imagenet-train",
             tuple(f"scene{i}" for i in range(365)),
@@ -35,23 +35,23 @@ def _list(name, classes, paths=("a.jpg",), pixels=None):
             "this is Places, whose classes lie one folder deeper, not ImageNet",
         ),
         ("places205-val", WNIDS, "x.JPEG", "this is ImageNet, not Places205"),
-        ("cifar10-test", published.CIFAR100, "apple/1.png", "this is CIFAR-100, not CIFAR-10"),
-        ("cifar100-test", published.CIFAR10, "cat/1.png", "this is CIFAR-10, not CIFAR-100"),
+        ("cifar10-test", cifar.CIFAR100, "apple/1.png", "this is CIFAR-100, not CIFAR-10"),
+        ("cifar100-test", cifar.CIFAR10, "cat/1.png", "this is CIFAR-10, not CIFAR-100"),
         (
             "voc07-test",
-            published.VOC,
+            voc.CLASSES,
             "JPEGImages/2008_000001.jpg",
             "this is VOC2008 or a later year's, not VOC2007",
         ),
         (
             "voc07-test-boxes",
-            published.VOC,
+            voc.CLASSES,
             "VOC2007/JPEGImages/2011_000001.jpg",
             "this is VOC2011",
         ),
         (
             "voc12-trainval-boxes",
-            published.VOC,
+            voc.CLASSES,
             "VOC2012/JPEGImages/000005.jpg",
             "this is VOC2007, not VOC2012",
         ),
@@ -89,10 +89,10 @@ def test_another_known_data_set_is_refused(name, classes, path, what):
             ("n01/ILSVRC2012_val_00000001.JPEG",),
             "by their names these are images of ImageNet's val split",
         ),
-        ("cifar10-test", published.CIFAR10[::-1], ("a.png",), "labels mean something else"),
+        ("cifar10-test", cifar.CIFAR10[::-1], ("a.png",), "labels mean something else"),
         (
             "cifar10-test",
-            published.CIFAR10,
+            cifar.CIFAR10,
             ("a.png",),
             "the images are files, whose encoding may have changed pixels",
         ),
@@ -113,9 +113,7 @@ def test_what_else_is_not_as_published_is_told_before_the_work(name, classes, pa
 def test_data_as_published_is_passed_in_silence(capsys):
     pixels = np.zeros((10_000, 1, 1, 3), np.uint8)
     published.check(
-        _list(
-            "cifar10-test", published.CIFAR10, tuple(f"test/{i:05d}" for i in range(10_000)), pixels
-        )
+        _list("cifar10-test", cifar.CIFAR10, tuple(f"test/{i:05d}" for i in range(10_000)), pixels)
     )
     published.check(_list("anything", ("a", "b")))
     assert capsys.readouterr().err == ""
@@ -131,12 +129,12 @@ def test_the_readers_ask(tmp_path, scene_data, world, capsys):
         read()
     assert "not as published" not in capsys.readouterr().err
     for split in ("train", "test"):
-        for title in published.CIFAR10:
+        for title in cifar.CIFAR10:
             path = tmp_path / "cifar10" / split / title / "0001.png"
             path.parent.mkdir(parents=True)
             Image.new("RGB", (32, 32)).save(path)
     train, test = cifar.read_both(tmp_path, "cifar10")
-    assert (train.name, len(test), test.classes) == ("cifar10-train", 10, published.CIFAR10)
+    assert (train.name, len(test), test.classes) == ("cifar10-train", 10, cifar.CIFAR10)
     assert capsys.readouterr().err.count("the images are files") == 2
     (told,) = records.data_of("cifar10", (train, test))["departures"]
     assert "not the published arrays" in told

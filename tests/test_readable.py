@@ -13,7 +13,8 @@ from PIL import Image
 from evaluate import fullsvm
 from protobench import __main__ as main
 from protobench import records
-from protobench.data import decoding, image_list, imagenet, published, verify
+from protobench.data import decoding, image_list, imagenet, verify
+from protobench.data.datasets import DATASETS
 from protobench.runtime.errors import UserError
 
 
@@ -186,6 +187,16 @@ def test_the_embedded_data_is_whole_and_claims_to_be_nothing_else(command, root,
     assert "as published" not in out
 
 
+def _as_published(monkeypatch, class_hash):
+    """Sets what is published of ImageNet to the size of the world at hand."""
+    dataset = DATASETS["imagenet"]
+    splits = tuple(
+        replace(split, images=count, classes=20, class_hash=class_hash)
+        for split, count in zip(dataset.splits, (200, 40), strict=True)
+    )
+    monkeypatch.setitem(DATASETS, "imagenet", replace(dataset, splits=splits))
+
+
 def test_data_given_is_held_against_what_was_published(command, root, monkeypatch):
     for folder in sorted((root / "imagenet").glob("*/c*")):
         folder.rename(folder.with_name(f"n{folder.name[1:3]:0>8}"))
@@ -193,17 +204,11 @@ def test_data_given_is_held_against_what_was_published(command, root, monkeypatc
     assert code == 1
     assert "not as published: imagenet-val has 40 images, not 50000" in out
     assert "not as published: 20 classes, not 1000" in out
-    splits = {
-        "imagenet-train": published.Published("ImageNet", 200, 20, "0" * 64),
-        "imagenet-val": published.Published("ImageNet", 40, 20, "0" * 64),
-    }
-    monkeypatch.setattr(published, "SPLITS", splits)
+    _as_published(monkeypatch, class_hash="0" * 64)
     code, out, _ = command(main.main, "check-data", root, "--dataset", "imagenet")
     assert code == 1
     assert "labels mean something else" in out
-    monkeypatch.setattr(
-        published, "SPLITS", {name: replace(split, order="") for name, split in splits.items()}
-    )
+    _as_published(monkeypatch, class_hash="")
     code, out, _ = command(main.main, "check-data", root, "--dataset", "imagenet")
     assert code == 0
     assert "as published: counts and number of classes" in out
@@ -215,13 +220,13 @@ def test_embedded_data_is_known_wherever_it_lies(command, root):
     code, out, err = command(main.main, "check-data", root / "imagenet")
     assert code == 0
     assert "imagenet at " in out
-    assert "embedded data" in out
+    assert "bundled synthetic data" in out
     assert "as published" not in out + err
 
 
 def test_every_data_set_can_be_chosen():
     (choices,) = get_args(get_type_hints(main.CheckData)["dataset"])[:1]
-    assert set(get_args(choices)) == {*verify.DATASETS}
+    assert set(get_args(choices)) == {*DATASETS}
 
 
 def test_bad_files_duplicates_and_absent_data_are_told(command, root, monkeypatch, tmp_path):
@@ -239,7 +244,7 @@ def test_bad_files_duplicates_and_absent_data_are_told(command, root, monkeypatc
     assert out.count("    unreadable: ") == 1
     listing = tmp_path / "cache" / "readable" / "imagenet-unreadable.txt"
     assert len(listing.read_text().splitlines()) == 2
-    assert "1 files stand in both" in out
+    assert "1 files occur in both" in out
     assert "1 files of imagenet-train repeat another" in out
     assert "places205: not here" in out
     code, out, _ = command(main.main, "check-data", root, "--dataset", "places205")

@@ -121,7 +121,7 @@ def test_names_may_hold_spaces(kit):
         (
             "trainval.txt",
             "000005\n000007\n000005\n",
-            "000005 is listed twice, in line 1 already",
+            "000005 is listed twice; it is in line 1 already",
             3,
         ),
         ("trainval.txt", " \n", "list is empty", None),
@@ -147,10 +147,10 @@ def test_names_may_hold_spaces(kit):
         (
             "cat_trainval.txt",
             "000005 1\n000007 2\n000009 1\n",
-            r"labels must be 1, -1 or 0 \(difficult\), found '2'",
+            r"labels must be 1, -1 or 0 \(difficult\), not '2'",
             2,
         ),
-        ("cat_trainval.txt", "000005 1\n000007\n000009 1\n", "labels must be .*, found ''", 2),
+        ("cat_trainval.txt", "000005 1\n000007\n000009 1\n", "labels must be .*, not ''", 2),
     ],
 )
 def test_what_is_wrong_in_a_list_is_told_with_its_line(kit, name, written, told, line):

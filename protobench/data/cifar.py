@@ -1,20 +1,37 @@
 """CIFAR-10 and CIFAR-100 (the 100 fine labels): as published for Python, held in memory, or as
-folders of pictures. SPCL's ablations are on them.
+folders of image files. SPCL's ablations use them.
 
-Folders, ``train/<class>/*.png`` and ``test/<class>/*.png``, are the layout in which many sites pass
-the data on. The pictures may have been encoded anew (JPEG is lossy), so cells made with them are
-off protocol."""
+Many sites redistribute the data as folders, ``train/<class>/*.png`` and ``test/<class>/*.png``. The
+files may have been re-encoded (JPEG is lossy), so cells made with them are off protocol."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from protobench.data import imagenet, published
-from protobench.data.image_list import ImageList, image_folder, pair
+from protobench.data.dataset import Dataset, Split, class_hash
+from protobench.data.image_list import ImageList, image_folder
 from protobench.data.synthetic import bundled
 from protobench.runtime.errors import UserError
 
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR100 = tuple(
+    """
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
+    camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile
+    cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp
+    lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom
+    oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
+    possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake
+    spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor
+    train trout tulip turtle wardrobe whale willow_tree wolf woman worm
+    """.split()
+)
+CLASSES = {"cifar10": CIFAR10, "cifar100": CIFAR100}
+FAMILIES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 ARCHIVES = {"cifar10": "cifar-10-python.tar.gz", "cifar100": "cifar-100-python.tar.gz"}
 AGAIN = (
@@ -22,31 +39,29 @@ AGAIN = (
 )
 
 
-CLASSES = {"cifar10": published.CIFAR10, "cifar100": published.CIFAR100}
-
-
 def folder(data: Path, name: str) -> Path:
-    """The folder of "cifar10" or "cifar100", of the published arrays or with train/ and test/:
-    ``data``, or in it, or in ``data/cifar10``. UserError names what was looked for."""
+    """The folder of "cifar10" or "cifar100" with the published arrays, or with train/ and test/:
+    ``data`` itself, or within it, or within ``data/cifar10``. UserError names the folders looked
+    for."""
     if data.name == FOLDERS[name] and data.is_dir():
         return data
-    tried = [data, data / name]
-    for place in tried:
+    candidates = [data, data / name]
+    for place in candidates:
         if (place / FOLDERS[name]).is_dir():
             return place / FOLDERS[name]
-    for place in tried:
+    for place in candidates:
         if all((place / split).is_dir() for split in ("train", "test")):
             return place
-    for place in tried:
+    for place in candidates:
         if (place / ARCHIVES[name]).is_file():
             raise UserError(
                 f"{name} lies here as an archive, not unpacked",
                 at=place / ARCHIVES[name],
                 hint=f"tar xf {ARCHIVES[name]}",
             )
-    looked = " and ".join(str(place / FOLDERS[name]) for place in tried)
+    looked_for = " and ".join(str(place / FOLDERS[name]) for place in candidates)
     raise UserError(
-        f"no {name} here: looked for {looked}" if data.is_dir() else "no such folder",
+        f"no {name} here: looked for {looked_for}" if data.is_dir() else "no such folder",
         at=data,
         hint=(
             f"give the folder in which {ARCHIVES[name]}, the version for Python, is unpacked, or"
@@ -56,11 +71,11 @@ def folder(data: Path, name: str) -> Path:
 
 
 def read(data: Path, name: str, split: str) -> ImageList:
-    """The images of "cifar10" or "cifar100", train or test. No file is touched once they are read.
+    """The images of "cifar10" or "cifar100", train or test. They are held in memory.
 
-    Where ``data`` is the root of the embedded data, its ImageNet images stand in, val for test.
-    UserError where the files are missing, not unpacked or not the published ones, which their MD5
-    tells before anything is unpickled."""
+    Where ``data`` is the root of the bundled synthetic data, its ImageNet images stand in, val for
+    test. UserError where the files are missing, not unpacked, or not the published ones; their MD5
+    is checked before anything is unpickled."""
     if bundled.is_used(data) and not any(
         (data / place).is_dir() for place in (FOLDERS[name], name)
     ):
@@ -68,15 +83,18 @@ def read(data: Path, name: str, split: str) -> ImageList:
             imagenet.read(data, "train" if split == "train" else "val"), name=f"{name}-{split}"
         )
     if (root := folder(data, name)).name != FOLDERS[name]:
-        return _pictures(root, name, split)
-    from torchvision import datasets  # waits for torch
+        return _image_files(root, name, split)
+    from torchvision import datasets  # slow to import
 
-    source = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
-    needed = [file for file, _ in source.train_list + source.test_list] + [source.meta["filename"]]
+    torchvision_class = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    needed = [
+        *(file for file, _ in torchvision_class.train_list + torchvision_class.test_list),
+        torchvision_class.meta["filename"],
+    ]
     if missing := [file for file in needed if not (root / file).is_file()]:
         raise UserError(f"{name} lacks {', '.join(missing)}", at=root, hint=AGAIN)
     try:
-        found = source(root.parent, train=split == "train", download=False)
+        loaded = torchvision_class(root.parent, train=split == "train", download=False)
     except RuntimeError as failure:
         raise UserError(
             f"these files are damaged, or not the published {name}: their MD5 differs",
@@ -93,16 +111,16 @@ def read(data: Path, name: str, split: str) -> ImageList:
         ImageList(
             f"{name}-{split}",
             root,
-            tuple(f"{split}/{i:05d}" for i in range(len(found))),
-            np.array(found.targets),
-            tuple(found.classes),
-            pixels=np.ascontiguousarray(found.data),
+            tuple(f"{split}/{i:05d}" for i in range(len(loaded))),
+            np.array(loaded.targets),
+            tuple(loaded.classes),
+            pixels=np.ascontiguousarray(loaded.data),
         )
     )
 
 
-def _pictures(root: Path, name: str, split: str) -> ImageList:
-    """A folder of pictures per class. UserError for other classes than the data set's."""
+def _image_files(root: Path, name: str, split: str) -> ImageList:
+    """A folder of image files per class. UserError for classes other than the data set's."""
     images = published.check(image_folder(root / split, f"{name}-{split}"))
     if odd := sorted({title.lower() for title in images.classes} ^ set(CLASSES[name])):
         raise UserError(
@@ -114,6 +132,41 @@ def _pictures(root: Path, name: str, split: str) -> ImageList:
     return images
 
 
-def read_both(data: Path, name: str) -> tuple[ImageList, ImageList]:
+def _recognise(classes: Sequence[str], *, name: str) -> str:
+    same = {title.lower() for title in classes} == set(CLASSES[name])
+    return FAMILIES[name] if same else ""
+
+
+def _departures(images: ImageList) -> list[str]:
+    if images.pixels is not None:
+        return []
+    return [
+        "the images are files, whose encoding may have changed pixels, and not the published arrays"
+    ]
+
+
+def _dataset(name: str) -> Dataset:
+    classes, family = CLASSES[name], FAMILIES[name]
+    return Dataset(
+        name,
+        partial(read, name=name, split="train"),
+        partial(read, name=name, split="test"),
+        splits=(
+            Split(f"{name}-train", family, 50_000, len(classes), class_hash(classes)),
+            Split(f"{name}-test", family, 10_000, len(classes), class_hash(classes)),
+        ),
+        folders=(name, FOLDERS[name]),
+        own_folder=FOLDERS[name],
+        recognise=partial(_recognise, name=name),
+        departures=_departures,
+    )
+
+
+DATASETS = (_dataset("cifar10"), _dataset("cifar100"))
+
+
+def read_both(
+    data: Path, name: str
+) -> tuple[ImageList, ImageList]:  # until evaluations read DATASETS
     """train and test."""
-    return pair(read(data, name, "train"), read(data, name, "test"))
+    return next(d for d in DATASETS if d.name == name).read_both(data)

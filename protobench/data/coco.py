@@ -2,6 +2,8 @@
 (``coco/annotations/instances_{train,val}2017.json``)."""
 
 import json
+import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,37 +11,39 @@ import numpy as np
 
 from protobench.data import published
 from protobench.data.boxes import BoxList, Objects, presence
-from protobench.data.image_list import pair
+from protobench.data.dataset import Dataset, Split
+from protobench.data.image_list import ImageList, pair
 from protobench.data.rle import decoded
 from protobench.runtime.errors import UserError
 
 ANNOTATIONS = "annotations_trainval2017.zip"
+CLASS_HASH = "d7654b26101572841ed1cd80aa03aa60e35f1b8acb4aea6906c4066886f16e07"
+"""Of the 80 names, in the order of their category ids."""
 
 
 def read(data: Path, split: str) -> BoxList:
-    """The images of train2017 or val2017 below ``data`` or ``data/coco``, by rising id, with their
-    objects and masks. Classes are in the order of their category ids. Of the training images only
-    those with an annotation, as every toolbox trains, and of their objects, as in MMDetection, only
-    those at least a pixel wide and high within the image: the published file has two of no height,
-    whose targets would be infinite. Masks are polygons or run lengths, compressed or not; whole
-    numbers may be written as 96.0.
+    """The images of train2017 or val2017 in ``data`` or ``data/coco``, sorted by id, with their
+    objects and masks. Classes are in the order of their category ids.
 
-    UserError for a missing or malformed file, and, by its id, for an annotation of an unknown image
-    or category, with a negative box, or without a mask that fits its image."""
+    Training images without an annotation are dropped, as every toolbox does, and so are training
+    objects less than a pixel wide or high within the image, as in MMDetection: the published file
+    has two of no height, whose targets would be infinite. Masks are polygons or run lengths,
+    compressed or not; whole numbers may be written as 96.0.
+
+    UserError for a missing or malformed file, and for an annotation, named by its id, of an unknown
+    image or category, with a negative box, or without a mask that fits its image."""
     root = data / "coco" if (data / "coco").is_dir() else data
     path = root / "annotations" / f"instances_{split}2017.json"
     if not path.is_file():
         raise UserError(
             f"no COCO annotations of {split}2017 here" if data.is_dir() else "no such folder",
             at=path,
-            hint=f"unpack {ANNOTATIONS} below the folder given, or below coco/ in it",
+            hint=f"unpack {ANNOTATIONS} in the folder given, or in its folder coco/",
         )
     try:
         content = json.loads(path.read_bytes())
-        images, categories = (
-            _by_id(content["images"], "image", path),
-            _by_id(content["categories"], "category", path),
-        )
+        images = _by_id(content["images"], "image", path)
+        categories = _by_id(content["categories"], "category", path)
         ids = [image["id"] for image in images]
         label_of = {category["id"]: label for label, category in enumerate(categories)}
         titles = tuple(str(category["name"]) for category in categories)
@@ -72,18 +76,19 @@ def read(data: Path, split: str) -> BoxList:
         del content
         if split == "train":
             images = [image for image in images if of_image[image["id"]]]
-        found = [
-            _objects(image, of_image[image["id"]], label_of, narrow=split == "val")
+        objects = tuple(
+            _objects(image, of_image[image["id"]], label_of, keep_narrow=split == "val")
             for image in images
-        ]
-        if split == "train" and (left := sum(map(len, of_image.values())) - sum(map(len, found))):
-            print(f"COCO train2017: {left} objects less than a pixel wide or high are left out")
+        )
+        dropped = sum(map(len, of_image.values())) - sum(map(len, objects))
+        if split == "train" and dropped:
+            print(f"COCO train2017: {dropped} objects less than a pixel wide or high are left out")
         paths = tuple(f"{split}2017/" + image["file_name"] for image in images)
     except json.JSONDecodeError as failure:
         raise UserError(
-            f"no JSON: {failure.msg}",
+            f"not JSON: {failure.msg}",
             at=f"{path}, line {failure.lineno}",
-            hint=f"unpack {ANNOTATIONS} again; this file may be cut short",
+            hint=f"unpack {ANNOTATIONS} again; this file may be truncated",
         ) from failure
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as failure:
         raise UserError(
@@ -104,19 +109,14 @@ def read(data: Path, split: str) -> BoxList:
             f"coco-{split}2017",
             root,
             paths,
-            presence(found, len(titles)),
+            presence(list(objects), len(titles)),
             titles,
-            objects=tuple(found),
+            objects=objects,
         )
     )
 
 
-def read_both(data: Path) -> tuple[BoxList, BoxList]:
-    """train2017 and val2017."""
-    return pair(read(data, "train"), read(data, "val"))  # type: ignore[return-value]
-
-
-def _wrong(annotation: dict[str, Any], what: str, path: Path) -> UserError:
+def _invalid(annotation: dict[str, Any], what: str, path: Path) -> UserError:
     return UserError(
         f"annotation {annotation.get('id')}: {what}",
         at=path,
@@ -132,8 +132,8 @@ def _whole(value: Any) -> int | None:
 
 
 def _by_id(entries: list[dict[str, Any]], what: str, path: Path) -> list[dict[str, Any]]:
-    """Images or categories in the order of their ids. UserError for an id that is neither a whole
-    number nor text, and for both kinds in one file."""
+    """Images or categories sorted by id. UserError for an id that is neither a whole number nor
+    text, and where both kinds occur in one file."""
     for entry in entries:
         if not isinstance(entry["id"], str) and _whole(entry["id"]) is None:
             raise UserError(
@@ -154,74 +154,77 @@ def _check(
     annotation: dict[str, Any], of_image: dict[Any, Any], label_of: dict[Any, int], path: Path
 ) -> None:
     if annotation["image_id"] not in of_image:
-        raise _wrong(
+        raise _invalid(
             annotation, f"image {annotation['image_id']!r} is not among the file's images", path
         )
     if annotation["category_id"] not in label_of:
-        raise _wrong(
+        raise _invalid(
             annotation,
             f"category {annotation['category_id']!r} is not among the file's categories",
             path,
         )
     if not _numbers(box := annotation.get("bbox")):
-        raise _wrong(annotation, f"no box of four numbers: {box!r}", path)
+        raise _invalid(annotation, f"no box of four numbers: {box!r}", path)
     x, y, width, height = box  # type: ignore[misc]
     if not np.isfinite([x, y, width, height]).all() or width < 0 or height < 0:
-        raise _wrong(annotation, f"no box: {box}", path)
+        raise _invalid(annotation, f"no box: {box}", path)
     if annotation.get("iscrowd", 0) not in (0, 1):  # as are 0.0 and false
-        raise _wrong(annotation, f"iscrowd must be 0 or 1, not {annotation['iscrowd']!r}", path)
+        raise _invalid(annotation, f"iscrowd must be 0 or 1, not {annotation['iscrowd']!r}", path)
 
 
 def _numbers(values: Any) -> bool:
-    """Whether it is a list of numbers; NumPy would take text that looks like some."""
+    """Whether this is a list of numbers; NumPy would also accept text that looks like numbers."""
     return isinstance(values, list) and {int, float}.issuperset(map(type, values))
 
 
 def _mask(annotation: dict[str, Any], size: tuple[int, int], path: Path) -> Any:
-    """Polygons as arrays, which take a fifth of the memory of JSON's lists; run lengths as whole
-    numbers, however they are written. Polygons in double precision: pycocotools rounds to fifths of
-    a pixel, and a third of COCO's would come out otherwise in single."""
-    found, (height, width) = annotation.get("segmentation"), size
-    if isinstance(found, dict):
+    """An annotation's mask: polygons as arrays, which take a fifth of the memory of JSON's lists,
+    or run lengths as whole numbers, however they are written. Polygons are kept in double
+    precision: pycocotools rounds to fifths of a pixel, and in single precision a third of COCO's
+    would come out differently."""
+    written, (height, width) = annotation.get("segmentation"), size
+    if isinstance(written, dict):
         return {
             "size": [height, width],
-            "counts": _run_lengths(annotation, found, height, width, path),
+            "counts": _run_lengths(annotation, written, height, width, path),
         }
-    if not found:
-        raise _wrong(annotation, "it has no mask, and Mask R-CNN needs one of every object", path)
-    if not isinstance(found, list) or not all(map(_numbers, found)):
-        raise _wrong(
+    if not written:
+        raise _invalid(
+            annotation, "it has no mask, and Mask R-CNN needs one for every object", path
+        )
+    if not isinstance(written, list) or not all(map(_numbers, written)):
+        raise _invalid(
             annotation,
-            f"its mask is no polygon list, [[x, y, x, y, …], …]: {str(found)[:60]}",
+            f"its mask is not a list of polygons, [[x, y, x, y, …], …]: {str(written)[:60]}",
             path,
         )
-    polygons = tuple(np.array(part, np.float64) for part in found)
+    polygons = tuple(np.array(part, np.float64) for part in written)
     for polygon in polygons:
-        # a corner may lie beyond the border, but one far away, or none, keeps pycocotools busy for
-        # ever
+        # corners may lie beyond the border, but with none, or with one far away, pycocotools would
+        # never finish
         if (
             len(polygon) < 6
             or len(polygon) % 2
             or not (np.abs(polygon) <= 4 * (width + height)).all()
         ):
             shown = str(polygon.tolist())[:60]
-            raise _wrong(
+            raise _invalid(
                 annotation,
-                f"its mask is no polygon of corners x, y within the image: {shown}",
+                f"its mask is not a polygon of corners x, y within the image: {shown}",
                 path,
             )
     return polygons
 
 
 def _run_lengths(
-    annotation: dict[str, Any], found: dict[str, Any], height: int, width: int, path: Path
+    annotation: dict[str, Any], mask: dict[str, Any], height: int, width: int, path: Path
 ) -> list[int]:
-    """Of a mask in COCO's uncompressed or compressed spelling, whose counts are a list or text."""
-    counts = found.get("counts")
-    if found.get("size") != [height, width]:
-        raise _wrong(
+    """The run lengths of a mask in COCO's uncompressed (list) or compressed (text) encoding."""
+    counts = mask.get("counts")
+    if mask.get("size") != [height, width]:
+        raise _invalid(
             annotation,
-            f"its run lengths are for a height and width of {str(found.get('size'))[:60]}, its"
+            f"its run lengths are for a height and width of {str(mask.get('size'))[:60]}, its"
             f" image has {[height, width]}",
             path,
         )
@@ -229,30 +232,30 @@ def _run_lengths(
         try:
             counts = decoded(counts)
         except ValueError as failure:
-            raise _wrong(
+            raise _invalid(
                 annotation, f"its run lengths cannot be read: {failure}", path
             ) from failure
     if not isinstance(counts, list):
-        raise _wrong(
+        raise _invalid(
             annotation, f"its run lengths must be a list or text, not {str(counts)[:60]!r}", path
         )
     runs = [_whole(run) for run in counts]
-    if odd := [
-        written for written, run in zip(counts, runs, strict=True) if run is None or run < 0
-    ]:
-        raise _wrong(
+    whole = [run for run in runs if run is not None and run >= 0]
+    if len(whole) < len(runs):
+        wrong = next(count for count, run in zip(counts, runs, strict=True) if run not in whole)
+        raise _invalid(
             annotation,
-            f"its run lengths must be whole numbers from 0, not {str(odd[0])[:60]}",
+            f"its run lengths must be whole numbers from 0, not {str(wrong)[:60]}",
             path,
         )
-    if sum(runs) != height * width:  # type: ignore[arg-type]
-        raise _wrong(
+    if sum(whole) != height * width:
+        raise _invalid(
             annotation,
             f"its run lengths are not of an image of {width} x {height} pixels: they add up to "
-            f"{sum(runs)}, not {height * width}",
+            f"{sum(whole)}, not {height * width}",
             path,
-        )  # type: ignore[arg-type]
-    return runs  # type: ignore[return-value]
+        )
+    return whole
 
 
 def _objects(
@@ -260,9 +263,9 @@ def _objects(
     annotations: list[dict[str, Any]],
     label_of: dict[Any, int],
     *,
-    narrow: bool,
+    keep_narrow: bool,
 ) -> Objects:
-    """Of one image; ``narrow``: also those of less than a pixel."""
+    """The objects of one image; with ``keep_narrow`` also those less than a pixel wide or high."""
     width, height = image["width"], image["height"]
     xywh_N4 = np.array([annotation["bbox"] for annotation in annotations], np.float32).reshape(
         -1, 4
@@ -270,7 +273,7 @@ def _objects(
     boxes_N4 = np.concatenate([xywh_N4[:, :2], xywh_N4[:, :2] + xywh_N4[:, 2:]], axis=1)
     inside_N4 = boxes_N4.clip(0, np.array([width, height, width, height], np.float32))
     wide_N = ((inside_N4[:, 2:] - inside_N4[:, :2]) >= 1).all(1) & (xywh_N4[:, 2:] >= 1).all(1)
-    kept = np.arange(len(annotations)) if narrow else np.flatnonzero(wide_N)
+    kept = np.arange(len(annotations)) if keep_narrow else np.flatnonzero(wide_N)
     labels = [label_of[annotations[i]["category_id"]] for i in kept]
     crowds = [bool(annotations[i].get("iscrowd", 0)) for i in kept]
     return Objects(
@@ -281,3 +284,29 @@ def _objects(
         np.array(crowds, bool),
         tuple(annotations[i]["segmentation"] for i in kept),
     )
+
+
+def _edition(images: ImageList) -> str:
+    year = re.match(r"COCO_(?:train|val)(\d{4})_", images.sample_name)
+    return f"COCO {year[1]}" if year else ""
+
+
+def _read_both(data: Path) -> tuple[BoxList, BoxList]:
+    return pair(read(data, "train"), read(data, "val"))
+
+
+DATASET = Dataset(
+    "coco",
+    partial(read, split="train"),
+    partial(read, split="val"),
+    splits=(
+        Split("coco-train2017", "COCO 2017", 117_266, 80, CLASS_HASH),
+        Split("coco-val2017", "COCO 2017", 5000, 80, CLASS_HASH),
+    ),
+    folders=("coco", "train2017"),
+    read_boxes=_read_both,
+    edition=_edition,
+)
+
+
+read_both = DATASET.read_both  # until evaluations read DATASETS

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -29,6 +30,9 @@ HASHED_BYTES = 2**30
 anyway."""
 SAMPLED_FILES = 256
 """How many of a larger list are hashed."""
+
+
+List = TypeVar("List", bound="ImageList")
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +86,11 @@ class ImageList:
             labels=self.labels[indices],
             pixels=None if self.pixels is None else self.pixels[indices],
         )
+
+    @property
+    def sample_name(self) -> str:
+        """The file name of the image in the middle of the list; empty for an empty list."""
+        return self.paths[len(self) // 2].rpartition("/")[2] if len(self) else ""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -190,8 +199,8 @@ class ImageList:
             ) from failure
 
 
-def pair(train: ImageList, test: ImageList) -> tuple[ImageList, ImageList]:
-    """Both, once it is sure that they have the same classes and that every class has a test
+def pair(train: List, test: List) -> tuple[List, List]:
+    """Returns both lists. UserError unless they have the same classes and every class has a test
     image."""
     if train.classes != test.classes:
         odd = sorted(set(train.classes) ^ set(test.classes)) or ["their order"]

@@ -1,12 +1,15 @@
 """Places205 from its released lists (``trainvalsplit_places205/{train,val}_places205.csv`` and the
-image tree), or as folders, one per scene, below train/ and val/."""
+image tree), or as folders, one per scene, in train/ and val/."""
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from protobench.data import published
-from protobench.data.image_list import ImageList, image_folder, pair, text_of
+from protobench.data.dataset import Dataset, Split
+from protobench.data.image_list import ImageList, image_folder, text_of
 from protobench.data.leftovers import is_leftover
 from protobench.runtime.errors import UserError
 
@@ -14,10 +17,11 @@ IMAGES = Path("data/vision/torralba/deeplearning/images256")
 
 
 def read(data: Path, split: str) -> ImageList:
-    """Split train or val; labels int64 [N]. Each line of the list is ``path label``.
+    """The images of train or val; labels int64 [N]. Each line of the released list is
+    ``path label``.
 
-    Raises UserError where list or images are missing, a line is malformed, or the labels are
-    Places365's."""
+    UserError where the list or the images are missing, a line is malformed, or the labels are
+    those of Places365."""
     root = data / "places205" if (data / "places205").is_dir() else data
     listing = root / "trainvalsplit_places205" / f"{split}_places205.csv"
     if not listing.parent.is_dir() and (root / "train").is_dir():
@@ -27,9 +31,8 @@ def read(data: Path, split: str) -> ImageList:
             if place.is_dir() and not is_leftover(place.name)
         ]
         letters = all(len(title) == 1 for title in folders)
-        images = image_folder(
-            root / split, f"places205-{split}", leaves=letters
-        )  # as its archive has them: train/a/abbey/
+        # the archive has a level of initials: train/a/abbey/
+        images = image_folder(root / split, f"places205-{split}", leaves=letters)
         _refuse_365(len(images.classes), root)
         return published.check(images)
     if not listing.is_file():
@@ -38,7 +41,7 @@ def read(data: Path, split: str) -> ImageList:
             at=listing,
             hint=(
                 f"expected trainvalsplit_places205/ and {IMAGES.as_posix()}/, or train/ and val/"
-                " with a folder per scene, below the folder given"
+                " with a folder per scene, in the folder given"
             ),
         )
     if not (root / IMAGES).is_dir():
@@ -80,11 +83,6 @@ def read(data: Path, split: str) -> ImageList:
     )
 
 
-def read_both(data: Path) -> tuple[ImageList, ImageList]:
-    """train and val."""
-    return pair(read(data, "train"), read(data, "val"))
-
-
 def _refuse_365(classes: int, where: Path) -> None:
     if classes == 365:
         raise UserError(
@@ -95,3 +93,26 @@ def _refuse_365(classes: int, where: Path) -> None:
                 " its own"
             ),
         )
+
+
+def _recognise(classes: Sequence[str]) -> str:
+    if classes and all(len(title) == 1 and title.isalpha() for title in classes):
+        return "Places, whose classes lie one folder deeper"
+    return f"Places{len(classes)}" if len(classes) in (205, 365) else ""
+
+
+DATASET = Dataset(
+    "places205",
+    partial(read, split="train"),
+    partial(read, split="val"),
+    splits=(
+        Split("places205-train", "Places205", 2_448_873, 205),
+        Split("places205-val", "Places205", 20_500, 205),
+    ),
+    folders=("places205", "trainvalsplit_places205"),
+    recognise=_recognise,
+    takes_unrecognised=True,
+)
+
+
+read_both = DATASET.read_both  # until evaluations read DATASETS

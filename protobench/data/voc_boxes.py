@@ -1,31 +1,34 @@
 """PASCAL VOC's boxes, from the XML files of a VOCdevkit, as the challenge distributes it and as
-MMDetection reads it."""
+MMDetection reads it. The data sets voc07 and voc07+12 are declared here."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from xml.etree.ElementTree import Element, ParseError
 from xml.parsers import expat
 
 import numpy as np
+from defusedxml import DefusedXmlException, ElementTree
 
 from protobench.data import published, voc
 from protobench.data.boxes import BoxList, Objects, presence
+from protobench.data.dataset import Dataset, Split, class_hash
 from protobench.data.image_list import pair
 from protobench.runtime.errors import UserError
 from protobench.runtime.progress import progress
 
 LARGEST = 1_000_000
-"""Bytes of an annotation; the challenge's have a few thousand."""
+"""The largest annotation accepted, in bytes; the challenge's have a few thousand."""
 
-UNSAID = ("", "unspecified")
-"""How labelme and CVAT leave open whether an object is difficult. It then counts, as where the
-element is missing."""
+UNSPECIFIED = ("", "unspecified")
+"""How labelme and CVAT write that nobody said whether an object is difficult. It then counts, as
+where the element is missing."""
 
 
 def read(data: Path, year: int, split: str) -> BoxList:
     """The images of ``split`` (trainval or test) of VOC2007 or VOC2012 and their objects.
 
-    UserError for a list or annotation that is missing, and for each thing that :func:`objects`
-    refuses."""
+    UserError for a missing list or annotation, and for whatever :func:`objects` refuses."""
     kit = voc.devkit(data).parent
     folder = voc.devkit(data) if year == 2007 else kit / f"VOC{year}"
     main = folder / "ImageSets" / "Main"
@@ -47,9 +50,9 @@ def read(data: Path, year: int, split: str) -> BoxList:
             at=notes / f"{names[0]}.xml",
             hint=voc.TEST_ANNOTATIONS,
         )
-    number = {title: label for label, title in enumerate(classes)}
-    found = [
-        objects(notes / f"{name}.xml", number)
+    label_of = {title: label for label, title in enumerate(classes)}
+    all_objects = [
+        objects(notes / f"{name}.xml", label_of)
         for name in progress(
             names, desc=f"VOC{year} {split} annotations", unit=" files", total=len(names)
         )
@@ -60,41 +63,113 @@ def read(data: Path, year: int, split: str) -> BoxList:
             f"voc{year % 100:02d}-{split}-boxes",
             kit,
             paths,
-            presence(found, len(classes)),
+            presence(all_objects, len(classes)),
             classes,
-            objects=tuple(found),
+            objects=tuple(all_objects),
         )
     )
 
 
-def read_both(data: Path, training: str) -> tuple[BoxList, BoxList]:
-    """The training images of "voc07" or "voc07+12" (both trainval splits) and VOC07's test
-    images."""
-    train, test = read(data, 2007, "trainval"), read(data, 2007, "test")
-    if training == "voc07+12":
-        more = read(data, 2012, "trainval")
-        if more.classes != train.classes:
-            raise UserError(
-                "VOC2007 and VOC2012 have different classes", at=more.root, hint="unpack both again"
-            )
-        train = replace(
-            train,
-            name="voc07+12-trainval-boxes",
-            paths=train.paths + more.paths,
-            labels=np.concatenate([train.labels, more.labels]),
-            objects=train.objects + more.objects,
+def read_07_and_12(data: Path) -> BoxList:
+    """The trainval images of VOC2007, then those of VOC2012."""
+    first, second = read(data, 2007, "trainval"), read(data, 2012, "trainval")
+    if second.classes != first.classes:
+        raise UserError(
+            "VOC2007 and VOC2012 have different classes", at=second.root, hint="unpack both again"
         )
-    pair(train, test)
-    return train, test
+    return replace(
+        first,
+        name="voc07+12-trainval-boxes",
+        paths=first.paths + second.paths,
+        labels=np.concatenate([first.labels, second.labels]),
+        objects=first.objects + second.objects,
+    )
 
 
-def objects(path: Path, number: dict[str, int]) -> Objects:
-    """An annotation's objects; ``number`` tells each class's label. Boxes are the file's less 1, as
-    in MMDetection: inclusive pixels from 0. Fractions are cut off, as there.
+def objects(path: Path, label_of: dict[str, int]) -> Objects:
+    """The objects of one annotation. Boxes are the file's minus 1, as in MMDetection: inclusive
+    pixels from 0. Fractions are truncated, as there.
 
-    UserError, with the line, for a file that is missing, over 1 MB, no XML or has a DOCTYPE or
-    entities, and for an object of unknown class, without a box, or whose box is empty or reaches
-    beyond the image."""
+    UserError for a file that is missing, larger than 1 MB, not XML, or has a DOCTYPE, and for an
+    object of unknown class, without a box, or whose box is empty or reaches beyond the image."""
+    root = _parse(path)
+    size = _only(root, "size", path)
+    width, height = (_number(_only(size, side, path), path) for side in ("width", "height"))
+    if width < 1 or height < 1 or width % 1 or height % 1:
+        raise _invalid(f"an image of {width:g} x {height:g} pixels", path)
+    boxes, labels, ignored = [], [], []
+    for element in root.findall("object"):
+        title = _text(_only(element, "name", path))
+        if title not in label_of:
+            raise _invalid(f"unknown class {title[:40]!r}", path)
+        boxes.append([value - 1 for value in _corners(element, title, width, height, path)])
+        labels.append(label_of[title])
+        ignored.append(_difficult(element, title, path))
+    return Objects(
+        int(width),
+        int(height),
+        np.array(boxes, np.float32).reshape(-1, 4),
+        np.array(labels, np.int64),
+        np.array(ignored, bool),
+    )
+
+
+def _corners(element: Element, title: str, width: float, height: float, path: Path) -> list[int]:
+    """xmin, ymin, xmax, ymax of an object's box, as written: inclusive pixels from 1."""
+    box = _only(element, "bndbox", path)
+    xmin, ymin, xmax, ymax = corners = [
+        int(_number(_only(box, side, path), path)) for side in ("xmin", "ymin", "xmax", "ymax")
+    ]
+    if xmin >= xmax or ymin >= ymax:
+        raise _invalid(f"an empty box of a {title}: {corners}", path)
+    # the challenge's own files reach one pixel beyond, which GluonCV allows too
+    if xmin < 1 or ymin < 1 or xmax > width + 1 or ymax > height + 1:
+        from_0 = "; VOC counts pixels from 1, some tools from 0" if min(xmin, ymin) == 0 else ""
+        raise _invalid(
+            f"the box {corners} of a {title} reaches beyond the image of {width:g} x {height:g}"
+            f" pixels{from_0}",
+            path,
+        )
+    return corners
+
+
+def _difficult(element: Element, title: str, path: Path) -> bool:
+    if element.find("difficult") is None:
+        return False
+    flag = _only(element, "difficult", path)
+    value = 0.0 if _text(flag).lower() in UNSPECIFIED else _number(flag, path)
+    if value not in (0, 1):
+        raise _invalid(f"difficult must be 0 or 1, not {value:g}, for a {title}", path)
+    return value == 1
+
+
+def _only(element: Element, tag: str, path: Path) -> Element:
+    """The one child with this tag."""
+    if len(children := element.findall(tag)) != 1:
+        raise _invalid(f"<{element.tag}> has {len(children)} <{tag}>, not one", path)
+    return children[0]
+
+
+def _text(element: Element) -> str:
+    return (element.text or "").strip()
+
+
+def _number(element: Element, path: Path) -> float:
+    try:
+        value = float(_text(element))
+    except ValueError:
+        value = float("nan")
+    if not np.isfinite(value):
+        raise _invalid(f"<{element.tag}> must hold a number, not {_text(element)[:40]!r}", path)
+    return value
+
+
+def _invalid(what: str, path: Path) -> UserError:
+    return UserError(what, at=path, hint="take the challenge's annotation, or correct this file")
+
+
+def _parse(path: Path) -> Element:
+    """The element <annotation>. DOCTYPEs are refused: VOC has none, and entities are dangerous."""
     try:
         content = path.read_bytes() if path.stat().st_size <= LARGEST else None
     except OSError as failure:
@@ -109,134 +184,64 @@ def objects(path: Path, number: dict[str, int]) -> Objects:
             at=path,
             hint="take the challenge's file",
         )
-    root = _parse(content, path)
-    size = root.only("size", path)
-    width, height = (size.number(side, path) for side in ("width", "height"))
-    if width < 1 or height < 1 or width % 1 or height % 1:
-        raise _wrong(f"an image of {width:g} x {height:g} pixels", path, size)
-    boxes, labels, ignored = [], [], []
-    for thing in root.all("object"):
-        title = thing.only("name", path)
-        if title.text not in number:
-            raise _wrong(f"unknown class {title.text[:40]!r}", path, title)
-        flag = thing.only("difficult", path) if thing.all("difficult") else None
-        difficult = 0 if flag is None or flag.text.lower() in UNSAID else flag.number("", path)
-        if difficult not in (0, 1):
-            raise _wrong(f"difficult must be 0 or 1, not {difficult:g}", path, flag or thing)
-        box = thing.only("bndbox", path)
-        xmin, ymin, xmax, ymax = corners = [
-            int(box.number(side, path)) for side in ("xmin", "ymin", "xmax", "ymax")
-        ]
-        if xmin >= xmax or ymin >= ymax:
-            raise _wrong(f"an empty box: {corners}", path, box)
-        if (
-            xmin < 1 or ymin < 1 or xmax > width + 1 or ymax > height + 1
-        ):  # as far as GluonCV lets the challenge's files reach
-            from_0 = "; VOC counts pixels from 1, some tools from 0" if min(xmin, ymin) == 0 else ""
-            raise _wrong(
-                f"the box {corners} reaches beyond the image of {width:g} x {height:g}"
-                f" pixels{from_0}",
-                path,
-                box,
-            )
-        boxes.append([value - 1 for value in corners])
-        labels.append(number[title.text])
-        ignored.append(difficult == 1)
-    return Objects(
-        int(width),
-        int(height),
-        np.array(boxes, np.float32).reshape(-1, 4),
-        np.array(labels, np.int64),
-        np.array(ignored, bool),
-    )
-
-
-@dataclass
-class _Element:
-    """An XML element that knows its line."""
-
-    tag: str
-    line: int
-    text: str = ""
-    children: list["_Element"] = field(default_factory=list)
-
-    def all(self, tag: str) -> list["_Element"]:
-        return [child for child in self.children if child.tag == tag]
-
-    def only(self, tag: str, path: Path) -> "_Element":
-        if len(found := self.all(tag)) != 1:
-            raise _wrong(f"<{self.tag}> has {len(found)} <{tag}>, not one", path, self)
-        return found[0]
-
-    def number(self, tag: str, path: Path) -> float:
-        """Of the child ``tag``, or of this element where that is empty."""
-        element = self.only(tag, path) if tag else self
-        try:
-            value = float(element.text)
-        except ValueError:
-            value = float("nan")
-        if not np.isfinite(value):
-            raise _wrong(
-                f"<{element.tag}> must hold a number, not {element.text[:40]!r}", path, element
-            )
-        return value
-
-
-def _wrong(what: str, path: Path, element: _Element) -> UserError:
-    return UserError(
-        what,
-        at=f"{path}, line {element.line}",
-        hint="take the challenge's annotation, or mend this line",
-    )
-
-
-def _parse(content: bytes, path: Path) -> _Element:
-    """The tree below <annotation>. Only elements and text: what else XML offers is not in these
-    files, and some of it is dangerous."""
-    parser = expat.ParserCreate()
-    stack = [_Element("", 0)]
-
-    def start(tag: str, attributes: dict[str, str]) -> None:
-        element = _Element(tag, parser.CurrentLineNumber)
-        stack[-1].children.append(element)
-        stack.append(element)
-
-    def end(tag: str) -> None:
-        element = stack.pop()
-        element.text = element.text.strip()
-
-    def text(data: str) -> None:
-        stack[-1].text += data
-
-    def refuse(*_) -> None:
+    try:
+        root: Element = ElementTree.fromstring(content, forbid_dtd=True)
+    except DefusedXmlException as failure:
         raise UserError(
             "this XML declares a document type, which VOC's annotations never do",
             at=path,
-            hint="take the challenge's file: entities can fill the memory or read other files",
-        )
-
-    parser.buffer_text = True
-    parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = (
-        start,
-        end,
-        text,
-    )
-    parser.StartDoctypeDeclHandler = refuse
-    try:
-        parser.Parse(content, True)
-    except expat.ExpatError as failure:
-        raise UserError(
-            f"no well-formed XML: {expat.ErrorString(failure.code)}",
-            at=f"{path}, line {failure.lineno}",
-            hint="take the challenge's file; this one may be cut short",
+            hint="take the challenge's file: entities can exhaust memory or read other files",
         ) from failure
-    except (
-        LookupError,
-        ValueError,
-    ) as failure:  # of an encoding with several bytes a character, or that nobody knows
+    except ParseError as failure:
+        raise UserError(
+            f"not well-formed XML: {expat.ErrorString(failure.code)}",
+            at=f"{path}, line {failure.position[0]}",
+            hint="take the challenge's file; this one may be truncated",
+        ) from failure
+    except (LookupError, ValueError) as failure:  # an unknown or a multi-byte encoding
         raise UserError(
             f"this XML is in an encoding that cannot be read: {failure}",
             at=path,
-            hint="save it as UTF-8, and say so in its first line",
+            hint="save it as UTF-8, and declare that in its first line",
         ) from failure
-    return stack[0].only("annotation", path)
+    if root.tag != "annotation":
+        raise _invalid(f"the root element is <{root.tag[:40]}>, not <annotation>", path)
+    return root
+
+
+_HASH = class_hash(voc.CLASSES)
+_TEST = Split("voc07-test", "VOC2007", 4952, 20, _HASH)
+
+
+def _both(data: Path, name: str) -> tuple[BoxList, BoxList]:
+    train = read(data, 2007, "trainval") if name == "voc07" else read_07_and_12(data)
+    return pair(train, read(data, 2007, "test"))
+
+
+DATASETS = (
+    Dataset(
+        "voc07",
+        partial(voc.read, split="trainval"),
+        partial(voc.read, split="test"),
+        splits=(Split("voc07-trainval", "VOC2007", 5011, 20, _HASH), _TEST),
+        folders=("VOCdevkit", "VOC2007", "ImageSets"),
+        read_boxes=partial(_both, name="voc07"),
+        edition=voc.edition,
+    ),
+    Dataset(
+        "voc07+12",
+        read_07_and_12,
+        partial(read, year=2007, split="test"),
+        splits=(
+            Split("voc07+12-trainval", "VOC2007 and VOC2012", 16_551, 20, _HASH),
+            Split("voc12-trainval", "VOC2012", 11_540, 20, _HASH),
+        ),
+        folders=("VOCdevkit/VOC2012", "VOC2012"),
+        read_boxes=partial(_both, name="voc07+12"),
+        edition=voc.edition,
+    ),
+)
+"""voc07 is read with image labels for classification, and with boxes for detection."""
+
+
+read_both = _both  # until evaluations read DATASETS

@@ -63,7 +63,6 @@ DETECTION = {
     "mmcv-lite": "mmcv",
     "pycocotools": "pycocotools.mask",
 }
-DATASETS = ("imagenet", "voc07", "voc07+12", "coco", "places205", "cifar10", "cifar100")
 OURS = ("protobench", "pretrain", "evaluate", "tables")
 HOME = Path(__file__).resolve().parents[2]
 
@@ -744,11 +743,12 @@ def data_set(root: Path, name: str) -> Finding:
     """Whether the suite's own reader takes a data set below ``root``; it lists images and labels
     and decodes none."""
     from protobench.data import published, verify
+    from protobench.data.datasets import DATASETS
 
     try:
-        train, test = verify.DATASETS[name](root)
+        train, test = DATASETS[name].read_both(root)
     except UserError as mistake:
-        here = any((root / place).is_dir() for place in verify.PLACES[name])
+        here = verify.has_folder(DATASETS[name], root)
         return Finding("problem" if here else "info", name, _told(mistake), mistake.hint or "")
     place = Path(os.path.commonpath([images.root.absolute() for images in (train, test)]))
     found = f"{len(train)} + {len(test)} images, {len(train.classes)} classes, at {place}"
@@ -805,6 +805,8 @@ def diagnose(data: Path | None = None) -> Iterator[Finding]:
             "give --data the folder that holds imagenet/, VOCdevkit/, …",
         )
     else:
+        from protobench.data.datasets import DATASETS
+
         found = []
         for name in DATASETS:
             for finding in isolated(name, partial(data_set, data, name)):
