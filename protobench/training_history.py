@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from protobench.checkpoints import identity
 from protobench.data.image_list import ImageList
-from protobench.runtime import files
 from protobench.runtime.errors import UserError
 
 
@@ -36,7 +36,7 @@ def read(ckpt: Path, account: dict[str, Any], images: ImageList) -> dict[str, An
         raise UserError(
             "this is no course of a pretraining", at=path, hint="train the encoder again"
         ) from failure
-    if key != files.exported_key(ckpt):
+    if key != identity.exported_key(ckpt):
         raise UserError(
             "this course is another run's, not of the encoder beside it",
             at=path,

@@ -247,7 +247,7 @@ def test_a_hash_that_is_given_is_checked(tmp_path, backbone):
     assert encoders.load(path, LoadOptions(sha256=sha256[:8].upper())).account["hash_verified"]
     with pytest.raises(UserError, match="but --sha256 says 00000000"):
         encoders.load(path, LoadOptions(sha256="00000000"))
-    with pytest.raises(UserError, match="gives no sha256"):
+    with pytest.raises(UserError, match="gives no SHA-256"):
         encoders.load(path, LoadOptions(sha256="xyz"))
     beside = tmp_path / "x.pth.sha256"
     beside.write_text(f"{sha256}  x.pth\n")
@@ -257,7 +257,7 @@ def test_a_hash_that_is_given_is_checked(tmp_path, backbone):
     beside.write_text(f"SHA256 (x.pth) = {sha256}\n")
     assert encoders.load(path).account["hash_verified"]
     beside.write_text("nonsense")
-    with pytest.raises(UserError, match=r"x\.pth\.sha256 gives no sha256"):
+    with pytest.raises(UserError, match=r"x\.pth\.sha256 gives no SHA-256"):
         encoders.load(path)
     beside.write_text("0" * 64)
     with pytest.raises(UserError, match=r"but x\.pth\.sha256 says"):

@@ -1,7 +1,5 @@
 import pytest
 
-from pretrain import recipes
-from protobench.checkpoints import encoders
 from protobench.runtime import files
 from protobench.runtime.errors import UserError
 
@@ -31,22 +29,3 @@ def test_canonical_json_has_one_spelling():
     assert files.sha256({"a": 1, "b": 2}) == files.sha256({"b": 2, "a": 1})
     with pytest.raises(ValueError, match="not JSON compliant"):
         files.canonical_json(float("nan"))
-
-
-def test_an_encoders_header_is_read_without_loading_it(encoder_file, tmp_path):
-    key = files.exported_key(encoder_file)
-    assert (
-        key == encoders.load(encoder_file).key == recipes.run_key(recipes.UNTRAINED_MINI, None, 0)
-    )
-    assert files.exported_key(tmp_path / "absent") is None
-    whole = encoder_file.read_bytes()
-    damaged = {
-        "cut": whole[:50],
-        "short": whole[:-8],
-        "zeros": b"\0" * 64,
-        "empty": b"",
-        "ones": b"\xff" * 64,
-    }
-    for name, content in damaged.items():
-        (tmp_path / f"{name}.safetensors").write_bytes(content)
-        assert files.exported_key(tmp_path / f"{name}.safetensors") is None

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from protobench.checkpoints import hashes, layouts, released, tensor_files
+from protobench.checkpoints import identity, layouts, released, tensor_files
 from protobench.checkpoints.layouts import Copy, LoadOptions, Match
 from protobench.checkpoints.resnet import Arch, ResNet, arch_name, arch_of, named
 from protobench.checkpoints.tensor_files import TensorFile
@@ -102,7 +102,7 @@ def load(
     reading = reading or LoadOptions()
     tensor_files.check(path)
     with ThreadPoolExecutor(1) as aside:  # hashing takes as long as loading, and needs no lock
-        hashing, file = aside.submit(files.sha256_file, path), None
+        hashing, file = aside.submit(identity.sha256_of, path), None
         try:
             file = tensor_files.read(path, trust=trust)
             names = _stripped(path, file.tensors)
@@ -126,7 +126,7 @@ def load(
         state = _take(path, match, tensors, expected, reading.drop, copy=file.mapped)
         sha256 = hashing.result()
     head = _projection_state(match, tensors, arch)
-    recorded = hashes.check(path, sha256, reading.sha256)
+    recorded = identity.check_published_hashes(path, reading.sha256)
     _verify(file, match, path, state | _named("projection.", head))
     input_ = _input(path, match, arch, file, reading)
     known = released.identify(path, sha256)
@@ -165,7 +165,7 @@ def load(
             else {}
         ),
     }
-    key = _key(path, match, arch, file, sha256, reading, input_, prefer)
+    key = _key(path, match, arch, file, reading, input_, prefer)
     certain = bool(file.header) or reading.normalisation is not None
     if not certain and not account["untouched"] and _without_statistics(state):
         raise UserError(
@@ -498,16 +498,13 @@ def _key(
     match: Match,
     arch: Arch,
     file: TensorFile,
-    sha256: str,
     reading: LoadOptions,
     input_: EvalInput,
     prefer: Copy | None,
 ) -> str:
     """Ours from the header or the file's hash; another one where ``reading`` gives something else
     than a bare load would."""
-    usual = file.header.get("key", sha256)
-    if not isinstance(usual, str) or not usual:
-        raise UserError("the checkpoint's header has no key", at=path, hint="export it again")
+    usual = identity.encoder_key(path)
     try:
         same_input = _input(path, match, arch, file, LoadOptions()) == input_
     except UserError:  # it had to be given

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from protobench import records
-from protobench.checkpoints import encoders, hashes, released
+from protobench.checkpoints import encoders, identity, released
 from protobench.checkpoints.encoders import Encoder
 from protobench.runtime import files
 from protobench.runtime.errors import UserError
@@ -64,7 +64,7 @@ def export(encoder: Encoder, path: Path, target: Target) -> None:
             at=path,
             hint="--layout torchvision with a .safetensors file keeps any network",
         )
-    if hashes.HASH_IN_NAME.search(path.name) or path.name in {
+    if identity.HASH_IN_NAME.search(path.name) or path.name in {
         entry.file for entry in released.catalogue().values()
     }:
         raise UserError(
@@ -237,7 +237,7 @@ def card(encoder: Encoder, path: Path, target: Target, results: Path) -> str:
                 else "not a known release"
             ),
         ),
-        ("this file", f"{path.name}, layout {target}, sha256 {files.sha256_file(path)}"),
+        ("this file", f"{path.name}, layout {target}, sha256 {identity.sha256_of(path)}"),
     ]
     lines = [
         "---",

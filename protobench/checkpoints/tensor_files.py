@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from protobench.checkpoints import pickled_files, stand_ins
+from protobench.checkpoints import identity, pickled_files, stand_ins
 from protobench.checkpoints.inert_pickle import DamagedError
 from protobench.checkpoints.pickled_files import Pickled
 from protobench.runtime import files
@@ -108,12 +108,12 @@ def read(path: Path, *, trust: bool = False) -> TensorFile:
     left = stand_ins.left_as_data(pickled.names)
     if not tensors and (left or pickled.plain):
         raise _without_tensors(path, left)
-    header = _header(path, entries.get("protobench"))
-    header.pop(
-        "key", None
-    )  # plans read keys without torch, and so of safetensors files alone; here the file's hash is the key
     return TensorFile(
-        tensors, entries, header, mapped=zipped or pickled.plain, left_as_data=tuple(left)
+        tensors,
+        entries,
+        _header(path, entries.get("protobench")),
+        mapped=zipped or pickled.plain,
+        left_as_data=tuple(left),
     )
 
 
@@ -175,9 +175,10 @@ def _read_safetensors(path: Path) -> TensorFile:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError, KeyError) as failure:
         _damaged(path, failure)
-    return TensorFile(
-        tensors, {}, _header(path, files.safetensors_metadata(path).get("protobench"))
-    )
+    header = _header(path, identity.safetensors_metadata(path).get("protobench"))
+    if header and not identity.exported_key(path):
+        raise UserError("the checkpoint's header has no key", at=path, hint="export it again")
+    return TensorFile(tensors, {}, header)
 
 
 def _refuse_foreign(path: Path, head: bytes) -> None:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -174,27 +173,3 @@ def sha256_file(path: Path) -> str:
     """Hash of a file's bytes, read in pieces."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def safetensors_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file, read without a tensor; empty for any other file and for
-    one cut short."""
-    try:
-        with open(path, "rb") as file:
-            size = path.stat().st_size
-            (length,) = struct.unpack("<Q", file.read(8))
-            content = json.loads(file.read(length)) if length < size else {}
-        metadata = content.pop("__metadata__", {})
-        end = max((entry["data_offsets"][1] for entry in content.values()), default=0)
-        return metadata if isinstance(metadata, dict) and size == 8 + length + end else {}
-    except (OSError, ValueError, LookupError, TypeError, struct.error, AttributeError):
-        return {}
-
-
-def exported_key(path: Path) -> str | None:
-    """The key in the header of an encoder that this suite exported, read without a tensor; None for
-    any other file."""
-    try:
-        return json.loads(safetensors_metadata(path)["protobench"])["key"]
-    except (ValueError, LookupError, TypeError):
-        return None

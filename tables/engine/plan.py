@@ -10,10 +10,11 @@ from typing import Any, Literal
 from pretrain.recipes import Recipe, run_key
 from protobench import records
 from protobench.checkpoints import released
+from protobench.checkpoints.identity import encoder_key, exported_key, sha256_of
 from protobench.data import pretraining
 from protobench.data.image_list import ImageList
 from protobench.data.synthetic import bundled
-from protobench.runtime import cli, files
+from protobench.runtime import cli
 from protobench.runtime.errors import UserError
 from tables.engine.schema import Figure, Row, Table, Tier
 
@@ -263,9 +264,9 @@ def _job(
     data: Path | None,
 ) -> Job:
     if given is not None:
-        sha256 = files.sha256_file(given)
+        sha256 = sha256_of(given)
         identity, source = sha256[:16], _provenance(table, row, given, sha256)
-        key, state, why, checkpoint = files.exported_key(given) or sha256, "done", source, given
+        key, state, why, checkpoint = encoder_key(given), "done", source, given
     else:
         identity, source = recipe_id(recipe), "retrained"
         checkpoint = runs / f"{row.name}-seed{seed}-{identity[:8]}" / "encoder.safetensors"
@@ -273,7 +274,7 @@ def _job(
             key, state, why = None, "impossible", why_not
         else:
             key = run_key(recipe, images, seed)
-            state, why = ("done", "") if files.exported_key(checkpoint) == key else ("to run", "")
+            state, why = ("done", "") if exported_key(checkpoint) == key else ("to run", "")
     scores = []
     for (name, dataset), (lists, missing) in sources.items():
         if name in row.lacks:
