@@ -172,11 +172,11 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
         runs,
         subject=subject or records.subject_of(config.ckpt),
         metric={"name": "AMI", "unit": "", "higher_is_better": True, "test_images": len(train)},
-        checkpoint=encoder.account,
+        checkpoint=encoder.report.to_json(),
         feature={
             "dim": int(x_ND.shape[1]),
             "pooling": config.feature,
-            "copy": encoder.account["copy"],
+            "copy": encoder.report.copy,
         },
         data=records.data_of("imagenet", (train,)),
         cost={"seconds": round(time.perf_counter() - started, 2)},

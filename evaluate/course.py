@@ -82,14 +82,14 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
     encoder = encoders.load(config.ckpt, config.reading)
     print(encoder.summary())
     lists = data_lists(config.data, config.dataset, config.skip_bad_images)
-    course = training_history.read(config.ckpt, encoder.account, lists[0])
+    course = training_history.read(config.ckpt, encoder.report, lists[0])
     return records.write(
         config.results,
         unit(encoder.key, lists, config),
         course["epochs"],
         probes=course["probes"],
         subject=subject or records.subject_of(config.ckpt),
-        checkpoint=encoder.account,
+        checkpoint=encoder.report.to_json(),
         metric={
             "name": "loss",
             "unit": "nats",

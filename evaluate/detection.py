@@ -245,7 +245,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
         identity,
         state.runs,
         subject=subject,
-        checkpoint=encoder.account,
+        checkpoint=encoder.report.to_json(),
         metric={
             "name": "box AP" if config.on_coco else "mAP@0.5",
             "unit": "%",

@@ -191,11 +191,11 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
         [run],
         subject=subject or records.subject_of(config.ckpt),
         metric={"name": "mAP", "unit": "%", "higher_is_better": True, "test_images": len(test)},
-        checkpoint=encoder.account,
+        checkpoint=encoder.report.to_json(),
         feature={"dim": int(test_ND.shape[1]), "pooling": how["pooling"]},
         warnings=[
             chance.ranking_remark(
-                run["rank_z"], len(test.classes), trained=not encoder.account["untouched"]
+                run["rank_z"], len(test.classes), trained=not encoder.report.untouched
             )
         ],
         data=records.data_of("voc07", (train, test), class_names=train.classes),

@@ -199,7 +199,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
         unit(encoder.key, lists, config),
         [{"draw": 0, "value": round(100 * purity, 4)}],
         subject=subject or records.subject_of(config.ckpt),
-        checkpoint=encoder.account,
+        checkpoint=encoder.report.to_json(),
         groups=shown,
         metric={
             "name": "nearest five of one class",

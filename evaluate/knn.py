@@ -23,7 +23,7 @@ no approximation; the features are gone through in blocks, so memory does not gr
 
 import time
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -245,7 +245,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
         chance.accuracy_remark(
             round(run["value"] * len(val) / 100),
             val.labels,
-            trained=not encoder.account["untouched"],
+            trained=not encoder.report.untouched,
         )
         for run in runs
     ]
@@ -255,13 +255,13 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
         runs,
         subject=subject or records.subject_of(config.ckpt),
         metric={"name": "top-1", "unit": "%", "higher_is_better": True, "test_images": len(val)},
-        checkpoint=encoder.account,
+        checkpoint=encoder.report.to_json(),
         feature={
             "dim": int(query_MD.shape[1]),
             "pooling": config.feature,
-            "copy": encoder.account["copy"],
-            "bank": keys.account["copy"],
-            **({"bank_bf16": keys.account["bf16"]} if "bf16" in keys.account else {}),
+            "copy": encoder.report.copy,
+            "bank": keys.report.copy,
+            **({"bank_bf16": asdict(keys.report.bf16)} if keys.report.bf16 else {}),
         },
         data=records.data_of(config.dataset, (train, val)),
         warnings=odd,

@@ -410,7 +410,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
         sweep = [{**line, "held_out": value} for line, value in zip(sweep, chosen_by, strict=True)]
         best = max((i for i, ok in enumerate(alive) if ok), key=lambda i: chosen_by[i])
     odd = chance.accuracy_remark(
-        round(top1[best] * len(test) / 100), test.labels, trained=not encoder.account["untouched"]
+        round(top1[best] * len(test) / 100), test.labels, trained=not encoder.report.untouched
     )
     path = records.write(
         config.results,
@@ -419,7 +419,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
         subject=subject or records.subject_of(config.ckpt),
         sweep=sweep,
         metric={"name": "top-1", "unit": "%", "higher_is_better": True, "test_images": len(test)},
-        checkpoint=encoder.account,
+        checkpoint=encoder.report.to_json(),
         feature={"dim": int(test_ND.shape[1]), "pooling": params["pooling"]},
         data=records.data_of(config.dataset, lists, held_out=int(held.sum())),
         warnings=[odd],

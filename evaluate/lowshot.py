@@ -319,9 +319,9 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
             "higher_is_better": True,
             "test_images": len(test),
         },
-        checkpoint=encoder.account,
+        checkpoint=encoder.report.to_json(),
         feature={"dim": int(test_ND.shape[1]), "pooling": how["pooling"]},
-        warnings=[_remark(runs, test.labels, trained=not encoder.account["untouched"])],
+        warnings=[_remark(runs, test.labels, trained=not encoder.report.untouched)],
         data=records.data_of(config.dataset, (train, test)),
         cost={"seconds": round(time.perf_counter() - started, 2)},
     )

@@ -447,7 +447,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
         chance.accuracy_remark(
             round(run["top1"] * len(val) / 100),
             val.labels,
-            trained=not encoder.account["untouched"],
+            trained=not encoder.report.untouched,
         )
         for run in runs
     ]
@@ -458,7 +458,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
         subject=subject or records.subject_of(config.ckpt),
         warnings=odd,
         metric={"name": "top-5", "unit": "%", "higher_is_better": True, "test_images": len(val)},
-        checkpoint=encoder.account,
+        checkpoint=encoder.report.to_json(),
         data=records.data_of(
             config.dataset,
             lists,

@@ -83,7 +83,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
     encoder = encoders.load(config.ckpt, config.reading)
     print(encoder.summary())
     lists = data_lists(config.data, config.dataset, config.skip_bad_images)
-    last = training_history.read(config.ckpt, encoder.account, lists[0])["epochs"][-1]
+    last = training_history.read(config.ckpt, encoder.report, lists[0])["epochs"][-1]
     if not {"tp", "fn"} <= last.keys():
         raise UserError(
             "TP and FN similarity were not measured when this encoder was trained",
@@ -98,7 +98,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
         unit(encoder.key, lists, config),
         [{"draw": 0, "value": last["tp"], "fn": last["fn"]}],
         subject=subject or records.subject_of(config.ckpt),
-        checkpoint=encoder.account,
+        checkpoint=encoder.report.to_json(),
         epoch=last["epoch"],
         metric={"name": "TP similarity", "unit": "cosine", "higher_is_better": True},
         data=records.data_of(config.dataset, lists),

@@ -169,7 +169,7 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
             "higher_is_better": True,
             "test_images": len(shown),
         },
-        checkpoint=encoder.account,
+        checkpoint=encoder.report.to_json(),
         data=records.data_of("imagenet", lists),
         places=[[round(float(x), 1), round(float(y), 1)] for x, y in places_N2],
         labels=shown.labels.tolist(),

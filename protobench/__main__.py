@@ -42,7 +42,7 @@ class Inspect:
 
     ckpt: tyro.conf.Positional[Path]
     json: bool = False
-    """the whole account, as records keep it"""
+    """the whole report, as records keep it"""
     reading: LoadOptions = field(default_factory=LoadOptions)
 
 
@@ -128,12 +128,12 @@ def layouts() -> None:
 
 
 def inspect(config: Inspect) -> None:
-    """Prints the account of a checkpoint."""
+    """Prints what an evaluation would load."""
     from protobench.checkpoints import encoders
 
     encoder = encoders.load(config.ckpt, config.reading)
     print(
-        json.dumps(encoder.account, indent=1, ensure_ascii=False)
+        json.dumps(encoder.report.to_json(), indent=1, ensure_ascii=False)
         if config.json
         else encoder.summary()
     )

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import PIL
@@ -16,6 +16,7 @@ import torch
 
 from protobench.checkpoints import input_check
 from protobench.checkpoints.encoders import Encoder
+from protobench.checkpoints.load_report import Bf16Agreement
 from protobench.checkpoints.resnet import fuse_batchnorm
 from protobench.data.image_list import ImageList
 from protobench.data.loading import CentreCrops, batches, normaliser
@@ -51,11 +52,11 @@ def extract(
 
     They are written there batch by batch, so the data's size does not matter to memory, and a
     stopped extraction goes on where it was. Under torchrun the processes share the batches, and
-    each gets all features. In bf16 the difference from fp32 goes into ``encoder.account``. Raises
+    each gets all features. In bf16 the difference from fp32 goes into ``encoder.report``. Raises
     UserError for unreadable images, for features that are not finite or all alike (a collapsed
     encoder), and where the disk has no room."""
     input_ = replace(encoder.input, warp=warp)
-    weights = [encoder.account[part] for part in ("sha256", "prefix", "arch")]
+    weights = [encoder.report.sha256, encoder.report.prefix, encoder.report.arch]
     identity = {
         "version": VERSION,
         "weights": weights,
@@ -69,8 +70,8 @@ def extract(
     }
     if encoder.precision == "bf16":
         identity["precision"] = "bf16"
-        if "bf16" not in encoder.account:
-            encoder.account["bf16"] = agreement(encoder, images, input_, pooling, device)
+        if encoder.report.bf16 is None:
+            encoder.report.bf16 = agreement(encoder, images, input_, pooling, device)
     input_check.verify(encoder, images, input_)
     path = (cache or files.cache_dir() / "features") / f"{files.sha256(identity)}.npy"
     how, started = "taken from the cache", time.perf_counter()
@@ -118,7 +119,7 @@ def _finish(path: Path, images: ImageList, encoder: Encoder) -> None:
     """Gives written features their name, if they are good."""
     partial, counter = path.with_suffix(".partial"), path.with_suffix(".rows")
     try:
-        _check(np.load(partial, mmap_mode="r"), images, encoder.account["file"])
+        _check(np.load(partial, mmap_mode="r"), images, encoder.report.file)
     except UserError:
         partial.unlink()
         counter.unlink(missing_ok=True)
@@ -225,7 +226,7 @@ class Forward:
         )
         if pooling == "embedding" and self.projection is None:
             raise UserError(
-                f"{encoder.account['file']} holds no projection head of a known shape, so there is"
+                f"{encoder.report.file} holds no projection head of a known shape, so there is"
                 " no embedding",
                 hint="evaluate the pooled feature instead: --feature pooled",
             )
@@ -248,7 +249,7 @@ class Forward:
 
 def agreement(
     encoder: Encoder, images: ImageList, input_: EvalInput, pooling: Pooling, device: str
-) -> dict[str, Any]:
+) -> Bf16Agreement:
     """How far bf16 features differ from fp32 ones: least and mean cosine over up to 64 images
     spread over a list."""
     sample = images.subset(np.unique(np.linspace(0, len(images) - 1, 64).astype(int)))
@@ -260,14 +261,14 @@ def agreement(
         for precision in ("bf16", "fp32")
     )
     cosines = torch.nn.functional.cosine_similarity(fast, exact, dim=1)
-    found = {
-        "images": len(sample),
-        "min_cosine": round(float(cosines.min()), 6),
-        "mean_cosine": round(float(cosines.mean()), 6),
-    }
+    found = Bf16Agreement(
+        images=len(sample),
+        min_cosine=round(float(cosines.min()), 6),
+        mean_cosine=round(float(cosines.mean()), 6),
+    )
     print(
-        f"bf16: cosine with fp32 features over {len(sample)} images: least {found['min_cosine']},"
-        f" mean {found['mean_cosine']}"
+        f"bf16: cosine with fp32 features over {len(sample)} images: least {found.min_cosine},"
+        f" mean {found.mean_cosine}"
     )
     return found
 

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from protobench.checkpoints import identity
+from protobench.checkpoints.load_report import LoadReport
 from protobench.data.image_list import ImageList
 from protobench.runtime.errors import UserError
 
 
-def read(ckpt: Path, account: dict[str, Any], images: ImageList) -> dict[str, Any]:
+def read(ckpt: Path, report: LoadReport, images: ImageList) -> dict[str, Any]:
     """The course beside an encoder: ``{"key", "epochs", "probes"}``. UserError where there is none,
     another run's, or one that misses its end, and where the encoder was trained on other images
     than these."""
@@ -24,9 +25,10 @@ def read(ckpt: Path, account: dict[str, Any], images: ImageList) -> dict[str, An
                 "older than probes, delete its run folder and train it again"
             ),
         )
+    trained = report.trained or {}
     try:
         course = json.loads(path.read_text())
-        key, epochs = course["key"], account["trained"]["recipe"]["train"]["epochs"]
+        key, epochs = course["key"], trained["recipe"]["train"]["epochs"]
         if (
             not len(course["epochs"]) == course["probes"][-1]["epochs"] == epochs
             or not course["probes"][0]["clusters"]
@@ -42,7 +44,7 @@ def read(ckpt: Path, account: dict[str, Any], images: ImageList) -> dict[str, An
             at=path,
             hint="train the encoder again",
         )
-    if account["trained"]["data"] != images.fingerprint:
+    if trained["data"] != images.fingerprint:
         raise UserError(
             f"this encoder was not trained on these images of {images.name}",
             at=ckpt,

@@ -1,10 +1,11 @@
-"""The account of a loaded file, its hashes, and that no mutation of a valid file gives a
+"""The report of a loaded file, its hashes, and that no mutation of a valid file gives a
 half-loaded network."""
 
 import math
 import os
 import re
 import shutil
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -37,34 +38,53 @@ def _save(path, content):
     return path
 
 
-def test_the_account_says_what_was_loaded_and_what_was_left_out(tmp_path, backbone):
+def test_the_report_says_what_was_loaded_and_what_was_left_out(tmp_path, backbone):
     state = backbone.state_dict()
     path = _save(tmp_path / "x.pth", training(moco(state, state)))
     encoder = encoders.load(path)
-    account = encoder.account
-    assert account["sha256"] == files.sha256_file(path) == encoder.key
-    assert account["prefix"] == "state_dict/module.encoder_q."
-    assert (account["matched"], account["expected"]) == (len(state), len(state))
-    assert account["dropped"] == ["encoder_k", "encoder_q.fc", "optimizer", "queue", "queue_ptr"]
-    assert account["released"] is None
+    report = encoder.report
+    assert report.sha256 == files.sha256_file(path) == encoder.key
+    assert report.prefix == "state_dict/module.encoder_q."
+    assert (report.matched, report.expected) == (len(state), len(state))
+    assert report.dropped == ["encoder_k", "encoder_q.fc", "optimizer", "queue", "queue_ptr"]
+    assert report.released is None
     said = encoder.summary()
     for words in (
         "MoCo, PCL or MoPro, resnet18",
         f"{len(state)}/{len(state)} backbone tensors",
         "query copy",
         "under 'state_dict/module.encoder_q.'",
-        f"sha256 {account['sha256'][:12]}",
+        f"sha256 {report.sha256[:12]}",
         "encoder_k, encoder_q.fc",
         "shorter side 256, centre 224, mean 0.485 0.456 0.406, std 0.229 0.224 0.225",
     ):
         assert words in said
     assert not encoder.backbone.training
+    assert report.to_json() == {
+        "file": "x.pth",
+        "sha256": encoder.key,
+        "hash_verified": False,
+        "origin": "MoCo, PCL or MoPro",
+        "released": None,
+        "copy": "query",
+        "prefix": "state_dict/module.encoder_q.",
+        "arch": "resnet18",
+        "matched": len(state),
+        "expected": len(state),
+        "dropped": ["encoder_k", "encoder_q.fc", "optimizer", "queue", "queue_ptr"],
+        "trained": None,
+        "input": asdict(encoder.input),
+        "untouched": report.untouched,
+        "projection": {name: list(t.shape) for name, t in encoder.projection.state_dict().items()}
+        if encoder.projection
+        else {},
+    }, "records hold it so"
 
 
 def test_old_files_without_counters_load(tmp_path, backbone):
     state = {k: v for k, v in backbone.state_dict().items() if "num_batches" not in k}
-    account = encoders.load(_save(tmp_path / "old.pt", state)).account
-    assert account["expected"] - account["matched"] == 20, (
+    report = encoders.load(_save(tmp_path / "old.pt", state)).report
+    assert report.expected - report.matched == 20, (
         "only the 20 batch counters, which nothing reads, are absent"
     )
 
@@ -77,7 +97,7 @@ def test_counters_of_one_element_load_whatever_their_shape(tmp_path, backbone, s
         for k, v in backbone.state_dict().items()
     }
     encoder = encoders.load(_save(tmp_path / "x.pt", state))
-    assert encoder.account["matched"] == encoder.account["expected"]
+    assert encoder.report.matched == encoder.report.expected
     assert encoder.backbone.bn1.num_batches_tracked.shape == ()
     state["bn1.num_batches_tracked"] = torch.ones(2, dtype=torch.long)
     with pytest.raises(UserError, match=r"bn1\.num_batches_tracked is \(2,\), not \(\)"):
@@ -94,11 +114,11 @@ def test_half_precision_becomes_single(tmp_path, backbone):
 
 def test_an_untrained_network_is_told(tmp_path, encoder_file, backbone):
     fresh = encoders.load(_save(tmp_path / "fresh.pth", resnet.build("resnet18").state_dict()))
-    assert fresh.account["untouched"]
+    assert fresh.report.untouched
     assert "looks like an untrained network" in fresh.summary()
-    assert not encoders.load(_save(tmp_path / "trained.pth", backbone.state_dict())).account[
-        "untouched"
-    ]
+    assert not encoders.load(
+        _save(tmp_path / "trained.pth", backbone.state_dict())
+    ).report.untouched
 
 
 @pytest.mark.parametrize(
@@ -124,13 +144,13 @@ def test_a_head_of_no_use_leaves_the_backbone_usable(tmp_path, backbone, head):
     state = under("module.encoder_q.", backbone.state_dict()) | under("module.encoder_q.fc.", head)
     encoder = encoders.load(_save(tmp_path / "x.pth", {"state_dict": state}))
     assert encoder.projection is None
-    assert encoder.account["projection"] == {}
+    assert encoder.report.projection == {}
 
 
 def test_a_head_of_known_shape_is_kept(tmp_path, backbone):
     state = under("encoder_q.", backbone.state_dict()) | linear("encoder_q.fc.", 128)
     encoder = encoders.load(_save(tmp_path / "x.pth", {"state_dict": state}))
-    assert encoder.account["projection"] == {"weight": [128, 512], "bias": [128]}
+    assert encoder.report.projection == {"weight": [128, 512], "bias": [128]}
     assert encoder.projection(torch.ones(2, 512)).shape == (2, 128)
 
 
@@ -149,8 +169,8 @@ def test_our_own_export_round_trips(tmp_path):
     encoder = encoders.load(tmp_path / "e.safetensors")
     assert encoder.key == "k"
     assert encoder.input == recipes.MOCO_MINI.input
-    assert encoder.account["origin"] == "protobench"
-    assert encoder.account["trained"] == {"method": "moco"}
+    assert encoder.report.origin == "protobench"
+    assert encoder.report.trained == {"method": "moco"}
     assert "centre 32" in encoder.summary()
     for name, tensor in method.backbone.state_dict().items():
         assert torch.equal(encoder.backbone.state_dict()[name], tensor)
@@ -176,7 +196,7 @@ def test_swapped_tensors_and_flipped_bits_are_found_by_the_recorded_hash(tmp_pat
     with safe_open(encoder_file, "pt") as file:
         metadata = file.metadata()
     save_file(state, tmp_path / "same.safetensors", metadata=metadata)
-    assert encoders.load(tmp_path / "same.safetensors").account["hash_verified"]
+    assert encoders.load(tmp_path / "same.safetensors").report.hash_verified
     a, b = "layer1.0.conv1.weight", "layer1.0.conv2.weight"
     save_file(
         state | {a: state[b], b: state[a]}, tmp_path / "swapped.safetensors", metadata=metadata
@@ -243,19 +263,19 @@ def test_headers_that_describe_nothing_are_refused(tmp_path, backbone, name):
 def test_a_hash_that_is_given_is_checked(tmp_path, backbone):
     path = _save(tmp_path / "x.pth", backbone.state_dict())
     sha256 = files.sha256_file(path)
-    assert not encoders.load(path).account["hash_verified"]
-    assert encoders.load(path, LoadOptions(sha256=sha256[:8].upper())).account["hash_verified"]
+    assert not encoders.load(path).report.hash_verified
+    assert encoders.load(path, LoadOptions(sha256=sha256[:8].upper())).report.hash_verified
     with pytest.raises(UserError, match="but --sha256 says 00000000"):
         encoders.load(path, LoadOptions(sha256="00000000"))
     with pytest.raises(UserError, match="gives no SHA-256"):
         encoders.load(path, LoadOptions(sha256="xyz"))
     beside = tmp_path / "x.pth.sha256"
     beside.write_text(f"{sha256}  x.pth\n")
-    assert encoders.load(path).account["hash_verified"]
+    assert encoders.load(path).report.hash_verified
     beside.write_text(f"{'0' * 64}  other.pth\n{sha256}  x.pth\n")
-    assert encoders.load(path).account["hash_verified"]
+    assert encoders.load(path).report.hash_verified
     beside.write_text(f"SHA256 (x.pth) = {sha256}\n")
-    assert encoders.load(path).account["hash_verified"]
+    assert encoders.load(path).report.hash_verified
     beside.write_text("nonsense")
     with pytest.raises(UserError, match=r"x\.pth\.sha256 gives no SHA-256"):
         encoders.load(path)
@@ -280,11 +300,11 @@ def test_a_hash_in_the_name_is_checked(tmp_path, backbone):
         if good is False:
             with pytest.raises(UserError, match="but its name says 0123abcd"):
                 encoders.load(copy)
-            assert encoders.load(copy, LoadOptions(sha256=sha256[:16])).account["hash_verified"], (
+            assert encoders.load(copy, LoadOptions(sha256=sha256[:16])).report.hash_verified, (
                 "what is given counts more"
             )
         else:
-            assert encoders.load(copy).account["hash_verified"] == bool(good)
+            assert encoders.load(copy).report.hash_verified == bool(good)
 
 
 # Half-loaded networks -----------------------------------------------------------------------------

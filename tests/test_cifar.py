@@ -319,7 +319,7 @@ def test_pretraining_and_probing_on_it_from_the_command_line(command, tmp_path, 
 
 
 @pytest.mark.parametrize("name", ["resnet18-cifar", "resnet50-cifar"])
-def test_networks_for_32_pixels_survive_export_and_keep_their_account(name, tmp_path):
+def test_networks_for_32_pixels_survive_export_and_keep_their_report(name, tmp_path):
     net = resnet.build(name)
     assert net.arch.stem == "cifar"
     assert resnet.arch_of(net.state_dict()) == net.arch == resnet.named(name)
@@ -328,4 +328,4 @@ def test_networks_for_32_pixels_survive_export_and_keep_their_account(name, tmp_
     )
     encoder = encoders.load(tmp_path / "encoder.safetensors", LoadOptions(arch=name))
     assert encoder.backbone.arch == net.arch
-    assert encoder.account["arch"] == f"{name.removesuffix('-cifar')}, cifar stem"
+    assert encoder.report.arch == f"{name.removesuffix('-cifar')}, cifar stem"

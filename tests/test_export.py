@@ -57,12 +57,12 @@ def test_what_torchvision_and_timm_read(command, source, tmp_path):
     assert again.key != encoders.load(source).key, (
         "scores that use the momentum copy, which it has not, are others"
     )
-    assert again.account["origin"] == "MoCo, PCL or MoPro"
-    assert again.account["trained"]["file"] == "moco.pth.tar"
+    assert again.report.origin == "MoCo, PCL or MoPro"
+    assert again.report.trained["file"] == "moco.pth.tar"
     assert again.projection is None
     _export(command, source, tmp_path / "c.safetensors", "--layout", "protobench")
     with_head = encoders.load(tmp_path / "c.safetensors")
-    assert with_head.account["projection"] == encoders.load(source).account["projection"] != {}
+    assert with_head.report.projection == encoders.load(source).report.projection != {}
 
 
 def test_what_moco_s_linear_probe_reads(command, source, tmp_path):

@@ -213,5 +213,5 @@ def test_bf16_is_another_encoder_and_its_distance_from_fp32_is_recorded(
     cosines = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
     assert cosines.min() > 0.999
     spread = np.unique(np.linspace(0, 119, 64).astype(int))
-    assert fast.account["bf16"]["min_cosine"] == pytest.approx(cosines[spread].min(), abs=1e-5)
-    assert fast.account["bf16"]["images"] == 64
+    assert fast.report.bf16.min_cosine == pytest.approx(cosines[spread].min(), abs=1e-5)
+    assert fast.report.bf16.images == 64

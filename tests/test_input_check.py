@@ -54,7 +54,7 @@ def test_a_normalisation_that_fits_passes_on_any_images(trained, world, scene_da
     ):
         encoder = encoders.load(trained, LoadOptions(normalisation=name, resize=36, crop=32))
         input_check.verify(encoder, images, encoder.input)
-        assert 0.2 < encoder.account["input_fit"]["variance_ratio"] < 2
+        assert 0.2 < encoder.report.input_fit.variance_ratio < 2
     assert "does not fit" not in capsys.readouterr().err
 
 
@@ -70,7 +70,7 @@ def test_one_that_contradicts_the_weights_is_refused_where_it_was_assumed(
     assert "does not fit the weights" in capsys.readouterr().err, (
         "given explicitly it is taken, aloud"
     )
-    assert "does not fit the weights" in encoder.account["input_fit"]["doubt"]
+    assert "does not fit the weights" in encoder.report.input_fit.doubt
     assumed = encoders.load(trained, LoadOptions(normalisation=given, resize=36, crop=32))
     with pytest.raises(UserError, match="does not fit the weights") as error:
         input_check.verify(replace(assumed, input_certain=False), images, assumed.input)
@@ -119,7 +119,7 @@ def test_what_cannot_be_checked_is_asked_for_or_left_alone(trained, encoder_file
     images = imagenet.read(world, "val")
     untrained = encoders.load(encoder_file)
     input_check.verify(untrained, images, untrained.input)
-    assert "input_fit" not in untrained.account
+    assert untrained.report.input_fit is None
     state = torch.load(trained)
     state["bn1.running_mean"].zero_()
     state["bn1.running_var"].fill_(1.0)

@@ -60,24 +60,24 @@ def test_every_origin_gives_the_features_of_the_weights_themselves(tmp_path, mon
     encoder = encoders.load(path)
     assert RAN == [], "code of the repository that wrote the file was looked for, or ran"
     assert same_features(encoder, mine)
-    account = encoder.account
-    assert (account["origin"], account["copy"], account["arch"]) == (
+    report = encoder.report
+    assert (report.origin, report.copy, report.arch) == (
         origin.layout,
         origin.copy,
         origin.arch,
     )
     assert (encoder.input.mean, encoder.input.std) == layouts.normalisation(origin.normalisation)
     counters = 20 if name == "torchvision, 2017" else 0
-    assert account["matched"] == account["expected"] - counters == len(mine.state_dict()) - counters
-    assert account["dropped"] == DROPPED[name].split()
-    assert account.get("left_as_data", []) == origin.left.split()
+    assert report.matched == report.expected - counters == len(mine.state_dict()) - counters
+    assert report.dropped == DROPPED[name].split()
+    assert report.left_as_data == origin.left.split()
     assert ("read without running its code" in encoder.summary()) == bool(origin.left)
-    assert not account["untouched"]
+    assert not report.untouched
     if origin.other:
         which = "momentum" if origin.copy == "query" else "query"
         second = encoders.load(path, LoadOptions(weights=which))
         assert same_features(second, other)
-        assert second.account["copy"] == which
+        assert second.report.copy == which
         assert second.key != encoder.key
     elif "sequential" not in origin.layout:
         with pytest.raises(UserError, match="holds no momentum copy"):
@@ -110,7 +110,7 @@ def test_the_architecture_is_read_from_the_weights(arch):
 def test_arch_only_confirms(tmp_path):
     path = tmp_path / "x.pth"
     torch.save(network("resnet18", 0).state_dict(), path)
-    assert encoders.load(path, LoadOptions(arch="resnet18")).account["arch"] == "resnet18"
+    assert encoders.load(path, LoadOptions(arch="resnet18")).report.arch == "resnet18"
     with pytest.raises(UserError, match="holds a resnet18, not a resnet50"):
         encoders.load(path, LoadOptions(arch="resnet50"))
     with pytest.raises(UserError, match="did you mean 'resnet50'"):
@@ -134,7 +134,7 @@ def test_a_wrong_prefix_names_the_nearest_layout_and_the_way_out(tmp_path):
         tmp_path / "x.pth", LoadOptions(prefix="module.encoder_qq.", normalisation="imagenet")
     )
     assert same_features(encoder, net)
-    assert encoder.account["origin"] == "prefix given"
+    assert encoder.report.origin == "prefix given"
     assert "how the inputs of this network" in _refused(
         tmp_path, torch.load(tmp_path / "x.pth"), LoadOptions(prefix="encoder_qq.")
     )
@@ -168,7 +168,7 @@ def test_a_prefix_keeps_what_the_layout_knows(tmp_path):
         )
         assert plain.input == named.input
         assert plain.backbone.arch == named.backbone.arch
-        assert plain.account["origin"] == named.account["origin"]
+        assert plain.report.origin == named.report.origin
     state = network("resnet18", 0).state_dict()
     assert "pad one side only" in _refused(tmp_path, tensorflow(state), LoadOptions(prefix=""))
     assert "converted from TensorFlow" in _refused(
@@ -179,9 +179,9 @@ def test_a_prefix_keeps_what_the_layout_knows(tmp_path):
     second = ORIGINS["MoCo v3"].build(state, network("resnet18", 1).state_dict())
     torch.save(second, tmp_path / "x.pth")
     assert (
-        encoders.load(tmp_path / "x.pth", LoadOptions(prefix="module.momentum_encoder.")).account[
-            "copy"
-        ]
+        encoders.load(
+            tmp_path / "x.pth", LoadOptions(prefix="module.momentum_encoder.")
+        ).report.copy
         == "momentum"
     )
 
@@ -210,7 +210,7 @@ def test_averaged_weights_of_something_else_change_nothing(tmp_path):
     state = network("resnet18", 0).state_dict()
     averaged = {"steps": torch.tensor(1), "head.weight": torch.ones(2)}
     torch.save({"state_dict": state, "ema_state_dict": averaged}, tmp_path / "x.pth")
-    assert encoders.load(tmp_path / "x.pth").account["origin"] == "torchvision's names"
+    assert encoders.load(tmp_path / "x.pth").report.origin == "torchvision's names"
 
 
 def test_places_that_no_layout_has_together_name_none_as_the_nearest(tmp_path):

@@ -181,7 +181,7 @@ def test_a_run_in_bf16_is_another_run_and_learns(tmp_path):
         replace(half, train=replace(half.train, precision="fp32")), easy, 1
     )
     path = loop.pretrain(half, easy, tmp_path, seed=1)
-    assert encoders.load(path).account["trained"]["recipe"]["train"]["precision"] == "bf16"
+    assert encoders.load(path).report.trained["recipe"]["train"]["precision"] == "bf16"
     losses = [
         json.loads(line)["loss"] for line in (tmp_path / "log.jsonl").read_text().splitlines()
     ]

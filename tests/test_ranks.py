@@ -420,7 +420,7 @@ def test_torchrun_trains_with_the_same_command(world, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("score it:") == 1
-    assert encoders.load(tmp_path / "encoder.safetensors").account["trained"]["method"] == "pcl"
+    assert encoders.load(tmp_path / "encoder.safetensors").report.trained["method"] == "pcl"
 
 
 def test_an_unreadable_image_of_another_process_is_named(world, tmp_path):

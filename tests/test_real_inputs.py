@@ -45,18 +45,18 @@ def photos():
 
 
 def test_augnet_is_recognised_and_loaded_whole(augnet):
-    account = augnet.account
-    assert account["sha256"].startswith("c2cb3cac82642c56")
-    assert (account["origin"], account["arch"]) == ("AugNet", "resnet50")
-    assert account["matched"] == account["expected"] == 318
-    assert account["dropped"] == ["pre.fc"]
+    report = augnet.report
+    assert report.sha256.startswith("c2cb3cac82642c56")
+    assert (report.origin, report.arch) == ("AugNet", "resnet50")
+    assert report.matched == report.expected == 318
+    assert report.dropped == ["pre.fc"]
 
 
 def test_its_normalisation_fits_photographs_and_cifar(augnet, photos):
     for images in (photos, cifar.read(_real("cifar10-jpeg"), "cifar10", "test")):
-        augnet.account.pop("input_fit", None)
+        augnet.report.input_fit = None
         input_check.verify(augnet, images, augnet.input)
-        assert 0.5 < augnet.account["input_fit"]["variance_ratio"] < 2
+        assert 0.5 < augnet.report.input_fit.variance_ratio < 2
 
 
 def test_cifar_10_as_pictures_is_whole(tmp_path):

@@ -175,10 +175,10 @@ def test_a_published_name_with_another_hash_is_refused(tmp_path):
         encoders.load(moco)
     pcl = moco.rename(tmp_path / "PCL_v1_epoch200.pth.tar")
     encoder = encoders.load(pcl)
-    assert encoder.account["released"]["name"] == "pcl-v1"
+    assert encoder.report.released.name == "pcl-v1"
     assert "its authors publish no hash" in encoder.summary()
     generic = pcl.rename(tmp_path / "resnet50.pth")
-    assert encoders.load(generic).account["released"] is None, "many files have that name"
+    assert encoders.load(generic).report.released is None, "many files have that name"
     torch.save(resnet.build("resnet18").state_dict(), pcl)
     with pytest.raises(
         UserError,

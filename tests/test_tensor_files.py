@@ -202,13 +202,13 @@ def test_dictionaries_that_hold_themselves_end(tmp_path):
 def test_a_path_that_is_no_utf8(tmp_path, encoder_file):
     path = tmp_path / os.fsdecode(b"\xff\xfe name with space.safetensors")
     path.write_bytes(encoder_file.read_bytes())
-    assert encoders.load(path).account["matched"] == 72
+    assert encoders.load(path).report.matched == 72
 
 
 def test_what_a_file_is_does_not_hang_on_its_suffix(tmp_path, encoder_file):
     path = tmp_path / "encoder.pth"
     path.write_bytes(encoder_file.read_bytes())
-    assert encoders.load(path).account["matched"] == 72
+    assert encoders.load(path).report.matched == 72
 
 
 def test_trust_unpickles_whole_models(tmp_path):

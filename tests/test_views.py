@@ -431,8 +431,8 @@ def test_profiles_show_the_same_part_of_a_picture(photos, own_cache):
 @pytest.mark.parametrize("profile", ["fast", "raw"])
 def test_pretraining_on_another_profile_is_another_run(profile, photos, own_cache, tmp_path):
     path = loop.pretrain(_recipe(profile), photos, tmp_path / profile, seed=1)
-    account = encoders.load(path).account
-    assert account["trained"]["recipe"]["augment"]["profile"] == profile
+    report = encoders.load(path).report
+    assert report.trained["recipe"]["augment"]["profile"] == profile
     assert recipes.run_key(_recipe(profile), photos, 1) != recipes.run_key(
         _recipe("faithful"), photos, 1
     )

@@ -10,7 +10,7 @@ import json
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from itertools import groupby, takewhile
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from protobench.checkpoints import identity, layouts, released, tensor_files
 from protobench.checkpoints.layouts import Copy, LoadOptions, Match
+from protobench.checkpoints.load_report import LoadReport
 from protobench.checkpoints.resnet import Arch, ResNet, arch_name, arch_of, named
 from protobench.checkpoints.tensor_files import TensorFile
 from protobench.data.transforms import EvalInput
@@ -33,7 +34,7 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Encoder:
-    """A backbone ready to evaluate (eval mode), the input it expects, and the account of how it was
+    """A backbone ready to evaluate (eval mode), the input it expects, and the report of how it was
     loaded.
 
     ``key`` identifies the weights and their input in caches and records.
@@ -42,7 +43,7 @@ class Encoder:
     backbone: ResNet
     input: EvalInput
     key: str
-    account: dict[str, Any]
+    report: LoadReport
     projection: nn.Module | None = None
     """the projection head of this copy, where the file has one of known shape: pooled features [N,
     D] to [N, C]"""
@@ -53,37 +54,8 @@ class Encoder:
     for the file's origin"""
 
     def summary(self) -> str:
-        """A few lines for the terminal: what was loaded, what was left out, and the input it is
-        given."""
-        a, i = self.account, self.input
-        where = f"under {a['prefix']!r}" if a["prefix"] else "at top level"
-        left_out = ", ".join(_folded(a["dropped"])) or "nothing"
-        lines = [
-            f"{a['file']}: {a['origin']}, {a['arch']}",
-            f"  {a['matched']}/{a['expected']} backbone tensors, {a['copy']} copy, {where}",
-            (
-                f"  sha256 {a['sha256'][:12]}{' (as recorded)' * a['hash_verified']}; left out:"
-                f" {left_out}"
-            ),
-            (
-                f"  input: shorter side {i.resize}, centre {i.crop}, mean {_numbers(i.mean)}, std"
-                f" {_numbers(i.std)}"
-            ),
-        ]
-        if left := a.get("left_as_data"):
-            lines.append(
-                f"  read without running its code: objects of {some(left, 5)} left as data"
-            )
-        if a["released"]:
-            lines.append(
-                f"  a published checkpoint: {a['released']['title']} ({a['released']['proof']})"
-            )
-        if a["untouched"]:
-            lines.append(
-                "  warning: BatchNorm is still at its initial values; this looks like an untrained"
-                " network"
-            )
-        return printable("\n".join(lines))
+        """A few lines for the terminal: what was loaded, what was left out, and the input."""
+        return self.report.summary()
 
 
 def load(
@@ -143,34 +115,30 @@ def load(
     ):  # checkpoints from before 2018 lack the counters; nothing reads them
         state[name] = torch.zeros((), dtype=torch.long)
     backbone.load_state_dict(state, assign=True)
-    account = {
-        "file": printable(path.name),
-        "sha256": sha256,
-        "hash_verified": recorded or bool(file.header),
-        "origin": str(file.header.get("origin", match.layout.origin)),
-        "released": known and {"name": known.name, "title": known.title, "proof": known.proof},
-        "copy": match.copy,
-        "prefix": _shown(match, found),
-        "arch": arch_name(arch),
-        "matched": matched,
-        "expected": len(expected),
-        "dropped": _dropped(match, names, set(found) - state.keys()),
-        "trained": file.header.get("trained"),
-        "input": asdict(input_),
-        "untouched": _untouched(state),
-        "projection": {name: list(t.shape) for name, t in head.items()},
-        **(
-            {"left_as_data": [printable(name) for name in file.left_as_data[:100]]}
-            if file.left_as_data
-            else {}
-        ),
-    }
+    report = LoadReport(
+        file=printable(path.name),
+        sha256=sha256,
+        hash_verified=recorded or bool(file.header),
+        origin=str(file.header.get("origin", match.layout.origin)),
+        released=known,
+        copy=match.copy,
+        prefix=_shown(match, found),
+        arch=arch_name(arch),
+        matched=matched,
+        expected=len(expected),
+        dropped=_dropped(match, names, set(found) - state.keys()),
+        trained=file.header.get("trained"),
+        input=input_,
+        untouched=_untouched(state),
+        projection={name: list(t.shape) for name, t in head.items()},
+        left_as_data=[printable(name) for name in file.left_as_data[:100]],
+    )
     key = _key(path, match, arch, file, reading, input_, prefer)
     certain = bool(file.header) or reading.normalisation is not None
-    if not certain and not account["untouched"] and _without_statistics(state):
+    if not certain and not report.untouched and _without_statistics(state):
         raise UserError(
             "the first BatchNorm has no statistics (all means 0, all variances equal), so whether"
-            f" the inputs were normalised as usual for {account['origin']} cannot be checked",
+            f" the inputs were normalised as usual for {report.origin} cannot be checked",
             at=path,
             hint=(
                 f"say how they were with --normalisation: {', '.join(layouts.NORMALISATIONS)}, or"
@@ -178,7 +146,7 @@ def load(
             ),
         )
     return Encoder(
-        backbone.eval(), input_, key, account, _projection(head), reading.precision, certain
+        backbone.eval(), input_, key, report, _projection(head), reading.precision, certain
     )
 
 
@@ -459,19 +427,6 @@ def _dropped(match: Match, names: dict[str, str], beside: set[str]) -> list[str]
     return sorted(told)
 
 
-def _folded(names: list[str]) -> list[str]:
-    """Names for a person: more than eight that begin with the same word become one, as mmcv's
-    ema_backbone_conv1_weight, …"""
-    alike = [list(group) for _, group in groupby(names, key=lambda name: name.partition("_")[0])]
-    return [
-        told
-        for group in alike
-        for told in (
-            [f"{group[0].partition('_')[0]}_… ({len(group)} names)"] if len(group) > 8 else group
-        )
-    ]
-
-
 def _untouched(state: State) -> bool:
     """Whether BatchNorm has never been trained, nor seen data: weights as they are initialised."""
     norms = {
@@ -592,7 +547,3 @@ def _with_head(backbone: ResNet, projection: nn.Module | None) -> State:
 
 def _named(prefix: str, state: State) -> State:
     return {prefix + name: tensor for name, tensor in state.items()}
-
-
-def _numbers(values: tuple[float, ...]) -> str:
-    return " ".join(f"{value:g}" for value in values)

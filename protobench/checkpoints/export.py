@@ -57,7 +57,7 @@ def export(encoder: Encoder, path: Path, target: Target) -> None:
 
     UserError for a suffix that the target does not read, for a network or an input that its names
     cannot express, and for file names that promise a hash."""
-    arch = encoder.account["arch"]
+    arch = encoder.report.arch
     if target in ("moco", "mmdet", "detectron2") and arch not in PLAIN:
         raise UserError(
             f"{target} would load a {arch} in part, with no more than a warning",
@@ -85,7 +85,7 @@ def export(encoder: Encoder, path: Path, target: Target) -> None:
                 input_=encoder.input,
                 trained=_history(encoder),
                 projection=encoder.projection if target == "protobench" else None,
-                origin=encoder.account["origin"],
+                origin=encoder.report.origin,
             )
         elif path.suffix in (".pth", ".pt", ".tar") and target != "protobench":
             content = _content(encoder, target)
@@ -110,8 +110,12 @@ def export(encoder: Encoder, path: Path, target: Target) -> None:
 
 def _history(encoder: Encoder) -> dict[str, Any]:
     """How the weights came to be, or at least the file that they are from."""
-    return encoder.account["trained"] or {
-        key: encoder.account[key] for key in ("file", "sha256", "origin", "copy")
+    report = encoder.report
+    return report.trained or {
+        "file": report.file,
+        "sha256": report.sha256,
+        "origin": report.origin,
+        "copy": report.copy,
     }
 
 
@@ -128,7 +132,7 @@ def _content(encoder: Encoder, target: Target) -> dict[str, Any]:
             key=encoder.key,
             input_=encoder.input,
             trained=_history(encoder),
-            origin=encoder.account["origin"],
+            origin=encoder.report.origin,
             content={"query": encoders.digest_of(state)},
         )
     }
@@ -136,7 +140,7 @@ def _content(encoder: Encoder, target: Target) -> dict[str, Any]:
         case "moco":
             return {
                 "epoch": 0,
-                "arch": encoder.account["arch"],
+                "arch": encoder.report.arch,
                 **header,
                 "state_dict": {
                     f"module.encoder_q.{name}": tensor for name, tensor in state.items()
@@ -203,24 +207,24 @@ def _verify(encoder: Encoder, written: Path, path: Path) -> None:
 def card(encoder: Encoder, path: Path, target: Target, results: Path) -> str:
     """Markdown: what the file is, how to load it, how its weights came to be, and which records
     score them."""
-    a, i = encoder.account, encoder.input
+    report, i = encoder.report, encoder.input
     load = (
         f'safetensors.torch.load_file("{path.name}")'
         if path.suffix == ".safetensors"
         else f'torch.load("{path.name}")'
     )
     use = f'encoder = protobench.checkpoints.encoders.load(Path("{path.name}")).backbone'
-    if a["arch"] in PLAIN and target != "protobench":
+    if report.arch in PLAIN and target != "protobench":
         use = USE[target].format(
-            arch=a["arch"],
+            arch=report.arch,
             file=path.name,
             load=load,
             mean255=[round(255 * m, 3) for m in i.mean],
             std255=[round(255 * s, 3) for s in i.std],
         )
     facts = [
-        ("architecture", a["arch"]),
-        ("tensors", f"{a['matched']} of {a['expected']} from the source, no head"),
+        ("architecture", report.arch),
+        ("tensors", f"{report.matched} of {report.expected} from the source, no head"),
         (
             "input",
             (
@@ -228,12 +232,12 @@ def card(encoder: Encoder, path: Path, target: Target, results: Path) -> str:
                 f" {i.crop} pixels, the centre of the image resized to {i.resize}"
             ),
         ),
-        ("source", f"{a['file']} ({a['origin']}, {a['copy']} copy), sha256 {a['sha256']}"),
+        ("source", f"{report.file} ({report.origin}, {report.copy} copy), sha256 {report.sha256}"),
         (
             "published as",
             (
-                f"{a['released']['title']}; {a['released']['proof']}"
-                if a["released"]
+                f"{report.released.title}; {report.released.proof}"
+                if report.released
                 else "not a known release"
             ),
         ),
@@ -252,8 +256,8 @@ def card(encoder: Encoder, path: Path, target: Target, results: Path) -> str:
     lines += [f"| {what} | {_cell(value)} |" for what, value in facts]
     lines += ["", "## Loading", "", "```", *use.splitlines(), "```", "", "## Training", ""]
     lines += (
-        ["```json", json.dumps(a["trained"], indent=1, sort_keys=True), "```"]
-        if a["trained"]
+        ["```json", json.dumps(report.trained, indent=1, sort_keys=True), "```"]
+        if report.trained
         else ["Not known here; see the source."]
     )
     lines += ["", "## Scores", ""]

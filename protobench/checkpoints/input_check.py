@@ -13,11 +13,13 @@ up to 0.9 standard deviations for the right normalisation on other images than t
 training, and as little as 0.2 for a wrong one."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from protobench.checkpoints.encoders import Encoder
+from protobench.checkpoints.load_report import InputFit
 from protobench.data.image_list import ImageList
 from protobench.data.loading import CentreCrops, batches, normaliser
 from protobench.data.transforms import NORMALISATIONS, EvalInput
@@ -26,39 +28,36 @@ from protobench.runtime.notices import notice
 
 IMAGES = 32
 LEAST, MOST = 0.1, 3.0
-"""Ratios of variances between these are no reason for doubt: images may have less contrast than the
-training's, hardly more."""
+"""Ratios of variances between these raise no doubt: images may have less contrast than those of
+the training, hardly more."""
 CONTRADICTS = 6.0
-"""Above this ratio, or below the least, an assumed normalisation is taken for wrong where another
-usual one fits."""
+"""Above this ratio, or below LEAST, an assumed normalisation counts as wrong if another usual one
+fits."""
 OTHERS = {
     **NORMALISATIONS,
     "0.5,0.5,0.5,0.5,0.5,0.5": ((0.5,) * 3, (0.5,) * 3),
     "0,0,0,0.00392157,0.00392157,0.00392157": ((0.0,) * 3, (1 / 255,) * 3),
 }
-"""What the normalisation may be instead, as --normalisation takes it: beside the named ones -1 to 1
-and 0 to 255."""
+"""What the normalisation may be instead, as --normalisation takes it: the named ones, and those
+that give -1 to 1 and 0 to 255."""
 
 
 def verify(encoder: Encoder, images: ImageList, input_: EvalInput) -> None:
-    """Compares the assumed normalisation with the weights on up to 32 images spread over a list;
-    once for an encoder.
+    """Compares the assumed normalisation with the weights, once per encoder, on up to 32 images
+    spread over a list.
 
-    The finding goes into ``encoder.account["input_fit"]``, a doubt also to the terminal. UserError
-    where the normalisation was assumed, contradicts the weights, and another one fits them. Nothing
-    can be said of BatchNorm that was never trained."""
-    if (
-        "input_fit" in encoder.account
-        or encoder.account["untouched"]
-        or not bool((_remembered(encoder) > 0).any())
-    ):
+    Sets ``encoder.report.input_fit`` and warns on the terminal if there is a doubt. Raises
+    UserError if the normalisation was assumed, contradicts the weights, and another one fits them.
+    Says nothing of a BatchNorm that was never trained."""
+    report = encoder.report
+    if report.input_fit or report.untouched or not bool((_remembered(encoder) > 0).any()):
         return
     sample = images.subset(np.unique(np.linspace(0, len(images) - 1, IMAGES).astype(int)))
     (pixels,) = batches(
         CentreCrops(sample, input_), workers=0, device="cpu", batch_size=len(sample)
     )
     ratio = variance_ratio(encoder, pixels, input_.mean, input_.std)
-    encoder.account["input_fit"] = {"images": len(sample), "variance_ratio": float(f"{ratio:.3g}")}
+    report.input_fit = InputFit(len(sample), float(f"{ratio:.3g}"))
     if LEAST <= ratio <= MOST:
         return
     ratios = {
@@ -66,23 +65,23 @@ def verify(encoder: Encoder, images: ImageList, input_: EvalInput) -> None:
     }
     best = min(ratios, key=lambda name: abs(math.log(ratios[name])))
     fits = LEAST <= ratios[best] <= MOST
-    what = (
+    doubt = (
         f"the input's normalisation does not fit the weights: on {len(sample)} images of"
         f" {images.name} the outputs of the first convolution have {ratio:.2g} times the variance"
         " that its BatchNorm has seen in training"
     )
     if not LEAST <= ratio <= CONTRADICTS and fits and not encoder.input_certain:
         raise UserError(
-            what,
-            at=encoder.account["file"],
+            doubt,
+            at=report.file,
             hint=(
-                f"--normalisation {best} fits best of the usual ones. Mean {input_.mean} and"
-                f" deviation {input_.std} were only assumed, for {encoder.account['origin']}; if"
-                " they are right after all, give them as six numbers"
+                f"--normalisation {best} fits best of the usual ones. Mean {input_.mean} and std"
+                f" {input_.std} were only assumed, for {report.origin}; if they are right after"
+                " all, give them as six numbers"
             ),
         )
-    encoder.account["input_fit"]["doubt"] = what
-    notice(f"warning: {what}" + (f"; --normalisation {best} would fit" if fits else ""))
+    report.input_fit = replace(report.input_fit, doubt=doubt)
+    notice(f"warning: {doubt}" + (f"; --normalisation {best} would fit" if fits else ""))
 
 
 def variance_ratio(

@@ -53,7 +53,7 @@ ARCHS = {
 }
 
 CIFAR = {f"{name}-cifar": replace(ARCHS[name], stem="cifar") for name in ("resnet18", "resnet50")}
-"""To build by. They are no part of ARCHS because ``arch_name``, and so every account, says
+"""To build by. They are no part of ARCHS because ``arch_name``, and so every report, says
 "resnet18, cifar stem"."""
 
 
