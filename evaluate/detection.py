@@ -6,30 +6,31 @@ Examples:
     python evaluate/detection.py --ckpt pcl_v1.pth.tar --data /data/VOCdevkit
     python evaluate/detection.py --ckpt pcl_v1.pth.tar --data /data/VOCdevkit --train voc07+12
     python evaluate/detection.py --ckpt pcl_v1.pth.tar --data /data/coco --task coco --device cuda
-    python evaluate/detection.py --ckpt encoder.safetensors  # no data at hand: embedded scenes
+    python evaluate/detection.py --ckpt encoder.safetensors  # bundled synthetic data
 
 VOC, appendix E: MMDetection's Faster R-CNN R50-FPN; every layer of the backbone frozen, BatchNorm
-fixed; SGD, batches of 8, momentum 0.9, weight decay 1e-4, rate 0.05 for 15 epochs, x 0.1 after 12;
-three trainings. Scored on VOC07's test images: mAP at IoU 0.5 over 11 recalls, difficult objects
-ignored. COCO, as MoCo's and so the paper's appendix D: Mask R-CNN R50-C4, everything trains, 180
-000 batches of 16, rate 0.02, x 0.1 at 120 000 and 160 000. Where the paper leaves a choice:
+fixed; SGD, batches of 8, momentum 0.9, weight decay 1e-4, learning rate 0.05 for 15 epochs, x 0.1
+after 12; three trainings. Scored on VOC07's test images: mAP at IoU 0.5 over 11 recalls, difficult
+objects ignored. COCO, as in MoCo and so in the paper's appendix D: Mask R-CNN R50-C4, everything
+trains, 180 000 batches of 16, learning rate 0.02, x 0.1 at 120 000 and 160 000. Where the paper
+leaves a choice:
 
-  rate     0.05 is ten times what MMDetection's own configuration gives for batches of 8. It is kept, and reached over 500 steps
-           (--warmup 0 is the letter of the paper); a training that diverges is reported and not
-           recorded, nothing is lowered.
-  epochs   plain passes over the list. MMDetection's VOC configuration repeats the list three times
-  within each of its epochs. images   shorter side 600, at most 1000 (COCO: 640 to 800 drawn in
-  steps of 32, 800 in the test; at most 1333), flips. small    MMDetection's VOC configuration of
-  today trains on no box under 32 pixels; the paper tells nothing of the kind. Here
-           they are targets.
-  COCO     BatchNorm of backbone and conv5 trains and does not decay, one more stands behind conv5,
-           and 200 batches set the statistics in the end, as in MoCo's configuration. Not as there:
-           mask targets come from bitmaps, not polygons; images are resized by OpenCV, without
-           antialiasing, and padded to multiples of 32. All 16 images lie on one GPU: by our
+  rate     0.05 is ten times what MMDetection's own configuration gives for batches of 8. It is
+           kept, and reached over 500 steps of warm-up (--warmup 0 is the letter of the paper); a
+           training that diverges is reported and not recorded, and no rate is lowered.
+  epochs   Plain passes over the list. MMDetection's VOC configuration repeats the list three times
+           within each of its epochs.
+  images   Shorter side 600, at most 1000 (COCO: 640 to 800 drawn in steps of 32, 800 in the test;
+           at most 1333), flips.
+  small    MMDetection's present VOC configuration does not train on boxes under 32 pixels; the
+           paper says nothing of the kind. Here they are targets.
+  COCO     BatchNorm of backbone and conv5 trains without weight decay, another one follows conv5,
+           and the statistics are set from 200 batches at the end, as in MoCo's configuration.
+           Unlike there, mask targets come from bitmaps, not polygons; images are resized by OpenCV
+           without antialiasing and padded to multiples of 32. All 16 images lie on one GPU: by our
            estimate about 70 GB in float32, 45 with --precision bf16.
-  bf16     --precision bf16 computes the backbone in it, and COCO's conv5; boxes, heads and losses
-           stay in float32. It is noted in the record; how far the scores differ is not measured.
-"""
+  bf16     --precision bf16 computes the backbone in bf16, and COCO's conv5; boxes, heads and losses
+           stay in float32. The record notes it; its effect on the scores was not measured."""
 
 import base64
 import io
@@ -38,26 +39,28 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from protobench import keyed, records
-from protobench.checkpoints.layouts import LoadOptions
-from protobench.data import coco, decoding, voc_boxes
+from evaluate.evaluation import Context, EvalConfig, Evaluation, Metric, Scores
+from protobench import keyed
+from protobench.data import coco, voc_boxes
 from protobench.data.boxes import BoxList
 from protobench.data.synthetic import bundled, scenes
-from protobench.runtime import cli, files
+from protobench.records import Record, Run
+from protobench.runtime import cli
 from protobench.runtime.errors import UserError, printable
 
-VERSION = 1
-"""Raise when a score changes for equal weights, images and parameters."""
+if TYPE_CHECKING:
+    from protobench.checkpoints.encoders import Encoder
+    from protobench.runtime.run_state import RunState
 
 SAVE_SECONDS = 60.0
 """How much of a training a kill can lose, beside the steps under way."""
 
 SHOWN, LEAST_SCORE = 6, 0.3
-"""Test images kept in a record, with what was found in them by at least such a score."""
+"""Test images kept in a record, with the detections of at least this score."""
 
 VOC = {
     "lr": 0.05,
@@ -82,60 +85,45 @@ COCO = {
     "precise_bn": 200,
 }
 """The papers' protocols."""
-EMBEDDED = {"scales": [[128, 96]], "test_scale": [128, 96], "warmup": 50, "batch_size": 8}
+BUNDLED = {"scales": [[128, 96]], "test_scale": [128, 96], "warmup": 50, "batch_size": 8}
 PROTOCOLS = {
     (False, False): VOC,
-    (False, True): VOC | EMBEDDED | {"lr": 0.02, "epochs": 6},
+    (False, True): VOC | BUNDLED | {"lr": 0.02, "epochs": 6},
     (True, False): COCO,
-    (True, True): COCO | EMBEDDED | {"lr": 0.05, "iterations": 200, "precise_bn": 20},
+    (True, True): COCO | BUNDLED | {"lr": 0.05, "iterations": 200, "precise_bn": 20},
 }
-"""By whether on COCO, and whether on embedded scenes. Scenes keep their size: objects have the
-scale that encoders know. The rates are those of 0.005, 0.02 and 0.05 that left Random and
+"""By whether on COCO, and whether on the bundled scenes. Scenes keep their size, so that objects
+have the scale that encoders know. The rates are those of 0.005, 0.02 and 0.05 that left Random and
 Supervised (seed 1) the lowest training loss: on VOC 2.17, 1.79, 2.04 and 1.51, 1.35, diverged; on
 COCO, where the least sum decided, 2.62, 2.59, 2.22 and 1.78, 2.30, 1.84."""
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(EvalConfig):
     """Object detection on a backbone."""
 
-    ckpt: Annotated[Path, tyro.conf.arg(aliases=["--pretrained"])]
-    """checkpoint to score, in any layout that protobench/checkpoints/layouts.py lists"""
-    data: Path | None = None
-    """VOCdevkit or COCO's folder, or the one that holds it as VOCdevkit/ or coco/; without it the
-    embedded scenes"""
     dataset: Annotated[
         Literal["voc07", "voc07+12", "coco"], tyro.conf.arg(aliases=["--train", "--task"])
     ] = "voc07"
     """voc07, voc07+12: what Faster R-CNN is trained on. coco: Mask R-CNN, fine-tuned"""
     draws: int | None = None
     """trainings, each from its own initial heads and in its own order; default 3 on VOC as in the
-    paper, 1 on COCO and on embedded scenes"""
+    paper, 1 on COCO and on the bundled scenes"""
     lr: float | None = None
-    """default 0.05, for COCO 0.02; on embedded scenes 0.02 and 0.05"""
+    """default 0.05, for COCO 0.02; on the bundled scenes 0.02 and 0.05"""
     warmup: int | None = None
-    """steps over which the rate rises from a thousandth; default 500, for COCO 1000, on embedded
-    scenes 50"""
+    """steps over which the rate rises from a thousandth; default 500, for COCO 1000, on the
+    bundled scenes 50"""
     epochs: int | None = None
-    """default 15 (COCO counts iterations), on embedded scenes 6"""
+    """default 15 (COCO counts iterations), on the bundled scenes 6"""
     iterations: int | None = None
-    """batches to train on, instead of epochs; default for COCO 180000, on embedded scenes 200"""
+    """batches to train on, instead of epochs; default for COCO 180000, on the bundled scenes 200"""
     batch_size: int | None = None
-    """default 8, for COCO 16, on embedded scenes 8"""
+    """default 8, for COCO 16, on the bundled scenes 8"""
     sgd_momentum: float = 0.9
     weight_decay: float = 1e-4
     seed: int = 0
     """of initial heads, order, flips and sampled regions"""
-    device: str = "auto"
-    workers: int = 4
-    """processes that read images"""
-    skip_bad_images: int = 0
-    """leave out up to so many images that cannot be decoded; they are counted in the record, whose
-    cell is off protocol"""
-    results: Path = Path("results/scores")
-    """where record and pictures are written; a stopped run leaves its state there and goes on from
-    it"""
-    reading: LoadOptions = field(default_factory=LoadOptions)
 
     @property
     def on_coco(self) -> bool:
@@ -143,9 +131,9 @@ class Config:
         return self.dataset == "coco"
 
     def params(self) -> dict[str, Any]:
-        """What determines the score of a checkpoint on given images."""
-        embedded = bundled.is_used(self.data)
-        params = dict(PROTOCOLS[self.on_coco, embedded])
+        """Return what determines the score of an encoder on given images."""
+        on_bundled = bundled.is_used(self.data)
+        params = dict(PROTOCOLS[self.on_coco, on_bundled])
         if self.epochs is not None and self.iterations is not None:
             raise UserError("--epochs and --iterations exclude one another")
         if self.epochs is not None or self.iterations is not None:
@@ -155,68 +143,53 @@ class Config:
             for name in ("lr", "warmup", "epochs", "iterations", "batch_size")
         }
         params |= {name: value for name, value in given.items() if value is not None}
-        draws = 1 if embedded or self.on_coco else 3
+        draws = 1 if on_bundled or self.on_coco else 3
         return params | {
             "draws": draws if self.draws is None else self.draws,
-            "small": embedded,
+            "small": on_bundled,
             "seed": self.seed,
             "sgd_momentum": self.sgd_momentum,
             "weight_decay": self.weight_decay,
         }
 
+    def check(self) -> None:
+        """Raise UserError for flags that exclude one another or make no sense."""
+        params = self.params()
+        given = (self.draws, self.epochs, self.iterations, self.batch_size)
+        if any(value is not None and value < 1 for value in given):
+            raise UserError("--draws, --batch-size, --epochs and --iterations must be at least 1")
+        if params["warmup"] < 0 or self.workers < 0:
+            raise UserError("--warmup and --workers must not be negative")
+        if not 0 < params["lr"] < float("inf"):
+            raise UserError("--lr must be positive")
+        if not 0 <= params["sgd_momentum"] < 1 or not 0 <= params["weight_decay"] < float("inf"):
+            raise UserError("--sgd-momentum must lie in [0, 1), --weight-decay in [0, inf)")
+        if self.load_options.resize or self.load_options.crop:
+            raise UserError("--resize and --crop mean nothing to a detector, it sees whole images")
 
-def data_lists(
-    data: Path | None, dataset: str = "voc07", skip_bad_images: int = 0
-) -> tuple[BoxList, BoxList]:
-    """Training and test images with their objects; the embedded scenes where ``data`` is None or
-    the other embedded data. See Config for ``skip_bad_images``. UserError where MMDetection is not
+
+def read(root: Path, dataset: str) -> tuple[BoxList, BoxList]:
+    """Return training and test images with their objects. Raises UserError if MMDetection is not
     installed."""
     from evaluate.mmdet_adapter import operators
 
     operators.check()
-    root = scenes.root_of(data)
-    return decoding.leave_out(
-        coco.read_both(root) if dataset == "coco" else voc_boxes.read_both(root, dataset),
-        skip_bad_images,
-    )
+    return coco.read_both(root) if dataset == "coco" else voc_boxes.read_both(root, dataset)
 
 
-def unit(encoder_key: str, lists: tuple[BoxList, ...], config: Config) -> dict[str, Any]:
-    """What a record is found by."""
-    return {
-        "evaluation": "detection",
-        "data_name": config.dataset,
-        "version": VERSION,
-        "encoder": encoder_key,
-        "data": [images.fingerprint for images in lists],
-        "params": config.params(),
-    }
-
-
-def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | None:
-    """Scores the checkpoint and returns the path of the record written, or of the same one that is
-    there already; ``subject`` as in evaluate/lowshot.py."""
+def run(config: Config, context: Context) -> Scores | None:
+    """Train the detectors and score them on the test images."""
     import torch
 
     from evaluate.mmdet_adapter import operators
-    from protobench.checkpoints import encoders, input_check
+    from protobench.checkpoints import input_check
     from protobench.runtime import distributed
-    from protobench.runtime.run_state import RunState
 
-    params, where = config.params(), _check(config)
-    encoder = encoders.load(config.ckpt, config.reading)
-    print(
-        "\n".join(
-            line for line in encoder.summary().split("\n") if not line.startswith("  input: ")
-        )
-    )  # a classifier's crop
-    with distributed.main_process_first():
-        lists = data_lists(config.data, config.dataset, config.skip_bad_images)
-    train, test = lists
-    identity, subject = unit(encoder.key, lists, config), subject or records.subject_of(config.ckpt)
-    if known := distributed.broadcast_from_main(lambda: _known(config.results, identity, subject)):
-        print(f"done before (delete the record to repeat it): {known}")
-        return known if distributed.is_main() else None
+    params, encoder = config.params(), context.encoder
+    train, test = context.lists
+    assert isinstance(train, BoxList) and isinstance(test, BoxList)
+    # each batch waiting in a worker's queue holds open files, two per image, and COCO's bitmaps
+    where: dict[str, Any] = {"device": context.device, "workers": min(context.workers, 8)}
     input_check.verify(encoder, test, encoder.input)
     provided, (longer, shorter) = operators.provide(), params["test_scale"]
     print(
@@ -224,10 +197,9 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
         f" {len(train)} training and {len(test)} test images, resized to at most {longer} by"
         f" {shorter}, backbone in {encoder.precision}"
     )
-    key = files.sha256([identity, [images.cache_key for images in lists], subject])
-    state = _State.read(RunState(config.results, f".detection-{key[:12]}", key))
+    state = _State.read(context.state)
     if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()  # of what this process did before
+        torch.cuda.reset_peak_memory_stats()  # forget what this process did before
     for draw in range(len(state.runs), params["draws"]):
         state.runs.append(
             _train_and_score(
@@ -240,50 +212,28 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
         return None
     curves, shown = ([run.pop(name) for run in state.runs] for name in ("curves", "shown"))
     per_step = fmean(run.pop("seconds") / run["steps"] for run in state.runs)
-    path = records.write(
-        config.results,
-        identity,
+    gpu_bytes = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+    return Scores(
         state.runs,
-        subject=subject,
-        checkpoint=encoder.report.to_json(),
-        metric={
-            "name": "box AP" if config.on_coco else "mAP@0.5",
-            "unit": "%",
-            "higher_is_better": True,
-            "test_images": len(test),
-        },
-        data=records.data_of(config.dataset, lists),
-        operators=provided,
-        precision=encoder.precision,
-        curves=curves[0],
-        shown=shown[0],
+        Metric("box AP" if config.on_coco else "mAP@0.5", "%", len(test)),
         cost={
             "seconds": round(state.total, 2),
             "seconds_per_step": round(per_step, 4),
             "images_per_second": round(params["batch_size"] / per_step, 2),
             "peak_memory_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
-            "peak_gpu_memory_gib": (
-                round(torch.cuda.max_memory_allocated() / 2**30, 2)
-                if torch.cuda.is_available()
-                else None
-            ),
+            "peak_gpu_memory_gib": None if gpu_bytes is None else round(gpu_bytes / 2**30, 2),
+        },
+        details={
+            "operators": provided,
+            "precision": encoder.precision,
+            "curves": curves[0],
+            "shown": shown[0],
         },
     )
-    state.saved.clear()
-    return path
-
-
-def _known(results: Path, identity: dict[str, Any], subject: dict[str, Any]) -> Path | None:
-    """The record of the same, where it exists: on real data it took hours."""
-    for path in sorted(results.glob(f"*-detection-{identity['data_name']}-*.json")):
-        record = records.read(path)
-        if records.key(record["unit"], record["subject"]) == records.key(identity, subject):
-            return path
-    return None
 
 
 def _train_and_score(
-    encoder: Any,
+    encoder: "Encoder",
     train: BoxList,
     test: BoxList,
     params: dict[str, Any],
@@ -292,9 +242,9 @@ def _train_and_score(
     *,
     on_coco: bool,
     **where: Any,
-) -> dict[str, Any]:
-    """One training, from where ``state`` left it, and its scores: a run of the record, ``curves``,
-    ``shown``, ``seconds`` too."""
+) -> Run:
+    """Resume or begin one training and score it. Return a run of the record, with ``curves``,
+    ``shown`` and ``seconds`` beside."""
     import torch
 
     from evaluate.mmdet_adapter import models, scoring, training
@@ -311,7 +261,7 @@ def _train_and_score(
     steps = _train(detector, train, params, draw, state, on_coco=on_coco, **where)
     if before and models.frozen(detector) != before:
         raise RuntimeError("the frozen backbone changed in training")
-    found = training.predict(
+    detections = training.predict(
         detector,
         Samples(test, [params["test_scale"]], 0, masks=False),
         batch_size=2 if on_coco else 8,
@@ -319,7 +269,7 @@ def _train_and_score(
     )
     if not distributed.is_main():
         return {}
-    scores = (scoring.coco if on_coco else scoring.voc)(found, test)
+    scores = (scoring.coco if on_coco else scoring.voc)(detections, test)
     return {
         "draw": draw,
         **scores,
@@ -327,9 +277,9 @@ def _train_and_score(
         "losses": state.losses,
         "steps": steps,
         "backbone": f"frozen, unchanged, sha256 {before[:16]}" if before else "fine-tuned",
-        "detections": sum(len(of.scores_N) for of in found),
+        "detections": sum(len(image.scores_N) for image in detections),
         "seconds": state.trained,
-        "shown": _shown(test, found),
+        "shown": _shown(test, detections),
     }
 
 
@@ -343,8 +293,8 @@ def _train(
     on_coco: bool,
     **where: Any,
 ) -> int:
-    """Trains ``detector`` from where ``state`` left it, keeps that up to date, and returns the
-    steps of the whole training."""
+    """Train ``detector`` from where ``state`` left it, keeping ``state`` up to date, and return the
+    number of steps of the whole training."""
     import numpy as np
     import torch
 
@@ -359,7 +309,7 @@ def _train(
     if state.detector and state.optimizer:
         detector.load_state_dict(state.detector)
         optimizer.load_state_dict(state.optimizer)
-        print(f"going on from step {training.CHECKED * len(state.losses)} of {schedule.steps}")
+        print(f"resuming from step {training.CHECKED * len(state.losses)} of {schedule.steps}")
     else:
         state.trained = 0.0
     begun, before = time.perf_counter(), state.trained
@@ -404,29 +354,29 @@ def _train(
 
 @dataclass
 class _State:
-    """What a stopped run goes on from: the trainings done, and losses, detector and optimiser of
-    the one under way."""
+    """What a stopped run resumes from: the finished trainings, and the losses, detector and optimiser
+    of the one under way."""
 
-    saved: Any
+    saved: "RunState"
     started: float = field(default_factory=time.perf_counter)
     seconds: float = 0.0
-    """that earlier processes took"""
+    """taken by earlier processes"""
     runs: list[dict[str, Any]] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     trained: float = 0.0
-    """seconds behind ``losses``"""
+    """seconds of training behind ``losses``"""
     detector: dict[str, Any] | None = None
     optimizer: dict[str, Any] | None = None
 
     @staticmethod
-    def read(saved: Any) -> "_State":
+    def read(saved: "RunState") -> "_State":
         from protobench.runtime import distributed
 
         return _State(saved, **distributed.broadcast_from_main(saved.read) or {})
 
     @property
     def total(self) -> float:
-        """Seconds so far, of all processes."""
+        """Seconds so far, those of earlier processes included."""
         return self.seconds + time.perf_counter() - self.started
 
     def write(self) -> None:
@@ -437,8 +387,8 @@ class _State:
         self.saved.write(content | {"seconds": self.total})
 
 
-def _shown(test: BoxList, found: list[Any]) -> list[dict[str, Any]]:
-    """A few test images, drawn by number, small, with what is there and what was found."""
+def _shown(test: BoxList, detections: list[Any]) -> list[dict[str, Any]]:
+    """Return a few test images, drawn by number, small, with their objects and what was detected."""
     chosen = keyed.generator("shown", len(test)).permutation(len(test))[:SHOWN]
     return [
         {
@@ -463,7 +413,7 @@ def _shown(test: BoxList, found: list[Any]) -> list[dict[str, Any]]:
             ][:20],
         }
         for image in chosen.tolist()
-        for of, seen in [(test.objects[image], found[image])]
+        for of, seen in [(test.objects[image], detections[image])]
     ]
 
 
@@ -474,29 +424,8 @@ def _small(images: BoxList, index: int) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def _check(config: Config) -> dict[str, Any]:
-    """Device and workers; UserError for what a command line cannot mean."""
-    from protobench.runtime import distributed
-    from protobench.runtime.devices import device_of
-
-    params = config.params()
-    given = [getattr(config, name) for name in ("draws", "epochs", "iterations", "batch_size")]
-    if any(value is not None and value < 1 for value in given):
-        raise UserError("--draws, --batch-size, --epochs and --iterations are at least 1")
-    if params["warmup"] < 0 or config.workers < 0:
-        raise UserError("--warmup and --workers are not negative")
-    if not 0 < params["lr"] < float("inf"):
-        raise UserError("--lr is positive")
-    if not 0 <= params["sgd_momentum"] < 1 or not 0 <= params["weight_decay"] < float("inf"):
-        raise UserError("--sgd-momentum lies in [0, 1), --weight-decay is not negative")
-    if config.reading.resize or config.reading.crop:
-        raise UserError("--resize and --crop mean nothing to a detector, which sees whole images")
-    # each batch waiting in a worker's queue holds open files, two per image, and COCO's bitmaps
-    return {"device": distributed.init(device_of(config.device)), "workers": min(config.workers, 8)}
-
-
-def report(record: dict[str, Any]) -> str:
-    """The record as a few lines for the terminal."""
+def report(record: Record) -> list[str]:
+    """Return the record as lines for the terminal."""
     runs, params, data, cost = (
         record["runs"],
         record["unit"]["params"],
@@ -510,11 +439,6 @@ def report(record: dict[str, Any]) -> str:
         f" {params['batch_size']} at a rate of {params['lr']:g}, {cost['images_per_second']:.1f}"
         f" images/s; {record['metric']['test_images']} test images"
     ]
-    if data["embedded"]:
-        lines.append(
-            "EMBEDDED SCENES: these numbers are not comparable with any paper's (give --data for"
-            " the real ones)"
-        )
     names = (
         ("value", "box50", "box75", "mask", "mask50", "mask75") if on_coco else ("value", "area")
     )
@@ -545,25 +469,36 @@ def report(record: dict[str, Any]) -> str:
         for title, value in sorted(of_class.items(), key=lambda item: -item[1])
     )
     lines.append(f"AP at IoU 0.5 by class: {best}")
-    return "\n".join(lines)
+    return lines
 
 
-def main() -> int:
-    """The command line: evaluates, reports, and draws the detections and curves that the record
-    holds."""
-    config = cli.parse(Config, __doc__ or "")
+def _summary(encoder: "Encoder") -> str:
+    """Return the encoder's summary without a classifier's input, which a detector does not use."""
+    lines = encoder.summary().split("\n")
+    return "\n".join(line for line in lines if not line.startswith("  input: "))
 
+
+def plot(record: Record, path: Path) -> None:
+    """Draw the detections and curves that the record holds."""
     from evaluate.mmdet_adapter import plots
-    from protobench.runtime import distributed
 
-    records.require_writable(config.results)
-    if path := evaluate(config):
-        print(report(records.read(path)))
-        print(f"record: {path}")
-        plots.save(records.read(path), path)
-    distributed.shutdown()
-    return cli.SAME
+    plots.save(record, path)
 
+
+EVALUATION = Evaluation(
+    name="detection",
+    Config=Config,
+    read=read,
+    run=run,
+    report=report,
+    doc=__doc__,
+    minutes={"voc07": 150, "voc07+12": 500, "coco": 3000},
+    seconds={"voc07": 40, "voc07+12": 80, "coco": 80},
+    root=scenes.root_of,
+    summary=_summary,
+    repeat=False,
+    plot=plot,
+)
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(EVALUATION.main)

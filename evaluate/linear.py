@@ -8,98 +8,73 @@ Examples:
     python evaluate/linear.py --ckpt pcl_v2.pth.tar --data /data/places205 --dataset places205
     python evaluate/linear.py --ckpt spcl.pth --data /data/cifar --dataset cifar10
     torchrun --nproc_per_node 8 evaluate/linear.py --ckpt pcl_v2.pth.tar --data /data/imagenet
-    python evaluate/linear.py --ckpt encoder.safetensors  # no data at hand: the embedded images
+    python evaluate/linear.py --ckpt encoder.safetensors  # bundled synthetic data
 
-  imagenet   pooled feature (2048-D), 100 epochs, learning rate 10 (appendix E; the released code has 5, MoCo's 30).
-  places205  conv5 pooled to 2x2 (8192-D; "~9000-D" in the paper), 40 epochs, learning rate 0.3, behind a BatchNorm without
-             affine part, as Goyal et al. have it; the paper does not say whether it has one:
-             --no-batch-norm is the other.
-  cifar10,   pooled feature, 100 epochs, learning rate 0.1 x batch / 256, on a cosine down to 0
-  (SPCL's released code, which cifar100   uses Nesterov's momentum; here it is the plain one). On
-  the embedded images, which stand in: 0.1, 1 and 10 side by
-             side, because their ten epochs are too few for 0.1.
+  imagenet   pooled feature (2048-D), 100 epochs, learning rate 10 (appendix E; the released code
+             has 5, MoCo's 30).
+  places205  conv5 pooled to 2x2 (8192-D; "~9000-D" in the paper), 40 epochs, learning rate 0.3,
+             behind a BatchNorm without affine parameters, as Goyal et al. have it; the paper does
+             not say whether it has one: --no-batch-norm leaves it out.
+  cifar10,   pooled feature, 100 epochs, learning rate 0.1 x batch / 256 on a cosine schedule down
+  cifar100   to 0 (SPCL's released code, but with plain momentum instead of Nesterov's). On the
+             bundled images, which stand in for CIFAR: 0.1, 1 and 10 side by side, because their
+             ten epochs are too few for 0.1.
 
 All: SGD, momentum 0.9, no weight decay, batches of 256, the rate x 0.1 at 60 and 80 % of the epochs
-(CIFAR excepted), random crops and flips, one centre crop in the test; the score is that of the
+(except on CIFAR), random crops and flips, one centre crop in the test; the score is that of the
 *last* epoch. Several rates train side by side on the features of one forward pass; a tenth of the
-training images is then held out and chooses among them, never the test set."""
+training images is then held out to choose among them, never the test set."""  # noqa: E501 (examples are one line each)
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
-import tyro
 
 from evaluate import chance
-from protobench import keyed, records
-from protobench.checkpoints.layouts import LoadOptions
-from protobench.data import cifar, decoding, imagenet, places
+from evaluate.evaluation import Context, EvalConfig, Evaluation, Metric, Scores
+from protobench import keyed
+from protobench.data import cifar, imagenet, places
 from protobench.data.image_list import ImageList
 from protobench.data.synthetic import bundled
-from protobench.runtime import cli, files
+from protobench.records import Record
+from protobench.runtime import cli
 from protobench.runtime.errors import UserError
 from protobench.runtime.progress import progress
-
-VERSION = 1
-"""Raise when a score changes for equal weights, images and parameters."""
 
 SAVE_SECONDS = 600.0
 """How much of an epoch a kill can lose."""
 HELD_OUT = 10
-"""One image in so many chooses among several learning rates."""
+"""One training image in so many chooses among several learning rates."""
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(EvalConfig):
     """Linear probes on frozen features."""
 
-    ckpt: Annotated[Path, tyro.conf.arg(aliases=["--pretrained"])]
-    """checkpoint to score, in any layout that protobench/checkpoints/layouts.py lists"""
-    data: Path | None = None
-    """ImageNet's folder (train/ and val/), that of Places205's lists and images, or that with
-    CIFAR's cifar-10-batches-py or cifar-100-python; without it the embedded images"""
     dataset: Literal["imagenet", "places205", "cifar10", "cifar100"] = "imagenet"
     lr: tuple[float, ...] = ()
-    """learning rate; several: chosen on held-out training images. Default 10 for imagenet, 0.3 for
-    places205; for CIFAR 0.1 x batch / 256, on embedded data 0.1 1 10"""
+    """learning rate; several: chosen on held-out training images; default 10 for imagenet, 0.3 for
+    places205; for CIFAR 0.1 x batch / 256, on the bundled data 0.1 1 10"""
     epochs: int | None = None
-    """default 100, 40 for places205, 10 on embedded data"""
+    """default 100, 40 for places205, 10 on the bundled data"""
     batch_size: int = 256
     sgd_momentum: float = 0.9
     weight_decay: float = 0.0
     batch_norm: bool | None = None
-    """of the features, without affine part; default on for places205 only"""
+    """BatchNorm of the features, without affine parameters; default for places205 only"""
     seed: int = 0
     """of initialisation, order and crops"""
-    device: str = "auto"
-    workers: int = 4
-    """processes that read images"""
-    skip_bad_images: int = 0
-    """leave out up to so many images that cannot be decoded; they are counted in the record, whose
-    cell is off protocol"""
-    results: Path = Path("results/scores")
-    """where the record is written; a stopped run leaves its state there and goes on from its last
-    epoch"""
-    reading: LoadOptions = field(default_factory=LoadOptions)
 
     def params(self) -> dict[str, Any]:
-        """What determines the score of a checkpoint on given images."""
+        """Return what determines the score of an encoder on given images."""
         is_places, is_cifar = self.dataset == "places205", self.dataset.startswith("cifar")
-        epochs = (
-            self.epochs
-            if self.epochs is not None
-            else 10
-            if bundled.is_used(self.data)
-            else 40
-            if is_places
-            else 100
-        )
+        default_epochs = 10 if bundled.is_used(self.data) else 40 if is_places else 100
         params = {
             "lr": self.lr or self._default_lr(),
-            "epochs": epochs,
+            "epochs": default_epochs if self.epochs is None else self.epochs,
             "batch_size": self.batch_size,
             "sgd_momentum": self.sgd_momentum,
             "weight_decay": self.weight_decay,
@@ -107,9 +82,19 @@ class Config:
             "batch_norm": is_places if self.batch_norm is None else self.batch_norm,
             "pooling": "2x2" if is_places else "average",
         }
-        return (
-            params | {"schedule": "cosine"} if is_cifar else params
-        )  # absent elsewhere: records are found by this dict
+        # the key is absent elsewhere, as it was added later and records are found by these
+        return params | {"schedule": "cosine"} if is_cifar else params
+
+    def check(self) -> None:
+        """Raise UserError for numbers that make no sense."""
+        params = self.params()
+        rates = params["lr"]
+        if not all(0 < rate < float("inf") for rate in rates) or len(set(rates)) < len(rates):
+            raise UserError(f"--lr must be different positive numbers, not {rates}")
+        if params["epochs"] < 1 or params["batch_size"] < 2:
+            raise UserError("--epochs must be at least 1, --batch-size at least 2")
+        if not 0 <= params["sgd_momentum"] < 1 or not 0 <= params["weight_decay"] < float("inf"):
+            raise UserError("--sgd-momentum must lie in [0, 1), --weight-decay in [0, inf)")
 
     def _default_lr(self) -> tuple[float, ...]:
         if self.dataset.startswith("cifar"):
@@ -120,11 +105,11 @@ class Config:
 
 
 class Heads:
-    """L linear classifiers that share their inputs and differ in the learning rate. Shapes: N
+    """L linear classifiers that share their inputs and differ in their learning rates. Shapes: N
     batch, D feature, C classes.
 
-    A head whose gradient is not finite is stopped before the step that would spoil it, and counts
-    as diverged."""
+    A head whose gradient is not finite is frozen before the step that would spoil it, and counts as
+    diverged."""
 
     def __init__(
         self, rates: tuple[float, ...], dim: int, classes: int, params: dict[str, Any], device: str
@@ -144,12 +129,12 @@ class Heads:
         self.momentum, self.decay = params["sgd_momentum"], params["weight_decay"]
 
     def logits(self, x_ND: Any) -> Any:
-        """[L, N, C], BatchNorm with its running statistics."""
+        """Return logits [L, N, C], with the running statistics of BatchNorm."""
         x_ND = x_ND if self.norm is None else self.norm.eval()(x_ND)
         return x_ND @ self.weight_LCD.transpose(1, 2) + self.bias_LC[:, None]
 
     def step(self, x_ND: Any, y_N: Any, factor: float) -> Any:
-        """One step of SGD on the mean cross-entropy, each head at its rate x ``factor``; returns
+        """Take one step of SGD on the mean cross-entropy, each head at its rate x ``factor``; return
         the losses [L]."""
         import torch
 
@@ -177,7 +162,7 @@ class Heads:
         return loss_L
 
     def state(self) -> dict[str, Any]:
-        """Everything that training goes on from."""
+        """Return everything that training resumes from."""
         return {
             "weight": self.weight_LCD,
             "bias": self.bias_LC,
@@ -187,7 +172,7 @@ class Heads:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Puts a ``state`` back."""
+        """Restore a ``state``."""
         self.weight_LCD.copy_(state["weight"])
         self.bias_LC.copy_(state["bias"])
         self.alive_L.copy_(state["alive"])
@@ -198,15 +183,15 @@ class Heads:
 
 
 def factor(epoch: int, epochs: int, schedule: str = "steps") -> float:
-    """Of the learning rate: x 0.1 at 60 and at 80 % of the epochs, or a "cosine" that would reach 0
-    after the last one."""
+    """Return the factor of the learning rate in an epoch: x 0.1 at 60 and at 80 % of the epochs, or
+    a "cosine" that would reach 0 after the last one."""
     if schedule == "cosine":
         return (1 + math.cos(math.pi * epoch / epochs)) / 2
     return 0.1 ** sum(epoch >= round(share * epochs) for share in (0.6, 0.8))
 
 
 def order(images: np.ndarray, seed: int, epoch: int) -> np.ndarray:
-    """The images of an epoch, shuffled."""
+    """Return the images of an epoch, shuffled."""
     return images[keyed.generator(seed, "order", epoch).permutation(len(images))]
 
 
@@ -222,10 +207,10 @@ def train(
     workers: int,
     saved: Any,
 ) -> None:
-    """Trains ``heads`` on random crops of the ``chosen`` images; goes on from the state left in
-    ``saved``, which is renewed after each epoch, every ten minutes and when the program is told to
-    stop. Of several processes each computes the features of its share of a batch, and the first
-    one's heads are trained on all of them."""
+    """Train ``heads`` on random crops of the ``chosen`` images, resuming from the state in
+    ``saved``, which is written after each epoch, every ten minutes and when the program is told to
+    stop. Each rank computes the features of its shard of a batch; the heads of the main process are
+    trained on all of them."""
     import torch
 
     from protobench.data.loading import RandomCrops, batches
@@ -278,25 +263,24 @@ def train(
 
 
 def _resume(heads: Heads, saved: Any) -> tuple[int, int]:
-    """How many epochs, and steps of the next one, are done."""
+    """Restore the heads and return how many epochs, and steps of the next one, are done."""
     if (state := saved.read()) is None:
         return 0, 0
     heads.restore(state["heads"])
-    return tuple(state["done"])
+    epochs, steps = state["done"]
+    return epochs, steps
 
 
 def accuracies(
     heads: Heads, x_ND: np.ndarray, labels: np.ndarray, device: str
 ) -> tuple[list[float], list[float]]:
-    """Top-1 and top-5 in percent, per head."""
+    """Return top-1 and top-5 accuracy in percent, per head."""
     import torch
 
     right = np.zeros((2, len(heads.rate_L)))
     for start in range(0, len(x_ND), 4096):
-        x = torch.from_numpy(np.array(x_ND[start : start + 4096])).to(
-            device
-        )  # a copy: cached features cannot be written to
-        logits_LNC = heads.logits(x)
+        part_ND = np.array(x_ND[start : start + 4096])  # a copy: cached features are read-only
+        logits_LNC = heads.logits(torch.from_numpy(part_ND).to(device))
         hit = (
             logits_LNC.topk(min(5, logits_LNC.shape[2])).indices.cpu().numpy()
             == labels[start : start + 4096, None]
@@ -306,53 +290,14 @@ def accuracies(
     return top1.round(6).tolist(), top5.round(6).tolist()
 
 
-# From checkpoint to record ------------------------------------------------------------------------
-
-
-def data_lists(
-    data: Path | None, dataset: str = "imagenet", skip_bad_images: int = 0
-) -> tuple[ImageList, ImageList]:
-    """Training and test images of a data set; the embedded one where ``data`` is None. See Config
-    for ``skip_bad_images``."""
-    root = data or bundled.ensure()
-    if dataset.startswith("cifar"):
-        lists = cifar.read_both(root, dataset)
-    else:
-        lists = places.read_both(root) if dataset == "places205" else imagenet.read_both(root)
-    return decoding.leave_out(lists, skip_bad_images)
-
-
-def unit(encoder_key: str, lists: tuple[ImageList, ...], config: Config) -> dict[str, Any]:
-    """What a record is found by."""
-    return {
-        "evaluation": "linear",
-        "data_name": config.dataset,
-        "version": VERSION,
-        "encoder": encoder_key,
-        "data": [images.fingerprint for images in lists],
-        "params": config.params(),
-    }
-
-
-def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | None:
-    """Scores the checkpoint and returns the path of the record written; ``subject`` as in
-    evaluate/lowshot.py."""
+def run(config: Config, context: Context) -> Scores | None:
+    """Train the probes on the frozen encoder and score them on the test images."""
     from protobench import features
     from protobench.checkpoints import encoders
     from protobench.runtime import distributed
-    from protobench.runtime.devices import device_of
-    from protobench.runtime.run_state import RunState
 
-    params = config.params()
-    rates = params["lr"]
-    _check(params)
-    started = time.perf_counter()
-    device = distributed.init(device_of(config.device))
-    encoder = encoders.load(config.ckpt, config.reading)
-    print(encoder.summary())
-    with distributed.main_process_first():
-        lists = data_lists(config.data, config.dataset, config.skip_bad_images)
-    training, test = lists
+    params, device, encoder = config.params(), context.device, context.encoder
+    rates, (training, test) = params["lr"], context.lists
     if len(training) < params["batch_size"]:
         raise UserError(
             f"{len(training)} training images are less than a batch of {params['batch_size']}",
@@ -366,18 +311,10 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
         )
     everything = np.arange(len(training))
     held = everything % HELD_OUT == 0 if len(rates) > 1 else np.zeros(len(training), dtype=bool)
-    identity = unit(encoder.key, lists, config)
-    key = files.sha256([identity, [images.cache_key for images in lists], subject])
     compute = features.Forward(encoder, encoder.input, params["pooling"], device)
     before = encoders.digest_of(compute.backbone.state_dict())
-    how: dict[str, Any] = {
-        "pooling": params["pooling"],
-        "device": device,
-        "workers": config.workers,
-    }
-    test_ND = features.extract(encoder, test, **how)
+    test_ND = context.features(test, params["pooling"])
     heads = Heads(rates, test_ND.shape[1], len(training.classes), params, device)
-    saved = RunState(config.results, f".linear-{key[:12]}", key)
     train(
         heads,
         compute,
@@ -386,16 +323,14 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
         encoder.input,
         params,
         device=device,
-        workers=config.workers,
-        saved=saved,
+        workers=context.workers,
+        saved=context.state,
     )
     if encoders.digest_of(compute.backbone.state_dict()) != before:
         raise RuntimeError("the frozen backbone moved while the probe was trained")
-    held_ND = (
-        features.extract(encoder, training.subset(everything[held]), **how)
-        if len(rates) > 1
-        else None
-    )
+    held_ND = None
+    if len(rates) > 1:
+        held_ND = context.features(training.subset(everything[held]), params["pooling"])
     if not distributed.is_main():
         return None
     top1, top5 = accuracies(heads, test_ND, test.labels, device)
@@ -409,71 +344,58 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
         chosen_by, _ = accuracies(heads, held_ND, training.labels[held], device)
         sweep = [{**line, "held_out": value} for line, value in zip(sweep, chosen_by, strict=True)]
         best = max((i for i, ok in enumerate(alive) if ok), key=lambda i: chosen_by[i])
-    odd = chance.accuracy_remark(
-        round(top1[best] * len(test) / 100), test.labels, trained=not encoder.report.untouched
-    )
-    path = records.write(
-        config.results,
-        identity,
+    right = round(top1[best] * len(test) / 100)
+    return Scores(
         [{"draw": 0, "value": top1[best], "top5": top5[best], "lr": rates[best]}],
-        subject=subject or records.subject_of(config.ckpt),
-        sweep=sweep,
-        metric={"name": "top-1", "unit": "%", "higher_is_better": True, "test_images": len(test)},
-        checkpoint=encoder.report.to_json(),
-        feature={"dim": int(test_ND.shape[1]), "pooling": params["pooling"]},
-        data=records.data_of(config.dataset, lists, held_out=int(held.sum())),
-        warnings=[odd],
-        cost={"seconds": round(time.perf_counter() - started, 2)},
+        Metric("top-1", "%", len(test)),
+        warnings=(chance.accuracy_remark(right, test.labels, trained=context.trained),),
+        data={"held_out": int(held.sum())},
+        details={
+            "sweep": sweep,
+            "feature": {"dim": int(test_ND.shape[1]), "pooling": params["pooling"]},
+        },
     )
-    saved.clear()
-    return path
 
 
-def _check(params: dict[str, Any]) -> None:
-    rates = params["lr"]
-    if not all(0 < rate < float("inf") for rate in rates) or len(set(rates)) < len(rates):
-        raise UserError(f"--lr must be different positive numbers, not {rates}")
-    if params["epochs"] < 1 or params["batch_size"] < 2:
-        raise UserError("--epochs is at least 1, --batch-size at least 2")
-    if not 0 <= params["sgd_momentum"] < 1 or not 0 <= params["weight_decay"] < float("inf"):
-        raise UserError("--sgd-momentum lies in [0, 1), --weight-decay is not negative")
-
-
-def report(record: dict[str, Any]) -> str:
-    """The record as a few lines for the terminal."""
-    (run,), params, data = record["runs"], record["unit"]["params"], record["data"]
-    lines = [
+def report(record: Record) -> list[str]:
+    """Return the record as lines for the terminal."""
+    (best,), params, data = record["runs"], record["unit"]["params"], record["data"]
+    title = (
         f"linear probe on {data['name']}, {record['feature']['dim']}-D, {params['epochs']} epochs"
         f" of {data['train_images'] - data['held_out']} images, {record['metric']['test_images']}"
         " test images, accuracy in %"
-    ]
-    if data["embedded"]:
-        lines.append(
-            "EMBEDDED DATA: these numbers are not comparable with any paper's (give --data for the"
-            " real ones)"
-        )
-    lines.append("lr        top-1   top-5" + ("   held out" if data["held_out"] else ""))
-    for line in record["sweep"]:
-        lines.append(
-            f"{line['lr']:<8g}{line['top1']:7.1f} {line['top5']:7.1f}"
-            + (f"{line['held_out']:11.1f}" if data["held_out"] else "")
-            + (
-                "   diverged; stopped before"
-                if line["diverged"]
-                else (
-                    "   <- chosen on the held-out images"
-                    if data["held_out"] and line["lr"] == run["lr"]
-                    else ""
-                )
-            )
-        )
-    return "\n".join(lines)
+    )
+    held_out = bool(data["held_out"])
+    lines = [title, "lr        top-1   top-5" + "   held out" * held_out]
+    for probe in record["sweep"]:
+        line = f"{probe['lr']:<8g}{probe['top1']:7.1f} {probe['top5']:7.1f}"
+        if held_out:
+            line += f"{probe['held_out']:11.1f}"
+        if probe["diverged"]:
+            line += "   diverged; frozen before"
+        elif held_out and probe["lr"] == best["lr"]:
+            line += "   <- chosen on the held-out images"
+        lines.append(line)
+    return lines
 
 
-def main() -> int:
-    """The command line."""
-    return cli.scored(Config, __doc__ or "", evaluate, report)
+def read(root: Path, dataset: str) -> tuple[ImageList, ImageList]:
+    """Return the training and test images of a data set."""
+    if dataset.startswith("cifar"):
+        return cifar.read_both(root, dataset)
+    return places.read_both(root) if dataset == "places205" else imagenet.read_both(root)
 
+
+EVALUATION = Evaluation(
+    name="linear",
+    Config=Config,
+    read=read,
+    run=run,
+    report=report,
+    doc=__doc__,
+    minutes={"imagenet": 720, "places205": 540, "cifar10": 20, "cifar100": 20},
+    seconds={"imagenet": 14, "places205": 14, "cifar10": 15, "cifar100": 15},
+)
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(EVALUATION.main)

@@ -3,49 +3,43 @@
 Examples:
 
     python evaluate/semisup.py --ckpt pcl_v1.pth.tar --data /data/imagenet
-    python evaluate/semisup.py --ckpt pcl_v1.pth.tar --data /data/imagenet --dataset imagenet-10pct
-    --draws 3
-    python evaluate/semisup.py --ckpt pcl_v1.pth.tar --data /data/imagenet --subset-list
-    imagenet_subsets/1percent.txt torchrun --nproc_per_node 8 evaluate/semisup.py --ckpt
-    pcl_v1.pth.tar --data /data/imagenet
-    python evaluate/semisup.py --ckpt encoder.safetensors  # no data at hand: the embedded images
+    python evaluate/semisup.py --ckpt pcl_v1.pth.tar --data /data/imagenet --dataset imagenet-10pct --draws 3
+    python evaluate/semisup.py --ckpt pcl_v1.pth.tar --data /data/imagenet --subset-list imagenet_subsets/1percent.txt
+    torchrun --nproc_per_node 8 evaluate/semisup.py --ckpt pcl_v1.pth.tar --data /data/imagenet
+    python evaluate/semisup.py --ckpt encoder.safetensors  # bundled synthetic data
 
 Appendix E's recipe: the whole network, SGD with momentum 0.9 and weight decay 5e-4, batches of 256,
-20 epochs, rates x 0.2 at 12 and 16; 0.01 for the backbone, 1 (1 %) or 0.1 (10 %) for the
-classifier. Top-5 and top-1 of the last epoch, centre crops.
+20 epochs, rates x 0.2 at epochs 12 and 16; 0.01 for the backbone, 1 (1 %) or 0.1 (10 %) for the
+classifier. Top-5 and top-1 accuracy after the last epoch, on centre crops.
 
-  subset  "we randomly select" (section 4.1): a seeded draw among all training images, classes not balanced. SimCLR's published
-          lists, which later papers share, are taken where --subset-list gives one or
-          DATA/imagenet_subsets/ holds them.
-  silent  The paper does not tell the augmentation: random crops and flips, as everywhere in its
-          appendix E's sources. Nor whether BatchNorm trains: it does; --batch-norm frozen keeps the
-          checkpoint's statistics. Its code has no fine-tuning.
-"""
+  subset  "we randomly select" (section 4.1): drawn by seed among all training images, classes not
+          balanced. SimCLR's published lists, which later papers share, are used where --subset-list
+          gives one or DATA/imagenet_subsets/ holds them.
+  silent  The paper does not state the augmentation: random crops and flips, as in all sources of
+          its appendix E. Nor does it say whether BatchNorm trains: here it does; --batch-norm
+          frozen keeps the checkpoint's statistics. The released code has no fine-tuning."""  # noqa: E501 (examples are one line each)
 
 import time
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
-import tyro
 
 from evaluate import chance
+from evaluate.evaluation import Context, EvalConfig, Evaluation, Metric, Scores
 from evaluate.subsets import drawn, listed, names
-from protobench import keyed, records
-from protobench.checkpoints.layouts import LoadOptions
-from protobench.data import decoding, imagenet
+from protobench import keyed
+from protobench.data import imagenet
 from protobench.data.image_list import ImageList
 from protobench.data.synthetic import bundled
+from protobench.records import Record
 from protobench.runtime import cli, files
 from protobench.runtime.errors import UserError
 from protobench.runtime.progress import progress
-
-VERSION = 1
-"""Raise when a score changes for equal weights, images and parameters."""
 
 SAVE_SECONDS = 300.0
 """How much of a fine-tuning a kill can lose."""
@@ -54,14 +48,9 @@ BATCH = 256
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(EvalConfig):
     """Fine-tuning on a part of the labels."""
 
-    ckpt: Annotated[Path, tyro.conf.arg(aliases=["--pretrained"])]
-    """checkpoint to score, in any layout that protobench/checkpoints/layouts.py lists"""
-    data: Path | None = None
-    """ImageNet's folder (train/ and val/), or the folder that holds it as imagenet/; without it the
-    embedded images"""
     dataset: Literal["imagenet-1pct", "imagenet-10pct"] = "imagenet-1pct"
     """how much of the labelled training images"""
     subset_list: Path | None = None
@@ -70,15 +59,15 @@ class Config:
     """draw at random even where lists lie beside the data"""
     draws: int | None = None
     """fine-tunings, each from its own initial classifier and, unless a list is given, on its own
-    random subset; default 1 as in the paper, 3 on embedded data"""
+    random subset; default 1 as in the paper, 3 on the bundled data"""
     backbone_lr: float | None = None
-    """default 0.01; on embedded data, for 1 %, scaled with the batch to 0.00078"""
+    """default 0.01; on the bundled data, for 1 %, scaled with the batch to 0.00078"""
     head_lr: float | None = None
-    """of the classifier; default 1 for 1 %, 0.1 for 10 %; on embedded data, for 1 %, scaled with
-    the batch to 0.078"""
+    """learning rate of the classifier; default 1 for 1 %, 0.1 for 10 %; on the bundled data, for 1 %,
+    scaled with the batch to 0.078"""
     epochs: int = 20
     batch_size: int | None = None
-    """default 256; on embedded data 20. The last images that fill no batch wait for another
+    """default 256; on the bundled data 20; the last images that fill no batch wait for another
     epoch"""
     sgd_momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -86,19 +75,10 @@ class Config:
     """whether its statistics follow the batches"""
     seed: int = 0
     """of subsets, initialisation, order and crops"""
-    device: str = "auto"
-    workers: int = 4
-    """processes that read images"""
-    skip_bad_images: int = 0
-    """leave out up to so many images that cannot be decoded; they are counted in the record, whose
-    cell is off protocol"""
-    results: Path = Path("results/scores")
-    """where the record is written; a stopped run leaves its state there and goes on from it"""
-    reading: LoadOptions = field(default_factory=LoadOptions)
 
     @property
     def percent(self) -> int:
-        """Of the training images."""
+        """The percentage of the training images."""
         return 1 if self.dataset == "imagenet-1pct" else 10
 
     @property
@@ -119,12 +99,12 @@ class Config:
         return next((path for path in found if path.is_file()), None)
 
     def params(self) -> dict[str, Any]:
-        """What determines the score of a checkpoint on given images."""
-        embedded, listing = bundled.is_used(self.data), self.listing
+        """Return what determines the score of an encoder on given images."""
+        on_bundled, listing = bundled.is_used(self.data), self.listing
         # a batch of 20 is too small for a rate of 1: scaled linearly, the training loss of the two
         # control rows fell lower in the one run of each that was tried (0.9 and 1.8 for 6.3 and
         # 3.1); at 10 %, with lower rates, not (1.3 and 2.7 for 1.0, 1.8)
-        scale = 20 / 256 if embedded and self.percent == 1 else 1.0
+        scale = 20 / 256 if on_bundled and self.percent == 1 else 1.0
         head_lr = scale * (1.0 if self.percent == 1 else 0.1)
         if self.subset_list and self.random_subset:
             raise UserError("--subset-list and --random-subset exclude one another")
@@ -137,25 +117,41 @@ class Config:
         return {
             "percent": self.percent,
             "subset": files.sha256(sorted(names(listing))) if listing else "random",
-            "draws": (3 if embedded else 1) if self.draws is None else self.draws,
+            "draws": (3 if on_bundled else 1) if self.draws is None else self.draws,
             "backbone_lr": scale * 0.01 if self.backbone_lr is None else self.backbone_lr,
             "head_lr": head_lr if self.head_lr is None else self.head_lr,
             "epochs": self.epochs,
-            "batch_size": (20 if embedded else 256) if self.batch_size is None else self.batch_size,
+            "batch_size": (20 if on_bundled else 256)
+            if self.batch_size is None
+            else self.batch_size,
             "sgd_momentum": self.sgd_momentum,
             "weight_decay": self.weight_decay,
             "batch_norm": self.batch_norm,
             "seed": self.seed,
         }
 
+    def check(self) -> None:
+        """Raise UserError for numbers that make no sense."""
+        params = self.params()
+        if params["draws"] < 1 or params["epochs"] < 1 or params["batch_size"] < 2:
+            raise UserError("--draws and --epochs must be at least 1, --batch-size at least 2")
+        if not all(0 < rate < float("inf") for rate in (params["backbone_lr"], params["head_lr"])):
+            raise UserError("--backbone-lr and --head-lr must be positive")
+        if not 0 <= params["sgd_momentum"] < 1 or not 0 <= params["weight_decay"] < float("inf"):
+            raise UserError("--sgd-momentum must lie in [0, 1), --weight-decay in [0, inf)")
+        if self.load_options.precision != "fp32":
+            raise UserError(
+                "--precision bf16 is for frozen networks; this one is trained", hint="leave it out"
+            )
+
 
 def factor(epoch: int, epochs: int) -> float:
-    """Of the learning rates: x 0.2 at 60 and at 80 % of the epochs."""
+    """Return the factor of the learning rates in an epoch: x 0.2 at 60 and at 80 % of the epochs."""
     return 0.2 ** sum(epoch >= round(share * epochs) for share in (0.6, 0.8))
 
 
 def order(rows: np.ndarray, params: dict[str, Any], draw: int) -> Iterator[list[tuple[int, int]]]:
-    """All batches, each a list of (epoch, image); every epoch in another order."""
+    """Yield all batches, each a list of (epoch, image); every epoch has its own order."""
     size = params["batch_size"]
     for epoch in range(params["epochs"]):
         shuffled = keyed.generator(params["seed"], "order", draw, epoch).permutation(rows)
@@ -201,8 +197,8 @@ class FineTuning:
         )
 
     def step(self, x_N3HW: Any, y_N: Any, factor: float) -> Any:
-        """One step on the mean cross-entropy, at both rates x ``factor``; returns the loss, still
-        on the device. Of several processes each gives its share of the batch."""
+        """Take one step on the mean cross-entropy, at both rates x ``factor``, and return the loss,
+        still on the device. Each rank gives its shard of the batch."""
         import torch
 
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
@@ -214,11 +210,11 @@ class FineTuning:
         return loss.detach()
 
     def state(self) -> dict[str, Any]:
-        """Everything that training goes on from."""
+        """Return everything that training resumes from."""
         return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Puts a ``state`` back."""
+        """Restore a ``state``."""
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
 
@@ -237,10 +233,11 @@ def train(
     device: str,
     workers: int,
 ) -> float:
-    """Fine-tunes on random crops of the images at ``rows``, behind the ``first`` steps, of whose
-    last epoch ``losses`` are. Every five minutes, and when the program is told to stop, it calls
-    ``save`` with the steps done and their epoch's losses. Returns the last epoch's mean loss.
-    UserError where a loss is not finite."""
+    """Fine-tune on random crops of the images at ``rows`` and return the last epoch's mean loss.
+
+    The ``first`` steps are done already, and ``losses`` are those of their last epoch. Every five
+    minutes, and when the program is told to stop, ``save`` is called with the number of steps done
+    and the losses of their epoch. Raises UserError if a loss is not finite."""
     import torch
 
     from protobench.data.loading import RandomCrops, batches, normaliser
@@ -254,9 +251,8 @@ def train(
     recent = [torch.tensor(loss, device=device) for loss in losses]
 
     def mean(epoch: int) -> float:
-        found = float(
-            distributed.all_reduce_mean(torch.stack(recent).mean())
-        )  # read once an epoch: a step never waits for the device
+        # read once an epoch, so that a step never waits for the device
+        found = float(distributed.all_reduce_mean(torch.stack(recent).mean()))
         if not np.isfinite(found):
             raise UserError(
                 f"fine-tuning diverged in epoch {epoch}: the loss is not finite",
@@ -296,8 +292,8 @@ def train(
 
 
 def right(network: Any, batches: Iterable[Any], labels: np.ndarray) -> Any:
-    """How many top-1 and top-5 answers are right over all ``batches`` of inputs, in the order of
-    ``labels`` [N]; int64 [2]."""
+    """Count the correct top-1 and top-5 answers over all ``batches`` of inputs, in the order of
+    ``labels`` [N]; int64 [2]. Raises UserError if a logit is not finite."""
     import torch
 
     network.eval()
@@ -305,7 +301,7 @@ def right(network: Any, batches: Iterable[Any], labels: np.ndarray) -> Any:
     for x in batches:
         with torch.inference_mode():
             logits_NC = network(x).cpu()
-        if not torch.isfinite(logits_NC).all():  # the last step's damage no loss has seen
+        if not torch.isfinite(logits_NC).all():  # no loss has seen the damage of the last step
             raise UserError(
                 "fine-tuning diverged: the network gives NaN or infinite logits",
                 hint="lower --backbone-lr or --head-lr; nothing is recorded",
@@ -317,48 +313,15 @@ def right(network: Any, batches: Iterable[Any], labels: np.ndarray) -> Any:
     return found
 
 
-# From checkpoint to record ------------------------------------------------------------------------
-
-
-def data_lists(
-    data: Path | None, dataset: str = "imagenet-1pct", skip_bad_images: int = 0
-) -> tuple[ImageList, ImageList]:
-    """All training and validation images; the embedded ones where ``data`` is None. See Config for
-    ``skip_bad_images``."""
-    return decoding.leave_out(imagenet.read_both(data or bundled.ensure()), skip_bad_images)
-
-
-def unit(encoder_key: str, lists: tuple[ImageList, ...], config: Config) -> dict[str, Any]:
-    """What a record is found by."""
-    return {
-        "evaluation": "semisup",
-        "data_name": config.dataset,
-        "version": VERSION,
-        "encoder": encoder_key,
-        "data": [images.fingerprint for images in lists],
-        "params": config.params(),
-    }
-
-
-def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | None:
-    """Scores the checkpoint and returns the path of the record written; ``subject`` as in
-    evaluate/lowshot.py."""
-    from protobench.checkpoints import encoders, input_check
+def run(config: Config, context: Context) -> Scores | None:
+    """Fine-tune on every draw's subset and score the networks on the validation images."""
+    from protobench.checkpoints import input_check
     from protobench.data.loading import CentreCrops, batches, normaliser
     from protobench.runtime import distributed
-    from protobench.runtime.devices import device_of
-    from protobench.runtime.run_state import RunState
 
-    params = config.params()
-    _check(config, params)
-    started = time.perf_counter()
-    device = distributed.init(device_of(config.device))
-    encoder = encoders.load(config.ckpt, config.reading)
-    print(encoder.summary())
-    listing = config.listing
-    with distributed.main_process_first():
-        lists = data_lists(config.data, config.dataset, config.skip_bad_images)
-    training, val = lists
+    params, encoder, state = config.params(), context.encoder, context.state
+    (training, val), listing = context.lists, config.listing
+    where: dict[str, Any] = {"device": context.device, "workers": context.workers}
     input_check.verify(encoder, val, encoder.input)
     subsets = [
         (
@@ -383,31 +346,22 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
         f"subset: {len(subsets[0])} images,"
         f" {f'listed in {listing}' if listing else 'drawn at random'}; fine-tunings: {len(subsets)}"
     )
-    where: dict[str, Any] = {"device": device, "workers": config.workers}
-    identity = unit(encoder.key, lists, config)
-    key = files.sha256([identity, [images.cache_key for images in lists], subject])
-    saved = RunState(config.results, f".semisup-{key[:12]}", key)
-    state = distributed.broadcast_from_main(saved.read) or {
-        "runs": [],
-        "step": 0,
-        "losses": [],
-        "tuning": None,
-        "seconds": 0.0,
-    }
-    runs, before, mine = state["runs"], state["seconds"], np.array(distributed.shard(len(val)))
+    fresh: dict[str, Any] = {"step": 0, "losses": [], "tuning": None}
+    saved = distributed.broadcast_from_main(state.read) or {"runs": [], "seconds": 0.0, **fresh}
+    runs, before, mine = saved["runs"], saved["seconds"], np.array(distributed.shard(len(val)))
     for draw in range(len(runs), len(subsets)):
-        tuning = FineTuning(encoder.backbone, len(training.classes), params, draw, device)
-        if state["tuning"]:
-            tuning.restore(state["tuning"])
+        tuning = FineTuning(encoder.backbone, len(training.classes), params, draw, context.device)
+        if saved["tuning"]:
+            tuning.restore(saved["tuning"])
 
         def save(step: int, losses: list[float], tuning: FineTuning | None = tuning) -> None:
-            saved.write(
+            state.write(
                 {
                     "runs": runs,
                     "step": step,
                     "losses": losses,
                     "tuning": tuning and tuning.state(),
-                    "seconds": before + time.perf_counter() - started,
+                    "seconds": before + context.seconds,
                 }
             )
 
@@ -418,15 +372,14 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
             subsets[draw],
             params,
             draw,
-            first=state["step"],
-            losses=state["losses"],
+            first=saved["step"],
+            losses=saved["losses"],
             save=save,
             **where,
         )
         crops = batches(CentreCrops(val.subset(mine), encoder.input), batch_size=BATCH, **where)
-        hits = right(
-            tuning.network, map(normaliser(encoder.input, device), crops), val.labels[mine]
-        )
+        inputs = map(normaliser(encoder.input, context.device), crops)
+        hits = right(tuning.network, inputs, val.labels[mine])
         top1, top5 = (100 * distributed.all_reduce_sum(hits).numpy() / len(val)).round(6).tolist()
         runs.append(
             {
@@ -438,78 +391,55 @@ def evaluate(config: Config, subject: dict[str, Any] | None = None) -> Path | No
                 "subset": files.sha256(subsets[draw].tolist())[:16],
             }
         )
-        state = {"step": 0, "losses": [], "tuning": None}
+        saved = fresh
         if draw + 1 < len(subsets):
             save(0, [], None)
     if not distributed.is_main():
         return None
-    odd = [
-        chance.accuracy_remark(
-            round(run["top1"] * len(val) / 100),
-            val.labels,
-            trained=not encoder.report.untouched,
-        )
-        for run in runs
-    ]
-    path = records.write(
-        config.results,
-        identity,
+    return Scores(
         runs,
-        subject=subject or records.subject_of(config.ckpt),
-        warnings=odd,
-        metric={"name": "top-5", "unit": "%", "higher_is_better": True, "test_images": len(val)},
-        checkpoint=encoder.report.to_json(),
-        data=records.data_of(
-            config.dataset,
-            lists,
-            train_images=len(subsets[0]),
-            subset=listing.name if listing else "random",
+        Metric("top-5", "%", len(val)),
+        warnings=tuple(
+            chance.accuracy_remark(
+                round(run["top1"] * len(val) / 100), val.labels, trained=context.trained
+            )
+            for run in runs
         ),
-        cost={"seconds": round(before + time.perf_counter() - started, 2)},
+        data={
+            "train_images": len(subsets[0]),
+            "subset": listing.name if listing else "random",
+        },
+        cost={"seconds": round(before + context.seconds, 2)},
     )
-    saved.clear()
-    return path
 
 
-def _check(config: Config, params: dict[str, Any]) -> None:
-    if params["draws"] < 1 or params["epochs"] < 1 or params["batch_size"] < 2:
-        raise UserError("--draws and --epochs are at least 1, --batch-size at least 2")
-    if not all(0 < rate < float("inf") for rate in (params["backbone_lr"], params["head_lr"])):
-        raise UserError("--backbone-lr and --head-lr are positive")
-    if not 0 <= params["sgd_momentum"] < 1 or not 0 <= params["weight_decay"] < float("inf"):
-        raise UserError("--sgd-momentum lies in [0, 1), --weight-decay is not negative")
-    if config.reading.precision != "fp32":
-        raise UserError(
-            "--precision bf16 is for frozen networks; this one is trained", hint="leave it out"
-        )
-
-
-def report(record: dict[str, Any]) -> str:
-    """The record as a few lines for the terminal."""
-    runs, params, data = record["runs"], record["unit"]["params"], record["data"]
-    lines = [
+def report(record: Record) -> list[str]:
+    """Return the record as lines for the terminal."""
+    params, data = record["unit"]["params"], record["data"]
+    subset = "drawn at random" if params["subset"] == "random" else data["subset"]
+    title = (
         f"fine-tuned on {params['percent']} % of the labels: {data['train_images']} images"
-        f" ({'drawn at random' if params['subset'] == 'random' else data['subset']}),"
-        f" {params['epochs']} epochs; {record['metric']['test_images']} test images, accuracy in %"
-    ]
-    if data["embedded"]:
-        lines.append(
-            "EMBEDDED DATA: these numbers are not comparable with any paper's (give --data for the"
-            " real ones)"
-        )
-    lines.append("draw    top-1   top-5   classes with a label   last epoch's loss")
-    lines += [
+        f" ({subset}), {params['epochs']} epochs; {record['metric']['test_images']} test images,"
+        " accuracy in %"
+    )
+    rows = [
         f"{run['draw']:<6}{run['top1']:7.1f} {run['value']:7.1f}{run['classes']:>14} of"
         f" {data['classes']:<8}{run['train_loss']:14.3f}"
-        for run in runs
+        for run in record["runs"]
     ]
-    return "\n".join(lines)
+    return [title, "draw    top-1   top-5   classes with a label   last epoch's loss", *rows]
 
 
-def main() -> int:
-    """The command line."""
-    return cli.scored(Config, __doc__ or "", evaluate, report)
-
+EVALUATION = Evaluation(
+    name="semisup",
+    Config=Config,
+    read=lambda root, dataset: imagenet.read_both(root),
+    run=run,
+    report=report,
+    doc=__doc__,
+    minutes={"imagenet-1pct": 12, "imagenet-10pct": 75},
+    seconds={"imagenet-10pct": 22},
+)
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(EVALUATION.main)

@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from pretrain.recipes import KEEP_EVERY, Recipe
+from protobench.data.image_list import ImageList
 from protobench.runtime import cli
 from protobench.runtime.errors import UserError
 
@@ -89,5 +90,21 @@ def train(recipe: Recipe, run: Run) -> Path:
         resume=run.resume,
         keep_every=run.keep_every,
     )
+    if recipe.train.epochs and distributed.is_main():
+        _record(encoder, images, recipe.dataset)
     distributed.shutdown()
     return encoder
+
+
+def _record(encoder: Path, images: ImageList, dataset: str) -> None:
+    """Write the records of the training into the run folder and print the monitors."""
+    from pretrain import history
+    from protobench import records
+
+    folder = encoder.parent / "records"
+    for path in folder.glob("*.json"):  # of the same training, which has one history
+        path.unlink()
+    course = records.read(history.write("course", encoder, images, dataset, folder))
+    print(history.report(course))
+    if history.measures_similarity({"epochs": course["runs"]}):
+        history.write("similarity", encoder, images, dataset, folder)

@@ -1,15 +1,16 @@
-"""Results: one JSON file per (encoder, evaluation, data, parameters), written once, verified
+"""Results: one JSON file per (encoder, evaluation, data, parameters), written once and verified
 whenever it is read.
 
-A record holds one value per run (here: per k and draw) and everything needed to judge it. Averages
-belong to tables."""
+A record holds one value per run (for low-shot SVMs: per k and draw) and everything needed to judge
+it. Averages belong to tables."""
 
 import json
 import os
 import platform
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -40,25 +41,77 @@ PACKAGES = (
 
 CPU_INFO = Path("/proc/cpuinfo")
 
+Run = dict[str, Any]
+"""One value of a record with what it belongs to: ``{"draw": 0, "value": 46.9, ...}``."""
+
+
+@dataclass(frozen=True)
+class ResultKey:
+    """What was computed, apart from whose encoder it is; a record is found by it."""
+
+    evaluation: str
+    data_name: str
+    version: int
+    """of the evaluation"""
+    encoder: str
+    """the encoder's key"""
+    data: tuple[str, ...]
+    """fingerprints of the lists of images"""
+    params: Mapping[str, Any]
+    """every parameter that determines the result"""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the field ``unit`` of a record."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Whose encoder a record is about."""
+
+    row: str
+    """the table's row, or the file's name"""
+    seed: int | None = None
+    """of pretraining"""
+    source: str = ""
+    """"retrained", "released checkpoint ..." (the paper's own encoder), or another file"""
+    recipe: str | None = None
+    """equal for encoders whose scores may be averaged"""
+
+    @staticmethod
+    def of(ckpt: Path) -> "ModelInfo":
+        """Return what is known of a checkpoint that belongs to no table."""
+        name = printable(ckpt.name)
+        return ModelInfo(name.split(".")[0], None, name, None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the field ``subject`` of a record."""
+        return dict(vars(self))
+
+
+Record = dict[str, Any]
+"""A record as it is read: the JSON itself, since its hash covers every byte. All have record_id,
+schema, unit (a ResultKey), subject (a ModelInfo), runs, code, environment, finished, metric,
+checkpoint, data and cost; some have warnings; evaluations add fields of their own."""
+
 
 def write(
     folder: Path,
-    unit: dict[str, Any],
-    runs: list[dict[str, Any]],
+    result: ResultKey,
+    runs: list[Run],
     *,
-    subject: dict[str, Any],
+    model: ModelInfo,
     warnings: Sequence[str] = (),
     **rest: Any,
 ) -> Path:
-    """Writes ``folder/<row>-<seed>-<evaluation>-<data>-<id>.json`` atomically and returns its path.
+    """Write ``folder/<row>-<seed>-<evaluation>-<data>-<id>.json`` atomically and return its path.
 
-    unit: what was computed, the key under which it is found again. runs: one dict per value.
-    subject: whose encoder (row, seed, source). warnings: what is doubtful about the values, if
-    anything. rest: checkpoint, data, metric, cost and whatever else a reader needs."""
+    runs: one dictionary per value. warnings: what is doubtful about the values, if anything; empty
+    strings are ignored. rest: metric, checkpoint, data, cost and whatever else a reader needs."""
     content = {
         "schema": SCHEMA,
-        "unit": unit,
-        "subject": subject,
+        "unit": result.to_json(),
+        "subject": model.to_json(),
         "runs": runs,
         "code": _code(),
         "environment": environment(),
@@ -71,7 +124,7 @@ def write(
         files.canonical_json(content)
     )  # as it will be read: tuples become lists before hashing
     record = {"record_id": files.sha256(content), **content}
-    parts = [subject["row"], subject["seed"], unit["evaluation"], unit["data_name"]]
+    parts = [model.row, model.seed, result.evaluation, result.data_name]
     name = "-".join(str(part) for part in parts if part is not None)
     path = folder / f"{name}-{record['record_id'][:12]}.json"
     files.write_text(path, _readable(record))
@@ -79,7 +132,7 @@ def write(
 
 
 def require_writable(folder: Path) -> None:
-    """UserError where no record could be written into ``folder``: before the work, not after it."""
+    """Raise UserError if no record could be written into ``folder``: before the work, not after."""
     nearest = next(
         place for place in (folder.absolute(), *folder.absolute().parents) if place.exists()
     )
@@ -92,15 +145,11 @@ def require_writable(folder: Path) -> None:
         )
 
 
-def subject_of(ckpt: Path) -> dict[str, Any]:
-    """What a record says of a checkpoint that belongs to no table."""
-    name = printable(ckpt.name)
-    return {"row": name.split(".")[0], "seed": None, "source": name, "recipe": None}
-
-
 def data_of(name: str, lists: tuple[ImageList, ...], **more: Any) -> dict[str, Any]:
-    """What a record says of its data; the training images come first in ``lists``. Whether they are
-    the embedded data, or not as published, is told by what they are."""
+    """Return what a record says about its data; the training images come first in ``lists``.
+
+    Whether they are the bundled synthetic data, or differ from the data set as published, is
+    detected from the images themselves."""
     left_out = [
         decodable(f"{images.name}/{path}") for images in lists for path in images.unreadable
     ]
@@ -122,8 +171,8 @@ def data_of(name: str, lists: tuple[ImageList, ...], **more: Any) -> dict[str, A
 
 
 def _readable(record: dict[str, Any]) -> str:
-    """JSON with one line per field and per run: short enough to read, and a diff shows which run
-    changed."""
+    """Return JSON with one line per field and per run: short enough to read, and a diff shows which
+    run changed."""
     fields = []
     for key, value in record.items():
         shown = json.dumps(value, ensure_ascii=False)
@@ -135,9 +184,9 @@ def _readable(record: dict[str, Any]) -> str:
     return "{\n" + ",\n".join(fields) + "\n}\n"
 
 
-def read(path: Path) -> dict[str, Any]:
-    """One record. UserError where it is damaged, of another schema, or was edited after it was
-    written."""
+def read(path: Path) -> Record:
+    """Read a record. Raises UserError if it is damaged, has another schema, or was edited after it
+    was written."""
     try:
         record = json.loads(path.read_text())
         record_id = record.pop("record_id")
@@ -158,8 +207,8 @@ def read(path: Path) -> dict[str, Any]:
     return {"record_id": record_id, **record}
 
 
-def read_all(folder: Path) -> dict[str, dict[str, Any]]:
-    """All records of a folder by their key; the newest where something was computed twice."""
+def read_all(folder: Path) -> dict[str, Record]:
+    """Read all records of a folder, by their key; the newest where something was computed twice."""
     found = (
         [read(path) for path in sorted(folder.glob("*.json")) if path.is_file()]
         if folder.is_dir()
@@ -171,9 +220,19 @@ def read_all(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def key(unit: dict[str, Any], subject: dict[str, Any]) -> str:
-    """Identity of a record: what was computed, and for which row and seed."""
+def key(unit: Mapping[str, Any], subject: Mapping[str, Any]) -> str:
+    """Return the identity of a record: what was computed, and for which row and seed."""
     return files.sha256([unit, subject["row"], subject["seed"]])
+
+
+def find(folder: Path, result: ResultKey, model: ModelInfo) -> Path | None:
+    """Return the path of the record of this result in a folder, if there is one."""
+    wanted = key(result.to_json(), model.to_json())
+    for path in sorted(folder.glob(f"*-{result.evaluation}-{result.data_name}-*.json")):
+        record = read(path)
+        if key(record["unit"], record["subject"]) == wanted:
+            return path
+    return None
 
 
 @cache
@@ -193,13 +252,13 @@ def _code() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Of the code that runs, for a reader."""
+    """Return the commit of the code that runs, and whether it was changed since."""
     found = _code()
     return f"{(found['commit'] or 'unknown')[:12]}{' with changes' if found['dirty'] else ''}"
 
 
 def processor() -> str | None:
-    """The processor's model name, as far as the system tells."""
+    """Return the processor's model name, where the system tells it."""
     if CPU_INFO.is_file():
         names = re.findall(
             r"^model name[ \t]*:[ \t]*(.*\S)", CPU_INFO.read_text(errors="replace"), re.MULTILINE
@@ -221,7 +280,7 @@ def processor() -> str | None:
 
 @cache
 def environment() -> dict[str, Any]:
-    """Versions and hardware, without names of users, hosts or folders."""
+    """Return versions and hardware, without names of users, hosts or folders."""
     import torch
 
     found = {

@@ -34,6 +34,7 @@ from protobench import records
 from protobench.checkpoints import encoders
 from protobench.data import imagenet
 from protobench.data.synthetic import bundled
+from protobench.records import ModelInfo, ResultKey
 from protobench.runtime import files, run_state
 
 ROOT = Path(__file__).parent.parent
@@ -202,14 +203,14 @@ def kills(name: str, world: Path, folder: Path, count: int, seed: int = 0) -> tu
 def record_operations(folder: Path) -> tuple[int, int]:
     """Dies at every operation of writing a record beside another; the first stays, and a second try
     makes the second."""
-    subject = {"row": "x", "seed": 1, "source": "s", "recipe": None}
+    model = ModelInfo("x", 1, "s")
 
     def write(number: int) -> Path:
         return records.write(
             folder,
-            {"evaluation": "e", "data_name": f"d{number}"},
+            ResultKey("e", f"d{number}", 1, "x", (), {}),
             [{"value": number}],
-            subject=subject,
+            model=model,
         )
 
     def found() -> list[float]:

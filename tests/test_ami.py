@@ -37,13 +37,17 @@ def test_features_without_classes_score_nothing():
 
 
 def test_the_command_line_prints_all_scores_and_records_them(command, moco_file, world, tmp_path):
-    code, out, err = command(ami.main, *_args(moco_file, world, tmp_path, "--num-clusters", 10, 20))
+    code, out, err = command(
+        ami.EVALUATION.main, *_args(moco_file, world, tmp_path, "--num-clusters", 10, 20)
+    )
     assert code == 0, err
     assert "64-D embedding feature of the momentum encoder" in out
     assert "AMI(max)" in out
     (record,) = records.read_all(tmp_path).values()
     assert [run["k"] for run in record["runs"]] == [10, 20]
-    command(ami.main, *_args(moco_file, world, tmp_path / "again", "--num-clusters", 10, 20))
+    command(
+        ami.EVALUATION.main, *_args(moco_file, world, tmp_path / "again", "--num-clusters", 10, 20)
+    )
     assert [r["runs"] for r in records.read_all(tmp_path / "again").values()] == [record["runs"]], (
         "same seed, same record"
     )
@@ -51,7 +55,8 @@ def test_the_command_line_prints_all_scores_and_records_them(command, moco_file,
 
 def test_pooled_features_need_no_head(command, encoder_file, world, tmp_path):
     code, out, _ = command(
-        ami.main, *_args(encoder_file, world, tmp_path, "--num-clusters", 10, "--feature", "pooled")
+        ami.EVALUATION.main,
+        *_args(encoder_file, world, tmp_path, "--num-clusters", 10, "--feature", "pooled"),
     )
     assert code == 0
     assert "128-D pooled feature of the query encoder" in out
@@ -70,7 +75,7 @@ def test_embedded_data_has_a_default_of_its_own(world):
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
-        (("--num-clusters", 25_000), "25000 clusters asked of 200 images"),
+        (("--num-clusters", 25_000), "25000 clusters of only 200 images"),
         (("--num-clusters", 0), "at least 1"),
         (("--num-clusters", 5, 5), "different"),
         (("--restarts", 0), "at least 1"),
@@ -78,7 +83,7 @@ def test_embedded_data_has_a_default_of_its_own(world):
 )
 def test_senseless_parameters_are_refused(command, encoder_file, world, tmp_path, flags, complaint):
     code, _, err = command(
-        ami.main, *_args(encoder_file, world, tmp_path, "--feature", "pooled", *flags)
+        ami.EVALUATION.main, *_args(encoder_file, world, tmp_path, "--feature", "pooled", *flags)
     )
     assert code == 2
     assert complaint in err

@@ -181,7 +181,7 @@ def test_a_truncated_jpeg_is_named(refused, folder, encoder_file, tmp_path, scri
     main, args = (
         (pretrain, training)
         if script == "pretraining"
-        else (knn.main, partial(neighbours, encoder_file))
+        else (knn.EVALUATION.main, partial(neighbours, encoder_file))
     )
     refused(
         main,
@@ -226,7 +226,7 @@ def test_an_image_of_900_or_121_megapixels_is_refused_before_it_fills_the_memory
     main, args = (
         (pretrain, training)
         if script == "pretraining"
-        else (knn.main, partial(neighbours, encoder_file))
+        else (knn.EVALUATION.main, partial(neighbours, encoder_file))
     )
     refused(main, *args(folder, tmp_path), told=told, at=victim, hint="replace the file")
 
@@ -250,7 +250,7 @@ def test_check_data_lists_bombs_beside_whole_images_and_says_nothing_else(folder
 def test_an_empty_class_folder_is_named(refused, folder, encoder_file, tmp_path, split):
     (folder / split / "emu").mkdir()
     refused(
-        knn.main,
+        knn.EVALUATION.main,
         *neighbours(encoder_file, folder, tmp_path),
         told="class 'emu' has no image",
         at=folder / split / "emu",
@@ -264,7 +264,7 @@ def test_imagenet_s_val_as_it_is_unpacked_lies_flat(refused, folder, encoder_fil
             path.rename(folder / "val" / f"ILSVRC2012_val_{title}{path.name}")
         (folder / "val" / title).rmdir()
     refused(
-        knn.main,
+        knn.EVALUATION.main,
         *neighbours(encoder_file, folder, tmp_path),
         told="images lie flat",
         at=folder / "val",
@@ -292,7 +292,7 @@ def test_links_that_lead_to_themselves_end(refused, folder, encoder_file, tmp_pa
         "class 'loop' h": "remove the",
     }
     refused(
-        knn.main,
+        knn.EVALUATION.main,
         *neighbours(encoder_file, folder, tmp_path),
         told=told,
         at=folder / link,
@@ -304,7 +304,7 @@ def test_a_data_folder_that_leads_to_itself_is_no_folder(refused, encoder_file, 
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
     refused(
-        knn.main,
+        knn.EVALUATION.main,
         *neighbours(encoder_file, tmp_path / "a", tmp_path),
         told="no such folder",
         at=tmp_path / "a",
@@ -314,7 +314,7 @@ def test_a_data_folder_that_leads_to_itself_is_no_folder(refused, encoder_file, 
 
 def test_a_link_to_a_folder_above_is_not_followed(command, folder, encoder_file, tmp_path):
     (folder / "train" / "cat" / "up").symlink_to("..")
-    code, _, err = command(knn.main, *neighbours(encoder_file, folder, tmp_path))
+    code, _, err = command(knn.EVALUATION.main, *neighbours(encoder_file, folder, tmp_path))
     assert code == 0, err
 
 
@@ -327,7 +327,7 @@ def test_a_link_to_a_folder_above_is_not_followed(command, folder, encoder_file,
 def test_any_name_works(command, folder, encoder_file, tmp_path, name):
     """Of folders, classes, images, checkpoint and results; the scores are those of plain names."""
     odd = os.fsdecode(name)
-    code, _, err = command(knn.main, *neighbours(encoder_file, folder, tmp_path))
+    code, _, err = command(knn.EVALUATION.main, *neighbours(encoder_file, folder, tmp_path))
     assert code == 0, err
     home = tmp_path / odd
     home.mkdir()
@@ -339,7 +339,7 @@ def test_any_name_works(command, folder, encoder_file, tmp_path, name):
     before = snapshot(home, strictly=True)
     ckpt = shutil.copy(encoder_file, tmp_path / f"x{odd}.safetensors")
     how = ("--skip-bad-images", 1, "--results", tmp_path / f"out {odd}")
-    code, out, err = command(knn.main, *neighbours(Path(ckpt), renamed, tmp_path), *how)
+    code, out, err = command(knn.EVALUATION.main, *neighbours(Path(ckpt), renamed, tmp_path), *how)
     assert code == 0, err
     assert "record: " in out
     (plain,) = records.read_all(tmp_path / "results").values()
@@ -348,7 +348,7 @@ def test_any_name_works(command, folder, encoder_file, tmp_path, name):
     victim = renamed / "train" / "cat" / f"1{odd}.jpg"
     victim.write_bytes(b"")
     code, out, err = command(
-        ami.main,
+        ami.EVALUATION.main,
         *scoring(Path(ckpt), renamed, tmp_path, "--feature", "pooled", "--num-clusters", 2),
         *how,
     )
@@ -423,7 +423,7 @@ def test_voc_without_its_lists(refused, kit, encoder_file, tmp_path):
     shutil.rmtree(kit / "ImageSets")
     data = kit.parents[1]
     refused(
-        lowshot.main,
+        lowshot.EVALUATION.main,
         *shots(encoder_file, data, tmp_path),
         told="no VOCdevkit here",
         at=data,
@@ -435,7 +435,7 @@ def test_voc_without_its_test_labels(refused, kit, encoder_file, tmp_path):
     (kit / "ImageSets" / "Main" / "test.txt").unlink()
     where = kit / "ImageSets" / "Main" / "test.txt"
     refused(
-        lowshot.main,
+        lowshot.EVALUATION.main,
         *shots(encoder_file, kit, tmp_path),
         told="has no test list",
         at=where,
@@ -471,7 +471,11 @@ def test_places365_is_not_places205(refused, encoder_file, tmp_path, layout):
             (root / "train" / f"scene{i}" / "x.jpg").touch()
     args = shots(encoder_file, root, tmp_path, "--dataset", "places205")
     refused(
-        lowshot.main, *args, told="it is Places365", at=where, hint="Places205's folder as --data"
+        lowshot.EVALUATION.main,
+        *args,
+        told="it is Places365",
+        at=where,
+        hint="Places205's folder as --data",
     )
 
 
@@ -485,7 +489,7 @@ def labelled(kit: Path, split: str, title: str, label: str) -> None:
 
 def test_a_class_with_fewer_images_than_shots(refused, kit, encoder_file, tmp_path):
     refused(
-        lowshot.main,
+        lowshot.EVALUATION.main,
         *shots(encoder_file, kit, tmp_path, "--shots", 1, 64),
         told="64 are to be drawn",
         at=kit,
@@ -496,23 +500,35 @@ def test_a_class_with_fewer_images_than_shots(refused, kit, encoder_file, tmp_pa
 @pytest.mark.parametrize(
     ("main", "label", "flags", "told", "hint"),
     [
-        (fullsvm.main, "-1", (), "no image shows class 'heart'", "unpack the data set"),
-        (fullsvm.main, "1", (), "every image shows class 'heart'", "unpack the data set"),
+        (fullsvm.EVALUATION.main, "-1", (), "no image shows class 'heart'", "unpack the data set"),
         (
-            lowshot.main,
+            fullsvm.EVALUATION.main,
+            "1",
+            (),
+            "every image shows class 'heart'",
+            "unpack the data set",
+        ),
+        (
+            lowshot.EVALUATION.main,
             "1",
             ("--shots", 1, "--draws", 1),
             "every one of the 20 images drawn shows class 'heart'",
             "raise --shots",
         ),
         (
-            lowshot.main,
+            lowshot.EVALUATION.main,
             "1",
             ("--shots", 1, "--protocol", "goyal"),
             "class 'heart' is absent from 0 images",
             "lower --shots",
         ),
-        (lowshot.main, "0", ("--shots", 1), "class 'heart' has 0 images", "lower --shots"),
+        (
+            lowshot.EVALUATION.main,
+            "0",
+            ("--shots", 1),
+            "class 'heart' has 0 images",
+            "lower --shots",
+        ),
     ],
 )
 def test_an_svm_of_one_class(refused, kit, encoder_file, tmp_path, main, label, flags, told, hint):
@@ -546,12 +562,12 @@ def spoilt(path: Path, change: Callable[[torch.Tensor], object]) -> Path:
         (lambda weight: weight.zero_(), "it has collapsed", "train again"),
     ],
 )
-@pytest.mark.parametrize("main", [knn.main, lowshot.main])
+@pytest.mark.parametrize("main", [knn.EVALUATION.main, lowshot.EVALUATION.main])
 def test_encoders_that_diverged_or_collapsed_get_no_score(
     refused, world, tmp_path, main, change, told, hint
 ):
     ckpt = spoilt(tmp_path / "encoder.safetensors", change)
-    args = neighbours if main is knn.main else shots
+    args = neighbours if main is knn.EVALUATION.main else shots
     refused(main, *args(ckpt, world, tmp_path), told=told, hint=hint)
 
 
@@ -586,7 +602,13 @@ def test_what_is_no_checkpoint_gets_no_score(
     else:
         whole = encoder_file.read_bytes()
         path.write_bytes({"whole": whole, "cut": whole[:-1000]}.get(content, content))
-    refused(knn.main, *neighbours(path, world, tmp_path, *flags), told=told, at=path, hint=hint)
+    refused(
+        knn.EVALUATION.main,
+        *neighbours(path, world, tmp_path, *flags),
+        told=told,
+        at=path,
+        hint=hint,
+    )
 
 
 # Numbers that make no sense -----------------------------------------------------------------------
@@ -596,43 +618,58 @@ def test_what_is_no_checkpoint_gets_no_score(
     ("main", "flags", "told", "hint"),
     [
         (
-            ami.main,
+            ami.EVALUATION.main,
             ("--feature", "pooled", "--num-clusters", 13),
             "13 clusters asked of 12 images",
             "lower --num-clusters",
         ),
         (
-            gallery.main,
+            gallery.EVALUATION.main,
             ("--fine", 13, "--coarse", 3),
             "13 clusters asked of 12 images",
             "lower --fine",
         ),
         (
-            knn.main,
+            knn.EVALUATION.main,
             ("--feature", "pooled", "--k", 13),
             "k = 13 neighbours asked of 12 images",
             "lower --k",
         ),
-        (linear.main, ("--lr", 0), "--lr must be different positive numbers", None),
-        (linear.main, ("--lr", "nan"), "--lr must be different positive numbers", None),
-        (linear.main, ("--epochs", -1), "--epochs is at least 1", None),
+        (linear.EVALUATION.main, ("--lr", 0), "--lr must be different positive numbers", None),
+        (linear.EVALUATION.main, ("--lr", "nan"), "--lr must be different positive numbers", None),
+        (linear.EVALUATION.main, ("--epochs", -1), "--epochs is at least 1", None),
         (
-            linear.main,
+            linear.EVALUATION.main,
             ("--batch-size", 99),
             "12 training images are less than a batch of 99",
             "lower --batch-size",
         ),
-        (semisup.main, ("--backbone-lr", 0), "--backbone-lr and --head-lr are positive", None),
-        (semisup.main, ("--head-lr", -1), "--backbone-lr and --head-lr are positive", None),
-        (semisup.main, ("--epochs", -1), "--epochs are at least 1", None),
-        (detection.main, ("--lr", 0), "--lr is positive", None),
-        (detection.main, ("--epochs", -1), "--epochs and --iterations are at least 1", None),
+        (
+            semisup.EVALUATION.main,
+            ("--backbone-lr", 0),
+            "--backbone-lr and --head-lr are positive",
+            None,
+        ),
+        (
+            semisup.EVALUATION.main,
+            ("--head-lr", -1),
+            "--backbone-lr and --head-lr are positive",
+            None,
+        ),
+        (semisup.EVALUATION.main, ("--epochs", -1), "--epochs are at least 1", None),
+        (detection.EVALUATION.main, ("--lr", 0), "--lr is positive", None),
+        (
+            detection.EVALUATION.main,
+            ("--epochs", -1),
+            "--epochs and --iterations are at least 1",
+            None,
+        ),
     ],
 )
 def test_senseless_numbers_of_an_evaluation(
     refused, folder, encoder_file, moco_file, tmp_path, main, flags, told, hint
 ):
-    ckpt = moco_file if main is gallery.main else encoder_file
+    ckpt = moco_file if main is gallery.EVALUATION.main else encoder_file
     refused(main, *scoring(ckpt, folder, tmp_path, *flags), told=told, hint=hint)
 
 
@@ -677,7 +714,7 @@ def test_results_that_cannot_be_written_are_told_before_the_work(
     )
     out = tmp_path / "file" / "results"
     refused(
-        knn.main,
+        knn.EVALUATION.main,
         *neighbours(encoder_file, folder, tmp_path, "--results", out),
         told=f"{tmp_path / 'file'} is no folder",
         at=out,
@@ -688,7 +725,7 @@ def test_results_that_cannot_be_written_are_told_before_the_work(
     )  # as on a disk mounted to be read
     out = tmp_path / "results"
     refused(
-        knn.main,
+        knn.EVALUATION.main,
         *neighbours(encoder_file, folder, tmp_path),
         told="may not be written to",
         at=out,
@@ -720,7 +757,7 @@ def test_a_disk_that_refuses_at_the_end(
 
     monkeypatch.setattr(builtins if failing == "open" else os, failing, refusing)
     said = refused(
-        knn.main,
+        knn.EVALUATION.main,
         *neighbours(encoder_file, folder, tmp_path),
         told=f"cannot write: {failure.strerror}",
         hint="check free space and permissions",
@@ -750,11 +787,11 @@ def test_a_run_folder_or_an_export_that_cannot_be_written(refused, folder, encod
     ("main", "args"),
     [
         (
-            knn.main,
+            knn.EVALUATION.main,
             ("--ckpt", "CKPT", "--feature", "pooled", "--workers", 0, "--results", "RESULTS"),
         ),
         (
-            knn.main,
+            knn.EVALUATION.main,
             (
                 "--ckpt",
                 "CKPT",
@@ -771,7 +808,7 @@ def test_a_run_folder_or_an_export_that_cannot_be_written(refused, folder, encod
             ),
         ),
         (
-            ami.main,
+            ami.EVALUATION.main,
             (
                 "--ckpt",
                 "CKPT",
@@ -827,13 +864,13 @@ def test_a_cache_that_cannot_be_written(
 @pytest.mark.parametrize(
     ("main", "flags"),
     [
-        (lowshot.main, ("--shots", 1, "--draws", 1, "--skip-bad-images", 1)),
-        (lowshot.main, ("--shots", 1, "--draws", 1, "--dataset", "places205")),
-        (fullsvm.main, ()),
-        (knn.main, ("--feature", "pooled", "--k", 1)),
-        (ami.main, ("--feature", "pooled", "--num-clusters", 5)),
-        (linear.main, ("--epochs", 1, "--batch-size", 50)),
-        (semisup.main, ("--epochs", 1, "--batch-size", 2)),
+        (lowshot.EVALUATION.main, ("--shots", 1, "--draws", 1, "--skip-bad-images", 1)),
+        (lowshot.EVALUATION.main, ("--shots", 1, "--draws", 1, "--dataset", "places205")),
+        (fullsvm.EVALUATION.main, ()),
+        (knn.EVALUATION.main, ("--feature", "pooled", "--k", 1)),
+        (ami.EVALUATION.main, ("--feature", "pooled", "--num-clusters", 5)),
+        (linear.EVALUATION.main, ("--epochs", 1, "--batch-size", 50)),
+        (semisup.EVALUATION.main, ("--epochs", 1, "--batch-size", 2)),
     ],
     ids=lambda value: value.__module__ if callable(value) else "",
 )
@@ -864,7 +901,7 @@ def test_a_gpu_that_is_not_there(refused, folder, encoder_file, tmp_path, monkey
     main, args = (
         (pretrain, training)
         if script == "pretraining"
-        else (knn.main, partial(neighbours, encoder_file))
+        else (knn.EVALUATION.main, partial(neighbours, encoder_file))
     )
     refused(
         main,
@@ -897,7 +934,7 @@ def test_a_gpu_that_is_too_small(refused, folder, encoder_file, tmp_path, monkey
     main, args = (
         (pretrain, training)
         if script == "pretraining"
-        else (knn.main, partial(neighbours, encoder_file))
+        else (knn.EVALUATION.main, partial(neighbours, encoder_file))
     )
     said = refused(
         main,
@@ -924,7 +961,7 @@ def test_a_memory_that_is_too_small(
     main, args = (
         (pretrain, training)
         if script == "pretraining"
-        else (knn.main, partial(neighbours, encoder_file))
+        else (knn.EVALUATION.main, partial(neighbours, encoder_file))
     )
     refused(
         main,
@@ -1013,7 +1050,7 @@ def test_workers_that_run_out_of_something(
     main, args = (
         (pretrain, training)
         if script == "pretraining"
-        else (knn.main, partial(neighbours, encoder_file))
+        else (knn.EVALUATION.main, partial(neighbours, encoder_file))
     )
     refused(
         main,
@@ -1034,7 +1071,7 @@ def test_one_score_s_workers_do_not_end_those_of_a_whole_table(
     )  # so a wait is longer than any busy machine's
     begun = time.monotonic()
     with pytest.raises(UserError, match="memory is too small"):
-        knn.evaluate(
+        knn.EVALUATION.execute(
             knn.Config(
                 encoder_file,
                 folder,
@@ -1069,7 +1106,7 @@ def test_too_many_open_files_are_not_the_image_s_fault(
     main, args = (
         (pretrain, training)
         if script == "pretraining"
-        else (knn.main, partial(neighbours, encoder_file))
+        else (knn.EVALUATION.main, partial(neighbours, encoder_file))
     )
     try:
         refused(
@@ -1097,7 +1134,7 @@ def test_no_image_is_left_out_for_want_of_memory_or_handles(
     them now."""
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: fail_with(failure))
     said = refused(
-        ami.main,
+        ami.EVALUATION.main,
         *scoring(
             encoder_file,
             folder,

@@ -83,7 +83,7 @@ def test_permuted_classes_are_told_on_the_terminal_and_in_the_record(
         shutil.copytree(folder, root / "train" / folder.name)
         shutil.copytree(folder, root / "val" / folders[(number + 1) % 3].name)
     code, _, err = command(
-        knn.main,
+        knn.EVALUATION.main,
         "--ckpt",
         moco_file,
         "--data",

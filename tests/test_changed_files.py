@@ -60,9 +60,9 @@ def test_a_second_score_is_that_of_the_new_images(root, moco_file, tmp_path, com
         "--results",
         tmp_path / "r",
     ]
-    assert command(knn.main, *words)[0] == 0
+    assert command(knn.EVALUATION.main, *words)[0] == 0
     _overwrite(imagenet.read(root, "val"))
-    code, out, _ = command(knn.main, *words)
+    code, out, _ = command(knn.EVALUATION.main, *words)
     assert code == 0
     assert out.count("taken from the cache") == 1, "the training images are as they were"
     first, second = sorted(
@@ -130,9 +130,9 @@ def test_the_embedded_folder_is_treated_as_no_folder_is(world, encoder_file, tmp
             "--workers",
             0,
         ]
-        code, out, err = command(knn.main, *words, "--results", tmp_path / "r")
+        code, out, err = command(knn.EVALUATION.main, *words, "--results", tmp_path / "r")
         assert code == 0, err
-        assert "EMBEDDED DATA" in out
+        assert "BUNDLED SYNTHETIC DATA" in out
         assert "as published" not in err
     assert all(records.read(path)["data"]["embedded"] for path in (tmp_path / "r").glob("*.json"))
     assert linear.Config(encoder_file, world).params() == linear.Config(encoder_file).params()

@@ -287,7 +287,7 @@ def test_pretraining_and_probing_on_it_from_the_command_line(command, tmp_path, 
     )
     assert code == 0, err
     code, out, err = command(
-        linear.main,
+        linear.EVALUATION.main,
         "--ckpt",
         tmp_path / "run" / "encoder.safetensors",
         "--data",

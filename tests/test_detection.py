@@ -427,7 +427,7 @@ def test_a_gpu_that_is_too_small_is_told(
 
     monkeypatch.setattr(training, "loss_of", full)
     code, _, err = command(
-        detection.main,
+        detection.EVALUATION.main,
         "--ckpt",
         moco_file,
         "--data",
@@ -667,16 +667,23 @@ def whole_run(moco_file, scene_data, tmp_path_factory) -> dict:
     config = detection.Config(
         moco_file, scene_data, iterations=40, batch_size=2, workers=0, draws=2, results=folder
     )
-    return records.read(detection.evaluate(config))
+    return records.read(detection.EVALUATION.execute(config))
 
 
 def test_a_run_leaves_a_record_and_pictures(command, moco_file, scene_data, tmp_path):
     code, out, err = command(
-        detection.main, "--ckpt", moco_file, "--data", scene_data, "--results", tmp_path, *FEW
+        detection.EVALUATION.main,
+        "--ckpt",
+        moco_file,
+        "--data",
+        scene_data,
+        "--results",
+        tmp_path,
+        *FEW,
     )
     assert (code, err) == (0, "")
     assert f"operators of torchvision: 16 training and {SCENES['voc2007-test']} test images" in out
-    assert "EMBEDDED SCENES" in out
+    assert "BUNDLED SYNTHETIC DATA" in out
     record = of(tmp_path)
     assert len(record["runs"]) == 1
     (run,) = record["runs"]
@@ -704,7 +711,7 @@ def test_both_trainings_and_coco_by_the_flags_of_the_papers(
     command, moco_file, scene_data, tmp_path
 ):
     code, out, _ = command(
-        detection.main,
+        detection.EVALUATION.main,
         "--ckpt",
         moco_file,
         "--data",
@@ -718,7 +725,7 @@ def test_both_trainings_and_coco_by_the_flags_of_the_papers(
     assert code == 0
     assert of(tmp_path / "a")["data"]["train_images"] == 24
     code, out, _ = command(
-        detection.main,
+        detection.EVALUATION.main,
         "--ckpt",
         moco_file,
         "--data",
@@ -755,11 +762,11 @@ def test_a_stopped_training_goes_on_to_the_same_weights(
 
     monkeypatch.setattr(training, "loss_of", stops)
     with pytest.raises(KeyboardInterrupt):
-        detection.evaluate(config)
+        detection.EVALUATION.execute(config)
     assert not list(tmp_path.glob("*.json"))
     redone = []
     monkeypatch.setattr(training, "loss_of", lambda *args: (redone.append(0), step(*args))[1])
-    record = records.read(detection.evaluate(config))
+    record = records.read(detection.EVALUATION.execute(config))
     assert len(redone) == 80 - stopped_at // 20 * 20
     assert record["runs"] == whole_run["runs"]
     assert record["curves"] == whole_run["curves"]
@@ -772,17 +779,17 @@ def test_what_is_done_is_not_done_again(
     config = detection.Config(
         moco_file, scene_data, iterations=20, batch_size=2, workers=0, results=tmp_path
     )
-    path = detection.evaluate(config)
+    path = detection.EVALUATION.execute(config)
     monkeypatch.setattr(training, "loss_of", None)
-    assert detection.evaluate(config) == path
+    assert detection.EVALUATION.execute(config) == path
     assert "done before" in capsys.readouterr().out
     with pytest.raises(TypeError):
-        detection.evaluate(replace(config, seed=1))
+        detection.EVALUATION.execute(replace(config, seed=1))
 
 
 def test_precision_is_told_and_recorded(command, encoder_file, scene_data, tmp_path):
     code, out, _ = command(
-        detection.main,
+        detection.EVALUATION.main,
         "--ckpt",
         encoder_file,
         "--data",
@@ -814,7 +821,7 @@ def test_a_backbone_that_changes_in_training_stops_the_run(
 
     monkeypatch.setattr(training, "loss_of", touches)
     with pytest.raises(RuntimeError, match="the frozen backbone changed"):
-        detection.evaluate(
+        detection.EVALUATION.execute(
             detection.Config(
                 moco_file, scene_data, iterations=20, batch_size=2, workers=0, results=tmp_path
             )
@@ -829,7 +836,7 @@ def test_batchnorm_statistics_are_made_anew_on_coco_alone(
     asked = []
     monkeypatch.setattr(training, "loss_of", lambda *_: torch.tensor(1.0))
     monkeypatch.setattr(training, "precise_batch_norm", lambda *args, **how: asked.append(args[3]))
-    detection.evaluate(
+    detection.EVALUATION.execute(
         detection.Config(
             moco_file, scene_data, dataset, iterations=20, batch_size=2, workers=0, results=tmp_path
         )
@@ -847,7 +854,7 @@ def test_draws_start_from_heads_of_their_own(moco_file, scene_data, tmp_path, mo
             torch.tensor(1.0),
         )[1],
     )
-    detection.evaluate(
+    detection.EVALUATION.execute(
         detection.Config(
             moco_file, scene_data, iterations=1, batch_size=2, draws=2, workers=0, results=tmp_path
         )
@@ -864,18 +871,18 @@ def test_a_damaged_state_is_told(moco_file, scene_data, tmp_path, monkeypatch):
     )
     monkeypatch.setattr(detection, "SAVE_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
-        detection.evaluate(config)
+        detection.EVALUATION.execute(config)
     (state,) = tmp_path.glob(".detection*.pt")
     state.write_bytes(state.read_bytes()[:1000])
     with pytest.raises(UserError, match="is damaged"):
-        detection.evaluate(config)
+        detection.EVALUATION.execute(config)
 
 
 def test_worker_processes_change_nothing(moco_file, scene_data, tmp_path, whole_run):
     config = detection.Config(
         moco_file, scene_data, iterations=40, batch_size=2, workers=2, draws=1, results=tmp_path
     )
-    assert records.read(detection.evaluate(config))["runs"][0] == whole_run["runs"][0]
+    assert records.read(detection.EVALUATION.execute(config))["runs"][0] == whole_run["runs"][0]
 
 
 @pytest.mark.parametrize(
@@ -899,7 +906,9 @@ def test_worker_processes_change_nothing(moco_file, scene_data, tmp_path, whole_
     ],
 )
 def test_mistakes_are_told_without_a_traceback(command, moco_file, tmp_path, flags, told):
-    code, _, err = command(detection.main, "--ckpt", moco_file, "--results", tmp_path, *flags)
+    code, _, err = command(
+        detection.EVALUATION.main, "--ckpt", moco_file, "--results", tmp_path, *flags
+    )
     assert code == 2
     assert told in err
     assert "Traceback" not in err
@@ -932,9 +941,9 @@ def test_detectors_train_on_a_gpu_in_bf16(moco_file, scene_data, tmp_path, datas
         results=tmp_path,
         device="cuda",
     )
-    config = replace(config, reading=replace(config.reading, precision="bf16"))
+    config = replace(config, load_options=replace(config.load_options, precision="bf16"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        record = records.read(detection.evaluate(config))
+        record = records.read(detection.EVALUATION.execute(config))
     assert record["cost"]["images_per_second"] > 0
     assert np.isfinite(record["runs"][0]["loss"])

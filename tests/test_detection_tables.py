@@ -4,6 +4,7 @@ MMDetection."""
 import base64
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -136,12 +137,12 @@ def test_a_score_that_fails_does_not_stop_the_others(
     monkeypatch.setattr(scenes, "ensure", lambda: scene_data)
     seen = []
 
-    def evaluate(config, subject):
+    def run(config, context):
         seen.append(config.dataset)
         if config.dataset == "voc07":
             raise detection.UserError("detection training diverged", hint="a lower --lr")
 
-    monkeypatch.setattr(detection, "evaluate", evaluate)
+    monkeypatch.setattr(detection, "EVALUATION", replace(detection.EVALUATION, run=run))
     jobs = plan.make_plan(
         load("table5"),
         "quick",

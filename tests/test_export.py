@@ -111,7 +111,7 @@ def test_what_detectron2_reads(command, source, tmp_path):
 def test_the_card_names_recipe_data_and_records(command, encoder_file, world, tmp_path):
     results = tmp_path / "results"
     code, _, err = command(
-        lowshot.main,
+        lowshot.EVALUATION.main,
         "--ckpt",
         encoder_file,
         "--data",

@@ -193,8 +193,10 @@ def test_evaluations_share_one_extraction(encoder_file, world, tmp_path, monkeyp
     from evaluate import fullsvm, lowshot
 
     monkeypatch.setenv("PROTOBENCH_CACHE", str(tmp_path))
-    fullsvm.evaluate(fullsvm.Config(encoder_file, world, workers=0, results=tmp_path))
-    lowshot.evaluate(lowshot.Config(encoder_file, world, shots=(1,), workers=0, results=tmp_path))
+    fullsvm.EVALUATION.execute(fullsvm.Config(encoder_file, world, workers=0, results=tmp_path))
+    lowshot.EVALUATION.execute(
+        lowshot.Config(encoder_file, world, shots=(1,), workers=0, results=tmp_path)
+    )
     assert capsys.readouterr().out.count("taken from the cache") == 2
     assert len(list((tmp_path / "features").glob("*.npy"))) == 2
 

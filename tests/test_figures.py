@@ -14,11 +14,13 @@ from matplotlib import pyplot
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from evaluate import course, gallery, tsne
-from pretrain import loop, recipes
+from evaluate import gallery, tsne
+from pretrain import history, loop, recipes
 from protobench import records
 from protobench.checkpoints import encoders
 from protobench.kmeans import Clustering
+from protobench.records import ModelInfo, ResultKey
+from protobench.runtime.errors import UserError
 from tables import __main__ as tables_main
 from tables.engine import catalogue, compare, courses, pictures
 from tables.pcl import figure5, figure6
@@ -59,44 +61,40 @@ def spcl_trained(train_images, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def results(trained, spcl_trained, world, tmp_path_factory):
+def results(trained, spcl_trained, train_images, world, tmp_path_factory):
     """A results folder with the records of all figures, of two pretended seeds."""
     folder = tmp_path_factory.mktemp("results")
     where = {"workers": 0, "results": folder / "mini" / "records"}
     for row, path in trained.items():
         for seed in (1, 2):
-            subject = {"row": row, "seed": seed, "source": "retrained", "recipe": row}
-            course.evaluate(course.Config(path, world, **where), subject)
+            model = ModelInfo(row, seed, "retrained", row)
+            history.write("course", path, train_images, "imagenet", where["results"], model)
             if row != "pcl-fixed":
-                tsne.evaluate(tsne.Config(path, world, per_class=5, perplexity=5, **where), subject)
+                tsne.EVALUATION.execute(
+                    tsne.Config(path, world, per_class=5, perplexity=5, **where), model
+                )
     for row in figure2.FIGURE.rows:
         for seed in (1, 2):
-            subject = {"row": row.name, "seed": seed, "source": "retrained", "recipe": row.name}
-            path = course.evaluate(
-                course.Config(spcl_trained[row.mini.method], world, "cifar10", **where), subject
+            model = ModelInfo(row.name, seed, "retrained", row.name)
+            encoder = spcl_trained[row.mini.method]
+            path = history.write(
+                "course", encoder, train_images, "cifar10", where["results"], model
             )
             account = records.read(path)["checkpoint"]
             records.write(
                 folder / "mini" / "records",
-                {
-                    "evaluation": "linear",
-                    "data_name": "cifar10",
-                    "version": 1,
-                    "data": [],
-                    "params": {},
-                    "encoder": row.name,
-                },
+                ResultKey("linear", "cifar10", 1, row.name, (), {}),
                 [{"draw": 0, "value": 50.0 + seed}],
-                subject=subject,
+                model=model,
                 checkpoint=account,
                 data={"classes": 10},
                 metric={"test_images": 40},
             )
-    gallery.evaluate(
+    gallery.EVALUATION.execute(
         gallery.Config(
             trained["pcl"], world, fine=10, coarse=4, clusters=3, coarse_images=4, **where
         ),
-        {"row": "pcl", "seed": 1, "source": "retrained", "recipe": "pcl"},
+        ModelInfo("pcl", 1, "retrained", "pcl"),
     )
     for path in (Path(__file__).parents[1] / "results/reference/mini/records").glob(
         "*-1-detection-voc07-*.json"
@@ -110,11 +108,9 @@ def results(trained, spcl_trained, world, tmp_path_factory):
 # course -------------------------------------------------------------------------------------------
 
 
-def test_a_course_becomes_a_record(command, trained, world, tmp_path):
-    code, out, err = command(
-        course.main, "--ckpt", trained["pcl"], "--data", world, "--results", tmp_path
-    )
-    assert code == 0, err
+def test_a_training_history_becomes_a_record(trained, train_images, tmp_path):
+    path = history.write("course", trained["pcl"], train_images, "imagenet", tmp_path)
+    out = history.report(records.read(path))
     assert "AMI K=2" in out
     assert out.index("AMI K=5") < out.index("AMI K=10")
     (record,) = records.read_all(tmp_path).values()
@@ -122,32 +118,22 @@ def test_a_course_becomes_a_record(command, trained, world, tmp_path):
     assert [probe["epochs"] for probe in record["probes"]] == [0, 1, 2]
 
 
-def test_a_course_that_is_missing_damaged_or_another_s_is_refused(
-    command, trained, world, tmp_path
-):
+def test_a_history_that_is_missing_damaged_or_another_s_is_refused(trained, train_images, tmp_path):
     shutil.copy(trained["pcl"], tmp_path / "encoder.safetensors")
-    args = (
-        "--ckpt",
-        tmp_path / "encoder.safetensors",
-        "--data",
-        world,
-        "--results",
-        tmp_path / "r",
-    )
     whole = json.loads((trained["pcl"].parent / "course.json").read_text())
     short = json.dumps({**whole, "probes": whole["probes"][:-1]})
     for content, complaint in (
-        (None, "no course beside this encoder"),
-        ("{}", "no course of a pretraining"),
-        (short, "no course of a pretraining"),
-        ((trained["moco"].parent / "course.json").read_text(), "another run's"),
+        (None, "no training history beside this encoder"),
+        ("{}", "not the history of a finished training"),
+        (short, "not the history of a finished training"),
+        ((trained["moco"].parent / "course.json").read_text(), "another run"),
     ):
         if content:
             (tmp_path / "course.json").write_text(content)
-        code, _, err = command(course.main, *args)
-        assert code == 2
-        assert complaint in err
-        assert "hint:" in err
+        ckpt = tmp_path / "encoder.safetensors"
+        with pytest.raises(UserError, match=complaint) as error:
+            history.write("course", ckpt, train_images, "imagenet", tmp_path / "r")
+        assert error.value.hint
 
 
 # t-SNE --------------------------------------------------------------------------------------------
@@ -155,14 +141,14 @@ def test_a_course_that_is_missing_damaged_or_another_s_is_refused(
 
 def test_the_first_classes_and_a_seeded_part_of_each_are_shown():
     labels = np.repeat(np.arange(6), 30)
-    rows = tsne.chosen(labels, 4, 10, 0)
+    rows = tsne.sample(labels, 4, 10, 0)
     assert np.bincount(labels[rows]).tolist() == [10] * 4
     assert (
         rows.tolist()
-        == tsne.chosen(labels, 4, 10, 0).tolist()
-        != tsne.chosen(labels, 4, 10, 1).tolist()
+        == tsne.sample(labels, 4, 10, 0).tolist()
+        != tsne.sample(labels, 4, 10, 1).tolist()
     )
-    assert len(tsne.chosen(labels, 60, 200, 0)) == 180
+    assert len(tsne.sample(labels, 60, 200, 0)) == 180
 
 
 def test_groups_far_apart_stay_apart_and_noise_mixes():
@@ -187,7 +173,7 @@ def test_senseless_parameters_of_tsne_are_refused(
     command, trained, world, tmp_path, flags, complaint
 ):
     code, _, err = command(
-        tsne.main,
+        tsne.EVALUATION.main,
         "--ckpt",
         trained["pcl"],
         "--data",
@@ -240,14 +226,14 @@ def test_the_record_holds_pictures_that_can_be_shown(results):
     [
         (("--fine", 5, "--coarse", 5), "less than"),
         (("--clusters", 0), "at least 1"),
-        (("--fine", 201, "--coarse", 9), "201 clusters asked of 200 images"),
+        (("--fine", 201, "--coarse", 9), "201 clusters of only 200 images"),
     ],
 )
 def test_senseless_parameters_of_galleries_are_refused(
     command, trained, world, tmp_path, flags, complaint
 ):
     args = ("--ckpt", trained["pcl"], "--data", world, "--workers", 0, "--results", tmp_path)
-    code, _, err = command(gallery.main, *args, *flags)
+    code, _, err = command(gallery.EVALUATION.main, *args, *flags)
     assert code == 2
     assert complaint in err
 
@@ -445,8 +431,8 @@ def test_pictures_and_galleries_look_at_the_momentum_encoder(trained, world, tmp
 
     monkeypatch.setattr(encoders, "load", load)
     where = {"workers": 0, "results": tmp_path}
-    tsne.evaluate(tsne.Config(trained["moco"], world, per_class=5, perplexity=5, **where))
-    gallery.evaluate(gallery.Config(trained["moco"], world, fine=10, coarse=4, **where))
+    tsne.EVALUATION.execute(tsne.Config(trained["moco"], world, per_class=5, perplexity=5, **where))
+    gallery.EVALUATION.execute(gallery.Config(trained["moco"], world, fine=10, coarse=4, **where))
     assert asked == ["momentum", "momentum"]
     record = next(
         r for r in records.read_all(tmp_path).values() if r["unit"]["evaluation"] == "tsne"

@@ -91,7 +91,8 @@ def _args(file, world, out, *more):
 def test_a_checkpoint_is_scored_and_recorded(command, encoder_file, world, tmp_path, protocol):
     grid = ("--costs", 0.1, 1) if protocol == "goyal" else ()
     code, out, err = command(
-        fullsvm.main, *_args(encoder_file, world, tmp_path, "--protocol", protocol, *grid)
+        fullsvm.EVALUATION.main,
+        *_args(encoder_file, world, tmp_path, "--protocol", protocol, *grid),
     )
     assert code == 0, err
     assert f"200 images, protocol {protocol}, 120 test images" in out
@@ -108,7 +109,7 @@ def test_a_checkpoint_is_scored_and_recorded(command, encoder_file, world, tmp_p
     "flags", [("--costs", 0), ("--costs", 1, 1), ("--costs", "nan"), ("--protocol", "voc")]
 )
 def test_senseless_parameters_are_refused(command, encoder_file, world, tmp_path, flags):
-    code, _, err = command(fullsvm.main, *_args(encoder_file, world, tmp_path, *flags))
+    code, _, err = command(fullsvm.EVALUATION.main, *_args(encoder_file, world, tmp_path, *flags))
     assert code == 2
     assert "Traceback" not in err
     assert not list(tmp_path.glob("*.json"))

@@ -111,7 +111,7 @@ def test_weights_of_a_converted_simclr_are_not_scored_with_imagenet_s_normalisat
         "--results",
         tmp_path / "results",
     ]
-    code, _, err = command(knn.main, *words, "--normalisation", "0-1")
+    code, _, err = command(knn.EVALUATION.main, *words, "--normalisation", "0-1")
     assert (code, "does not fit" in err) == (0, False)
 
 

@@ -100,7 +100,7 @@ def _args(file, world, out, *more):
 
 
 def test_queries_are_compared_with_momentum_embeddings(command, moco_file, world, tmp_path):
-    code, out, err = command(knn.main, *_args(moco_file, world, tmp_path, "--k", 5, 20))
+    code, out, err = command(knn.EVALUATION.main, *_args(moco_file, world, tmp_path, "--k", 5, 20))
     assert code == 0, err
     assert (
         "(query encoder) among 200 training images (momentum encoder), 64-D embedding feature,"
@@ -167,12 +167,12 @@ def test_the_embedding_is_the_training_one(world, tmp_path):
 def test_without_a_head_the_pooled_feature_must_be_asked_for(
     command, encoder_file, world, tmp_path
 ):
-    code, _, err = command(knn.main, *_args(encoder_file, world, tmp_path, "--k", 5))
+    code, _, err = command(knn.EVALUATION.main, *_args(encoder_file, world, tmp_path, "--k", 5))
     assert code == 2
     assert "holds no projection head" in err
     assert "--feature pooled" in err
     code, out, err = command(
-        knn.main, *_args(encoder_file, world, tmp_path, "--k", 5, "--feature", "pooled")
+        knn.EVALUATION.main, *_args(encoder_file, world, tmp_path, "--k", 5, "--feature", "pooled")
     )
     assert code == 0, err
     assert "(query encoder), 128-D pooled feature, temperature 0.07" in out
@@ -182,7 +182,9 @@ def test_other_copies_are_other_records(command, moco_file, world, tmp_path):
     """The bank is the momentum encoder's by default and the query encoder's where that is asked
     for."""
     for flags in ((), ("--weights", "query"), ("--weights", "momentum")):
-        code, _, err = command(knn.main, *_args(moco_file, world, tmp_path, "--k", 5, *flags))
+        code, _, err = command(
+            knn.EVALUATION.main, *_args(moco_file, world, tmp_path, "--k", 5, *flags)
+        )
         assert code == 0, err
     found = list(records.read_all(tmp_path).values())
     assert len({record["unit"]["encoder"] for record in found}) == 3
@@ -196,7 +198,7 @@ def test_other_copies_are_other_records(command, moco_file, world, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
-        (("--k", 500), "500 neighbours asked of 200 images"),
+        (("--k", 500), "500 of only 200 images"),
         (("--k", 0), "at least 1"),
         (("--k", 5, 5), "different numbers"),
         (("--temperature", -1), "must be positive"),
@@ -205,7 +207,7 @@ def test_other_copies_are_other_records(command, moco_file, world, tmp_path):
     ],
 )
 def test_senseless_parameters_are_refused(command, moco_file, world, tmp_path, flags, complaint):
-    code, _, err = command(knn.main, *_args(moco_file, world, tmp_path), *flags)
+    code, _, err = command(knn.EVALUATION.main, *_args(moco_file, world, tmp_path), *flags)
     assert code == 2
     assert complaint in err
     assert not list(tmp_path.glob("*.json"))
@@ -226,7 +228,7 @@ def test_processes_that_share_the_bank_find_what_one_finds(command, moco_file, w
         "--device",
         "cpu",
     ]
-    assert command(knn.main, *args, "--results", tmp_path / "one")[0] == 0
+    assert command(knn.EVALUATION.main, *args, "--results", tmp_path / "one")[0] == 0
     torchrun = [
         sys.executable,
         "-m",

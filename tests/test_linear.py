@@ -203,7 +203,9 @@ def _args(file, world, out, *more):
 def test_a_checkpoint_is_scored_recorded_and_unmoved(
     command, encoder_file, world, tmp_path, dataset
 ):
-    code, _, err = command(linear.main, *_args(encoder_file, world, tmp_path, "--dataset", dataset))
+    code, _, err = command(
+        linear.EVALUATION.main, *_args(encoder_file, world, tmp_path, "--dataset", dataset)
+    )
     assert code == 0, err
     (record,) = records.read_all(tmp_path).values()
     assert record["feature"]["dim"] == (512 if dataset == "places205" else 128)
@@ -212,7 +214,8 @@ def test_a_checkpoint_is_scored_recorded_and_unmoved(
     )
     assert not list(tmp_path.glob(".linear-*")), "the state is gone when the record is there"
     code, _, err = command(
-        linear.main, *_args(encoder_file, world, tmp_path / "again", "--dataset", dataset)
+        linear.EVALUATION.main,
+        *_args(encoder_file, world, tmp_path / "again", "--dataset", dataset),
     )
     assert code == 0, err
     assert [r["runs"] for r in records.read_all(tmp_path / "again").values()] == [record["runs"]], (
@@ -242,10 +245,10 @@ def test_without_data_cifar_s_stand_in_is_swept_on_a_cosine(
         "--results",
         tmp_path,
     )
-    code, out, err = command(linear.main, *words, "--dataset", "cifar100")
+    code, out, err = command(linear.EVALUATION.main, *words, "--dataset", "cifar100")
     assert code == 0, err
     assert factors == pytest.approx(np.repeat([1, (2 + 2**0.5) / 4, 0.5, (2 - 2**0.5) / 4], 2))
-    assert "EMBEDDED DATA" in out
+    assert "BUNDLED SYNTHETIC DATA" in out
     (record,) = records.read_all(tmp_path).values()
     assert record["unit"]["data_name"] == record["data"]["name"] == "cifar100"
     assert [line["lr"] for line in record["sweep"]] == [0.1, 1.0, 10.0]
@@ -254,7 +257,9 @@ def test_without_data_cifar_s_stand_in_is_swept_on_a_cosine(
 
 
 def test_a_sweep_is_chosen_on_held_out_training_images(command, encoder_file, world, tmp_path):
-    code, out, err = command(linear.main, *_args(encoder_file, world, tmp_path, "--lr", 0.1, 1, 10))
+    code, out, err = command(
+        linear.EVALUATION.main, *_args(encoder_file, world, tmp_path, "--lr", 0.1, 1, 10)
+    )
     assert code == 0, err
     assert "180 images" in out
     assert out.count("<- chosen on the held-out images") == 1
@@ -267,7 +272,7 @@ def test_a_sweep_is_chosen_on_held_out_training_images(command, encoder_file, wo
 def test_a_stopped_probe_goes_on_from_its_last_epoch(
     command, encoder_file, world, tmp_path, monkeypatch
 ):
-    command(linear.main, *_args(encoder_file, world, tmp_path / "whole"))
+    command(linear.EVALUATION.main, *_args(encoder_file, world, tmp_path / "whole"))
     real, seen = linear.order, []
 
     def stop_at_2(images, seed, epoch):
@@ -277,10 +282,10 @@ def test_a_stopped_probe_goes_on_from_its_last_epoch(
         return real(images, seed, epoch)
 
     monkeypatch.setattr(linear, "order", stop_at_2)
-    code, _, err = command(linear.main, *_args(encoder_file, world, tmp_path / "cut"))
+    code, _, err = command(linear.EVALUATION.main, *_args(encoder_file, world, tmp_path / "cut"))
     assert code == 130
     assert "the same command continues" in err
-    code, _, err = command(linear.main, *_args(encoder_file, world, tmp_path / "cut"))
+    code, _, err = command(linear.EVALUATION.main, *_args(encoder_file, world, tmp_path / "cut"))
     assert code == 0, err
     assert seen == [0, 1, 2, 2]
     whole, cut = (
@@ -290,7 +295,7 @@ def test_a_stopped_probe_goes_on_from_its_last_epoch(
 
 
 def test_a_probe_told_to_stop_saves_the_step(command, encoder_file, world, tmp_path, monkeypatch):
-    command(linear.main, *_args(encoder_file, world, tmp_path / "whole"))
+    command(linear.EVALUATION.main, *_args(encoder_file, world, tmp_path / "whole"))
     real, seen = linear.Heads.step, []
 
     def signalled(self, *args):
@@ -300,9 +305,9 @@ def test_a_probe_told_to_stop_saves_the_step(command, encoder_file, world, tmp_p
         return real(self, *args)
 
     monkeypatch.setattr(linear.Heads, "step", signalled)
-    code, _, err = command(linear.main, *_args(encoder_file, world, tmp_path / "cut"))
+    code, _, err = command(linear.EVALUATION.main, *_args(encoder_file, world, tmp_path / "cut"))
     assert code == 75
-    code, _, err = command(linear.main, *_args(encoder_file, world, tmp_path / "cut"))
+    code, _, err = command(linear.EVALUATION.main, *_args(encoder_file, world, tmp_path / "cut"))
     assert code == 0, err
     whole, cut = (
         next(iter(records.read_all(tmp_path / name).values())) for name in ("whole", "cut")
@@ -316,12 +321,12 @@ def test_a_probe_told_to_stop_saves_the_step(command, encoder_file, world, tmp_p
 
 def test_a_damaged_state_is_told(command, encoder_file, world, tmp_path, monkeypatch):
     monkeypatch.setattr(linear, "accuracies", lambda *_: 1 / 0)
-    command(linear.main, *_args(encoder_file, world, tmp_path))
+    command(linear.EVALUATION.main, *_args(encoder_file, world, tmp_path))
     states = list(tmp_path.glob(".linear-*.pt"))
     assert len(states) == 2
     for state in states:
         state.write_bytes(b"damaged")
-    code, _, err = command(linear.main, *_args(encoder_file, world, tmp_path))
+    code, _, err = command(linear.EVALUATION.main, *_args(encoder_file, world, tmp_path))
     assert code == 2
     assert "is damaged" in err
     assert "to start this run again" in err
@@ -335,7 +340,7 @@ def test_a_moving_backbone_would_be_noticed(command, encoder_file, world, tmp_pa
         return real(heads, compute, *rest, **more)
 
     monkeypatch.setattr(linear, "train", careless)
-    code, _, err = command(linear.main, *_args(encoder_file, world, tmp_path))
+    code, _, err = command(linear.EVALUATION.main, *_args(encoder_file, world, tmp_path))
     assert code == 2
     assert "the frozen backbone moved" in err
     assert not list(tmp_path.glob("*.json"))
@@ -348,17 +353,17 @@ def test_a_moving_backbone_would_be_noticed(command, encoder_file, world, tmp_pa
         (("--lr", 1, 1), "different positive"),
         (("--epochs", 0), "at least 1"),
         (("--batch-size", 1000), "less than a batch"),
-        (("--sgd-momentum", 1), "lies in"),
+        (("--sgd-momentum", 1), "lie in"),
         (("--lr", 1e39), "diverged at every"),
     ],
 )
 def test_senseless_parameters_are_refused(command, encoder_file, world, tmp_path, flags, complaint):
-    code, _, err = command(linear.main, *_args(encoder_file, world, tmp_path), *flags)
+    code, _, err = command(linear.EVALUATION.main, *_args(encoder_file, world, tmp_path), *flags)
     assert code == 2
     assert complaint in err
     assert not list(tmp_path.glob("*.json"))
 
 
 def test_classes_of_train_and_val_are_those_of_the_folder(world):
-    training, val = linear.data_lists(world)
+    training, val = linear.EVALUATION.load_data(world)
     assert training.classes == val.classes == imagenet.read(world, "train").classes

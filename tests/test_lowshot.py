@@ -239,7 +239,7 @@ def test_a_checkpoint_is_scored_and_recorded(
     command, encoder_file, world, tmp_path, dataset, metric
 ):
     code, out, err = command(
-        lowshot.main, *_args(encoder_file, world, tmp_path, "--dataset", dataset)
+        lowshot.EVALUATION.main, *_args(encoder_file, world, tmp_path, "--dataset", dataset)
     )
     assert code == 0, err
     assert "72/72 backbone tensors" in out
@@ -249,7 +249,7 @@ def test_a_checkpoint_is_scored_and_recorded(
     assert [(run["k"], run["draw"]) for run in record["runs"]] == [(1, 0), (1, 1), (2, 0), (2, 1)]
     assert record["checkpoint"]["matched"] == 72
     again = tmp_path / "again"
-    command(lowshot.main, *_args(encoder_file, world, again, "--dataset", dataset))
+    command(lowshot.EVALUATION.main, *_args(encoder_file, world, again, "--dataset", dataset))
     assert [r["runs"] for r in records.read_all(again).values()] == [record["runs"]], (
         "same seed, same record"
     )
@@ -257,7 +257,7 @@ def test_a_checkpoint_is_scored_and_recorded(
 
 def test_the_other_protocol_and_aliases(command, encoder_file, world, tmp_path):
     code, out, err = command(
-        lowshot.main,
+        lowshot.EVALUATION.main,
         *_args(
             encoder_file, world, tmp_path, "--protocol", "goyal", "--costs", 0.1, 1, "--shots", 1
         ),
@@ -265,7 +265,7 @@ def test_the_other_protocol_and_aliases(command, encoder_file, world, tmp_path):
     assert code == 0, err
     assert "best on the test set" in out
     code, out, _ = command(
-        lowshot.main,
+        lowshot.EVALUATION.main,
         "--pretrained",
         encoder_file,
         "--data",
@@ -286,7 +286,7 @@ def test_the_other_protocol_and_aliases(command, encoder_file, world, tmp_path):
 
 
 def _refused(command, *args):
-    code, out, err = command(lowshot.main, *args)
+    code, out, err = command(lowshot.EVALUATION.main, *args)
     assert code == 2, out
     assert "Traceback" not in err
     return err
@@ -373,7 +373,7 @@ def test_a_subset_keeps_its_name_when_other_draws_change(command, encoder_file, 
     for shots in ((1, 2), (2, 4)):
         out = tmp_path / str(shots)
         command(
-            lowshot.main,
+            lowshot.EVALUATION.main,
             "--ckpt",
             encoder_file,
             "--data",
@@ -395,12 +395,12 @@ def test_a_subset_keeps_its_name_when_other_draws_change(command, encoder_file, 
 
 
 def test_unknown_flags_get_a_suggestion(command):
-    code, _, err = command(lowshot.main, "--ckpt", "x", "--protocl", "pcl")
+    code, _, err = command(lowshot.EVALUATION.main, "--ckpt", "x", "--protocl", "pcl")
     assert code == 2
     assert "--protocol" in err
 
 
 def test_debug_shows_the_traceback(command, tmp_path):
-    code, _, err = command(lowshot.main, "--ckpt", tmp_path / "absent", "--debug")
+    code, _, err = command(lowshot.EVALUATION.main, "--ckpt", tmp_path / "absent", "--debug")
     assert code == 2
     assert "Traceback" in err

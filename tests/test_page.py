@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from protobench import records
+from protobench.records import ModelInfo, ResultKey
 from protobench.runtime import colour
 from tables import __main__ as tables_main
 from tables.engine import catalogue, compare, page, pictures, publish, show
@@ -124,16 +125,16 @@ def _paper_tier(tmp_path, source):
         for seed in (1, 2, 3):
             records.write(
                 tmp_path / "paper" / "records",
-                {
-                    "evaluation": "knn",
-                    "data_name": "imagenet",
-                    "version": 1,
-                    "encoder": f"{row}{seed}",
-                    "data": ["a", "b"],
-                    "params": {"k": [20], "pooled": row in ("random", "supervised")},
-                },
+                ResultKey(
+                    "knn",
+                    "imagenet",
+                    1,
+                    f"{row}{seed}",
+                    ("a", "b"),
+                    {"k": [20], "pooled": row in ("random", "supervised")},
+                ),
                 [{"k": 20, "draw": 0, "value": value + 0.1 * seed}],
-                subject={"row": row, "seed": seed, "source": source, "recipe": row},
+                model=ModelInfo(row, seed, source, row),
                 metric={
                     "name": "top-1",
                     "unit": "%",

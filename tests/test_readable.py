@@ -165,10 +165,10 @@ def test_an_evaluation_fails_by_default_and_records_what_it_left_out(
         "--results",
         tmp_path / "results",
     )
-    code, _, err = command(fullsvm.main, *args)
+    code, _, err = command(fullsvm.EVALUATION.main, *args)
     assert code == 2
     assert str(victim) in err
-    code, out, err = command(fullsvm.main, *args, "--skip-bad-images", 1)
+    code, out, err = command(fullsvm.EVALUATION.main, *args, "--skip-bad-images", 1)
     assert code == 0, err
     assert f"left out: {victim}" in out
     (record,) = records.read_all(tmp_path / "results").values()

@@ -83,7 +83,7 @@ def test_cifar_10_as_pictures_is_scored_off_protocol(tmp_path, encoder_file, com
             for path in sorted(folder.iterdir())[:10]:
                 (target / path.name).symlink_to(path)
     code, out, err = command(
-        knn.main,
+        knn.EVALUATION.main,
         "--ckpt",
         encoder_file,
         "--data",
@@ -101,7 +101,7 @@ def test_cifar_10_as_pictures_is_scored_off_protocol(tmp_path, encoder_file, com
     )
     assert code == 0, err
     assert "100 queries" in out
-    assert "EMBEDDED" not in out
+    assert "BUNDLED" not in out
     (record,) = map(records.read, (tmp_path / "r").glob("*.json"))
     assert record["data"]["name"] == "cifar10"
     assert "not the published arrays" in record["data"]["departures"][0]

@@ -1,25 +1,30 @@
 import json
+from dataclasses import replace
 
 import pytest
 
 from protobench import records
+from protobench.records import ModelInfo, ResultKey
 from protobench.runtime import files
 from protobench.runtime.errors import UserError
 
-UNIT = {"evaluation": "lowshot", "data_name": "voc07", "params": {"shots": (1, 2)}}
-SUBJECT = {"row": "pcl", "seed": 1, "source": "retrained", "recipe": "r"}
+RESULT = ResultKey("lowshot", "voc07", 1, "e", ("a", "b"), {"shots": (1, 2)})
+MODEL = ModelInfo("pcl", 1, "retrained", "r")
 
 
 def test_a_record_round_trips_and_is_found_by_its_unit(tmp_path):
     path = records.write(
-        tmp_path, UNIT, [{"k": 1, "draw": 0, "value": 46.9}], subject=SUBJECT, metric={"unit": "%"}
+        tmp_path, RESULT, [{"k": 1, "draw": 0, "value": 46.9}], model=MODEL, metric={"unit": "%"}
     )
     assert path.name.startswith("pcl-1-lowshot-voc07-")
     record = records.read(path)
     assert record["runs"] == [{"k": 1, "draw": 0, "value": 46.9}]
-    unit = json.loads(files.canonical_json(UNIT))
-    assert records.read_all(tmp_path) == {records.key(unit, SUBJECT): record}
-    assert records.key(unit, SUBJECT) != records.key(unit, SUBJECT | {"row": "moco"})
+    result = json.loads(files.canonical_json(RESULT.to_json()))
+    model = MODEL.to_json()
+    assert records.read_all(tmp_path) == {records.key(result, model): record}
+    assert records.key(result, model) != records.key(result, model | {"row": "moco"})
+    assert records.find(tmp_path, RESULT, MODEL) == path
+    assert records.find(tmp_path, replace(RESULT, version=2), MODEL) is None
     assert set(record["environment"]) >= {
         "torch",
         "python",
@@ -61,12 +66,12 @@ def test_other_systems_name_the_processor_or_nothing_fails(tmp_path, monkeypatch
 
 def test_records_from_before_the_processor_was_recorded_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(records, "environment", lambda: {"torch": "2.15.0", "threads": 1})
-    path = records.write(tmp_path, UNIT, [], subject=SUBJECT)
+    path = records.write(tmp_path, RESULT, [], model=MODEL)
     assert records.read(path)["environment"] == {"torch": "2.15.0", "threads": 1}
 
 
 def test_nothing_private_is_recorded(tmp_path):
-    text = records.write(tmp_path, UNIT, [], subject=SUBJECT).read_text()
+    text = records.write(tmp_path, RESULT, [], model=MODEL).read_text()
     assert str(tmp_path) not in text
     assert "/home" not in text
 
@@ -82,7 +87,7 @@ def test_nothing_private_is_recorded(tmp_path):
     ],
 )
 def test_an_edited_record_is_refused_by_name(tmp_path, edit):
-    path = records.write(tmp_path, UNIT, [{"k": 1, "draw": 0, "value": 46.9}], subject=SUBJECT)
+    path = records.write(tmp_path, RESULT, [{"k": 1, "draw": 0, "value": 46.9}], model=MODEL)
     path.write_text(edit(path.read_text()))
     with pytest.raises(UserError) as error:
         records.read_all(tmp_path)

@@ -22,7 +22,6 @@ SCRIPTS = [
     "evaluate/ami.py",
     "evaluate/semisup.py",
     "evaluate/detection.py",
-    "evaluate/course.py",
     "evaluate/tsne.py",
     "evaluate/gallery.py",
     "protobench/__main__.py",

@@ -253,7 +253,7 @@ def test_a_checkpoint_is_tuned_scored_and_recorded_twice_the_same(
 ):
     for name in ("one", "two"):
         code, out, err = command(
-            semisup.main, *_args(encoder_file, world, tmp_path / name, "--draws", 2)
+            semisup.EVALUATION.main, *_args(encoder_file, world, tmp_path / name, "--draws", 2)
         )
         assert code == 0, err
         assert "subset: 20 images, drawn at random; fine-tunings: 2" in out
@@ -279,7 +279,8 @@ def test_classes_that_any_network_can_tell_are_learned_from_a_tenth_of_the_label
                 )
                 Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{i}.png")
     code, _, err = command(
-        semisup.main, *_args(encoder_file, tmp_path, tmp_path, "--epochs", 10, "--head-lr", 0.01)
+        semisup.EVALUATION.main,
+        *_args(encoder_file, tmp_path, tmp_path, "--epochs", 10, "--head-lr", 0.01),
     )
     assert code == 0, err
     ((run,),) = (record["runs"] for record in records.read_all(tmp_path).values())
@@ -295,7 +296,7 @@ def test_a_stopped_fine_tuning_goes_on_and_ends_the_same(
 ):
     """In the first step of either draw, and in the first and the second of an epoch."""
     monkeypatch.setattr(semisup, "SAVE_SECONDS", -1.0)
-    command(semisup.main, *_args(encoder_file, world, tmp_path / "whole", "--draws", 2))
+    command(semisup.EVALUATION.main, *_args(encoder_file, world, tmp_path / "whole", "--draws", 2))
     real, seen = semisup.FineTuning.step, []
 
     def stop_at_13(self, *args):
@@ -306,11 +307,11 @@ def test_a_stopped_fine_tuning_goes_on_and_ends_the_same(
 
     monkeypatch.setattr(semisup.FineTuning, "step", stop_at_13)
     code, _, err = command(
-        semisup.main, *_args(encoder_file, world, tmp_path / "cut", "--draws", 2)
+        semisup.EVALUATION.main, *_args(encoder_file, world, tmp_path / "cut", "--draws", 2)
     )
     assert code == 130, err
     code, _, err = command(
-        semisup.main, *_args(encoder_file, world, tmp_path / "cut", "--draws", 2)
+        semisup.EVALUATION.main, *_args(encoder_file, world, tmp_path / "cut", "--draws", 2)
     )
     assert code == 0, err
     assert len(seen) == 16 + 1
@@ -326,7 +327,7 @@ def test_a_subset_list_is_recorded_by_name_and_hash_and_may_be_tuned_on_several_
     names = imagenet.read(world, "train").paths[::10]
     (tmp_path / "10percent.txt").write_text("\n".join(names))
     code, _, err = command(
-        semisup.main,
+        semisup.EVALUATION.main,
         *_args(
             encoder_file, world, tmp_path, "--subset-list", tmp_path / "10percent.txt", "--draws", 2
         ),
@@ -345,7 +346,7 @@ def test_a_run_with_other_parameters_does_not_resume_a_stopped_one(
 ):
     monkeypatch.setattr(semisup, "SAVE_SECONDS", -1.0)
     command(
-        semisup.main,
+        semisup.EVALUATION.main,
         *_args(encoder_file, world, tmp_path / "fresh", "--head-lr", 0.2, "--draws", 1),
     )
     real, seen = semisup.FineTuning.step, []
@@ -358,12 +359,16 @@ def test_a_run_with_other_parameters_does_not_resume_a_stopped_one(
 
     monkeypatch.setattr(semisup.FineTuning, "step", stop_at_5)
     assert (
-        command(semisup.main, *_args(encoder_file, world, tmp_path / "cut", "--draws", 1))[0] == 130
+        command(
+            semisup.EVALUATION.main, *_args(encoder_file, world, tmp_path / "cut", "--draws", 1)
+        )[0]
+        == 130
     )
     state = max((tmp_path / "cut").glob(".semisup-*.pt"))
     (state.parent / f".{state.name}.{2**22 + 1}.tmp").write_text("of a run killed while it saved")
     code, _, err = command(
-        semisup.main, *_args(encoder_file, world, tmp_path / "cut", "--head-lr", 0.2, "--draws", 1)
+        semisup.EVALUATION.main,
+        *_args(encoder_file, world, tmp_path / "cut", "--head-lr", 0.2, "--draws", 1),
     )
     assert code == 0, err
     fresh, cut = (
@@ -371,7 +376,7 @@ def test_a_run_with_other_parameters_does_not_resume_a_stopped_one(
     )
     assert fresh["runs"] == cut["runs"]
     code, _, err = command(
-        semisup.main, *_args(encoder_file, world, tmp_path / "cut", "--draws", 1)
+        semisup.EVALUATION.main, *_args(encoder_file, world, tmp_path / "cut", "--draws", 1)
     )
     assert code == 0, err
     assert not list((tmp_path / "cut").glob(".*semisup*"))
@@ -412,19 +417,19 @@ def test_draws_differ_in_classifier_and_crops():
         (("--draws", 0), "at least 1"),
         (("--epochs", 0), "at least 1"),
         (("--batch-size", 21), "less than a batch"),
-        (("--backbone-lr", 0), "are positive"),
-        (("--head-lr", 0), "are positive"),
+        (("--backbone-lr", 0), "must be positive"),
+        (("--head-lr", 0), "must be positive"),
         (("--head-lr", 1e38), "diverged in epoch"),
         (("--epochs", 1, "--batch-size", 20, "--backbone-lr", 1e30), "NaN or infinite logits"),
         (("--random-subset", "--subset-list", "x"), "exclude one another"),
         (("--subset-list", "absent.txt"), "no such list"),
         (("--precision", "bf16"), "for frozen networks"),
-        (("--sgd-momentum", 1), "lies in"),
+        (("--sgd-momentum", 1), "lie in"),
         (("--dataset", "imagenet-5pct"), "imagenet-10pct"),
     ],
 )
 def test_senseless_parameters_are_refused(command, encoder_file, world, tmp_path, flags, complaint):
-    code, out, err = command(semisup.main, *_args(encoder_file, world, tmp_path), *flags)
+    code, out, err = command(semisup.EVALUATION.main, *_args(encoder_file, world, tmp_path), *flags)
     assert code == 2
     assert complaint in out + err
     assert not list(tmp_path.glob("*.json"))

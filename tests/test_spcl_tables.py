@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluate import linear, similarity
-from pretrain import loop, recipes
+from evaluate import linear
+from pretrain import history, loop, recipes
 from protobench import records
+from protobench.data import imagenet
 from protobench.data.synthetic import bundled
+from protobench.records import ModelInfo, ResultKey
+from protobench.runtime.errors import UserError
 from tables import __main__ as tables_main
 from tables.engine import compare, pictures, show, verdicts
 from tables.engine.catalogue import load
@@ -162,26 +165,19 @@ def _fill(results, tier="mini", **top1):
     for row in table.rows:
         for seed in (1, 2, 3):
             wobble = 0.01 * seed
-            subject = {"row": row.name, "seed": seed, "source": "retrained", "recipe": row.name}
             common = {
-                "subject": subject,
+                "model": ModelInfo(row.name, seed, "retrained", row.name),
                 "data": {"classes": 10, "train_images": 50_000},
                 "checkpoint": {"arch": "resnet18, cifar stem", "untouched": False, "trained": None},
                 "metric": {},
             }
-            unit = {
-                "data_name": "cifar10",
-                "version": 1,
-                "encoder": f"{row.name}{seed}",
-                "data": ["a"],
-                "params": {},
-            }
+            encoder = f"{row.name}{seed}"
             value = top1.get(
                 row.name.replace("-", "_"), float(table.numbers[row.name, "top-1"] or 30)
             )
             records.write(
                 results / tier / "records",
-                unit | {"evaluation": "linear"},
+                ResultKey("linear", "cifar10", 1, encoder, ("a",), {}),
                 [{"draw": 0, "value": value + wobble}],
                 **common | {"metric": {"test_images": 10_000}},
             )
@@ -191,7 +187,7 @@ def _fill(results, tier="mini", **top1):
                 )
                 records.write(
                     results / tier / "records",
-                    unit | {"evaluation": "similarity"},
+                    ResultKey("similarity", "cifar10", 1, encoder, ("a",), {}),
                     [{"draw": 0, "value": tp, "fn": fn}],
                     **common,
                 )
@@ -235,7 +231,7 @@ def test_a_better_simclr_reverses_the_claims_about_it(command, tmp_path):
 # The record of TP and FN --------------------------------------------------------------------------
 
 
-def test_the_last_epoch_of_the_course_becomes_a_record(command, train_images, world, tmp_path):
+def test_the_last_epoch_becomes_a_record(train_images, tmp_path):
     recipe = replace(
         recipes.SPCL_MINI,
         num_prototypes=(8,),
@@ -243,17 +239,13 @@ def test_the_last_epoch_of_the_course_becomes_a_record(command, train_images, wo
     )
     path = loop.pretrain(recipe, train_images, tmp_path / "run", seed=0)
     last = (path.parent / "log.jsonl").read_text().splitlines()[-1]
-    code, out, err = command(
-        similarity.main, "--ckpt", path, "--data", world, "--results", tmp_path / "scores"
-    )
-    assert code == 0, err
-    assert "last of 2 epochs" in out
+    history.write("similarity", path, train_images, "imagenet", tmp_path / "scores")
     (record,) = records.read_all(tmp_path / "scores").values()
     (run,) = record["runs"]
     assert f'"tp": {run["value"]}, "fn": {run["fn"]}' in last
 
 
-def test_other_images_than_those_of_the_training_are_refused(command, moco_file, world, tmp_path):
+def test_other_images_than_those_of_the_training_are_refused(moco_file, tmp_path):
     small = bundled.ensure(
         tmp_path / "small",
         {
@@ -265,16 +257,13 @@ def test_other_images_than_those_of_the_training_are_refused(command, moco_file,
             "places-val": 20,
         },
     )
-    code, _, err = command(
-        similarity.main, "--ckpt", moco_file, "--data", small, "--results", tmp_path
-    )
-    assert code == 2
-    assert "was not trained on these images" in err
+    with pytest.raises(UserError, match="was not trained on these images"):
+        history.write("similarity", moco_file, imagenet.read(small, "train"), "imagenet", tmp_path)
 
 
 def test_embedded_images_never_pass_for_cifar(command, world, encoder_file, tmp_path):
     code, out, err = command(
-        linear.main,
+        linear.EVALUATION.main,
         "--ckpt",
         encoder_file,
         "--data",
@@ -291,7 +280,7 @@ def test_embedded_images_never_pass_for_cifar(command, world, encoder_file, tmp_
         tmp_path,
     )
     assert code == 0, err
-    assert "EMBEDDED DATA" in out
+    assert "BUNDLED SYNTHETIC DATA" in out
     code, _, err = command(
         tables_main.main, "reproduce", "spcl-leak", "--tier", "paper", "--data", world, "--plan"
     )
@@ -299,14 +288,11 @@ def test_embedded_images_never_pass_for_cifar(command, world, encoder_file, tmp_
     assert "this is the embedded data" in err
 
 
-def test_encoders_without_it_are_refused(command, moco_file, encoder_file, world, tmp_path):
-    for path, complaint in ((moco_file, "were not measured"), (encoder_file, "no course beside")):
-        code, _, err = command(
-            similarity.main, "--ckpt", path, "--data", world, "--results", tmp_path
-        )
-        assert code == 2
-        assert complaint in err
-        assert "hint:" in err
+def test_encoders_without_it_are_refused(moco_file, encoder_file, train_images, tmp_path):
+    for path, complaint in ((moco_file, "not measured"), (encoder_file, "no training history")):
+        with pytest.raises(UserError, match=complaint) as error:
+            history.write("similarity", path, train_images, "imagenet", tmp_path)
+        assert error.value.hint
 
 
 # Figure 2 -----------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from scipy import stats
 
 from evaluate import lowshot
 from protobench import records
+from protobench.records import ModelInfo, ResultKey
 from protobench.runtime.errors import UserError
 from tables import __main__ as tables_main
 from tables.engine import catalogue, compare, reference, show
@@ -46,22 +47,22 @@ def _write(
             if column.dataset == dataset
             for draw in range(5)
         ]
-        unit = {
-            "evaluation": "lowshot",
-            "data_name": dataset,
-            "version": lowshot.VERSION,
-            "encoder": f"{row}{seed}{recipe}",
-            "data": ["a", "b"],
-            "params": params or {"protocol": "pcl"},
-        }
+        result = ResultKey(
+            "lowshot",
+            dataset,
+            lowshot.EVALUATION.version,
+            f"{row}{seed}{recipe}",
+            ("a", "b"),
+            params or {"protocol": "pcl"},
+        )
         classes, test_images, train_images = (
             (20, 4952, 5011) if dataset == "voc07" else (205, 20_500, 2_448_873)
         )
         records.write(
             results / tier / "records",
-            unit,
+            result,
             runs,
-            subject={"row": row, "seed": seed, "source": source, "recipe": recipe},
+            model=ModelInfo(row, seed, source, recipe),
             metric={"test_images": test_images},
             data={"classes": classes, "train_images": train_images} | (data or {}),
             checkpoint={"arch": arch, "untouched": untouched, "trained": trained},
@@ -651,19 +652,12 @@ def test_fewer_images_than_the_paper_s_are_off_protocol(tmp_path, changes, told)
 
 def _ami(results, tier, row, seed, value, *, pooled=False, version=1):
     settings = {"feature": "pooled" if pooled else "embedding"}
-    unit = {
-        "evaluation": "ami",
-        "data_name": "imagenet",
-        "version": version,
-        "encoder": f"{row}{seed}",
-        "data": ["a"],
-        "params": settings,
-    }
+    result = ResultKey("ami", "imagenet", version, f"{row}{seed}", ("a",), settings)
     records.write(
         results / tier / "records",
-        unit,
+        result,
         [{"k": 25_000, "draw": 0, "value": value}],
-        subject={"row": row, "seed": seed, "source": "retrained", "recipe": row},
+        model=ModelInfo(row, seed, "retrained", row),
         metric={"test_images": 1_281_167},
         data={"classes": 1000},
         checkpoint={"arch": "resnet50", "untouched": False},

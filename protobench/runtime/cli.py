@@ -12,12 +12,10 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, TypeVar
 
 from protobench.runtime import resource_errors
 from protobench.runtime.errors import Terminated, UserError
-from protobench.runtime.notices import notice
 
 SAME, DIFFERS, TROUBLE, INCOMPLETE, STOPPED, INTERRUPTED = 0, 1, 2, 3, 75, 130
 """Exit codes, after diff(1). 75: stopped by SIGTERM, 130: by Ctrl-C; everything finished until then
@@ -52,30 +50,6 @@ def parse(config: Callable[..., T], description: str, args: Sequence[str] | None
             tyro.conf.CascadeSubcommandArgs,
         ),
     )
-
-
-def scored(
-    config: Callable[..., T],
-    description: str,
-    evaluate: Callable[[T], Path | None],
-    report: Callable[[dict[str, Any]], str],
-) -> int:
-    """The command line of an evaluation: reads ``config``, evaluates, prints a report of the record
-    and its path."""
-    parsed: Any = parse(config, description)
-
-    from protobench import records
-    from protobench.runtime import distributed
-
-    records.require_writable(parsed.results)
-    if path := evaluate(parsed):
-        record = records.read(path)
-        print(report(record))
-        for text in record.get("warnings", ()):
-            notice(f"warning: {text}")
-        print(f"record: {path}")
-    distributed.shutdown()
-    return SAME
 
 
 def run(main: Callable[[], int | None]) -> None:

@@ -7,6 +7,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
+from evaluate.evaluation import Evaluation
+from pretrain import history
 from pretrain.recipes import Recipe, run_key
 from protobench import records
 from protobench.checkpoints import released
@@ -14,6 +16,7 @@ from protobench.checkpoints.identity import encoder_key, exported_key, sha256_of
 from protobench.data import pretraining
 from protobench.data.image_list import ImageList
 from protobench.data.synthetic import bundled
+from protobench.records import ModelInfo
 from protobench.runtime import cli
 from protobench.runtime.errors import UserError
 from tables.engine.schema import Figure, Row, Table, Tier
@@ -21,46 +24,9 @@ from tables.engine.schema import Figure, Row, Table, Tier
 State = Literal["done", "to run", "impossible"]
 NO_ENCODER = "no encoder"
 RESNET50_BYTES = 0.1e9
-PAPER_SCORE_MINUTES = {
-    ("lowshot", "voc07"): 2,
-    ("lowshot", "places205"): 12,
-    ("fullsvm", "voc07"): 3,
-    ("knn", "imagenet"): 25,
-    ("ami", "imagenet"): 60,
-    ("linear", "imagenet"): 720,
-    ("linear", "places205"): 540,
-    ("linear", "cifar10"): 20,
-    ("linear", "cifar100"): 20,
-    ("course", "cifar10"): 0,
-    ("similarity", "cifar10"): 0,
-    ("semisup", "imagenet-1pct"): 12,
-    ("semisup", "imagenet-10pct"): 75,
-    ("detection", "voc07"): 150,
-    ("detection", "voc07+12"): 500,
-    ("detection", "coco"): 3000,
-    ("course", "imagenet"): 0,
-    ("tsne", "imagenet"): 5,
-    ("gallery", "imagenet"): 90,
-}
-"""Rough, one recent GPU and local disk: features of 10 000, 52 000 and 1.3 million images, then
-SVMs on the CPU, neighbours, or five starts of k-means with K = 25 000; 100 and 40 epochs through
-the frozen network at 3000 images/s; 20 epochs of fine-tuning at 600 images/s; three detectors at 3
-batches/s, or one of COCO at 1 batch/s."""
-MINI_SCORE_SECONDS = {
-    ("linear", "imagenet"): 14.0,
-    ("linear", "places205"): 14.0,
-    ("semisup", "imagenet-10pct"): 22.0,
-    ("linear", "cifar10"): 15.0,
-    ("linear", "cifar100"): 15.0,
-    ("course", "cifar10"): 0.5,
-    ("detection", "voc07"): 40.0,
-    ("detection", "voc07+12"): 80.0,
-    ("detection", "coco"): 80.0,
-    ("similarity", "cifar10"): 0.5,
-    ("course", "imagenet"): 0.5,
-    ("tsne", "imagenet"): 20.0,
-}
-"""One core of the reference machine, where it is not about 3."""
+PAPER_SCORE_MINUTES, BUNDLED_SCORE_SECONDS = 30.0, 3.0
+"""The cost of one score where the evaluation does not tell: on the real data with one recent GPU,
+and on the bundled data with one core of the reference machine."""
 
 
 @dataclass(frozen=True)
@@ -120,14 +86,9 @@ class Job:
         """Whether pretraining is part of it."""
         return self.to_run and self.encoder == "to run"
 
-    def subject(self) -> dict[str, Any]:
-        """What the records say of this encoder."""
-        return {
-            "row": self.row.name,
-            "seed": self.seed,
-            "source": self.source,
-            "recipe": self.identity,
-        }
+    def model(self) -> ModelInfo:
+        """Return what the records say of this encoder."""
+        return ModelInfo(self.row.name, self.seed, self.source, self.identity)
 
 
 def recipe_id(recipe: Recipe) -> str:
@@ -173,11 +134,7 @@ def make_plan(
             raise UserError("no such checkpoint", at=path)
     root = data if tier == "paper" else bundled.ensure()
     sources = {
-        score: _try(
-            lambda score=score: evaluation(score[0]).data_lists(
-                _need(root), score[1], skip_bad_images
-            )
-        )
+        score: _try(lambda score=score: load_data(score[0], score[1], _need(root), skip_bad_images))
         for score in table.scores
     }
     have = records.read_all(results / tier / "records")
@@ -209,9 +166,18 @@ def make_plan(
     return jobs
 
 
-def evaluation(name: str) -> Any:
-    """The module of an evaluation: Config, data_lists, unit, evaluate."""
-    return import_module(f"evaluate.{name}")
+def evaluation(name: str) -> Evaluation[Any]:
+    """Return an evaluation by the name of its file."""
+    found: Evaluation[Any] = import_module(f"evaluate.{name}").EVALUATION
+    return found
+
+
+def load_data(name: str, dataset: str, root: Path, skip_bad_images: int) -> tuple[ImageList, ...]:
+    """Return the lists of images that a record is about: those of an evaluation, or the training
+    images of a pretraining that records itself."""
+    if name in history.KINDS:
+        return (pretraining.images(root, dataset, skip_bad_images),)
+    return evaluation(name).load_data(root, dataset, skip_bad_images)
 
 
 def score_config(job: Job, score: EvalTask, *, data: Path | None, **where: Any) -> Any:
@@ -223,10 +189,10 @@ def score_config(job: Job, score: EvalTask, *, data: Path | None, **where: Any) 
 def _config(
     row: Row, checkpoint: Path, name: str, dataset: str, data: Path | None, **where: Any
 ) -> Any:
-    module = evaluation(name)
-    fields = {field.name for field in dataclasses.fields(module.Config)}
+    Config = evaluation(name).Config
+    fields = {field.name for field in dataclasses.fields(Config)}
     chosen = {"dataset": dataset} | dict(row.settings)
-    return module.Config(
+    return Config(
         checkpoint, data, **{key: value for key, value in chosen.items() if key in fields}, **where
     )
 
@@ -283,18 +249,24 @@ def _job(
             scores.append(EvalTask(name, dataset, "impossible", missing))
         elif key is None:
             scores.append(EvalTask(name, dataset, "impossible", NO_ENCODER))
-        elif given is not None and name in ("course", "similarity"):
+        elif given is not None and name in history.KINDS:
             scores.append(
                 EvalTask(
                     name,
                     dataset,
                     "impossible",
-                    "only a pretraining of this suite leaves its course",
+                    "only a pretraining of this suite leaves its training history",
                 )
             )
         else:
-            unit = evaluation(name).unit(key, lists, _config(row, checkpoint, name, dataset, data))
-            record = records.key(unit, {"row": row.name, "seed": seed})
+            result = (
+                history.result_key(name, key, lists[0], dataset)
+                if name in history.KINDS
+                else evaluation(name).result_key(
+                    key, lists, _config(row, checkpoint, name, dataset, data)
+                )
+            )
+            record = records.key(result.to_json(), {"row": row.name, "seed": seed})
             scores.append(
                 EvalTask(name, dataset, "done" if record in have else "to run", key=record)
             )
@@ -406,8 +378,14 @@ def _cost(tier: Tier, jobs: list[Job], workers: int) -> str:
 
 def _scoring_hours(job: Job) -> float:
     """On one recent GPU, of what is left to score."""
-    missing = [(score.evaluation, score.dataset) for score in job.scores if score.state == "to run"]
-    return sum(PAPER_SCORE_MINUTES.get(score, 30) for score in missing) / 60
+    return (
+        sum(
+            evaluation(score.evaluation).minutes.get(score.dataset, PAPER_SCORE_MINUTES)
+            for score in job.scores
+            if score.state == "to run" and score.evaluation not in history.KINDS
+        )
+        / 60
+    )
 
 
 def estimate(job: Job) -> float:
@@ -420,7 +398,9 @@ def estimate(job: Job) -> float:
 
 def score_seconds(score: EvalTask) -> float:
     """Of one score."""
-    return MINI_SCORE_SECONDS.get((score.evaluation, score.dataset), 3.0)
+    if score.evaluation in history.KINDS:
+        return 0.5
+    return evaluation(score.evaluation).seconds.get(score.dataset, BUNDLED_SCORE_SECONDS)
 
 
 def training_seconds(job: Job) -> float:

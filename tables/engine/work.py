@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain import recipes
+from pretrain import history, recipes
 from protobench.data import pretraining
 from protobench.data.synthetic import bundled
 from protobench.runtime.errors import UserError
@@ -66,6 +66,13 @@ def train(job: Job, where: RunContext) -> None:
 
 def score(job: Job, score: EvalTask, where: RunContext) -> None:
     """Makes one score of the job's encoder."""
+    if score.evaluation in history.KINDS:
+        images = pretraining.images(
+            where.source or bundled.ensure(), score.dataset, where.skip_bad_images
+        )
+        folder = where.results / where.tier / "records"
+        history.write(score.evaluation, job.checkpoint, images, score.dataset, folder, job.model())
+        return
     config = plan.score_config(
         job,
         score,
@@ -75,7 +82,7 @@ def score(job: Job, score: EvalTask, where: RunContext) -> None:
         skip_bad_images=where.skip_bad_images,
         results=where.results / where.tier / "records",
     )
-    plan.evaluation(score.evaluation).evaluate(config, job.subject())
+    plan.evaluation(score.evaluation).execute(config, job.model())
 
 
 def everything(job: Job, where: RunContext) -> None:

@@ -1,0 +1,267 @@
+"""What an evaluation is: a value that says how to read its data, how to score an encoder, and how
+to report the result.
+
+A file under ``evaluate/`` holds one protocol: a docstring with its sources and examples, a
+``Config`` with its flags, a ``run`` function, a ``report`` function, and at the end
+``EVALUATION = Evaluation(...)``. What all of them share stands here, once: the common flags,
+loading the encoder and the data, the processes of a torchrun, the record, and the command line."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
+
+import numpy as np
+import tyro
+
+from protobench import records
+from protobench.checkpoints.layouts import Copy, LoadOptions
+from protobench.data import decoding
+from protobench.data.image_list import ImageList
+from protobench.data.synthetic import bundled
+from protobench.records import ModelInfo, Record, ResultKey, Run
+from protobench.runtime import cli, files
+from protobench.runtime.notices import notice
+
+if TYPE_CHECKING:  # these import torch, which --help must not wait for
+    from protobench.checkpoints.encoders import Encoder
+    from protobench.features import Pooling
+    from protobench.runtime.run_state import RunState
+
+BANNER = (
+    "BUNDLED SYNTHETIC DATA: these numbers are not comparable with any paper's (--data reads the"
+    " real data)"
+)
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """The flags that all evaluations share."""
+
+    ckpt: Annotated[Path, tyro.conf.arg(aliases=["--pretrained"])]
+    """checkpoint to evaluate, in any layout that `python -m protobench layouts` lists"""
+    data: Path | None = None
+    """folder of the data set, or the folder that holds it under its usual name; without it the
+    bundled synthetic data"""
+    dataset: str = "imagenet"
+    device: str = "auto"
+    """auto (cuda where there is one), cpu, cuda, cuda:N"""
+    workers: int = 4
+    """processes that read images"""
+    skip_bad_images: int = 0
+    """leave out up to this many images that cannot be decoded; the record counts them, and its cell
+    is off protocol"""
+    results: Path = Path("results/scores")
+    """folder of the record; an interrupted run also keeps its state there and resumes from it"""
+    load_options: LoadOptions = field(default_factory=LoadOptions)
+
+    def params(self) -> dict[str, Any]:
+        """Return every parameter that determines the score of a given encoder on given images.
+
+        Records are found by these, so a new parameter must be absent at its default."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Raise UserError for values that make no sense, before any work is done."""
+
+    @property
+    def copies(self) -> tuple[Copy | None, ...]:
+        """The copies of the encoder to load (None: the one the layout evaluates). The first is the
+        one the record describes, the last gives the record its key."""
+        return (None,)
+
+
+C = TypeVar("C", bound=EvalConfig)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What the value of a run is."""
+
+    name: str
+    unit: str
+    test_images: int
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What an evaluation found."""
+
+    runs: list[Run]
+    """one dictionary per value, with at least ``draw`` and ``value``"""
+    metric: Metric
+    warnings: tuple[str, ...] = ()
+    """what is doubtful about the values; empty strings are ignored"""
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """further facts about the data"""
+    cost: Mapping[str, Any] = field(default_factory=dict)
+    """further costs, beside ``seconds``; an evaluation that resumes gives the ``seconds`` itself"""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """further fields of the record"""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an evaluation is given: the encoder, the images, and where to compute."""
+
+    encoders: tuple["Encoder", ...]
+    """the copies that the configuration names"""
+    lists: tuple[ImageList, ...]
+    """training and test images, or the training images alone"""
+    device: str
+    workers: int
+    state: "RunState"
+    """where a long evaluation saves what it resumes from; cleared once the record is written"""
+    started: float
+    """``time.perf_counter`` at the start"""
+
+    @property
+    def encoder(self) -> "Encoder":
+        """The encoder that is evaluated."""
+        return self.encoders[0]
+
+    @property
+    def trained(self) -> bool:
+        """Whether the encoder looks trained; a random one may score at chance."""
+        return not self.encoder.account["untouched"]
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self.started
+
+    def features(
+        self, images: ImageList, pooling: "Pooling" = "average", *, copy: int = 0, warp: bool = False
+    ) -> np.ndarray:
+        """Return features [N, D] of centre crops, from the cache where they are known."""
+        from protobench import features
+
+        return features.extract(
+            self.encoders[copy],
+            images,
+            pooling=pooling,
+            warp=warp,
+            device=self.device,
+            workers=self.workers,
+        )
+
+
+@dataclass(frozen=True)
+class Evaluation(Generic[C]):
+    """One evaluation. ``name`` is its file's name and part of every record's key."""
+
+    name: str
+    Config: type[C]
+    read: Callable[[Path, str], tuple[ImageList, ...]]
+    """data root and data set -> training and test images, or the training images alone"""
+    run: Callable[[C, Context], Scores | None]
+    """scores the encoder; called on every rank, and what the main process returns counts"""
+    report: Callable[[Record], list[str]]
+    """the record as lines for the terminal, the first of them a title"""
+    doc: str
+    """description and examples for --help"""
+    version: int = 1
+    """raise it when a score changes for equal weights, images and parameters"""
+    minutes: Mapping[str, float] = field(default_factory=dict)
+    """data set -> rough cost of one score on the real data, with one recent GPU and a local disk"""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """data set -> cost on the bundled data, on one core of the reference machine; default 3"""
+    root: Callable[[Path | None], Path] = lambda data: data or bundled.ensure()
+    """the folder to read, given --data or None"""
+    summary: Callable[["Encoder"], str] = lambda encoder: encoder.summary()
+    """how the encoder is introduced on the terminal"""
+    repeat: bool = True
+    """whether to compute again what a record in the results folder already holds"""
+    plot: Callable[[Record, Path], None] = lambda record, path: None
+    """draws what belongs beside the record"""
+
+    def load_data(
+        self, data: Path | None, dataset: str, skip_bad_images: int = 0
+    ) -> tuple[ImageList, ...]:
+        """Return the lists of images; those of the bundled data where ``data`` is None. Raises
+        UserError where they are missing, or where more than ``skip_bad_images`` are broken."""
+        return decoding.leave_out(self.read(self.root(data), dataset), skip_bad_images)
+
+    def result_key(self, encoder_key: str, lists: tuple[ImageList, ...], config: C) -> ResultKey:
+        """Return what the record of these scores is found by."""
+        return ResultKey(
+            self.name,
+            config.dataset,
+            self.version,
+            encoder_key,
+            tuple(images.fingerprint for images in lists),
+            config.params(),
+        )
+
+    def execute(self, config: C, model: ModelInfo | None = None) -> Path | None:
+        """Score a checkpoint and return the path of the record; None on all ranks but the main one.
+
+        ``model`` says whose encoder it is (a table's row and seed); by default the file's name.
+        Raises UserError for bad flags, checkpoints and data."""
+        from protobench.checkpoints import encoders
+        from protobench.runtime import distributed
+        from protobench.runtime.devices import device_of
+        from protobench.runtime.run_state import RunState
+
+        config.check()
+        started = time.perf_counter()
+        device = distributed.init(device_of(config.device))
+        copies = tuple(
+            encoders.load(config.ckpt, config.load_options, prefer=copy) for copy in config.copies
+        )
+        print(self.summary(copies[0]))
+        with distributed.main_process_first():
+            lists = self.load_data(config.data, config.dataset, config.skip_bad_images)
+        key, model = (
+            self.result_key(copies[-1].key, lists, config),
+            model or ModelInfo.of(config.ckpt),
+        )
+        if not self.repeat:
+            known = distributed.broadcast_from_main(
+                lambda: records.find(config.results, key, model)
+            )
+            if known:
+                print(f"done before (delete the record to repeat it): {known}")
+                return known if distributed.is_main() else None
+        identity = files.sha256(
+            [key.to_json(), [images.cache_key for images in lists], model.to_json()]
+        )
+        state = RunState(config.results, f".{self.name}-{identity[:12]}", identity)
+        context = Context(copies, lists, device, config.workers, state, started)
+        scores = self.run(config, context)
+        if scores is None or not distributed.is_main():
+            return None
+        path = records.write(
+            config.results,
+            key,
+            scores.runs,
+            model=model,
+            warnings=scores.warnings,
+            metric=vars(scores.metric),
+            checkpoint=copies[0].account,
+            data=records.data_of(config.dataset, lists, **scores.data),
+            cost={"seconds": round(context.seconds, 2), **scores.cost},
+            **scores.details,
+        )
+        state.clear()
+        return path
+
+    def main(self) -> int:
+        """Run the command line: evaluate, print the report and the record's path."""
+        config = cli.parse(self.Config, self.doc)
+
+        from protobench.runtime import distributed
+
+        records.require_writable(config.results)
+        if path := self.execute(config):
+            record = records.read(path)
+            title, *lines = self.report(record)
+            print("\n".join([title, *([BANNER] if record["data"]["embedded"] else []), *lines]))
+            for text in record.get("warnings", ()):
+                notice(f"warning: {text}")
+            print(f"record: {path}")
+            self.plot(record, path)
+        distributed.shutdown()
+        return cli.SAME
