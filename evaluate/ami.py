@@ -23,9 +23,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from evaluate.evaluation import Context, EvalConfig, Evaluation, Metric, Scores
+from evaluate.evaluation import Context, EvalConfig, Evaluation, Metric, Scores, training_only
 from protobench.checkpoints.layouts import Copy
-from protobench.data import imagenet
 from protobench.data.synthetic import bundled
 from protobench.mutual_information import agreement
 from protobench.records import Record, Run
@@ -140,10 +139,10 @@ def report(record: Record) -> list[str]:
 EVALUATION = Evaluation(
     name="ami",
     Config=Config,
-    read=lambda root, dataset: (imagenet.read(root, "train"),),
     run=run,
     report=report,
     doc=__doc__,
+    read=training_only,
     minutes={"imagenet": 60},
 )
 

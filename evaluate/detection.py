@@ -45,8 +45,8 @@ import tyro
 
 from evaluate.evaluation import Context, EvalConfig, Evaluation, Metric, Scores
 from protobench import keyed
-from protobench.data import coco, voc_boxes
 from protobench.data.boxes import BoxList
+from protobench.data.datasets import DATASETS
 from protobench.data.synthetic import bundled, scenes
 from protobench.records import Record, Run
 from protobench.runtime import cli
@@ -168,13 +168,13 @@ class Config(EvalConfig):
             raise UserError("--resize and --crop mean nothing to a detector, it sees whole images")
 
 
-def read(root: Path, dataset: str) -> tuple[BoxList, BoxList]:
+def read(root: Path, dataset: str, skip_bad_images: int) -> tuple[BoxList, BoxList]:
     """Return training and test images with their objects. Raises UserError if MMDetection is not
     installed."""
     from evaluate.mmdet_adapter import operators
 
     operators.check()
-    return coco.read_both(root) if dataset == "coco" else voc_boxes.read_both(root, dataset)
+    return DATASETS[dataset].read_both_with_boxes(root, skip_bad_images)
 
 
 def run(config: Config, context: Context) -> Scores | None:
@@ -187,7 +187,8 @@ def run(config: Config, context: Context) -> Scores | None:
 
     params, encoder = config.params(), context.encoder
     train, test = context.lists
-    assert isinstance(train, BoxList) and isinstance(test, BoxList)
+    assert isinstance(train, BoxList)
+    assert isinstance(test, BoxList)
     # each batch waiting in a worker's queue holds open files, two per image, and COCO's bitmaps
     where: dict[str, Any] = {"device": context.device, "workers": min(context.workers, 8)}
     input_check.verify(encoder, test, encoder.input)
@@ -354,8 +355,8 @@ def _train(
 
 @dataclass
 class _State:
-    """What a stopped run resumes from: the finished trainings, and the losses, detector and optimiser
-    of the one under way."""
+    """What a stopped run resumes from: the finished trainings, and the losses, detector and
+    optimiser of the one under way."""
 
     saved: "RunState"
     started: float = field(default_factory=time.perf_counter)
@@ -388,7 +389,7 @@ class _State:
 
 
 def _shown(test: BoxList, detections: list[Any]) -> list[dict[str, Any]]:
-    """Return a few test images, drawn by number, small, with their objects and what was detected."""
+    """Return a few small test images, drawn by number, with their objects and the detections."""
     chosen = keyed.generator("shown", len(test)).permutation(len(test))[:SHOWN]
     return [
         {

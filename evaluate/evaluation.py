@@ -17,7 +17,7 @@ import tyro
 
 from protobench import records
 from protobench.checkpoints.layouts import Copy, LoadOptions
-from protobench.data import decoding
+from protobench.data.datasets import DATASETS
 from protobench.data.image_list import ImageList
 from protobench.data.synthetic import bundled
 from protobench.records import ModelInfo, Record, ResultKey, Run
@@ -73,6 +73,16 @@ class EvalConfig:
 
 
 C = TypeVar("C", bound=EvalConfig)
+
+
+def training_and_test(root: Path, dataset: str, skip_bad_images: int) -> tuple[ImageList, ...]:
+    """Read the training and the test images of a data set."""
+    return DATASETS[dataset].read_both(root, skip_bad_images)
+
+
+def training_only(root: Path, dataset: str, skip_bad_images: int) -> tuple[ImageList, ...]:
+    """Read the training images of a data set."""
+    return (DATASETS[dataset].training_images(root, skip_bad_images),)
 
 
 @dataclass(frozen=True)
@@ -133,7 +143,12 @@ class Context:
         return time.perf_counter() - self.started
 
     def features(
-        self, images: ImageList, pooling: "Pooling" = "average", *, copy: int = 0, warp: bool = False
+        self,
+        images: ImageList,
+        pooling: "Pooling" = "average",
+        *,
+        copy: int = 0,
+        warp: bool = False,
     ) -> np.ndarray:
         """Return features [N, D] of centre crops, from the cache where they are known."""
         from protobench import features
@@ -154,8 +169,6 @@ class Evaluation(Generic[C]):
 
     name: str
     Config: type[C]
-    read: Callable[[Path, str], tuple[ImageList, ...]]
-    """data root and data set -> training and test images, or the training images alone"""
     run: Callable[[C, Context], Scores | None]
     """scores the encoder; called on every rank, and what the main process returns counts"""
     report: Callable[[Record], list[str]]
@@ -164,6 +177,8 @@ class Evaluation(Generic[C]):
     """description and examples for --help"""
     version: int = 1
     """raise it when a score changes for equal weights, images and parameters"""
+    read: Callable[[Path, str, int], tuple[ImageList, ...]] = training_and_test
+    """folder, data set and number of bad images to skip -> the images that the evaluation needs"""
     minutes: Mapping[str, float] = field(default_factory=dict)
     """data set -> rough cost of one score on the real data, with one recent GPU and a local disk"""
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -182,7 +197,7 @@ class Evaluation(Generic[C]):
     ) -> tuple[ImageList, ...]:
         """Return the lists of images; those of the bundled data where ``data`` is None. Raises
         UserError where they are missing, or where more than ``skip_bad_images`` are broken."""
-        return decoding.leave_out(self.read(self.root(data), dataset), skip_bad_images)
+        return self.read(self.root(data), dataset, skip_bad_images)
 
     def result_key(self, encoder_key: str, lists: tuple[ImageList, ...], config: C) -> ResultKey:
         """Return what the record of these scores is found by."""

@@ -19,7 +19,7 @@ two protocols go by one name:
 Both: LIBLINEAR, squared hinge, positives weighted 2, features divided by their norm + 1e-5."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -27,11 +27,13 @@ from evaluate import chance
 from evaluate.evaluation import Context, EvalConfig, Evaluation, Metric, Scores
 from evaluate.svm.average_precision import average_precision
 from evaluate.svm.liblinear import GOYAL_COSTS, Problem, check_costs, decision, normalise
-from protobench.data import voc
 from protobench.records import Record, Run
 from protobench.runtime import cli
 from protobench.runtime.errors import UserError
 from protobench.runtime.progress import progress
+
+if TYPE_CHECKING:
+    from protobench.features import Pooling
 
 FOLDS = 3
 
@@ -128,7 +130,7 @@ def run(config: Config, context: Context) -> Scores | None:
                 hint="unpack the data set again",
             )
     goyal = config.protocol == "goyal"
-    pooling = "2x2" if goyal else "average"
+    pooling: Pooling = "2x2" if goyal else "average"
     train_ND, test_ND = (context.features(x, pooling, warp=goyal) for x in (train, test))
     if not distributed.is_main():
         return None
@@ -162,7 +164,6 @@ def report(record: Record) -> list[str]:
 EVALUATION = Evaluation(
     name="fullsvm",
     Config=Config,
-    read=lambda root, dataset: voc.read_both(root),
     run=run,
     report=report,
     doc=__doc__,

@@ -19,10 +19,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from evaluate.evaluation import Context, EvalConfig, Evaluation, Metric, Scores
+from evaluate.evaluation import Context, EvalConfig, Evaluation, Metric, Scores, training_only
 from protobench import keyed
 from protobench.checkpoints.layouts import Copy
-from protobench.data import imagenet
 from protobench.data.image_list import ImageList
 from protobench.data.synthetic import bundled
 from protobench.records import Record
@@ -179,10 +178,10 @@ def report(record: Record) -> list[str]:
 EVALUATION = Evaluation(
     name="gallery",
     Config=Config,
-    read=lambda root, dataset: (imagenet.read(root, "train"),),
     run=run,
     report=report,
     doc=__doc__,
+    read=training_only,
     minutes={"imagenet": 90},
 )
 

@@ -23,14 +23,13 @@ the data."""  # noqa: E501 (examples are one line each)
 
 import warnings
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from evaluate import chance
 from evaluate.evaluation import Context, EvalConfig, Evaluation, Metric, Scores
 from protobench.checkpoints.layouts import Copy
-from protobench.data import cifar, imagenet
 from protobench.records import Record, Run
 from protobench.runtime import cli
 from protobench.runtime.errors import UserError
@@ -38,6 +37,9 @@ from protobench.runtime.progress import progress
 
 QUERIES, BANK = 384, 65_536
 """Rows and columns of a block of similarities: 100 MB."""
+
+if TYPE_CHECKING:
+    from protobench.features import Pooling
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ def run(config: Config, context: Context) -> Scores | None:
     train, test = context.lists
     if max(config.k) > len(train):
         raise UserError(f"k = {max(config.k)} of only {len(train)} images", hint="lower --k")
-    pooling = "embedding" if config.feature == "embedding" else "average"
+    pooling: Pooling = "embedding" if config.feature == "embedding" else "average"
     query_MD = context.features(test, pooling)
     bank_ND = context.features(train, pooling, copy=-1)
     runs = score(
@@ -228,9 +230,6 @@ def report(record: Record) -> list[str]:
 EVALUATION = Evaluation(
     name="knn",
     Config=Config,
-    read=lambda root, dataset: (
-        cifar.read_both(root, dataset) if dataset.startswith("cifar") else imagenet.read_both(root)
-    ),
     run=run,
     report=report,
     doc=__doc__,

@@ -26,9 +26,7 @@ All: SGD, momentum 0.9, no weight decay, batches of 256, the rate x 0.1 at 60 an
 training images is then held out to choose among them, never the test set."""  # noqa: E501 (examples are one line each)
 
 import math
-import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -36,7 +34,6 @@ import numpy as np
 from evaluate import chance
 from evaluate.evaluation import Context, EvalConfig, Evaluation, Metric, Scores
 from protobench import keyed
-from protobench.data import cifar, imagenet, places
 from protobench.data.image_list import ImageList
 from protobench.data.synthetic import bundled
 from protobench.records import Record
@@ -134,8 +131,8 @@ class Heads:
         return x_ND @ self.weight_LCD.transpose(1, 2) + self.bias_LC[:, None]
 
     def step(self, x_ND: Any, y_N: Any, factor: float) -> Any:
-        """Take one step of SGD on the mean cross-entropy, each head at its rate x ``factor``; return
-        the losses [L]."""
+        """Take a step of SGD on the mean cross-entropy, each head at its rate x ``factor``, and
+        return the losses [L]."""
         import torch
 
         x_ND = x_ND if self.norm is None else self.norm.train()(x_ND)
@@ -379,17 +376,9 @@ def report(record: Record) -> list[str]:
     return lines
 
 
-def read(root: Path, dataset: str) -> tuple[ImageList, ImageList]:
-    """Return the training and test images of a data set."""
-    if dataset.startswith("cifar"):
-        return cifar.read_both(root, dataset)
-    return places.read_both(root) if dataset == "places205" else imagenet.read_both(root)
-
-
 EVALUATION = Evaluation(
     name="linear",
     Config=Config,
-    read=read,
     run=run,
     report=report,
     doc=__doc__,

@@ -25,7 +25,7 @@ mAP differs by thousandths of a point from LIBLINEAR's, which stops at a toleran
 
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -36,11 +36,13 @@ from evaluate.svm import newton
 from evaluate.svm.average_precision import average_precision
 from evaluate.svm.liblinear import GOYAL_COSTS, Problem, check_costs, decision, normalise
 from evaluate.svm.support_sets import SupportSet, all_support_sets
-from protobench.data import places, voc
 from protobench.records import Record, Run
 from protobench.runtime import cli
 from protobench.runtime.errors import UserError
 from protobench.runtime.progress import progress
+
+if TYPE_CHECKING:
+    from protobench.features import Pooling
 
 
 @dataclass(frozen=True)
@@ -229,7 +231,7 @@ def run(config: Config, context: Context) -> Scores | None:
         train, config.protocol, config.shots, config.draws, config.seed, config.draw_order
     )
     goyal, is_voc = config.protocol == "goyal", config.dataset == "voc07"
-    pooling = "2x2" if goyal else "average"
+    pooling: Pooling = "2x2" if goyal else "average"
     used = np.arange(len(train))
     if not is_voc:  # of Places205's 2.4 million training images only those drawn are read
         used = np.unique(np.concatenate([support.rows[0] for support in sets]))
@@ -280,8 +282,8 @@ def report(record: Record) -> list[str]:
         [run["value"] for run in runs if (run["k"], run["cost"]) == pair] for pair in chosen.items()
     ]
     lines = [
-        f"{record['data']['name']} low-shot, protocol {params['protocol']}, {params['draws']} draws,"
-        f" {record['metric']['test_images']} test images, {record['metric']['name']} in %"
+        f"{record['data']['name']} low-shot, protocol {params['protocol']}, {params['draws']}"
+        f" draws, {record['metric']['test_images']} test images, {record['metric']['name']} in %"
         f"{', SVMs solved by Newton' if 'solver' in params else ''}",
         "k     " + "".join(f"{k:>8}" for k in chosen),
         "mean  " + "".join(f"{np.mean(v):8.1f}" for v in values),
@@ -297,9 +299,6 @@ def report(record: Record) -> list[str]:
 EVALUATION = Evaluation(
     name="lowshot",
     Config=Config,
-    read=lambda root, dataset: (
-        places.read_both(root) if dataset == "places205" else voc.read_both(root)
-    ),
     run=run,
     report=report,
     doc=__doc__,

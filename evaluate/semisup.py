@@ -19,7 +19,6 @@ classifier. Top-5 and top-1 accuracy after the last epoch, on centre crops.
           its appendix E. Nor does it say whether BatchNorm trains: here it does; --batch-norm
           frozen keeps the checkpoint's statistics. The released code has no fine-tuning."""  # noqa: E501 (examples are one line each)
 
-import time
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
@@ -30,10 +29,9 @@ from typing import Any, Literal
 import numpy as np
 
 from evaluate import chance
-from evaluate.evaluation import Context, EvalConfig, Evaluation, Metric, Scores
+from evaluate.evaluation import Context, EvalConfig, Evaluation, Metric, Scores, training_and_test
 from evaluate.subsets import drawn, listed, names
 from protobench import keyed
-from protobench.data import imagenet
 from protobench.data.image_list import ImageList
 from protobench.data.synthetic import bundled
 from protobench.records import Record
@@ -63,8 +61,8 @@ class Config(EvalConfig):
     backbone_lr: float | None = None
     """default 0.01; on the bundled data, for 1 %, scaled with the batch to 0.00078"""
     head_lr: float | None = None
-    """learning rate of the classifier; default 1 for 1 %, 0.1 for 10 %; on the bundled data, for 1 %,
-    scaled with the batch to 0.078"""
+    """learning rate of the classifier; default 1 for 1 %, 0.1 for 10 %; on the bundled data, for
+    1 %, scaled with the batch to 0.078"""
     epochs: int = 20
     batch_size: int | None = None
     """default 256; on the bundled data 20; the last images that fill no batch wait for another
@@ -146,7 +144,7 @@ class Config(EvalConfig):
 
 
 def factor(epoch: int, epochs: int) -> float:
-    """Return the factor of the learning rates in an epoch: x 0.2 at 60 and at 80 % of the epochs."""
+    """Return the factor of both learning rates: x 0.2 at 60 and at 80 % of the epochs."""
     return 0.2 ** sum(epoch >= round(share * epochs) for share in (0.6, 0.8))
 
 
@@ -433,10 +431,10 @@ def report(record: Record) -> list[str]:
 EVALUATION = Evaluation(
     name="semisup",
     Config=Config,
-    read=lambda root, dataset: imagenet.read_both(root),
     run=run,
     report=report,
     doc=__doc__,
+    read=lambda root, dataset, skip: training_and_test(root, "imagenet", skip),
     minutes={"imagenet-1pct": 12, "imagenet-10pct": 75},
     seconds={"imagenet-10pct": 22},
 )

@@ -17,10 +17,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from evaluate.evaluation import Context, EvalConfig, Evaluation, Metric, Scores
+from evaluate.evaluation import Context, EvalConfig, Evaluation, Metric, Scores, training_only
 from protobench import keyed
 from protobench.checkpoints.layouts import Copy
-from protobench.data import imagenet
 from protobench.records import Record, Run
 from protobench.runtime import cli
 from protobench.runtime.errors import UserError
@@ -129,10 +128,10 @@ def report(record: Record) -> list[str]:
 EVALUATION = Evaluation(
     name="tsne",
     Config=Config,
-    read=lambda root, dataset: (imagenet.read(root, "train"),),
     run=run,
     report=report,
     doc=__doc__,
+    read=training_only,
     minutes={"imagenet": 5},
     seconds={"imagenet": 20},
 )

@@ -365,5 +365,5 @@ def test_senseless_parameters_are_refused(command, encoder_file, world, tmp_path
 
 
 def test_classes_of_train_and_val_are_those_of_the_folder(world):
-    training, val = linear.EVALUATION.load_data(world)
+    training, val = linear.EVALUATION.load_data(world, "imagenet")
     assert training.classes == val.classes == imagenet.read(world, "train").classes

@@ -42,11 +42,8 @@ class Problem:
         self.pointers = np.ascontiguousarray(rows)
 
     def fit(self, positive_N: np.ndarray, cost: float, positive_weight: float = 1.0) -> np.ndarray:
-        """Weights [D + 1], the bias last, with positive decision values for ``positive_N`` (bool
-        [N]).
-
-        Raises UserError if there is one class only, which LIBLINEAR would accept.
-        """
+        """Return weights [D + 1], the bias last, with positive decision values for ``positive_N``
+        (bool [N]). Raises UserError if there is one class only, which LIBLINEAR would accept."""
         y_N = signs(positive_N)
         nodes = Nodes.__new__(Nodes)  # its constructor converts row by row in Python
         nodes.l, nodes.n, nodes.bias = len(y_N), self.nodes.shape[1] - 1, 1.0
@@ -55,9 +52,8 @@ class Problem:
             self.pointers.ctypes.data, ctypes.POINTER(ctypes.POINTER(feature_node))
         )
         options = parameter(f"-s 1 -c {cost:.17g} -e 1e-4 -B 1 -w1 {positive_weight:g} -w-1 1 -q")
-        _LIBC.srand(
-            1
-        )  # LIBLINEAR permutes by the C library's rand; without this a fit would depend on those before
+        # LIBLINEAR permutes by the C library's rand: a fit must not depend on those before it
+        _LIBC.srand(1)
         model = liblinear.train(ctypes.byref(nodes), ctypes.byref(options))
         w = np.ctypeslib.as_array(model.contents.w, (nodes.n,)).copy()
         sign = 1.0 if model.contents.label[0] == 1 else -1.0
@@ -66,13 +62,13 @@ class Problem:
 
 
 def decision(x_ND: np.ndarray, w_CD: np.ndarray) -> np.ndarray:
-    """Decision values [N, C] of weights [C, D + 1]."""
+    """Return decision values [N, C] of weights [C, D + 1]."""
     return x_ND @ w_CD[:, :-1].T + w_CD[:, -1]
 
 
 def normalise(x_ND: np.ndarray) -> np.ndarray:
-    """Each row divided by its norm + 1e-5, in double precision, as the papers' SVM scripts do.
-    UserError for rows not finite."""
+    """Return each row divided by its norm + 1e-5, in double precision, as the papers' SVM scripts
+    do. Raises UserError for rows that are not finite."""
     x_ND = finite(np.asarray(x_ND, dtype=np.float64))
     return x_ND / (np.linalg.norm(x_ND, axis=1, keepdims=True) + 1e-5)
 
