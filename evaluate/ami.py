@@ -115,7 +115,7 @@ def run(config: Config, context: Context) -> Scores | None:
             "feature": {
                 "dim": int(x_ND.shape[1]),
                 "pooling": config.feature,
-                "copy": context.encoder.account["copy"],
+                "copy": context.encoder.report.copy,
             }
         },
     )

@@ -135,7 +135,7 @@ class Context:
     @property
     def trained(self) -> bool:
         """Whether the encoder looks trained; a random one may score at chance."""
-        return not self.encoder.account["untouched"]
+        return not self.encoder.report.untouched
 
     @property
     def seconds(self) -> float:
@@ -255,7 +255,7 @@ class Evaluation(Generic[C]):
             model=model,
             warnings=scores.warnings,
             metric=vars(scores.metric),
-            checkpoint=copies[0].account,
+            checkpoint=copies[0].report.to_json(),
             data=records.data_of(config.dataset, lists, **scores.data),
             cost={"seconds": round(context.seconds, 2), **scores.cost},
             **scores.details,

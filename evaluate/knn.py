@@ -22,7 +22,7 @@ exact: no index, no approximation. Features are processed in blocks, so memory d
 the data."""  # noqa: E501 (examples are one line each)
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -193,7 +193,7 @@ def run(config: Config, context: Context) -> Scores | None:
     )
     if not distributed.is_main():
         return None
-    bank = context.encoders[-1].account
+    bank = context.encoders[-1].report
     return Scores(
         runs,
         Metric("top-1", "%", len(test)),
@@ -207,9 +207,9 @@ def run(config: Config, context: Context) -> Scores | None:
             "feature": {
                 "dim": int(query_MD.shape[1]),
                 "pooling": config.feature,
-                "copy": context.encoder.account["copy"],
-                "bank": bank["copy"],
-                **({"bank_bf16": bank["bf16"]} if "bf16" in bank else {}),
+                "copy": context.encoder.report.copy,
+                "bank": bank.copy,
+                **({"bank_bf16": asdict(bank.bf16)} if bank.bf16 else {}),
             }
         },
     )

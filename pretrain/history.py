@@ -12,6 +12,7 @@ from typing import Any
 
 from protobench import records
 from protobench.checkpoints.identity import exported_key
+from protobench.checkpoints.load_report import LoadReport
 from protobench.data.image_list import ImageList
 from protobench.records import ModelInfo, Record, ResultKey
 from protobench.runtime.errors import UserError
@@ -41,23 +42,23 @@ def write(
     from protobench.checkpoints import encoders
 
     encoder = encoders.load(ckpt)
-    history = read(ckpt, encoder.account, images)
+    history = read(ckpt, encoder.report, images)
     content = _course(history, images) if kind == "course" else _similarity(history, ckpt)
     return records.write(
         results,
         result_key(kind, encoder.key, images, dataset),
         content.pop("runs"),
         model=model or ModelInfo.of(ckpt),
-        checkpoint=encoder.account,
+        checkpoint=encoder.report.to_json(),
         data=records.data_of(dataset, (images,)),
         **content,
     )
 
 
-def read(ckpt: Path, account: dict[str, Any], images: ImageList) -> dict[str, Any]:
+def read(ckpt: Path, report: LoadReport, images: ImageList) -> dict[str, Any]:
     """Return the training history beside an encoder: ``{"key", "epochs", "probes"}``; UserErrors as
     ``write`` raises them."""
-    path = ckpt.parent / "course.json"
+    path, trained = ckpt.parent / "course.json", report.trained or {}
     if not path.is_file():
         raise UserError(
             "no training history beside this encoder",
@@ -66,7 +67,7 @@ def read(ckpt: Path, account: dict[str, Any], images: ImageList) -> dict[str, An
         )
     try:
         history: dict[str, Any] = json.loads(path.read_text())
-        key, epochs = history["key"], account["trained"]["recipe"]["train"]["epochs"]
+        key, epochs = history["key"], trained["recipe"]["train"]["epochs"]
         if (
             not len(history["epochs"]) == history["probes"][-1]["epochs"] == epochs
             or not history["probes"][0]["clusters"]
@@ -82,7 +83,7 @@ def read(ckpt: Path, account: dict[str, Any], images: ImageList) -> dict[str, An
             at=path,
             hint="train again",
         )
-    if account["trained"]["data"] != images.fingerprint:
+    if trained["data"] != images.fingerprint:
         raise UserError(
             f"this encoder was not trained on these images of {images.name}",
             at=ckpt,
