@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from protobench.runtime import cli, doctor
+from protobench import doctor
+from protobench.runtime import cli
 from protobench.runtime.errors import UserError
 
 if __name__ == "__main__" and sys.argv[1:2] == [
