@@ -1,8 +1,10 @@
-"""All stages on one CPU core, each in a process of its own; writes results/benchmarks.md.
+"""Runs all stages on one CPU core, each in a process of its own; writes results/benchmarks.md.
 
-tox -e bench                                  # everything, about ten minutes
-python benchmarks/all.py knn augmentation     # some, printed only
-python benchmarks/gpu.py                      # the GPU's turn
+Examples:
+
+    tox -e bench                                  # everything, about ten minutes
+    python benchmarks/all.py knn augmentation     # some stages, printed only
+    python benchmarks/gpu.py                      # the stages of a GPU
 """
 
 import argparse
@@ -39,16 +41,18 @@ STAGES = (
     "detection",
     "growth",
 )
-ABOUT = """`tox -e bench` writes this file. The published way and ours run in turn in one process, on one thread: medians of CPU
-time, the ratio of each pair with its range, and how far the results agree. The limit is the time that our way's arithmetic, or
-reading and writing what it must, takes at the speed measured on this core, where it is easily counted. benchmarks/README.md says
-what stands behind the rows."""
+ABOUT = """`tox -e bench` writes this file. The published way and ours are alternated in one
+process, on one thread; the table gives medians of CPU time, the ratio of each pair with its range,
+and how far the results agree. The limit, given where it is easily counted, is the time that our
+way's arithmetic or its unavoidable memory traffic would take at the speed measured on this core.
+benchmarks/README.md says what stands behind the rows."""
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results"
 
 
 def run(stage: str) -> list[Ratio | Figure]:
-    """The rows of a stage, printed as they come. Raises CalledProcessError where it fails."""
+    """Runs a stage, which prints its rows as they come, and returns them. Raises CalledProcessError
+    if it fails."""
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder) / "rows"
         subprocess.run(
@@ -62,7 +66,8 @@ def run(stage: str) -> list[Ratio | Figure]:
 
 
 def page(title: str, rows: list[Ratio | Figure], about: list[str]) -> str:
-    """Markdown: what it was measured on, then a table of ratios and one of the rest."""
+    """Returns the page in Markdown: what it was measured on, a table of ratios, and one of the
+    rest."""
     parts = [f"# {title}", *about]
     for kind, headings in HEADINGS.items():
         cells = [row.cells() for row in rows if isinstance(row, kind)]
@@ -72,7 +77,7 @@ def page(title: str, rows: list[Ratio | Figure], about: list[str]) -> str:
 
 
 def machine() -> str:
-    """Processor, memory and versions."""
+    """Describes the processor, the memory and the versions of packages."""
     model = records.processor() or platform.machine()
     memory = (
         os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -105,7 +110,7 @@ def main() -> int:
     chosen = parser.parse_args().stages
     if unknown := set(chosen) - set(STAGES):
         parser.error(f"no such stage: {', '.join(sorted(unknown))}; there are {', '.join(STAGES)}")
-    records.commit()  # looked up now: growth.py draws a picture that git knows
+    records.commit()  # cached before growth.py redraws a picture that git tracks
     started, rows, failed = time.monotonic(), [], []
     for number, stage in enumerate(stages := chosen or STAGES, start=1):
         print(

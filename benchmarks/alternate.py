@@ -1,5 +1,5 @@
-"""Two ways of doing the same, timed in turn in one process, so that a machine's mood hits both; and
-what the machine allows.
+"""Times two ways of doing the same alternately in one process, so that changes of the machine's
+speed affect both, and measures what the machine allows.
 
 A stage's file yields rows and ends in ``show(rows())``; benchmarks/all.py runs them all and writes
 results/benchmarks.md."""
@@ -19,26 +19,27 @@ import torch
 
 @dataclass(frozen=True)
 class Ratio:
-    """The published way beside ours."""
+    """The published way compared with ours."""
 
     stage: str
     published: float
-    """median seconds; CPU time of the process, so that other programs count less"""
+    """median seconds of CPU time of the process, which other programs disturb less than wall
+    time"""
     ours: float
     ratio: tuple[float, float, float]
-    """of the pairs timed in turn: median, smallest, largest"""
+    """median, smallest and largest ratio of the pairs timed in turn"""
     agreement: str
     """how far the results differ"""
     target: float | None = None
-    """the ratio asked for"""
+    """the smallest ratio that counts as fast enough"""
     limit: float | None = None
-    """seconds for our way's arithmetic, or for reading and writing what it must, at this machine's
+    """seconds that our way's arithmetic or unavoidable memory traffic takes at this machine's
     speed"""
 
     def cells(self) -> list[str]:
-        """Of the table."""
+        """Returns the row of the table, a string per heading."""
         middle, low, high = self.ratio
-        asked = (
+        target = (
             ""
             if self.target is None
             else f"≥ {self.target:.3g}×{'' if middle >= self.target else ' **short**'}"
@@ -49,7 +50,7 @@ class Ratio:
             _time(self.published),
             _time(self.ours),
             f"{middle:.3g}× ({low:.3g}–{high:.3g})",
-            asked,
+            target,
             self.agreement,
             limit,
         ]
@@ -57,20 +58,20 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Figure:
-    """A time, or a comparison, that has no published way beside it."""
+    """A measured time or comparison that has no published way beside it."""
 
     stage: str
     measured: str
-    asked: str = ""
+    target: str = ""
 
     def cells(self) -> list[str]:
-        """Of the table."""
-        return [self.stage, self.measured, self.asked]
+        """Returns the row of the table, a string per heading."""
+        return [self.stage, self.measured, self.target]
 
 
 HEADINGS = {
-    Ratio: ["stage", "published way", "ours", "ratio (min–max)", "asked", "agreement", "limit"],
-    Figure: ["stage", "measured", "asked"],
+    Ratio: ["stage", "published way", "ours", "ratio (min–max)", "target", "agreement", "limit"],
+    Figure: ["stage", "measured", "target"],
 }
 
 
@@ -81,8 +82,10 @@ def alternate(
     *,
     clock: Callable[[], float] = time.process_time,
 ) -> tuple[list[float], list[float]]:
-    """Seconds of each call; ours is run once before, since a first call pays for what later ones
-    find ready."""
+    """Calls both in turn and returns the seconds of every call: those of ``published`` and of
+    ``ours``.
+
+    ``ours`` is called once before, since a first call pays for what later ones find ready."""
     ours()
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeats):
@@ -102,8 +105,8 @@ def ratio(
     flops: float = 0.0,
     bytes_moved: float = 0.0,
 ) -> Ratio:
-    """The row of what ``alternate`` measured; the limit is computed from the work that our way
-    cannot avoid."""
+    """Returns the row of what ``alternate`` measured; ``flops`` and ``bytes_moved`` are the work
+    that our way cannot avoid, from which the limit is computed."""
     pairs = sorted(a / b for a, b in zip(*times, strict=True))
     work = max(flops / peak_flops(), bytes_moved / peak_bytes()) if flops or bytes_moved else None
     return Ratio(
@@ -117,16 +120,16 @@ def ratio(
 
 
 def middle(values: Iterable[float], unit: str = "") -> str:
-    """Median and range."""
+    """Formats the median and the range."""
     low, *_, high = found = sorted(values)
     return f"{statistics.median(found):.3g}{unit} ({low:.3g}–{high:.3g})"
 
 
 @cache
 def peak_flops() -> float:
-    """A second, in single precision: NumPy's matrix product of 1024, or torch's convolution of 1 x
-    1, whichever is faster. (One of 3 x 3 is not bound by it: it is computed with fewer operations
-    than its definition has.)"""
+    """Measures the operations per second in single precision: of NumPy's matrix product at size
+    1024 or of torch's 1 x 1 convolution, whichever is faster. (A 3 x 3 convolution is not bound by
+    it: it is computed with fewer operations than its definition has.)"""
     a = np.ones((1024, 1024), np.float32)
     images = torch.ones(16, 256, 56, 56).contiguous(memory_format=torch.channels_last)
     layer = torch.nn.Conv2d(256, 256, 1, bias=False).to(memory_format=torch.channels_last)
@@ -139,7 +142,8 @@ def peak_flops() -> float:
 
 @cache
 def peak_bytes() -> float:
-    """A second, read and written: adding one block of 128 MiB to another in place."""
+    """Measures the bytes read and written per second by adding one block of 128 MiB to another in
+    place."""
     a, b = torch.ones(2**25), torch.ones(2**25)
     return 3 * 4 * 2**25 / _fastest(lambda: a.add_(b))
 
@@ -157,7 +161,7 @@ def _time(seconds: float) -> str:
 
 
 def show(rows: Iterable[Ratio | Figure]) -> None:
-    """Prints rows as they come; ``--rows FILE`` on the command line keeps them for
+    """Prints rows as they come; ``--rows FILE`` on the command line also saves them for
     benchmarks/all.py."""
     kept = Path(sys.argv[2]) if sys.argv[1:2] == ["--rows"] else None
     for row in rows:

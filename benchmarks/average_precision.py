@@ -1,5 +1,5 @@
-"""Average precision of VOC07's 20 classes over its 4952 test images: image by image, as published,
-and from the hits' ranks."""
+"""Times the average precision of VOC07's 20 classes over its 4952 test images: image by image, as
+published, and from the ranks of the hits."""
 
 from collections.abc import Iterator
 
@@ -12,8 +12,8 @@ IMAGES, CLASSES = 4952, 20
 
 
 def published(score: np.ndarray, positive: np.ndarray) -> float:
-    """Arrays filled image by image, false positives told one by one, the envelope backwards, the
-    area recall by recall."""
+    """Fills arrays image by image, finds false positives one by one, computes the envelope
+    backwards and sums the area recall by recall."""
     order = np.argsort(score)[::-1]
     paired = np.stack([positive.astype(float), score], 1)
     score = np.array([paired[image, 1] for image in order])
@@ -33,7 +33,7 @@ def published(score: np.ndarray, positive: np.ndarray) -> float:
 
 
 def rows() -> Iterator[Ratio]:
-    """Random scores; 7 % of images are positive, as in VOC07."""
+    """Yields the row for random scores; 7 % of the images are positive, as in VOC07."""
     rng = np.random.default_rng(0)
     score, positive = rng.normal(size=(IMAGES, CLASSES)), rng.random((IMAGES, CLASSES)) < 0.07
 

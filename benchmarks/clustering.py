@@ -1,5 +1,5 @@
-"""k-means of an E-step: faiss called as the released code does, with its lists of Python numbers,
-and ours, which calls faiss."""
+"""Times the k-means of an E-step: faiss called as in the released code, with lists of Python
+numbers, and ours, which calls faiss, too."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ N, D, K, ITERATIONS = 100_000, 128, 1000, 10
 
 
 def published(x: np.ndarray) -> tuple[list[int], float]:
-    """Clusters, then assigns every image; its cluster goes into a list. Also the inertia."""
+    """Clusters, then assigns every image; returns the clusters as a list, and the inertia."""
     clustering = faiss.Clustering(D, K)
     clustering.niter, clustering.nredo, clustering.seed = ITERATIONS, 1, 0
     clustering.max_points_per_centroid, clustering.min_points_per_centroid = 1000, 10
@@ -24,7 +24,7 @@ def published(x: np.ndarray) -> tuple[list[int], float]:
 
 
 def rows() -> Iterator[Ratio]:
-    """Unit vectors around 1000 directions."""
+    """Yields the row for unit vectors around 1000 directions."""
     faiss.omp_set_num_threads(1)
     rng = np.random.default_rng(0)
     x = rng.normal(size=(K, D))[rng.integers(0, K, N)] + 1.5 * rng.normal(size=(N, D))
@@ -38,7 +38,7 @@ def rows() -> Iterator[Ratio]:
         f"k-means, N = {N // 1000}k, d = {D}, K = {K}, {ITERATIONS} iterations and the assignment"
     )
     yield ratio(
-        f"{work} (asked: at most 1.5 times faiss's time)",
+        f"{work} (target: at most 1.5 times faiss's time)",
         alternate(lambda: published(x), ours, 2),
         f"inertia {100 * difference:+.3f} %",
         target=1 / 1.5,

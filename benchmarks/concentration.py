@@ -1,5 +1,5 @@
-"""The concentration phi of ImageNet's clusters: by a Python list per cluster, as published, and by
-two counts."""
+"""Times the concentration phi of ImageNet's clusters: by a Python list per cluster, as published,
+and by two counts."""
 
 import math
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ IMAGES = 1_281_167
 def published(
     distance: np.ndarray, assignment: np.ndarray, k: int, temperature: float
 ) -> np.ndarray:
-    """Eq. 12 over lists of distances, then the released code's three steps."""
+    """Computes eq. 12 over lists of distances, then takes the released code's three steps."""
     members: list[list[float]] = [[] for _ in range(k)]
     for image, cluster in enumerate(assignment):
         members[cluster].append(distance[image])
@@ -32,7 +32,7 @@ def published(
 
 
 def rows() -> Iterator[Ratio]:
-    """K = 25 000 and 100 000."""
+    """Yields the rows for K = 25 000 and 100 000."""
     rng = np.random.default_rng(0)
     for k in (25_000, 100_000):
         assignment, distance = (

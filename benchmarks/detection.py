@@ -1,8 +1,8 @@
-"""Training steps of Faster R-CNN R50-FPN, backbone frozen: MMDetection as evaluate/detection.py
-runs it, beside torchvision's.
+"""Times training steps of Faster R-CNN R50-FPN with a frozen backbone: MMDetection, as
+evaluate/detection.py runs it, against torchvision's.
 
-Both at the standard sampling (2000 and 1000 proposals, 512 regions), the same pictures and boxes,
-SGD included."""
+Both sample as is standard (2000 and 1000 proposals, 512 regions) and see the same images and boxes;
+SGD is included."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +23,8 @@ from protobench.data.transforms import EvalInput
 
 
 def encoder(precision: Any = "fp32") -> Encoder:
-    """A random ResNet-50, its BatchNorm set by random pictures so that maps keep their scale."""
+    """Returns a random ResNet-50 whose BatchNorm has seen random images, so that maps keep their
+    scale."""
     torch.manual_seed(0)
     network = resnet.build("resnet50")
     for module in network.modules():
@@ -35,7 +36,7 @@ def encoder(precision: Any = "fp32") -> Encoder:
 
 
 def scene(width: int, height: int, key: int) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
-    """Noise with three boxes: pixels uint8 [3, H, W], boxes [3, 4], labels [3]."""
+    """Returns noise with three boxes: pixels uint8 [3, H, W], boxes [3, 4], labels [3]."""
     rng = keyed.generator("benchmark", key)
     corner = rng.uniform(0, 0.5, (3, 2)) * (width, height)
     boxes = np.concatenate(
@@ -49,7 +50,7 @@ def scene(width: int, height: int, key: int) -> tuple[torch.Tensor, np.ndarray, 
 
 
 def ours(batch: list, device: str, precision: str = "fp32") -> Any:
-    """A step by the suite's code."""
+    """Returns a function that takes a step with the suite's code."""
     detector = models.faster_rcnn(encoder(precision), 20, small=False).to(device).train()
     params = detection.VOC | {"sgd_momentum": 0.9, "weight_decay": 1e-4, "lr": 0.001}
     optimizer = training.optimizer_of(detector, params)
@@ -82,7 +83,7 @@ def ours(batch: list, device: str, precision: str = "fp32") -> Any:
 
 
 def torchvisions(batch: list, device: str) -> Any:
-    """A step by torchvision's own detector, of the same backbone."""
+    """Returns a function that takes a step with torchvision's own detector on the same backbone."""
     height, width = batch[0][0].shape[1:]
     detector = torchvision.models.detection.fasterrcnn_resnet50_fpn(
         weights=None,
@@ -129,12 +130,12 @@ def torchvisions(batch: list, device: str) -> Any:
 
 
 def rows() -> Iterator[Figure]:
-    """Small pictures, one core. On a GPU: gpu.py, at 1000 x 600."""
+    """Yields the row for small images on one core; gpu.py measures 1000 x 600 on a GPU."""
     torch.set_num_threads(1)
     batch = [scene(160, 160, key) for key in range(2)]
     times = alternate(torchvisions(batch, "cpu"), ours(batch, "cpu"), 4)
     yield Figure(
-        "a training step of Faster R-CNN R50-FPN on 2 images of 160 × 160, of torchvision's own",
+        "a training step of Faster R-CNN R50-FPN, 2 images of 160 × 160, relative to torchvision",
         middle((b / a for a, b in zip(*times, strict=True)), "× its time"),
         "≤ 1.15×",
     )

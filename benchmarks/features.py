@@ -1,4 +1,4 @@
-"""ResNet-50 features: the default memory layout, as published code runs it, against ours (channels
+"""Times ResNet-50 features: the default memory layout, as in published code, against ours (channels
 last, BatchNorm folded into the convolutions), in fp32 and bf16."""
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ IMAGES = 16
 
 
 def rows() -> Iterator[Ratio]:
-    """fp32, the default, and bf16."""
+    """Yields the rows for fp32, the default, and bf16."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     backbone = resnet.build("resnet50").eval()
@@ -43,7 +43,7 @@ def rows() -> Iterator[Ratio]:
         yield ratio(
             f"ResNet-50 features of {IMAGES} images, ours in {precision}",
             times,
-            f"{far:.0e} of the largest, least cosine {cosine:.6f}",
+            f"{far:.0e} of the largest value, smallest cosine {cosine:.6f}",
             target=2.5,
         )
 

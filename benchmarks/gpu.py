@@ -1,16 +1,17 @@
-"""The GPU's turn: training steps, PCL's E-step, k-means, neighbours and views at ImageNet's shapes,
-on synthetic data.
+"""Times training steps, PCL's E-step, k-means, neighbours and views on a GPU, at ImageNet's shapes
+and on synthetic data.
 
-    python benchmarks/gpu.py  # at most eight minutes on one GPU; writes results/benchmarks-<its name>.md
+    python benchmarks/gpu.py                         # at most eight minutes on one GPU
     python benchmarks/gpu.py --only steps kmeans
     python benchmarks/gpu.py --device cpu --tiny     # tries the code without a GPU; writes nothing
 
-Steps: "published" is a plain eager step in fp32 (convolutions in TF32, torch's default) and the
-default layout. k-means: faiss is what the suite calls, from the host's memory and with the
-assignment; fastkmeans and flash-kmeans run beside it where they are installed (pip install
-fastkmeans flash-kmeans), in the precision that they choose; inertia is computed in fp32 for all.
-Wall time, the device waited for at both ends. What fails is told and the rest goes on; what the
-time does not reach is left out by name."""
+Writes results/benchmarks-<name of the GPU>.md. The "published" step is a plain eager one in fp32
+(convolutions in TF32, torch's default) and the default layout. k-means by faiss is what the suite
+calls, from the host's memory and with the assignment; fastkmeans and flash-kmeans run beside it
+where they are installed (pip install fastkmeans flash-kmeans), in the precision that they choose;
+the inertia of all is computed in fp32. Times are wall times with a synchronisation at both ends. A
+stage that fails is reported and the others still run; stages for which no time is left are
+named."""
 
 import argparse
 import gc
@@ -38,8 +39,8 @@ from protobench.kmeans import kmeans
 from protobench.runtime import files
 
 FORWARDS = {"moco": 4, "pcl": 4, "simclr": 6, "spcl": 6}
-"""Passes through the network per image, a backward pass counted as two: one view of two has none in
-MoCo and PCL."""
+"""Passes through the network per image, counting a backward pass as two. In MoCo and PCL one of the
+two views has no backward pass."""
 RECIPES: dict[str, recipes.Recipe] = {
     "moco": recipes.MOCO_V2,
     "simclr": recipes.SIMCLR,
@@ -50,7 +51,7 @@ RECIPES: dict[str, recipes.Recipe] = {
 
 @dataclass(frozen=True)
 class Sizes:
-    """ImageNet's, or what a CPU can try."""
+    """The sizes of ImageNet; TINY has those that a CPU can try."""
 
     images: int = 1_281_167
     batch: int = 256
@@ -69,13 +70,13 @@ TINY = Sizes(2000, 16, 32, "resnet10-mini", 1e7, (20, 40), 10, 64, 32, 100, 2)
 
 
 def wait(device: str) -> None:
-    """For what the device was told to do."""
+    """Waits until the device has finished its work."""
     if device != "cpu":
         torch.cuda.synchronize()
 
 
 def spent(work: Callable[[], Any], device: str) -> float:
-    """Seconds of one call."""
+    """Returns the seconds of one call."""
     wait(device)
     started = time.perf_counter()
     work()
@@ -84,7 +85,7 @@ def spent(work: Callable[[], Any], device: str) -> float:
 
 
 def peak_memory(device: str) -> str:
-    """GiB since the last call of this."""
+    """Returns the peak memory in GiB since the last call, as text."""
     if device == "cpu":
         return ""
     gib = torch.cuda.max_memory_allocated() / 2**30
@@ -93,14 +94,13 @@ def peak_memory(device: str) -> str:
 
 
 MEASURED: dict[str, float] = {}
-"""Seconds that a later stage needs: of a step by method, of an epoch's features, of k-means by
-K."""
+"""Seconds that a later stage needs: of a step, by method, and of k-means, by K."""
 DEADLINE = 450.0
-"""Seconds after which no stage begins."""
+"""Seconds after which no stage starts."""
 
 
 def flops(dtype: torch.dtype, device: str, tf32: bool = False) -> float:
-    """A second, of large matrix products."""
+    """Measures the operations per second of large matrix products."""
     side = 8192 if device != "cpu" else 512
     a = torch.ones(side, side, device=device, dtype=dtype)
     torch.backends.cuda.matmul.allow_tf32 = tf32
@@ -113,7 +113,7 @@ def flops(dtype: torch.dtype, device: str, tf32: bool = False) -> float:
 
 
 class Step:
-    """Updates of a method on one batch of random pictures, in one precision and layout."""
+    """Updates a method on one batch of random images, in one precision and layout."""
 
     def __init__(
         self,
@@ -175,13 +175,13 @@ class Step:
         self.optimizer, self.precision = optim.optimizer(recipe.train, self.method), precision
 
     def __call__(self) -> None:
-        """One update."""
+        """Takes one step."""
         loop.update(self.method.loss, self.optimizer, self.views, self.index, self.precision)
 
 
 def steps(sizes: Sizes, device: str) -> Iterator[Ratio | Figure]:
-    """Each method: plain fp32 in the default layout, against bf16 in channels last; MoCo compiled,
-    too, for the network is the same in all and takes a minute to compile."""
+    """Compares, for each method, fp32 in the default layout with bf16 in channels last. Only MoCo
+    is compiled, too: the network is the same in all and takes a minute to compile."""
     bf16 = flops(torch.bfloat16, device)
     yield Figure(
         "matrix products of 8192 in bf16, fp32, TF32, TFLOP/s",
@@ -227,9 +227,9 @@ def steps(sizes: Sizes, device: str) -> Iterator[Ratio | Figure]:
 
 
 def epoch(sizes: Sizes, device: str) -> Iterator[Figure]:
-    """PCL's beside MoCo's, from the steps and the clusterings measured before, and features
-    measured here."""
-    title = "an epoch of PCL, of one of MoCo, E-step included, computed"
+    """Compares an epoch of PCL with one of MoCo, computed from the steps and the clusterings
+    measured before and the features measured here."""
+    title = "an epoch of PCL, E-step included, relative to MoCo, computed"
     if missing := [
         name for name in ("moco", "pcl", *map(str, sizes.prototypes)) if name not in MEASURED
     ]:
@@ -267,7 +267,7 @@ def epoch(sizes: Sizes, device: str) -> Iterator[Figure]:
 
 
 def _waits(step: Step, device: str) -> str:
-    """What CUDA says of a step in which the host waits."""
+    """Reports whether CUDA sees the host wait in a step."""
     if device == "cpu":
         return "waiting not checked"
     torch.cuda.set_sync_debug_mode("error")
@@ -284,7 +284,7 @@ def _waits(step: Step, device: str) -> str:
 
 
 def _clustered(sizes: Sizes, device: str) -> tuple[np.ndarray, torch.Tensor]:
-    """Unit vectors around 20 000 directions: on the host and on the device."""
+    """Returns unit vectors around 20 000 directions, on the host and on the device."""
     generator = torch.Generator(device).manual_seed(0)
     centre = torch.randn(min(20_000, sizes.images // 10), 128, device=device, generator=generator)
     x = torch.randn(sizes.images, 128, device=device, generator=generator) * 1.2
@@ -293,7 +293,7 @@ def _clustered(sizes: Sizes, device: str) -> tuple[np.ndarray, torch.Tensor]:
 
 
 def _inertia(x: torch.Tensor, centroid_KC: torch.Tensor) -> float:
-    """Sum of squared distances to the nearest, in fp32."""
+    """Returns the sum of squared distances to the nearest centroid, in fp32."""
     norm_K = centroid_KC.square().sum(1)
     least = [
         (norm_K - 2 * part @ centroid_KC.T).min(1).values + part.square().sum(1)
@@ -303,7 +303,7 @@ def _inertia(x: torch.Tensor, centroid_KC: torch.Tensor) -> float:
 
 
 def clusterings(sizes: Sizes, device: str) -> Iterator[Figure]:
-    """Twenty iterations at each K, by every library there is."""
+    """Times twenty iterations at each K by every library that is installed."""
     host, x = _clustered(sizes, device)
     fp32 = flops(torch.float32, device)
 
@@ -344,15 +344,14 @@ def clusterings(sizes: Sizes, device: str) -> Iterator[Figure]:
                 seconds = spent(
                     lambda cluster=cluster, found=found, k=k: found.append(cluster(k, 20)), device
                 )
-            except Exception as failure:  # one library's trouble is a row, not the end
+            except Exception as failure:  # a library that fails becomes a row; the others still run
                 yield Figure(
                     f"k-means by {library}, K = {k}",
                     f"failed: {type(failure).__name__}: {str(failure)[:120]}",
                 )
                 continue
-            memory = (
-                "" if library == "faiss" else peak_memory(device)
-            )  # torch does not see what faiss takes
+            # torch does not see the memory that faiss takes
+            memory = "" if library == "faiss" else peak_memory(device)
             if library == "faiss":
                 MEASURED[str(k)] = seconds
             inertia = _inertia(x, found[0])
@@ -369,7 +368,7 @@ def clusterings(sizes: Sizes, device: str) -> Iterator[Figure]:
 
 
 def neighbours(sizes: Sizes, device: str) -> Iterator[Figure]:
-    """ImageNet's kNN from features in the host's memory."""
+    """Times ImageNet's kNN from features in the host's memory."""
     bank, labels = np.empty((sizes.images, sizes.width), np.float32), np.arange(sizes.images) % 1000
     generator = torch.Generator(device).manual_seed(0)
     for start in range(0, sizes.images, 2**16):
@@ -391,7 +390,8 @@ def neighbours(sizes: Sizes, device: str) -> Iterator[Figure]:
 
 
 def views(sizes: Sizes, device: str) -> Iterator[Figure]:
-    """Two views of a batch: whole (embedded tier and CIFAR), and the colours of the raw profile."""
+    """Times two views of a batch: whole (mini tier and CIFAR), and the colours of the raw
+    profile."""
     recipe = replace(recipes.V2_AUGMENT, size=sizes.pixels)
     pictures = torch.randint(
         0,
@@ -419,7 +419,7 @@ def views(sizes: Sizes, device: str) -> Iterator[Figure]:
 
 
 def detectors(sizes: Sizes, device: str) -> Iterator[Figure]:
-    """A training step of Faster R-CNN, where MMDetection is installed."""
+    """Times a training step of Faster R-CNN, where MMDetection is installed."""
     if not find_spec("mmdet") or sizes is TINY:
         yield Figure(
             "a training step of Faster R-CNN R50-FPN",
@@ -455,15 +455,13 @@ STAGES: dict[str, Callable[[Sizes, str], Iterator[Ratio | Figure]]] = {
 
 
 def _guarded(name: str, sizes: Sizes, device: str, elapsed: float) -> Iterator[Ratio | Figure]:
-    """A stage's rows; one that fails ends with a row that says so."""
+    """Yields the rows of a stage; one that fails ends with a row that says so."""
     if elapsed > DEADLINE:
-        yield Figure(
-            name, f"left out: {elapsed / 60:.1f} minutes had gone by; --only {name} runs it"
-        )
+        yield Figure(name, f"left out after {elapsed / 60:.1f} minutes; --only {name} runs it")
         return
     try:
         yield from STAGES[name](sizes, device)
-    except Exception as failure:  # a compiler that is missing, memory that is short: the other stages are still worth having
+    except Exception as failure:  # a missing compiler or too little memory: the others still run
         yield Figure(
             name, f"**failed**: {type(failure).__name__}: {str(failure).splitlines()[0][:200]}"
         )
@@ -474,7 +472,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--tiny", action="store_true", help="sizes that a CPU can try")
+    parser.add_argument("--tiny", action="store_true", help="use sizes that a CPU can try")
     parser.add_argument(
         "--only",
         nargs="+",
@@ -497,7 +495,7 @@ def main() -> int:
             print("  " + " | ".join(cell for cell in row.cells() if cell), flush=True)
         gc.collect()
         if chosen.device != "cpu":
-            torch.cuda.empty_cache()  # faiss takes memory beside torch
+            torch.cuda.empty_cache()  # faiss needs memory beside torch's
     if chosen.device == "cuda" and not chosen.tiny and chosen.only == list(STAGES):
         path = RESULTS / f"benchmarks-{torch.cuda.get_device_name().replace(' ', '-')}.md"
         about = [

@@ -1,13 +1,14 @@
-"""How cost grows with images, prototypes, negatives, batch and processes, and what ImageNet costs
-by those laws.
+"""Measures how cost grows with images, prototypes, negatives, batch and processes, and extrapolates
+it to ImageNet.
 
-Each stage is timed at sizes that double along one axis while the others stay; its law is a power of
-the size, fitted to the three largest below ImageNet's. "Computed" carries the law on from the
-largest of them, "measured" was run, "limit" is what arithmetic, or the bytes read and written, take
-on this machine at best. A fixed cost bends a law below linear: what is computed from far is then
-too little, and the linear figure beside it too much. The C library returns large blocks to the
-system and takes them anew (glibc: all above 32 MB), whose pages are cleared each time: laws of
-losses bend upwards there, and the system's share is told. Draws growth.png."""
+Each stage is timed at sizes that double along one axis while the others are fixed. Its law is a
+power of the size, fitted to the three largest sizes below ImageNet's. "Computed" extrapolates the
+law from the largest of them, "measured" was run, and "limit" is what the arithmetic, or the bytes
+read and written, take on this machine at best. A fixed cost makes the exponent smaller than it is
+at large sizes: a distant extrapolation is then too low, and the linear one beside it too high. The
+C library returns large blocks to the system and requests them again (glibc: all above 32 MB), and
+their pages are cleared each time; the laws of losses bend upwards there, and the system's share of
+the time is given. Draws growth.png."""
 
 import resource
 import statistics
@@ -51,19 +52,19 @@ class Law:
 
     stage: str
     axis: str
-    """its symbol and, in brackets, what is counted"""
+    """symbol of the axis and, in brackets, what it counts"""
     seconds: dict[int, float]
-    """measured, by size, rising; the target's too where it is affordable"""
+    """measured seconds by size, in ascending order; with the target's where it is affordable"""
     system: float
-    """share of the system in the last"""
+    """the system's share of the CPU time at the largest size"""
     target: int
-    """ImageNet's size; of NT-Xent SimCLR's largest batch"""
+    """ImageNet's size; for NT-Xent, SimCLR's largest batch"""
     limit: float
     """seconds at the target"""
 
     @property
     def fitted(self) -> list[int]:
-        """The sizes that the exponent is taken from."""
+        """The sizes to which the exponent is fitted."""
         return [size for size in self.seconds if size < self.target][-FITTED:]
 
     @property
@@ -76,18 +77,18 @@ class Law:
         )
 
     def at(self, size: int, exponent: float | None = None) -> float:
-        """Seconds, computed from those of the largest fitted size."""
+        """Extrapolates the seconds of the largest fitted size to ``size``."""
         return self.seconds[self.fitted[-1]] * (size / self.fitted[-1]) ** (
             self.exponent if exponent is None else exponent
         )
 
     @property
     def power(self) -> str:
-        """The law in short."""
+        """The law as text, such as N^1.02."""
         return f"{self.axis.split()[0]}^{self.exponent:.2f}"
 
     def row(self) -> Figure:
-        """In words."""
+        """Returns the row of the page."""
         beside = f" ({_span(self.at(self.target, 1))} if linear)"
         if self.target in self.seconds:
             beside = f", {_span(self.seconds[self.target])} measured"
@@ -114,11 +115,11 @@ def law(
     repeats: int = 3,
     parts: int = 1,
 ) -> Law:
-    """Times ``work(size)()`` at ``count`` sizes in turn, so that a machine's mood hits them alike.
-    ``check``: at the target too.
+    """Times ``work(size)()`` at ``count`` sizes in turn, so that changes of the machine's speed
+    affect all of them; with ``check`` at the target, too.
 
-    ``flops`` and ``bytes_moved`` are those of the target. ``parts``: equal ones of the work, one of
-    which is told."""
+    ``flops`` and ``bytes_moved`` are those of the target. The work consists of ``parts`` equal
+    parts; the law is that of one."""
     sizes = [largest >> i for i in reversed(range(count))] + [target] * check
     ready = [work(size) for size in sizes]
     for call in ready:
@@ -143,19 +144,16 @@ def law(
 
 
 def clustering() -> Iterator[Law | Figure]:
-    """k-means of unit vectors, and PCL's E-step by both laws: every start's iterations, and the
-    assignment."""
+    """Yields k-means of unit vectors and, by both of its laws, PCL's E-step: the iterations of
+    every start, and the assignment."""
     x, few, passes = (
         _unit(200_000).numpy(),
         SPCL_IMAGENET.num_prototypes[0],
         PCL_V1.nredo * PCL_V1.niter + 1,
     )
     once = partial(kmeans, seed=0, niter=1, nredo=1)
-    how: dict[str, Any] = {
-        "check": False,
-        "repeats": 2,
-        "parts": 2,
-    }  # an iteration and the assignment, of equal cost
+    # the two parts are an iteration and the assignment, which cost the same
+    how: dict[str, Any] = {"check": False, "repeats": 2, "parts": 2}
     with_n = law(
         f"k-means, a pass, K = {few}",
         "N (images)",
@@ -190,7 +188,7 @@ def clustering() -> Iterator[Law | Figure]:
 
 
 def densities() -> Iterator[Law]:
-    """Of prototypes."""
+    """Yields the concentration φ of prototypes."""
     rng = np.random.default_rng(0)
     distance = rng.uniform(0.2, 1.2, IMAGES).astype(np.float32)
 
@@ -219,7 +217,7 @@ def densities() -> Iterator[Law]:
 
 
 def negatives() -> Iterator[Law]:
-    """Drawn for a step."""
+    """Yields the draw of negative prototypes for a step."""
     generator = torch.Generator().manual_seed(0)
 
     def work(k: int, r: int) -> Work:
@@ -227,7 +225,7 @@ def negatives() -> Iterator[Law]:
             draw_negatives, torch.randint(0, k, (BATCH,), generator=generator), k, r, generator
         )
 
-    few = R // 4  # no fewer prototypes than are drawn
+    few = R // 4  # fewer than the smallest K
     yield law(
         f"negative prototypes, r = {_short(few)}",
         "K (prototypes)",
@@ -251,7 +249,7 @@ def negatives() -> Iterator[Law]:
 
 
 def losses() -> Iterator[Law]:
-    """Forward, and backward to the embeddings of a batch."""
+    """Yields the losses: forward, and backward to the embeddings of a batch."""
     prototypes, phi, queue = _unit(KS[0]), torch.full((KS[0],), 0.1), _unit(QUEUE)
 
     def step(batch: int, loss: Callable[..., torch.Tensor], *others: torch.Tensor) -> Work:
@@ -318,7 +316,7 @@ def losses() -> Iterator[Law]:
 
 
 def neighbours() -> Iterator[Law | Figure]:
-    """kNN of embeddings, by one process and by two."""
+    """Yields kNN of embeddings, in one process and in two."""
     x, few, part = _unit(IMAGES).numpy(), knn.QUERIES, knn.BANK
     labels = np.random.default_rng(0).integers(0, 1000, len(x))
 
@@ -371,7 +369,7 @@ def neighbours() -> Iterator[Law | Figure]:
 
 
 def worker() -> None:
-    """One of the processes of torchrun; the first prints seconds."""
+    """Runs as one of torchrun's ranks; each prints its seconds."""
     torch.set_num_threads(1)
     distributed.init("cpu")
     x, labels = _unit(128_000).numpy(), np.arange(128_000) % 1000
@@ -384,7 +382,7 @@ def worker() -> None:
 
 
 def scores() -> Iterator[Law]:
-    """AMI against 1000 classes, and VOC's average precision."""
+    """Yields AMI against 1000 classes, and VOC's average precision."""
     clusters, classes = partitions(10_000)
     how: dict[str, Any] = {"bytes_moved": 16 * IMAGES, "repeats": 3}
     yield law(
@@ -420,15 +418,15 @@ def scores() -> Iterator[Law]:
 
 
 def gathering() -> Iterator[Figure]:
-    """What a process receives of the others' parts. Training here is one process: that of features
-    and keys is to be expected."""
+    """Yields the bytes that a rank receives of the others' shares, which are computed, not
+    measured."""
     step, steps = 4 * BATCH * D, IMAGES // BATCH
     for what, size, parted in (
         ("features of an E-step, 1.28M × 128", 4 * IMAGES * D, True),
         ("keys of a step", step, True),
         (f"keys of an epoch, {steps} steps", step * steps, True),
         ("neighbours of 50k queries, k = 200", QUERIES * 200 * 12, False),
-    ):  # each sends k
+    ):  # every rank sends all k neighbours
         received = [size * (count - 1) / (count if parted else 1) for count in (1, 2, 4, 8)]
         yield Figure(
             f"growth: all-gathered {what}, with 1, 2, 4, 8 processes",
@@ -437,7 +435,7 @@ def gathering() -> Iterator[Figure]:
 
 
 def rows() -> Iterator[Figure]:
-    """Every law, then the picture."""
+    """Yields every law, then draws the picture."""
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
     laws = []
@@ -450,7 +448,8 @@ def rows() -> Iterator[Figure]:
 
 
 def draw(laws: list[Law], path: Path) -> None:
-    """A panel each, both axes logarithmic, the upper one over a decade at least."""
+    """Draws a panel per law; both axes are logarithmic, and the vertical one spans at least a
+    decade."""
     from matplotlib import ticker
 
     down = -(-len(laws) // 4)
@@ -522,8 +521,8 @@ def draw(laws: list[Law], path: Path) -> None:
 
 
 def _both(what: str, a: Law, b: Law, fixed: int, size: int, times: int) -> Figure:
-    """What law ``a`` gives at its target, or measured there, where b's axis is ``fixed``: carried
-    on to ``size`` of that axis."""
+    """Extrapolates along two axes: law ``a`` to its target (or what was measured there), at
+    ``fixed`` on the axis of ``b``, and from there by law ``b`` to ``size``."""
     more, known = size / fixed, a.seconds.get(a.target)
     by_laws, linear = (
         times * (known or a.at(a.target)) * more**b.exponent,

@@ -1,5 +1,5 @@
-"""kNN: three queries against the whole bank at a time and a dense one-hot vote, as published code
-does it, and ours."""
+"""Times kNN: three queries at a time against the whole bank and a dense one-hot vote, as in
+published code, and ours."""
 
 from collections.abc import Iterator
 
@@ -14,8 +14,9 @@ BANK, QUERIES, WIDTH, CLASSES, K, TEMPERATURE = 128_000, 384, 2048, 1000, 200, 0
 
 
 def published(bank: torch.Tensor, labels: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
-    """Chunks of at most 5e6 similarities (39 queries here; 3 with ImageNet's 1.28 M), one-hot votes
-    [chunk * k, classes]."""
+    """Takes queries in chunks of three and votes with one-hot vectors [chunk * k, classes].
+
+    The published rule is at most 5e6 similarities: 39 queries here, 3 with ImageNet's 1.28 M."""
     found = []
     for part in query.split(3):
         value, index = (part @ bank.T).topk(K)
@@ -26,7 +27,7 @@ def published(bank: torch.Tensor, labels: torch.Tensor, query: torch.Tensor) -> 
 
 
 def rows() -> Iterator[Ratio]:
-    """Features of 1000 classes, noisy."""
+    """Yields the row for noisy features of 1000 classes."""
     rng = np.random.default_rng(0)
     labels = rng.integers(0, CLASSES, BANK)
     centres = rng.normal(size=(CLASSES, WIDTH)).astype(np.float32)

@@ -1,8 +1,8 @@
-"""Low-shot SVMs after features, at VOC07's size: 5011 and 4952 images, 2048-D, 20 classes.
+"""Times low-shot SVMs on given features of VOC07's size: 5011 and 4952 images, 2048-D, 20 classes.
 
 The published way is scikit-learn's LinearSVC for every class and cost, and average precision image
-by image. Features are synthetic (label-dependent, rectified); the grid of eleven costs, around the
-released script's 0.5, is ours."""
+by image. Features are synthetic (label-dependent, rectified). The grid of eleven costs around the
+released script's 0.5 is ours."""
 
 import time
 from collections.abc import Iterator
@@ -22,8 +22,8 @@ COSTS = (0.001, 0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 50.0, 100.0)
 
 
 def synthetic(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Labels with VOC's co-occurrence (1.4 per image, a few difficult) and features that carry
-    them."""
+    """Returns features [n, 2048] that depend on the labels, and labels [n, 20] that occur together
+    as in VOC (1.4 per image, a few difficult)."""
     rng = np.random.default_rng(seed)
     labels = rng.choice([-1, 0, 1], (n, 20), p=[0.975, 0.005, 0.02])
     labels[np.arange(n), rng.integers(0, 20, n)] = 1
@@ -45,7 +45,7 @@ def published(
     tolerance: float = 1e-4,
     iterations: int = 2000,
 ) -> np.ndarray:
-    """Average precision [J, C], in percent."""
+    """Returns the average precision [J, C] in percent, of J costs and C classes."""
     found = np.empty((len(costs), len(draw.positive)))
     for j, cost in enumerate(costs):
         for c, present in enumerate(draw.positive):
@@ -63,8 +63,8 @@ def published(
 
 
 def rows() -> Iterator[Ratio | Figure]:
-    """A draw of k = 1, 4 and 16 over the grid; the same at one cost, which LIBLINEAR solves; then
-    all of it."""
+    """Yields a support set of k = 1, 4 and 16 over the grid, the same at one cost, which LIBLINEAR
+    solves, and then the whole evaluation."""
     (train, labels), (test, test_labels) = synthetic(5011, 1), synthetic(4952, 2)
     images = ImageList(
         "synthetic", None, tuple(map(str, range(5011))), labels, tuple(map(str, range(20)))
@@ -76,7 +76,7 @@ def rows() -> Iterator[Ratio | Figure]:
     for k in (1, 4, 16):
         draw = first[k]
         exact = lowshot.score(train, test, test_labels, [draw], COSTS, exact=True)
-        some = (0.5, 100.0) if k < 16 else (0.5,)  # the last would take LIBLINEAR minutes
+        some = (0.5, 100.0) if k < 16 else (0.5,)  # 100 at k = 16 would take LIBLINEAR minutes
         to_the_end = published(x, draw, normal, positive, some, 1e-10, 10**7).mean(1)
         far = np.abs(to_the_end - [run["value"] for run in exact if run["cost"] in some]).max()
         theirs: list[np.ndarray] = []
@@ -135,7 +135,7 @@ def rows() -> Iterator[Ratio | Figure]:
             spent.append(time.perf_counter() - started)
         name = f"{len(costs)} costs (Newton)" if len(costs) > 1 else "C = 0.5 (LIBLINEAR)"
         yield Figure(
-            f"whole VOC07 low-shot after features: 5 k × 5 draws × 20 classes, {name}, one core,"
+            f"whole VOC07 low-shot on given features: 5 k × 5 draws × 20 classes, {name}, one core,"
             " wall",
             middle(spent, " s"),
             "≤ 10 s on 2 cores",
@@ -145,8 +145,8 @@ def rows() -> Iterator[Ratio | Figure]:
 def _after_normalising(
     x: np.ndarray, test: np.ndarray, test_labels: np.ndarray, draw: SupportSet
 ) -> None:
-    """What ``lowshot.score`` does for a draw: it normalises the features once for all of them, and
-    so does the published way."""
+    """Does what ``lowshot.score`` does for one support set. Features are normalised before, once
+    for all support sets, as in the published way."""
     for values in lowshot._newton(x[draw.rows[0]], draw.positive, test, COSTS, 2.0):
         lowshot._metric(values, test_labels, False)
 

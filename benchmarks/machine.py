@@ -1,13 +1,15 @@
-"""Whether this machine trains the same encoders, bit for bit, as others: hashes of short trainings
-under four instruction sets.
+"""Shows whether this machine trains the same encoders, bit for bit, as others, by hashes of short
+trainings under four instruction sets.
 
     python benchmarks/machine.py                  # everything, about three minutes on one core
     python benchmarks/machine.py --methods moco   # some methods, under all settings
 
-MoCo, SimCLR and PCL of the bundled tier, two epochs (PCL with one of warm-up), seed 1, one thread,
-each setting in a process of its own. The same hash twice means the same bits in every tensor. Sums
-are rounded in another order on another processor, or with other instructions on one, so hashes are
-expected to differ between machines; on one machine they must not differ between runs."""
+The trainings are MoCo, SimCLR and PCL of the mini tier: two epochs (one of them PCL's warm-up),
+seed 1, one thread, each setting in a process of its own. Equal hashes mean equal bits in every
+tensor. Sums are rounded in another order on another processor, or with other instructions on the
+same one, so hashes are expected to differ between machines; on one machine they must not differ
+between runs.
+"""
 
 import argparse
 import hashlib
@@ -50,7 +52,7 @@ SETTINGS = {
         "MKL_CBWR": "COMPATIBLE",
     },
 }
-"""Environment variables of torch's own kernels, of oneDNN and of MKL."""
+"""Environment variables that choose the instructions of torch's kernels, of oneDNN and of MKL."""
 KNOWN = {
     "AMD EPYC with AVX-512, torch 2.15": {
         "default": {
@@ -92,7 +94,7 @@ KNOWN = {
         },
     },
 }
-"""What was measured so far: machine -> setting -> method -> hash."""
+"""The hashes measured so far: machine -> setting -> method -> hash."""
 DATA = "c7499a1266ff57ce"
 """The first digits of the data's fingerprint (protobench/data/synthetic/bundled.py) where the
 hashes above were measured."""
@@ -108,7 +110,8 @@ class Trained:
 
 
 def hash_of(tensors: dict[str, torch.Tensor]) -> str:
-    """The first 16 digits of sha256 over the tensors' bytes in the order of their names."""
+    """Returns the first 16 digits of the SHA-256 of all tensors' bytes, in the order of their
+    names."""
     found = hashlib.sha256()
     for name in sorted(tensors):
         found.update(tensors[name].contiguous().numpy().tobytes())
@@ -116,7 +119,7 @@ def hash_of(tensors: dict[str, torch.Tensor]) -> str:
 
 
 def train(method: str, data: Path) -> Trained:
-    """Pretrains in this process, on one thread."""
+    """Pretrains briefly in this process, on one thread."""
     torch.set_num_threads(1)
     recipe = METHODS[method]
     recipe = replace(recipe, train=replace(recipe.train, epochs=EPOCHS))
@@ -127,7 +130,7 @@ def train(method: str, data: Path) -> Trained:
 
 
 def under(setting: str, methods: Iterable[str], data: Path) -> list[Trained]:
-    """The trainings in a child process, which reads the setting when it loads its libraries."""
+    """Trains in a child process, which reads the setting when it loads its libraries."""
     pinned = {name for variables in SETTINGS.values() for name in variables}
     environment = {name: value for name, value in os.environ.items() if name not in pinned}
     done = subprocess.run(
@@ -143,7 +146,7 @@ def under(setting: str, methods: Iterable[str], data: Path) -> list[Trained]:
 
 
 def equal_to(setting: str, trained: Trained) -> str:
-    """The machines that are known to give the same bits."""
+    """Names the machines that are known to give the same bits."""
     return " and ".join(
         name
         for name, known in KNOWN.items()
@@ -167,7 +170,7 @@ def main() -> int:
     told = (
         fingerprint
         if fingerprint == DATA
-        else f"{fingerprint} (not that of the known hashes: other encoders)"
+        else f"{fingerprint} (the known hashes belong to other data)"
     )
     print(
         f"{records.processor() or 'unknown processor'}, {torch.backends.cpu.get_cpu_capability()};"

@@ -1,8 +1,8 @@
-"""Drawing negative prototypes for a step: random.sample over a set of Python integers, as
+"""Times the draw of negative prototypes for a step: random.sample over a set of Python integers, as
 published, and a permutation.
 
-The published way finds K anew in the assignment of all images, lists all ids, takes the batch's
-from their set, and turns the sample into a tensor: per granularity and step."""
+In every step and for every granularity, the published way finds K again in the assignment of all
+images, lists all ids, removes the batch's from their set, and turns the sample into a tensor."""
 
 import random
 from collections.abc import Iterator
@@ -16,16 +16,14 @@ IMAGES, BATCH, R = 1_281_167, 64, 16_000
 
 
 def published(prototype: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """A sample without replacement from a set difference."""
+    """Draws without replacement from a set difference."""
     every = [number for number in range(prototype.max() + 1)]
     rest = set(every) - set(prototype[index].tolist())
-    return torch.LongTensor(
-        random.sample(tuple(rest), R)
-    )  # Python before 3.11 made the tuple itself
+    return torch.LongTensor(random.sample(tuple(rest), R))  # before 3.11, sample made the tuple
 
 
 def rows() -> Iterator[Ratio]:
-    """K = 25 000, 50 000 and 100 000."""
+    """Yields the rows for K = 25 000, 50 000 and 100 000."""
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     for k in (25_000, 50_000, 100_000):
@@ -43,7 +41,7 @@ def rows() -> Iterator[Ratio]:
         yield ratio(
             f"negative prototypes, r = 16k, K = {k // 1000}k, batch of {BATCH}",
             times,
-            "same law (tests/test_pcl.py)",
+            "same distribution (tests/test_pcl.py)",
             target=10,
             bytes_moved=4 * k + k + 8 * R,
         )

@@ -1,13 +1,14 @@
-"""How well the check of the input's normalisation (protobench/checkpoints/input_check.py) tells
-right from wrong: what its limits rest on.
+"""Measures how well the check of the input's normalisation (protobench/checkpoints/input_check.py)
+tells right from wrong; its limits rest on these numbers.
 
-    python benchmarks/normalisation.py  # bundled synthetic data alone: about 3 minutes on one core
-    PROTOBENCH_REAL_INPUTS=DIR python benchmarks/normalisation.py  # with DIR/cifar10-jpeg, DIR/photos, DIR/augnet/model.pth
+    python benchmarks/normalisation.py     # bundled synthetic data alone: 3 minutes on one core
+    PROTOBENCH_REAL_INPUTS=DIR python benchmarks/normalisation.py     # real images, too
 
-Encoders are trained for three epochs under each of five normalisations (with CIFAR's pictures, on
-every twelfth of those too). Of each, and of AugNet's published ResNet-50, the ratio of variances is
-measured on every kind of images under every normalisation. Printed is the range of the ratio for
-what was trained and assumed, over encoders and images."""
+DIR may hold cifar10-jpeg/, photos/ and augnet/model.pth. Encoders are trained for three epochs
+under each of five normalisations, and also on every twelfth of CIFAR's images if they are there.
+The ratio of variances is measured for each encoder, and for AugNet's published ResNet-50, on every
+kind of images and under every normalisation. The table shows the range of the ratio over encoders
+and images, by the normalisation that was trained with and the one that is assumed."""
 
 import contextlib
 import itertools
@@ -36,13 +37,12 @@ METHODS = {
     "simclr": recipes.SIMCLR_MINI,
     "moco": recipes.MOCO_MINI,
 }
-NORMALISATIONS = {
-    name: value for name, value in OTHERS.items() if name != "cifar100"
-}  # cifar10's is nearly the same
+# cifar100's is nearly the same as cifar10's
+NORMALISATIONS = {name: value for name, value in OTHERS.items() if name != "cifar100"}
 
 
 def image_lists(real: Path | None) -> tuple[list[ImageList], list[ImageList]]:
-    """What encoders are trained on, and what they are measured on."""
+    """Returns what encoders are trained on, and what they are measured on."""
     root = bundled.ensure()
     training = [imagenet.read(root, "train")]
     measured = [
@@ -65,7 +65,7 @@ def image_lists(real: Path | None) -> tuple[list[ImageList], list[ImageList]]:
 
 
 def ratios(encoder: encoders.Encoder, measured: list[ImageList]) -> dict[str, list[float]]:
-    """Assumed normalisation -> the ratio on each list of images."""
+    """Returns, for each assumed normalisation, the ratio on each list of images."""
     found = defaultdict(list)
     for images in measured:
         sample = images.subset(np.unique(np.linspace(0, len(images) - 1, IMAGES).astype(int)))
@@ -78,7 +78,7 @@ def ratios(encoder: encoders.Encoder, measured: list[ImageList]) -> dict[str, li
 
 
 def main() -> None:
-    """Trains, measures and prints."""
+    """Trains, measures and prints the table."""
     if sys.argv[1:]:
         print(__doc__)
         return

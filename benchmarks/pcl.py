@@ -1,4 +1,4 @@
-"""An epoch of embedded PCL beside one of MoCo, the E-step included."""
+"""Times an epoch of the mini tier's PCL, E-step included, against one of MoCo."""
 
 import statistics
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from protobench.data.synthetic import bundled
 
 
 def rows() -> Iterator[Figure]:
-    """Epochs in turn, in wall time; PCL without its warm-up."""
+    """Yields the row: alternate epochs, wall time, PCL without its warm-up."""
     torch.set_num_threads(1)
     source = image_list.image_folder(bundled.ensure() / "imagenet" / "train", "imagenet-train")
     methods = {
@@ -38,7 +38,7 @@ def rows() -> Iterator[Figure]:
     ratios = [p / m for p, m in zip(spent["PCL"], spent["MoCo"], strict=True)]
     share = statistics.median(e_step) / statistics.median(spent["PCL"])
     yield Figure(
-        "an epoch of embedded PCL, of one of MoCo, E-step included, wall",
+        "an epoch of mini PCL, E-step included, relative to MoCo, wall time",
         f"{middle(ratios)}×; the E-step is {100 * share:.0f} % of it; over 40 epochs with 4 of"
         f" warm-up {1 + 0.9 * (statistics.median(ratios) - 1):.2f}×",
         "≤ 1.4×",

@@ -1,5 +1,5 @@
-"""SPCL beside SimCLR: a step of each on equally many images, and what the clustering costs of an
-epoch."""
+"""Times a step of SPCL against one of SimCLR on equally many images, and the share of the
+clustering in an epoch."""
 
 import statistics
 from collections.abc import Iterator
@@ -20,8 +20,8 @@ from protobench.kmeans import kmeans
 def steps(
     name: str, ours: recipes.SPCL, theirs: recipes.SimCLR, size: int, pixels: int, repeats: int
 ) -> Figure:
-    """Loss, backward and update of both methods in turn on the same random pictures, as many
-    forward passes each."""
+    """Compares loss, backward pass and update of both methods, alternately on the same random
+    images and with equally many forward passes."""
     ours = replace(ours, train=replace(ours.train, batch_size=size))
     labels = torch.arange(10 * size) % 10
     methods = [simclr.build(theirs, labels, 10, 0), spcl.build(ours, labels, 10, 0)]
@@ -49,12 +49,13 @@ def steps(
     times = alternate(calls[0], calls[1], repeats)
     ratios = (b / a for a, b in zip(*times, strict=True))
     return Figure(
-        f"a step of SPCL, of one of SimCLR: {name}", middle(ratios, "× its time"), "≤ 1.1×"
+        f"a step of SPCL relative to SimCLR: {name}", middle(ratios, "× its time"), "≤ 1.1×"
     )
 
 
 def epoch() -> Iterator[Figure]:
-    """Epochs of embedded SPCL: how much of one are new views and features, how much is k-means."""
+    """Measures how much of an epoch of mini SPCL are new views and features, and how much is
+    k-means."""
     source = image_list.image_folder(bundled.ensure() / "imagenet" / "train", "imagenet-train")
     recipe = recipes.SPCL_MINI
     method = spcl.build(recipe, torch.from_numpy(source.labels), len(source.classes), 0).to(
@@ -76,7 +77,7 @@ def epoch() -> Iterator[Figure]:
         statistics.median(line[what] for line in lines) for what in ("seconds", "e_step_seconds")
     )
     yield Figure(
-        "k-means of SPCL's features, of an embedded epoch",
+        "k-means of SPCL's features, share of an epoch of the mini tier",
         f"{100 * clustering / seconds:.1f} %; with the features' own forward pass"
         f" {100 * e_step / seconds:.0f} %",
         "≤ 10 %",
@@ -84,10 +85,10 @@ def epoch() -> Iterator[Figure]:
 
 
 def rows() -> Iterator[Figure]:
-    """All of it."""
+    """Yields all rows."""
     torch.set_num_threads(1)
     yield steps(
-        "embedded network, 128 images of 32 pixels",
+        "mini network, 128 images of 32 pixels",
         recipes.SPCL_MINI,
         recipes.SIMCLR_MINI,
         128,
