@@ -108,7 +108,7 @@ def test_a_stopped_training_does_not_resume_on_other_images(
     for change in (False, False, True):
         if change:
             _overwrite(imagenet.read(root, "train").subset(np.arange(5)))
-        code, _, err = command(module.main, *words)
+        code, _, err = command(module.EVALUATION.main, *words)
         assert code == 0, err
     assert kept[0] == kept[1] != kept[2]
 

@@ -888,17 +888,17 @@ def test_worker_processes_change_nothing(moco_file, scene_data, tmp_path, whole_
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (("--lr", 0), "--lr is positive"),
-        (("--lr", "nan"), "--lr is positive"),
+        (("--lr", 0), "--lr must be positive"),
+        (("--lr", "nan"), "--lr must be positive"),
         (("--draws", 0), "--draws, --batch-size"),
         (("--epochs", 2, "--iterations", 3), "exclude one another"),
         (("--epochs", 0), "at least 1"),
-        (("--warmup", -1), "--warmup and --workers are not negative"),
-        (("--sgd-momentum", 1), "--sgd-momentum lies in"),
-        (("--weight-decay", -1), "--weight-decay is not negative"),
+        (("--warmup", -1), "--warmup and --workers must not be negative"),
+        (("--sgd-momentum", 1), "--sgd-momentum must lie in"),
+        (("--weight-decay", -1), "--weight-decay in"),
         (("--iterations", 0), "at least 1"),
         (("--task", "coco", "--epochs", 0), "at least 1"),
-        (("--workers", -1), "--workers are not negative"),
+        (("--workers", -1), "--workers must not be negative"),
         (("--device", "tpu"), "unknown device"),
         (("--resize", 64), "mean nothing to a detector"),
         (("--data", "/nowhere"), "no such folder"),
@@ -919,9 +919,8 @@ def test_the_report_warns_where_the_loss_did_not_fall(whole_run):
     """On losses set by hand: whether those of so short a training fall is luck."""
 
     def told(losses):
-        return detection.report(
-            whole_run | {"runs": [run | {"losses": losses} for run in whole_run["runs"]]}
-        )
+        runs = [run | {"losses": losses} for run in whole_run["runs"]]
+        return "\n".join(detection.report(whole_run | {"runs": runs}))
 
     assert "did not fall" not in told([2.0, 1.0])
     assert "did not fall" not in told([2.0])

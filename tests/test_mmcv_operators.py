@@ -106,7 +106,7 @@ def test_a_missing_package_is_named_with_what_installs_it(monkeypatch):
     for refused in (
         operators.check,
         operators.provide.__wrapped__,
-        lambda: detection.EVALUATION.load_data(None),
+        lambda: detection.EVALUATION.load_data(None, "voc07"),
     ):
         with pytest.raises(UserError, match="MMDetection is not installed: no mmdet") as mistake:
             refused()
