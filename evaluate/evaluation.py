@@ -9,6 +9,7 @@ loading the encoder and the data, the processes of a torchrun, the record, and t
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
@@ -229,15 +230,11 @@ class Evaluation(Generic[C]):
         print(self.summary(copies[0]))
         with distributed.main_process_first():
             lists = self.load_data(config.data, config.dataset, config.skip_bad_images)
-        key, model = (
-            self.result_key(copies[-1].key, lists, config),
-            model or ModelInfo.of(config.ckpt),
-        )
+        key = self.result_key(copies[-1].key, lists, config)
+        model = model or ModelInfo.of(config.ckpt)
         if not self.repeat:
-            known = distributed.broadcast_from_main(
-                lambda: records.find(config.results, key, model)
-            )
-            if known:
+            find = partial(records.find, config.results, key, model)
+            if known := distributed.broadcast_from_main(find):
                 print(f"done before (delete the record to repeat it): {known}")
                 return known if distributed.is_main() else None
         identity = files.sha256(

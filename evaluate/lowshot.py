@@ -201,10 +201,10 @@ def _newton(
 def _metric(score_NC: np.ndarray, labels: np.ndarray, drop_difficult: bool) -> np.ndarray:
     """Return percentages: AP per class [C], or 0 and 100 for each image [N]."""
     if labels.ndim == 2:
-        return 100 * average_precision(
-            score_NC, labels == 1, labels != 0 if drop_difficult else None
-        )
-    return 100.0 * (score_NC.argmax(1) == labels)
+        counted = labels != 0 if drop_difficult else None
+        return 100 * average_precision(score_NC, labels == 1, counted)
+    right_N: np.ndarray = score_NC.argmax(1) == labels
+    return 100.0 * right_N
 
 
 def best_cost(runs: list[Run]) -> dict[int, float]:

@@ -130,7 +130,7 @@ def _similarity(history: dict[str, Any], ckpt: Path) -> dict[str, Any]:
 
 def measures_similarity(history: dict[str, Any]) -> bool:
     """Return whether the training measured TP and FN similarity."""
-    return {"tp", "fn"} <= history["epochs"][-1].keys()
+    return {"tp", "fn"} <= set(history["epochs"][-1])
 
 
 def report(record: Record) -> str:
