@@ -18,14 +18,14 @@ from pathlib import Path
 import tyro
 
 from protobench.runtime import cli
-from tables.engine.catalogue import FIGURES, TABLES, either
+from tables.engine import catalogue
 from tables.engine.schema import Tier
 
 
 @dataclass(frozen=True)
 class Diff:
-    """Compares the records in a results folder with the paper; writes the files of the table or
-    figure again."""
+    """Compare the records in a results folder with the paper, and rewrite the files of the table or
+    figure."""
 
     table: tyro.conf.Positional[str]
     tier: Tier = "mini"
@@ -36,7 +36,7 @@ class Diff:
 
 @dataclass(frozen=True)
 class Page:
-    """Writes the pages again: index.html, one per table and figure, and README.md in each tier's
+    """Rewrite the pages: index.html, one per table and figure, and README.md in each tier's
     folder."""
 
     results: Path = Path("results")
@@ -50,17 +50,19 @@ def main() -> int:
         return cli.SAME
     match cli.choose("command", command, ("reproduce", "diff", "page", "list")):
         case "list":
-            for name in TABLES + FIGURES:
-                print(f"{name}: {either(name).title}; {either(name).paper}")
+            for exhibit in [*catalogue.tables().values(), *catalogue.figures().values()]:
+                print(f"{exhibit.name}: {exhibit.title}; {exhibit.paper.citation}")
         case "diff":
             from tables.engine import publish
 
             diff = cli.parse(Diff, __doc__ or "", args)
-            return publish.publish(either(diff.table), diff.tier, diff.results, strict=diff.strict)
+            exhibit = catalogue.load(diff.table)
+            return publish.publish(exhibit, diff.tier, diff.results, strict=diff.strict)
         case "page":
             from tables.engine import publish
 
-            written = publish.pages(cli.parse(Page, __doc__ or "", args).results)
+            results = cli.parse(Page, __doc__ or "", args).results
+            written = publish.pages(results, publish.read(results))
             print(
                 "\n".join(map(str, written)) or "no records, so no page",
                 file=sys.stdout if written else sys.stderr,
@@ -70,7 +72,8 @@ def main() -> int:
             from tables.engine import reproduce
 
             config = cli.parse(reproduce.Reproduce, reproduce.__doc__ or "", args)
-            return reproduce.reproduce(config, either(config.table))
+            name = config.table.removeprefix("reproduce-")  # tox's name of the environment
+            return reproduce.reproduce(config, catalogue.load(name))
     return cli.SAME
 
 

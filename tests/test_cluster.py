@@ -21,7 +21,7 @@ from protobench.data.synthetic import bundled
 from protobench.runtime import cli
 from tables import __main__ as tables_main
 from tables.engine import catalogue, plan
-from tables.engine.cluster import SlurmJob
+from tables.engine.slurm import SlurmJob
 from tables.engine.work import RunContext
 
 submitit = pytest.importorskip("submitit", reason="needs the extra slurm")

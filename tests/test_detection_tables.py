@@ -16,7 +16,7 @@ from evaluate.mmdet_adapter import operators
 from protobench.data import verify
 from protobench.data.datasets import DATASETS
 from protobench.data.synthetic import bundled, scenes
-from tables.engine import catalogue, compare, plan, reproduce, work
+from tables.engine import catalogue, compare, executor, plan, reproduce, runs, work
 from tables.engine.catalogue import load
 from tables.ours import detections as detections_figure
 
@@ -100,7 +100,7 @@ def test_the_gap_to_supervised_is_judged_by_its_interval(behind, verdict):
     }
     outcome = compare.outcome(table, "mini", found)
     assert outcome.controls == "ok"
-    verdicts = {result.claim.text: result.verdict for result in outcome.claims}
+    verdicts = {result.text: result.verdict for result in outcome.claims}
     assert verdicts["PCL closes the gap to Supervised: less than 1.5 points behind"] == verdict
     assert verdicts["PCL > MoCo, trained on VOC07 and on VOC07+12"] == "holds"
 
@@ -157,7 +157,7 @@ def test_a_score_that_fails_does_not_stop_the_others(
     with pytest.raises(
         detection.UserError, match="detection voc07: detection training diverged"
     ) as mistake:
-        reproduce.run_job(jobs[0], tmp_path / "log", where)
+        executor.run_job(jobs[0], where)
     assert mistake.value.hint == "a lower --lr"
     assert seen == ["voc07", "voc07+12"]
     code, out, _ = command(
@@ -210,12 +210,14 @@ def test_what_the_paper_prints_is_kept_when_a_row_was_tried_at_another_rate():
         made = record(row, 1, "voc07", [40.0], finished=when)
         made["unit"]["params"] = {"lr": lr}
         have[f"{row} {lr}"] = made
-    kept = compare.among(load("table5"), have)
+    kept = runs.select_records(load("table5"), have)
     assert {
         row: [of["unit"]["params"]["lr"] for of in records] for row, records in kept.rows.items()
     } == {"random": [0.05], "moco": [0.05]}
     assert kept.stale == 2
-    tried = compare.among(load("table5"), have, asked={"supervised 0.005", "moco 0.005"})
+    tried = runs.select_records(
+        load("table5"), have, requested_keys={"supervised 0.005", "moco 0.005"}
+    )
     assert set(tried.rows) == {
         "supervised",
         "moco",
@@ -300,5 +302,5 @@ def test_a_folder_named_annotations_is_no_coco(tmp_path):
 
 
 def test_detection_stands_in_the_catalogue():
-    assert {"table5", "table6"} <= set(catalogue.TABLES)
-    assert "detections" in catalogue.FIGURES
+    assert {"table5", "table6"} <= catalogue.tables().keys()
+    assert "detections" in catalogue.figures()

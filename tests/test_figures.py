@@ -22,7 +22,8 @@ from protobench.kmeans import Clustering
 from protobench.records import ModelInfo, ResultKey
 from protobench.runtime.errors import UserError
 from tables import __main__ as tables_main
-from tables.engine import catalogue, compare, courses, pictures
+from tables.engine import catalogue, claims, histories, pictures, runs
+from tables.engine.schema import ClaimResult
 from tables.pcl import figure5, figure6
 from tables.spcl import figure2
 
@@ -241,7 +242,7 @@ def test_senseless_parameters_of_galleries_are_refused(
 # figures ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", catalogue.FIGURES)
+@pytest.mark.parametrize("name", list(catalogue.figures()))
 def test_a_figure_is_drawn_from_records_alone_and_always_the_same(command, results, name):
     code, out, err = command(tables_main.main, "diff", name, "--results", results)
     assert code == 0, err
@@ -284,7 +285,7 @@ def test_claims_are_judged_over_pretrainings():
     left, right = {1: 2.0, 2: 2.1, 3: 1.9}, {1: 1.0, 2: 1.05, 3: 1.0}
 
     def verdict(a, b):
-        return courses.claim("x", a, b, "text", "a - b")[1]
+        return claims.of_seeds("x", a, b, "text", "a - b").verdict
 
     assert verdict(left, right) == "holds"
     assert verdict(right, left) == "reversed"
@@ -293,11 +294,11 @@ def test_claims_are_judged_over_pretrainings():
 
 
 def test_strict_counts_a_reversed_claim(command, results, monkeypatch):
-    figure = catalogue.either("figure4")
+    figure = catalogue.load("figure4")
     monkeypatch.setattr(
-        tables_main,
-        "either",
-        lambda name: replace(figure, claims=lambda found: (("x", "reversed", "", ""),)),
+        catalogue,
+        "load",
+        lambda name: replace(figure, claims=lambda found: (ClaimResult("x", "reversed", "", ""),)),
     )
     assert command(tables_main.main, "diff", "figure4", "--results", results)[0] == 0
     assert command(tables_main.main, "diff", "figure4", "--results", results, "--strict")[0] == 1
@@ -320,8 +321,8 @@ def test_colours_differ_in_grey_too():
 
 
 def _drawn(name, results):
-    figure = catalogue.either(name)
-    found = compare.collect(figure, results, "mini").rows
+    figure = catalogue.load(name)
+    found = runs.collect(figure, results, "mini").rows
     return figure.draw(found).picture, found
 
 
@@ -360,7 +361,9 @@ def test_curves_are_means_in_a_band_from_least_to_greatest():
         for seed in (1, 2, 6)
     ]
     _, ((axis,),) = pictures.axes(1)
-    courses.curve(axis, records_, courses.of_features, label="x", colour="k", dash="-", marker="o")
+    histories.curve(
+        axis, records_, histories.of_features, label="x", colour="k", dash="-", marker="o"
+    )
     assert axis.get_lines()[0].get_ydata().tolist() == [0, 15]
     band = axis.collections[0].get_paths()[0].vertices
     assert {tuple(point) for point in band} >= {(5, 5), (5, 30)}
@@ -368,8 +371,8 @@ def test_curves_are_means_in_a_band_from_least_to_greatest():
 
 def test_a_giant_cluster_does_not_hide_the_others(results):
     figure, found = (
-        catalogue.either("figure3"),
-        compare.collect(catalogue.either("figure3"), results, "mini").rows,
+        catalogue.load("figure3"),
+        runs.collect(catalogue.load("figure3"), results, "mini").rows,
     )
     for record in found["pcl"] + found["pcl-fixed"]:
         record["probes"][-1]["clusters"]["5"]["histogram"] = {
@@ -412,8 +415,8 @@ def test_figure_6_frames_the_nearest_in_green_and_the_others_in_orange(results):
 
 def test_class_names_are_no_formulas(results):
     figure, found = (
-        catalogue.either("figure5"),
-        compare.collect(catalogue.either("figure5"), results, "mini").rows,
+        catalogue.load("figure5"),
+        runs.collect(catalogue.load("figure5"), results, "mini").rows,
     )
     for record in found["moco"] + found["pcl"]:
         record["class_names"][0] = r"$\frac$"
@@ -443,9 +446,9 @@ def test_pictures_and_galleries_look_at_the_momentum_encoder(trained, world, tmp
 def test_the_committed_figures_are_those_of_the_committed_records(tmp_path):
     """In numbers: the picture's bytes depend on matplotlib's version."""
     reference = Path(__file__).parent.parent / "results" / "reference"
-    for name in catalogue.FIGURES:
-        figure = catalogue.either(name)
-        found = compare.collect(figure, reference, "mini").rows
+    for name in catalogue.figures():
+        figure = catalogue.load(name)
+        found = runs.collect(figure, reference, "mini").rows
         drawing = figure.draw(found)
         pyplot.close(drawing.picture)
         lines = [",".join(row) for row in drawing.data]

@@ -13,7 +13,7 @@ from protobench import records
 from protobench.records import ModelInfo, ResultKey
 from protobench.runtime import colour
 from tables import __main__ as tables_main
-from tables.engine import catalogue, compare, page, pictures, publish, show
+from tables.engine import catalogue, compare, page, pictures, publish, runs, show
 from tables.engine.schema import Table
 
 REFERENCE = Path(__file__).parent.parent / "results" / "reference"
@@ -27,7 +27,7 @@ def built(tmp_path_factory):
     """The pages of the committed records."""
     folder = tmp_path_factory.mktemp("pages")
     shutil.copytree(REFERENCE / "mini", folder / "mini")
-    publish.pages(folder)
+    publish.pages(folder, publish.read(folder))
     return folder
 
 
@@ -43,7 +43,7 @@ class _Elements(HTMLParser):
 
 def test_the_same_records_give_the_same_bytes(built, tmp_path):
     shutil.copytree(REFERENCE / "mini", tmp_path / "mini")
-    written = publish.pages(tmp_path)
+    written = publish.pages(tmp_path, publish.read(tmp_path))
     assert {str(path.relative_to(tmp_path)) for path in written} >= {
         "index.html",
         "mini/table1.html",
@@ -61,8 +61,8 @@ def test_the_committed_contents_are_up_to_date(built):
 
 def test_the_committed_tables_are_up_to_date():
     have = records.read_all(REFERENCE / "mini" / "records")
-    for table in map(catalogue.load, catalogue.TABLES):
-        outcome = compare.outcome(table, "mini", compare.among(table, have).rows)
+    for table in catalogue.tables().values():
+        outcome = compare.outcome(table, "mini", runs.select_records(table, have).rows)
         for ending, form in (
             ("md", show.markdown),
             ("txt", show.text),
@@ -94,8 +94,8 @@ def test_every_cell_opens_its_own_runs(built):
         if "popovertarget" in attributes and "popovertargetaction" not in attributes
     ]
     cells = 0
-    for table in map(catalogue.load, catalogue.TABLES):
-        outcome = compare.outcome(table, "mini", compare.collect(table, REFERENCE, "mini").rows)
+    for table in catalogue.tables().values():
+        outcome = compare.outcome(table, "mini", runs.collect(table, REFERENCE, "mini").rows)
         cells += sum(bool(cell.runs) for cell in outcome.cells.values())
     assert len(opened) == len(popovers) == cells > 90
     assert set(opened) == popovers
@@ -112,7 +112,7 @@ def test_runs_values_and_records_stand_in_the_page(built):
 def test_every_table_and_figure_has_a_stamp_and_an_alternative(built):
     text = (built / "index.html").read_text()
     sections = text.split("<section ")[1:]
-    assert len(sections) == len(catalogue.TABLES + catalogue.FIGURES)
+    assert len(sections) == len(catalogue.exhibits())
     for section in sections:
         assert "MINI: embedded data" in section
         for image in re.findall("<img[^>]*>", section):
@@ -154,7 +154,7 @@ def _paper_tier(tmp_path, source):
 
 def test_the_paper_s_tier_shows_margin_difference_and_verdict_in_words_and_symbols(tmp_path):
     _paper_tier(tmp_path, "retrained")
-    publish.pages(tmp_path)
+    publish.pages(tmp_path, publish.read(tmp_path))
     text = (tmp_path / "paper" / "table4.html").read_text()
     assert 'class="cell reproduced"' in text
     assert 'class="cell short"' in text
@@ -168,7 +168,7 @@ def test_the_paper_s_tier_shows_margin_difference_and_verdict_in_words_and_symbo
 
 def test_names_from_files_are_escaped(tmp_path):
     _paper_tier(tmp_path, 'checkpoint <img src=x onerror="alert(1)">.pth')
-    publish.pages(tmp_path)
+    publish.pages(tmp_path, publish.read(tmp_path))
     text = (tmp_path / "index.html").read_text()
     assert "<img src=x" not in text
     assert "&lt;img src=x onerror=&#34;alert(1)&#34;&gt;.pth" in text
@@ -193,7 +193,7 @@ def test_strips_hold_every_run_within_their_frame(values, paper):
 
 def test_names_from_files_are_plain_text_in_markdown_too(tmp_path):
     _paper_tier(tmp_path, "checkpoint <img src=x>[x](http://evil).pth")
-    found = compare.collect(catalogue.load("table4"), tmp_path, "paper").rows
+    found = runs.collect(catalogue.load("table4"), tmp_path, "paper").rows
     text = show.markdown(compare.outcome(catalogue.load("table4"), "paper", found))
     assert r"\<img src=x\>\[x\](http://evil).pth" in text
 
@@ -202,7 +202,7 @@ def test_a_cell_s_runs_carry_its_own_name_where_others_are_missing(tmp_path):
     shutil.copytree(REFERENCE / "mini", tmp_path / "mini")
     for path in (tmp_path / "mini" / "records").glob("simclr-*-linear-imagenet-*"):
         path.unlink()
-    publish.pages(tmp_path)
+    publish.pages(tmp_path, publish.read(tmp_path))
     labels = [
         attributes["aria-label"]
         for _, attributes in _Elements((tmp_path / "mini" / "table3.html").read_text()).found
@@ -216,13 +216,13 @@ def test_pages_show_the_runs_that_were_asked_for(command, tmp_path):
     shutil.copytree(REFERENCE / "mini", tmp_path / "mini")
     have = records.read_all(tmp_path / "mini" / "records")
     asked = {key for key, record in have.items() if record["subject"]["seed"] in (1, 2)}
-    publish.publish(catalogue.either("table4"), "mini", tmp_path, asked=asked)
+    publish.publish(catalogue.load("table4"), "mini", tmp_path, requested_keys=asked)
     assert "seeds per row: 2" in (tmp_path / "mini" / "table4.html").read_text()
     assert "seeds per row: 2" in (tmp_path / "mini" / "table4.txt").read_text()
-    publish.publish(catalogue.either("figure4"), "mini", tmp_path, asked=asked)
+    publish.publish(catalogue.load("figure4"), "mini", tmp_path, requested_keys=asked)
     assert "<td>1, 2</td>" in (tmp_path / "mini" / "figure4.html").read_text()
-    publish.pages(tmp_path)
-    found = compare.collect(catalogue.either("figure4"), tmp_path, "mini").rows
+    publish.pages(tmp_path, publish.read(tmp_path))
+    found = runs.collect(catalogue.load("figure4"), tmp_path, "mini").rows
     assert pictures.is_of(tmp_path / "mini" / "figure4.png", found), (
         "drawn anew, as other records are shown now"
     )
@@ -238,12 +238,12 @@ def test_no_records_no_page(command, tmp_path):
 def test_a_missing_kind_of_record_leaves_the_rest(tmp_path):
     shutil.copytree(REFERENCE / "mini", tmp_path / "mini")
     (tmp_path / "mini" / "figure4.png").unlink()
-    assert "figure4.html" in {path.name for path in publish.pages(tmp_path)}, (
-        "drawn from the records"
-    )
+    assert "figure4.html" in {
+        path.name for path in publish.pages(tmp_path, publish.read(tmp_path))
+    }, "drawn from the records"
     for path in (tmp_path / "mini" / "records").glob("*course*"):
         path.unlink()
-    written = {path.name for path in publish.pages(tmp_path)}
+    written = {path.name for path in publish.pages(tmp_path, publish.read(tmp_path))}
     assert "table7.html" in written
     assert "figure4.html" not in written
 
@@ -267,7 +267,7 @@ def test_colours_only_where_they_show(monkeypatch):
 def test_files_never_hold_colours():
     table = catalogue.load("table1")
     assert "\x1b" not in show.text(
-        compare.outcome(table, "mini", compare.collect(table, REFERENCE, "mini").rows)
+        compare.outcome(table, "mini", runs.collect(table, REFERENCE, "mini").rows)
     )
 
 
@@ -318,7 +318,7 @@ def test_a_click_and_a_key_show_the_runs(browser, built, size):
 def test_axe_finds_nothing(browser, built, tmp_path):
     shutil.copytree(built, tmp_path / "two")
     _paper_tier(tmp_path / "two", "retrained")
-    publish.pages(tmp_path / "two")
+    publish.pages(tmp_path / "two", publish.read(tmp_path / "two"))
     built = tmp_path / "two"
     axe = pytest.importorskip("axe_core_python.sync_playwright", reason="pip install '.[browser]'")
     tab = browser.new_page(viewport={"width": 1280, "height": 900})

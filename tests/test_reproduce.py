@@ -18,7 +18,7 @@ from protobench.checkpoints import resnet
 from protobench.checkpoints.resnet import Arch
 from protobench.data.synthetic import bundled
 from tables import __main__ as tables_main
-from tables.engine import catalogue, plan, reproduce
+from tables.engine import catalogue, executor, plan
 
 ROOT = Path(__file__).parent.parent
 
@@ -91,7 +91,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_next_run_continues(command, tmp_p
     assert not list((tmp_path / "runs").rglob(".*.tmp"))
 
     monkeypatch.setattr(
-        reproduce, "ProcessPoolExecutor", lambda *_, **__: pytest.fail("nothing is left to do")
+        executor, "ProcessPoolExecutor", lambda *_, **__: pytest.fail("nothing is left to do")
     )
     code, again, _ = _reproduce(command, tmp_path, "--tier", "quick", *flags)
     assert code == 3
@@ -440,7 +440,7 @@ def test_the_bar_counts_epochs_and_scores_of_jobs_under_way(world, monkeypatch, 
     assert training == job.row.mini_seconds
     assert plan.estimate(job) == training + sum(map(plan.score_seconds, job.scores))
     (tmp_path / "moco-1-old-score-0123.json").touch()
-    bar = reproduce._JobsBar([job], tmp_path)
+    bar = executor._JobsBar([job], tmp_path)
     bar.show([job])
     assert bar.bar.n == 0
     job.checkpoint.parent.mkdir(parents=True)
@@ -458,8 +458,8 @@ def test_the_bar_counts_epochs_and_scores_of_jobs_under_way(world, monkeypatch, 
 
 def test_a_bar_of_half_seconds_reaches_its_end(monkeypatch, tmp_path):
     """tqdm forgets a total that is exceeded by half."""
-    monkeypatch.setattr(reproduce.plan, "estimate", lambda job: 2.5)
-    bar = reproduce._JobsBar([object()], tmp_path)
+    monkeypatch.setattr(plan, "estimate", lambda job: 2.5)
+    bar = executor._JobsBar([object()], tmp_path)
     bar.show([])
     assert "/3 s of work" in str(bar.bar)
     bar.bar.close()

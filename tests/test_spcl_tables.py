@@ -16,7 +16,7 @@ from protobench.data.synthetic import bundled
 from protobench.records import ModelInfo, ResultKey
 from protobench.runtime.errors import UserError
 from tables import __main__ as tables_main
-from tables.engine import compare, pictures, show, verdicts
+from tables.engine import compare, pictures, runs, show, verdicts
 from tables.engine.catalogue import load
 from tables.spcl import figure2, rows, table1, table2
 
@@ -215,7 +215,7 @@ def test_in_the_paper_s_tier_equal_numbers_are_reproduced(command, tmp_path):
         "28 reproduced, 4 absent, 1 unprinted" in out
         or "1 unprinted, 4 absent, 28 reproduced" in out
     )
-    found = compare.collect(table2.TABLE, tmp_path, "paper").rows
+    found = runs.collect(table2.TABLE, tmp_path, "paper").rows
     outcome = compare.outcome(table2.TABLE, "paper", found)
     assert "absent" in show.cells_csv(outcome)
 
@@ -285,7 +285,7 @@ def test_embedded_images_never_pass_for_cifar(command, world, encoder_file, tmp_
         tables_main.main, "reproduce", "spcl-leak", "--tier", "paper", "--data", world, "--plan"
     )
     assert code == 2
-    assert "this is the embedded data" in err
+    assert "this is the bundled synthetic data" in err
 
 
 def test_encoders_without_it_are_refused(moco_file, encoder_file, train_images, tmp_path):
@@ -370,8 +370,8 @@ def test_the_claims_of_figure_2():
         )
 
     judged = {
-        text: (verdict, detail)
-        for text, verdict, detail, _ in figure2.claims(
+        claim.text: (claim.verdict, claim.detail)
+        for claim in figure2.claims(
             _figure_2(
                 lambda row: {"spcl-prototypes-1": 70.0, "spcl-batch-1": 60.0}.get(row.name, 80.0),
                 fn,
@@ -391,7 +391,7 @@ def test_the_claims_of_figure_2():
     assert judged["SPCL's TP is higher than SimCLR's at temperature 0.5"][0] != "holds"
 
 
-def test_figure_2_needs_courses_that_measured_it():
+def test_figure_2_needs_histories_that_measured_it():
     found = _figure_2()
     assert pictures.missing(figure2.FIGURE, found) == []
     for run in found["simclr"][1]["runs"]:

@@ -13,7 +13,7 @@ from protobench import records
 from protobench.records import ModelInfo, ResultKey
 from protobench.runtime.errors import UserError
 from tables import __main__ as tables_main
-from tables.engine import catalogue, compare, reference, show
+from tables.engine import catalogue, compare, reference, runs, show
 from tables.pcl.table1 import TABLE
 
 
@@ -99,7 +99,7 @@ def test_equal_numbers_are_reproduced_and_plain_diff_agrees(command, tmp_path):
     assert "6 holds" in out
     assert (tmp_path / "paper" / "table1.csv").read_text().split("\n")[
         0
-    ] == TABLE.path.read_text().split("\n")[0]
+    ] == TABLE.numbers_csv.read_text().split("\n")[0]
     ours, paper = _both(tmp_path)
     assert [row["row"] for row in ours] == [row["row"] for row in paper]
     assert ours[2] == paper[2], "the cited row is the paper's"
@@ -111,7 +111,7 @@ def test_equal_numbers_are_reproduced_and_plain_diff_agrees(command, tmp_path):
 def _both(results):
     return [
         list(csv.DictReader(path.read_text().splitlines()))
-        for path in (results / "paper" / "table1.csv", TABLE.path)
+        for path in (results / "paper" / "table1.csv", TABLE.numbers_csv)
     ]
 
 
@@ -217,7 +217,7 @@ def test_a_failed_control_invalidates_every_learned_row(command, tmp_path, contr
     code, out, _ = _diff(command, tmp_path, "--tier", "paper")
     assert code == 2
     assert "40 invalid" in out
-    outcome = compare.outcome(TABLE, "paper", compare.collect(TABLE, tmp_path, "paper").rows)
+    outcome = compare.outcome(TABLE, "paper", runs.collect(TABLE, tmp_path, "paper").rows)
     assert {cell.verdict for cell in outcome.cells.values() if not cell.row.control} == {
         "invalid",
         "cited",
@@ -347,7 +347,7 @@ def test_what_a_run_asked_for_is_shown_not_what_came_last(tmp_path):
             if record["subject"]["recipe"] == recipe
         }
     for recipe in ("first", "second"):
-        rows = compare.collect(TABLE, tmp_path, "paper", keys[recipe]).rows
+        rows = runs.collect(TABLE, tmp_path, "paper", keys[recipe]).rows
         assert {record["subject"]["recipe"] for record in rows["pcl"]} == {recipe}
 
 
@@ -363,18 +363,18 @@ def test_rows_without_a_common_seed_are_paired_by_draw():
         {(0, d): 50.0 + d for d in range(5)},
         {(s, d): 40.0 + d + s for s in (1, 2, 3) for d in range(5)},
     )
-    assert compare.differences(given, retrained) == [8.0] * 5
-    assert compare.differences(retrained, retrained) == [0.0] * 3, "per seed where seeds are shared"
+    assert runs.differences(given, retrained) == [8.0] * 5
+    assert runs.differences(retrained, retrained) == [0.0] * 3, "per seed where seeds are shared"
 
 
 def test_seeds_are_the_unit_where_there_are_several(tmp_path):
     for seed, shift in ((1, -1.0), (2, 0.0), (3, 1.0)):
         _write(tmp_path, "mini", "pcl", seed, _paper("pcl", shift), sd=5.0)
-    outcome = compare.outcome(TABLE, "mini", compare.collect(TABLE, tmp_path, "mini").rows)
+    outcome = compare.outcome(TABLE, "mini", runs.collect(TABLE, tmp_path, "mini").rows)
     cell = outcome.cells["pcl", "VOC07 k=1"]
     assert len(cell.runs) == 15
     assert len(cell.values) == 3
-    single = compare.per_unit({(0, draw): float(draw) for draw in range(5)})
+    single = runs.samples({(0, draw): float(draw) for draw in range(5)})
     assert single == [0.0, 1.0, 2.0, 3.0, 4.0]
 
 
@@ -384,7 +384,7 @@ def test_records_of_other_recipes_or_parameters_are_left_out_and_counted(command
     for path in (tmp_path / "mini" / "records").glob("*.json"):
         _age(path)
     _write(tmp_path, "mini", "pcl", 2, _paper("pcl"), recipe="new")
-    collected = compare.collect(TABLE, tmp_path, "mini")
+    collected = runs.collect(TABLE, tmp_path, "mini")
     assert collected.stale == 4
     assert list(collected.rows) == ["pcl"]
     assert {record["subject"]["seed"] for record in collected.rows["pcl"]} == {2}
@@ -443,7 +443,7 @@ def test_forms(command, tmp_path):
 
 def test_a_single_run_has_no_spread(tmp_path):
     _write(tmp_path, "paper", "pcl", 0, _paper("pcl"))
-    outcome = compare.outcome(TABLE, "paper", compare.collect(TABLE, tmp_path, "paper").rows)
+    outcome = compare.outcome(TABLE, "paper", runs.collect(TABLE, tmp_path, "paper").rows)
     cell = replace(outcome.cells["pcl", "VOC07 k=1"], runs={(0, 0): 46.0})
     assert cell.sd is None
     assert "±" not in show._ours(cell, 1)
@@ -610,7 +610,7 @@ def test_records_of_two_processors_name_both(tmp_path, monkeypatch):
     for seed, processor in ((1, "A"), (2, "B"), (3, None)):
         _environment(monkeypatch, processor=processor)
         _write(tmp_path, "mini", "pcl", seed, _paper("pcl"))
-    outcome = compare.outcome(TABLE, "mini", compare.collect(TABLE, tmp_path, "mini").rows)
+    outcome = compare.outcome(TABLE, "mini", runs.collect(TABLE, tmp_path, "mini").rows)
     assert reference.machine(outcome).startswith(
         "Measured on A and B and others not recorded. Another"
     )
@@ -640,7 +640,7 @@ def test_unknown_words_get_a_suggestion(command):
 def test_fewer_images_than_the_paper_s_are_off_protocol(tmp_path, changes, told):
     for row in ("random", "supervised", "pcl"):
         _write(tmp_path, "paper", row, 1, _paper(row), **(changes if row == "pcl" else {}))
-    outcome = compare.outcome(TABLE, "paper", compare.collect(TABLE, tmp_path, "paper").rows)
+    outcome = compare.outcome(TABLE, "paper", runs.collect(TABLE, tmp_path, "paper").rows)
     assert outcome.cells["pcl", "VOC07 k=1"].verdict == "off-protocol"
     assert outcome.cells["pcl", "VOC07 k=1"].delta is None
     assert any(told in remark for remark in outcome.remarks)
@@ -670,7 +670,7 @@ def test_records_of_another_version_or_data_are_not_mixed_in_whatever_the_settin
         path.unlink()
     for seed in (1, 2, 3):
         _ami(tmp_path, "paper", "pcl", seed, 0.4, version=2)
-    collected = compare.collect(catalogue.load("table7"), tmp_path, "paper")
+    collected = runs.collect(catalogue.load("table7"), tmp_path, "paper")
     assert collected.rows.keys() in ({"pcl"}, {"random", "supervised", "moco"})
     assert collected.stale in (9, 3)
 
@@ -685,7 +685,7 @@ def test_scores_of_a_control_with_another_feature_call_no_row_untrained(command,
 def test_scores_without_a_seed_are_no_part_of_a_table(tmp_path):
     _fill_ami(tmp_path, "mini")
     _ami(tmp_path, "mini", "moco", None, 0.9)
-    collected = compare.collect(catalogue.load("table7"), tmp_path, "mini")
+    collected = runs.collect(catalogue.load("table7"), tmp_path, "mini")
     assert len(collected.rows["moco"]) == 3
 
 
@@ -709,7 +709,7 @@ def test_rows_that_the_paper_lacks_are_shown_and_not_compared(command, tmp_path)
     assert "0.285 ±0.001 | 0.285 | +0.000 ✓" in out
     assert "smallest lead +0.125 [+0.125, +0.125]" in out
     grid = (tmp_path / "paper" / "table7.csv").read_text().splitlines()
-    paper = catalogue.load("table7").path.read_text().splitlines()
+    paper = catalogue.load("table7").numbers_csv.read_text().splitlines()
     assert grid == paper, "plain diff finds nothing"
 
 

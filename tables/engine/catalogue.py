@@ -1,47 +1,59 @@
-"""All tables and figures, by name."""
+"""All tables and figures, found in the papers' folders.
 
+A paper is a folder beside this one: its ``__init__.py`` declares ``PAPER``, and every module in it
+that declares a ``TABLE`` or a ``FIGURE`` is one of its exhibits. Nothing else names them."""
+
+import pkgutil
+import re
+from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
-from types import ModuleType
+from pathlib import Path
 
 from protobench.runtime import cli
-from tables.engine.schema import Figure, Table
+from tables.engine.schema import Exhibit, Figure, Table
 
-TABLES = (
-    "table1",
-    "table2",
-    "table3",
-    "table4",
-    "table5",
-    "table6",
-    "table7",
-    "spcl-table1",
-    "spcl-table2",
-    "spcl-symmetric",
-    "spcl-leak",
-)
-FIGURES = ("figure3", "figure4", "figure5", "figure6", "losses", "detections", "spcl-figure2")
+PAPERS = Path(__file__).parents[1]
 
 
-def load(name: str) -> Table:
-    """A table by name."""
-    return _module(cli.choose("table", name, TABLES)).TABLE
+@cache
+def exhibits() -> dict[str, Exhibit]:
+    """Every table and figure by its name, sorted by paper, then by place in it, then by name."""
+    found: dict[str, Exhibit] = {}
+    for exhibit in sorted(_declared(), key=_place):
+        if found.setdefault(exhibit.name, exhibit) is not exhibit:
+            raise ValueError(f"two tables or figures are named {exhibit.name!r}")
+    return found
 
 
-def either(name: str) -> Table | Figure:
-    """A table or a figure by name."""
-    return (
-        _module(name).FIGURE
-        if name in FIGURES
-        else load(cli.choose("table", name, TABLES + FIGURES))
-    )
+def tables() -> dict[str, Table]:
+    """The tables among them."""
+    return {name: one for name, one in exhibits().items() if isinstance(one, Table)}
 
 
-def everything() -> tuple[list[Table], list[Figure]]:
-    """All of them."""
-    return [load(name) for name in TABLES], [_module(name).FIGURE for name in FIGURES]
+def figures() -> dict[str, Figure]:
+    """The figures among them."""
+    return {name: one for name, one in exhibits().items() if isinstance(one, Figure)}
 
 
-def _module(name: str) -> ModuleType:
-    folder, _, module = name.rpartition("-")
-    folder = folder or ("ours" if name in ("losses", "detections") else "pcl")
-    return import_module(f"tables.{folder}.{module}")
+def load(name: str) -> Exhibit:
+    """A table or a figure by its name. UserError, with a suggestion, for an unknown one."""
+    names = [*tables(), *figures()]
+    return exhibits()[cli.choose("table or figure", name, names)]
+
+
+def _declared() -> Iterator[Exhibit]:
+    for folder in pkgutil.iter_modules([str(PAPERS)]):
+        if folder.ispkg and folder.name != "engine":
+            for found in pkgutil.iter_modules([str(PAPERS / folder.name)]):
+                module = import_module(f"tables.{folder.name}.{found.name}")
+                for declaration in ("TABLE", "FIGURE"):
+                    if exhibit := getattr(module, declaration, None):
+                        yield exhibit
+
+
+def _place(exhibit: Exhibit) -> tuple[int, str, int, list[str | int]]:
+    """For sorting: numbers in names count as numbers."""
+    parts = re.split(r"(\d+)", exhibit.name)
+    name = [int(part) if i % 2 else part for i, part in enumerate(parts)]
+    return exhibit.paper.order, exhibit.paper.name, exhibit.order, name

@@ -1,26 +1,22 @@
 """A table as it stands: the runs found in the records, beside the paper's numbers, with every
 verdict."""
 
-from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from protobench import records
-from protobench.runtime import cli, files
-from tables.engine import verdicts
-from tables.engine.schema import Claim, Column, Figure, Row, Table, Tier
-from tables.engine.verdicts import CellVerdict, ClaimVerdict, Lead
+from protobench.runtime import cli
+from tables.engine import claims, verdicts
+from tables.engine.runs import Runs, grid, recorded, runs_of, samples
+from tables.engine.schema import ClaimResult, Column, RecordsByRow, Row, Table, Tier
+from tables.engine.verdicts import CellVerdict
 
-Runs = dict[tuple[int, int], float]
-"""(pretraining seed, draw) -> value"""
-PASSED = ("ok", "not run", "not checked")
+NO_CONTROLS = "none in this table"
+CONTRADICTED = ("weaker", "reversed")
+"""Verdicts on claims that --strict counts as differing from the paper."""
+PASSED = ("ok", "not run", "not checked", NO_CONTROLS)
 """States of the controls that do not speak against the pipeline."""
-NOT_RECORDED = "not recorded"
-RecordsByRow = dict[str, list[dict[str, Any]]]
-"""row -> its records, one per seed and data set"""
 
 
 @dataclass(frozen=True)
@@ -45,7 +41,7 @@ class Cell:
     def values(self) -> list[float]:
         """What the spread is over: a mean over draws per pretraining seed, or the draws where there
         is one seed."""
-        return per_unit(self.runs)
+        return samples(self.runs)
 
     @property
     def mean(self) -> float | None:
@@ -59,18 +55,6 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class ClaimResult:
-    """A claim, its verdict, and the lead per (left row, right row, column)."""
-
-    claim: Claim
-    verdict: ClaimVerdict
-    leads: dict[tuple[str, str, str], Lead]
-    one_pretraining: bool = False
-    """whether a trained row enters with a single seed, so that the intervals are over draws and
-    cannot decide"""
-
-
-@dataclass(frozen=True)
 class Outcome:
     """A table with everything that is known about it."""
 
@@ -79,7 +63,7 @@ class Outcome:
     cells: dict[tuple[str, str], Cell]
     claims: list[ClaimResult]
     controls: str
-    """"ok", "not run", "not checked" (quick), or what is wrong"""
+    """one of PASSED, or what is wrong"""
     remarks: list[str]
     """departures from the paper's data and architecture, untrained rows"""
     sources: dict[str, str]
@@ -132,142 +116,11 @@ class Outcome:
             for cell in cells
             if cell.verdict == "short" and (len(cell.values) < 5 or id(cell) in counted)
         ]
-        contradicted = [
-            result for result in self.claims if result.verdict in ("weaker", "reversed")
-        ]
+        contradicted = [claim for claim in self.claims if claim.verdict in CONTRADICTED]
         above = [cell for cell in cells if cell.verdict == "above"]
         if short or (strict and (contradicted or above)):
             return cli.DIFFERS
         return cli.INCOMPLETE if self.incomplete else cli.SAME
-
-
-# Records to runs ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Collected:
-    """A tier's records by row, and how many were left out because they are of other data,
-    parameters or recipes."""
-
-    rows: RecordsByRow
-    stale: int
-
-
-def collect(
-    table: Table | Figure, results: Path, tier: Tier, asked: Collection[str] | None = None
-) -> Collected:
-    """``among`` the records of a results folder."""
-    return among(table, records.read_all(results / tier / "records"), asked)
-
-
-def among(
-    table: Table | Figure, have: dict[str, dict[str, Any]], asked: Collection[str] | None = None
-) -> Collected:
-    """The records a table is made of: those ``asked`` for by key (records.key), for the rows they
-    belong to; for other rows the newest per (row, seed, data set), all of one version, data and
-    parameters, and one recipe per row."""
-    names = {row.name for row in table.rows}
-    found = {
-        key: record
-        for key, record in have.items()
-        if score_of(record) in table.scores
-        and record["subject"]["row"] in names
-        and record["subject"]["seed"] is not None
-    }
-    exact = {key: record for key, record in found.items() if key in (asked or ())}
-    settled = {record["subject"]["row"] for record in exact.values()}
-    others = [record for record in found.values() if record["subject"]["row"] not in settled]
-    printed = getattr(
-        table, "expected_params", {}
-    )  # what the paper prints is preferred to what a user tried later
-    kept: dict[tuple[str, int, tuple[str, str]], dict[str, Any]] = {}
-    protocol: dict[tuple, str] = {}
-    recipe: dict[str, str] = {}
-    stale = 0
-    others.sort(key=lambda record: (_as_printed(record, printed), record["finished"]), reverse=True)
-    for record in [*exact.values(), *others]:
-        unit, subject = record["unit"], record["subject"]
-        kind, settings = (
-            score_of(record),
-            table.row(subject["row"]).settings,
-        )  # both set by what was asked, else by the newest
-        data, params = files.sha256([unit["version"], unit["data"]]), files.sha256(unit["params"])
-        if (
-            protocol.setdefault((kind,), data) != data
-            or protocol.setdefault((kind, settings), params) != params
-            or recipe.setdefault(subject["row"], subject["recipe"]) != subject["recipe"]
-        ):
-            stale += 1
-            continue
-        kept.setdefault((subject["row"], subject["seed"], score_of(record)), record)
-    rows: RecordsByRow = {}
-    for row, seed, score in sorted(kept):
-        rows.setdefault(row, []).append(kept[row, seed, score])
-    return Collected(rows, stale)
-
-
-def _as_printed(record: dict[str, Any], printed: dict[str, Any]) -> bool:
-    return all(record["unit"]["params"].get(what) == value for what, value in printed.items())
-
-
-def score_of(record: dict[str, Any]) -> tuple[str, str]:
-    """Evaluation and data set."""
-    return record["unit"]["evaluation"], record["unit"]["data_name"]
-
-
-def recorded(found: RecordsByRow, what: str) -> str:
-    """What the environments of records say of ``what``; records of older versions say less."""
-    values = {record["environment"].get(what) for of in found.values() for record in of}
-    told = sorted(str(value) for value in values if value is not None)
-    return (
-        " and ".join([*told, "others not recorded"] if told and None in values else told)
-        or NOT_RECORDED
-    )
-
-
-def runs_of(found: list[dict[str, Any]], column: Column) -> Runs:
-    """A cell's runs out of its row's records."""
-    return {
-        (record["subject"]["seed"], run["draw"]): run[column.value]
-        for record in found
-        if score_of(record) == column.score
-        for run in record["runs"]
-        if column.k in (None, run.get("k"))
-    }
-
-
-def per_unit(runs: Runs) -> list[float]:
-    """One value per pretraining seed (mean over its draws), or per draw where there is a single
-    seed."""
-    seeds = sorted({seed for seed, _ in runs})
-    if len(seeds) > 1:
-        return [
-            float(np.mean([value for (s, _), value in runs.items() if s == seed])) for seed in seeds
-        ]
-    return [runs[key] for key in sorted(runs)]
-
-
-def grid(runs: Runs) -> np.ndarray:
-    """[S, D]: seeds by the draws that all of them have."""
-    seeds = sorted({seed for seed, _ in runs})
-    draws = sorted({draw for _, draw in runs if all((seed, draw) in runs for seed in seeds)})
-    return np.array([[runs[seed, draw] for draw in draws] for seed in seeds])
-
-
-def differences(left: Runs, right: Runs) -> list[float]:
-    """Paired differences: per seed where both have seeds in common, else per draw (each side's mean
-    over its seeds)."""
-    if shared := sorted(left.keys() & right.keys()):
-        return per_unit({key: left[key] - right[key] for key in shared})
-
-    def by_draw(runs: Runs) -> dict[int, float]:
-        return {
-            draw: float(np.mean([value for (_, d), value in runs.items() if d == draw]))
-            for _, draw in runs
-        }
-
-    a, b = by_draw(left), by_draw(right)
-    return [a[draw] - b[draw] for draw in sorted(a.keys() & b.keys())]
 
 
 # Runs to verdicts ---------------------------------------------------------------------------------
@@ -314,12 +167,13 @@ def outcome(table: Table, tier: Tier, found: RecordsByRow) -> Outcome:
                     row, column, cell.paper, cell.runs, "unchecked", cell.delta, cell.interval
                 )
             cells[key] = cell
-    claims = [
-        _claim(
+    judged = [
+        claims.of_table(
             claim,
             runs,
             sources,
             invalid=failed or bool({*claim.left, *claim.right} & untrained.keys()),
+            decimals=table.decimals,
         )
         for claim in table.claims
     ]
@@ -338,7 +192,7 @@ def outcome(table: Table, tier: Tier, found: RecordsByRow) -> Outcome:
         for text in _doubts(records_of)
     ]
     return Outcome(
-        table, tier, cells, claims, controls, remarks, sources, recorded(found, "processor")
+        table, tier, cells, judged, controls, remarks, sources, recorded(found, "processor")
     )
 
 
@@ -357,7 +211,7 @@ def _cell(
     if column.evaluation in row.lacks:
         return Cell(row, column, paper, {}, "absent")
     if not runs:
-        return Cell(row, column, paper, {}, "not-run")
+        return Cell(row, column, paper, {}, "absent" if row.absent(tier) else "not-run")
     if tier != "paper" or column.dataset in departures:
         return Cell(row, column, paper, runs, "off-protocol")
     if not paper:
@@ -434,44 +288,52 @@ def _doubts(found: list[dict[str, Any]]) -> list[str]:
 
 
 def _controls(table: Table, tier: Tier, runs: dict[tuple[str, str], Runs]) -> str:
-    """Random and Supervised check the pipeline: near the paper's numbers, or, on embedded data, in
-    the right order."""
+    """Checks the pipeline by the control rows: near the paper's numbers, or, where it prints none
+    and on synthetic data, in the right order. Returns one of PASSED, or what is wrong."""
+    lower, upper = table.control("lower"), table.control("upper")
+    controls = [row for row in (lower, upper) if row]
+    if not controls:
+        return NO_CONTROLS
     if tier == "quick":
         return "not checked"
-    lower, upper = table.control("lower"), table.control("upper")
     missing, wrong = False, []
     for column in (column for column in table.columns if column.controlled):
-        low, high = runs[lower.name, column.title], runs[upper.name, column.title]
-        missing = missing or not low or not high
-        if tier != "paper" or not table.numbers[lower.name, column.title]:
-            if low and high and max(per_unit(low)) >= min(per_unit(high)):
-                wrong.append(f"{lower.title} is not below {upper.title} at {column.title}")
-            continue
-        for row, found in ((lower, low), (upper, high)):
-            paper = table.numbers[row.name, column.title]
-            if (
-                paper
-                and found
-                and abs(np.mean(per_unit(found)) - float(paper)) > row.margin(column)
-            ):
-                wrong.append(
-                    f"{row.title} has {np.mean(per_unit(found)):.{table.decimals}f} for {paper} at"
-                    f" {column.title}"
-                )
+        have = {row.name: samples(runs[row.name, column.title]) for row in controls}
+        missing = missing or not all(have.values())
+        if tier == "paper" and table.numbers[controls[0].name, column.title]:
+            wrong += [
+                f"{row.title} has {np.mean(have[row.name]):.{table.decimals}f} for {paper} at"
+                f" {column.title}"
+                for row in controls
+                if (paper := table.numbers[row.name, column.title])
+                and have[row.name]
+                and abs(np.mean(have[row.name]) - float(paper)) > row.margin(column)
+            ]
+        elif (
+            lower
+            and upper
+            and all(have.values())
+            and max(have[lower.name]) >= min(have[upper.name])
+        ):
+            wrong.append(f"{lower.title} is not below {upper.title} at {column.title}")
     if wrong:
         return "; ".join(wrong[:2]) + (f"; and {len(wrong) - 2} more" if len(wrong) > 2 else "")
     return "not run" if missing else "ok"
 
 
 def _looks_untrained(
-    table: Table, tier: Tier, row: Row, runs: dict[tuple[str, str], Runs], found: list[dict]
+    table: Table,
+    tier: Tier,
+    row: Row,
+    runs: dict[tuple[str, str], Runs],
+    found: list[dict[str, Any]],
 ) -> str:
     """Why a learned row is taken for an untrained network, if it is: its weights, or scores in the
     Random row's band."""
     if any(record["checkpoint"].get("untouched") for record in found):
         return "has BatchNorm as it is initialised"
     random = table.control("lower")
-    if row.settings != random.settings:  # another feature: its scores say nothing about this row's
+    if random is None or row.settings != random.settings:  # no Random, or of another feature
         return ""
     for score in {column.score: None for column in table.columns if column.controlled}:
         inside = []
@@ -480,31 +342,8 @@ def _looks_untrained(
             printed = table.numbers[random.name, column.title] if tier == "paper" else ""
             if not own or not (printed or lowest):
                 return ""
-            top = float(printed) + column.random_margin if printed else max(per_unit(lowest))
-            inside.append(float(np.mean(per_unit(own))) <= top)
+            top = float(printed) + column.random_margin if printed else max(samples(lowest))
+            inside.append(float(np.mean(samples(own))) <= top)
         if all(inside):
             return "scores like the Random row"
     return ""
-
-
-def _claim(
-    claim: Claim, runs: dict[tuple[str, str], Runs], sources: dict[str, str], invalid: bool
-) -> ClaimResult:
-    leads, one_pretraining = {}, False
-    for left in claim.left:
-        for right in claim.right:
-            for column in claim.columns:
-                a, b = runs[left, column.title], runs[right, column.title]
-                if found := differences(a, b):
-                    leads[left, right, column.title] = verdicts.lead(found, claim.by)
-                    several = len({seed for seed, _ in a.keys() & b.keys()}) > 1
-                    trained = not all(
-                        sources.get(row, "").startswith("released") for row in (left, right)
-                    )
-                    one_pretraining = one_pretraining or (trained and not several)
-    wanted = len(claim.left) * len(claim.right) * len(claim.columns)
-    if len(leads) < wanted:
-        return ClaimResult(claim, "not-run", leads)
-    if invalid or one_pretraining:
-        return ClaimResult(claim, "invalid" if invalid else "undecided", leads, one_pretraining)
-    return ClaimResult(claim, verdicts.claim(list(leads.values()), claim.by), leads)

@@ -7,6 +7,7 @@ of it is a function of the records, and of the pictures that were drawn from the
 
 import base64
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,23 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup, escape
 
-from protobench import records
 from protobench.runtime import files
 from tables.engine import compare, pictures, reference, show
-from tables.engine.compare import Cell, Outcome, RecordsByRow
-from tables.engine.schema import Figure, Row, Table, Tier
+from tables.engine.compare import Cell, Outcome
+from tables.engine.runs import score_of, select_records
+from tables.engine.schema import (
+    TIERS,
+    ClaimResult,
+    Exhibit,
+    Figure,
+    RecordsByRow,
+    Row,
+    Table,
+    Tier,
+)
 
-TIERS: tuple[Tier, ...] = ("paper", "mini", "quick")
+RecordsByTier = dict[Tier, dict[str, dict[str, Any]]]
+"""tier -> its records by their key"""
 WORDS = {
     "reproduced": "the 90 % interval of the difference lies inside the margin",
     "within": (
@@ -41,85 +52,123 @@ WORDS = {
 }
 
 
+@dataclass(frozen=True)
+class Section:
+    """A table or a figure as the template shows it."""
+
+    exhibit: Exhibit
+    tier: Tier
+    source: str
+    claims: tuple[ClaimResult, ...]
+    provenance: list[list[str]]
+    summary: str = ""
+    picture: str = ""
+    """a figure's PNG, base64"""
+    groups: list[dict[str, Any]] = field(default_factory=list)
+    """a table's parts: title, columns, rows of cells"""
+    outcome: Outcome | None = None
+    spread: str = ""
+    machine: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def id(self) -> str:
+        """For links within a page."""
+        return f"{self.tier}-{self.exhibit.name}"
+
+    @property
+    def stamp(self) -> str:
+        """What the numbers of its tier mean."""
+        return show.STAMPS[self.tier]
+
+    @property
+    def legend(self) -> str:
+        """What the symbols of its cells mean."""
+        return show.LEGEND
+
+
 def build(
     results: Path,
+    have: RecordsByTier,
     tables: Iterable[Table],
     figures: Iterable[Figure],
-    asked: dict[tuple[Tier, str], Collection[str]] | None = None,
+    requested_keys: dict[tuple[Tier, str], Collection[str]] | None = None,
 ) -> list[Path]:
-    """Writes ``index.html``, ``<tier>/<name>.html`` and ``<tier>/README.md`` below ``results``;
-    returns their paths.
+    """Writes ``index.html``, ``<tier>/<name>.html`` and ``<tier>/README.md`` under ``results``
+    from the records ``have``; returns their paths.
 
-    ``asked``: (tier, table or figure) -> the records to take for it (see compare.among). Draws the
-    figures that are missing, or were drawn from other records."""
+    ``requested_keys``: (tier, table or figure) -> the records to take for it (see
+    runs.select_records). Draws the figures that are missing, or were drawn from other records."""
     tables, figures = list(tables), list(figures)
     template = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True
     ).get_template("page.html.jinja")
-    everything: list[dict[str, Any]] = []
+    everything: list[Section] = []
     written = []
+
+    def write(path: Path, content: str) -> None:
+        files.write_text(path, content)
+        written.append(path)
+
     for tier in TIERS:
-        have = records.read_all(results / tier / "records")
-        every: list[Table | Figure] = [*tables, *figures]
-        chosen = {
-            what.name: compare.among(what, have, (asked or {}).get((tier, what.name))).rows
-            for what in every
-        }
-        sections = [
-            _table(table, tier, chosen[table.name]) for table in tables if chosen[table.name]
-        ]
+
+        def rows_of(exhibit: Exhibit, tier: Tier = tier) -> RecordsByRow:
+            keys = (requested_keys or {}).get((tier, exhibit.name), ())
+            return select_records(exhibit, have[tier], keys).rows
+
+        sections = [_table(table, tier, found) for table in tables if (found := rows_of(table))]
         sections += [
-            _figure(figure, tier, results / tier, chosen[figure.name])
+            _figure(figure, tier, results / tier, found)
             for figure in figures
-            if not pictures.missing(figure, chosen[figure.name])
+            if not pictures.missing(figure, found := rows_of(figure))
         ]
         for section in sections:
-            path = results / tier / f"{section['name']}.html"
-            files.write_text(
-                path,
-                template.render(title=f"{section['name']}: {section['title']}", sections=[section])
-                + "\n",
-            )
-            written.append(path)
+            title = f"{section.exhibit.name}: {section.exhibit.title}"
+            page = template.render(title=title, sections=[section])
+            write(results / tier / f"{section.exhibit.name}.html", page + "\n")
         if sections:
-            files.write_text(results / tier / "README.md", markdown(tier, sections))
-            written.append(results / tier / "README.md")
+            write(results / tier / "README.md", markdown(tier, sections))
         everything += sections
     if everything:
-        page = template.render(title="PCL and SPCL: tables and figures", sections=everything) + "\n"
-        files.write_text(results / "index.html", page)
-        written.append(results / "index.html")
+        page = template.render(title=_title(everything), sections=everything)
+        write(results / "index.html", page + "\n")
     return written
 
 
-def markdown(tier: Tier, sections: list[dict[str, Any]]) -> str:
+def _title(sections: list[Section]) -> str:
+    """Names the papers that are shown."""
+    papers = dict.fromkeys(section.exhibit.paper for section in sections)
+    *others, last = [paper.name for paper in papers if paper.authors] or ["ProtoBench"]
+    return f"{', '.join(others)}{' and ' * bool(others)}{last}: tables and figures"
+
+
+def markdown(tier: Tier, sections: list[Section]) -> str:
     """The contents of a tier's folder, as GitHub shows them."""
     lines = [f"# Results of the {tier} tier", "", f"**{show.STAMPS[tier]}**", ""]
     for section in sections:
-        link = f"[{section['name']}]({section['name']}.{'csv' if section['picture'] else 'md'})"
-        lines += [f"## {link}: {section['title']}", "", section["source"], ""]
-        if section["picture"]:
+        exhibit = section.exhibit
+        link = f"[{exhibit.name}]({exhibit.name}.{'csv' if section.picture else 'md'})"
+        lines += [f"## {link}: {exhibit.title}", "", section.source, ""]
+        if isinstance(exhibit, Figure):
             lines += [
-                f"![{section['alternative']}]({section['name']}.png)",
+                f"![{exhibit.alternative}]({exhibit.name}.png)",
                 "",
-                section["caption"],
+                exhibit.caption,
                 "",
             ]
-        else:
-            lines += [f"{section['summary']}. Controls: {show.plain(section['controls'])}.", ""]
+        elif section.outcome:
+            lines += [f"{section.summary}. Controls: {show.plain(section.outcome.controls)}.", ""]
         lines += [
-            f"- **{claim['verdict']}**: {claim['text']}; {claim['detail']}"
-            for claim in section["claims"]
+            f"- **{claim.verdict}**: {claim.text}; {claim.detail}" for claim in section.claims
         ]
-        lines += [""] * bool(section["claims"])
+        lines += [""] * bool(section.claims)
     return "\n".join(lines).rstrip() + "\n"
 
 
 # Sections -----------------------------------------------------------------------------------------
 
 
-def _table(table: Table, tier: Tier, found: RecordsByRow) -> dict[str, Any]:
-    """A table as the template wants it."""
+def _table(table: Table, tier: Tier, found: RecordsByRow) -> Section:
     outcome = compare.outcome(table, tier, found)
     groups = [
         {
@@ -135,64 +184,34 @@ def _table(table: Table, tier: Tier, found: RecordsByRow) -> dict[str, Any]:
         }
         for title, columns in show.groups(outcome)
     ]
-    claims = [
-        {
-            "verdict": result.verdict,
-            "text": result.claim.text,
-            "source": result.claim.source,
-            "detail": show.claim_line(result, table.decimals),
-        }
-        for result in outcome.claims
-    ]
-    notes = [*table.notes, f"Margins: {table.margin_reason}."]
-    notes += [f"{row.title}: cited, {row.cited}." for row in table.rows if row.cited]
-    return {
-        "id": f"{tier}-{table.name}",
-        "name": table.name,
-        "title": table.title,
-        "tier": tier,
-        "stamp": show.STAMPS[tier],
-        "source": f"{table.paper}; {table.source}. {table.source_note}",
-        "picture": "",
-        "summary": show.summary(outcome).partition(" ->")[0],
-        "groups": groups,
-        "spread": show.what_spread_means(outcome),
-        "controls": outcome.controls,
-        "remarks": outcome.remarks,
-        "legend": show.LEGEND,
-        "machine": reference.machine(outcome),
-        "claims": claims,
-        "claimed_by": table.claimed_by,
-        "notes": notes,
-        "provenance": _provenance(table.rows, found),
-    }
+    cited = tuple(f"{row.title}: cited, {row.cited}." for row in table.rows if row.cited)
+    return Section(
+        table,
+        tier,
+        source=f"{table.paper.citation}; {table.source}. {table.source_note}",
+        claims=tuple(outcome.claims),
+        provenance=_provenance(table.rows, found),
+        summary=show.summary(outcome).partition(" ->")[0],
+        groups=groups,
+        outcome=outcome,
+        spread=show.what_spread_means(outcome),
+        machine=reference.machine(outcome),
+        notes=(*table.notes, f"Margins: {table.margin_reason}.", *cited),
+    )
 
 
-def _figure(figure: Figure, tier: Tier, folder: Path, found: RecordsByRow) -> dict[str, Any]:
-    """A figure as the template wants it."""
+def _figure(figure: Figure, tier: Tier, folder: Path, found: RecordsByRow) -> Section:
     path = folder / f"{figure.name}.png"
     if not pictures.is_of(path, found):
         pictures.save(figure, tier, found, folder)
-    return {
-        "id": f"{tier}-{figure.name}",
-        "name": figure.name,
-        "title": figure.title,
-        "tier": tier,
-        "stamp": show.STAMPS[tier],
-        "source": f"{figure.paper}; {figure.source}",
-        "summary": "",
-        "picture": base64.b64encode(path.read_bytes()).decode(),
-        "alternative": figure.alternative,
-        "caption": figure.caption,
-        "groups": [],
-        "notes": [],
-        "claimed_by": "the paper",
-        "claims": [
-            {"text": text, "verdict": verdict, "detail": detail, "source": source}
-            for text, verdict, detail, source in figure.claims(found)
-        ],
-        "provenance": _provenance(figure.rows, found),
-    }
+    return Section(
+        figure,
+        tier,
+        source=f"{figure.paper.citation}; {figure.source}",
+        claims=figure.claims(found),
+        provenance=_provenance(figure.rows, found),
+        picture=base64.b64encode(path.read_bytes()).decode(),
+    )
 
 
 def _cell(outcome: Outcome, row: Row, title: str, found: RecordsByRow) -> dict[str, Any]:
@@ -200,7 +219,7 @@ def _cell(outcome: Outcome, row: Row, title: str, found: RecordsByRow) -> dict[s
     record_of = {
         (record["subject"]["seed"], run["draw"]): record["record_id"][:12]
         for record in found.get(row.name, [])
-        if compare.score_of(record) == cell.column.score
+        if score_of(record) == cell.column.score
         for run in record["runs"]
     }
     facts = [

@@ -1,18 +1,15 @@
 """A figure's files: PNG, SVG and the CSV behind it, the same bytes from the same records."""
 
 import io
-import sys
-from collections import Counter
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from tabulate import tabulate
 
-from protobench.runtime import cli, colour, files
-from tables.engine import compare, show
-from tables.engine.schema import Drawing, Figure, Tier
+from protobench.runtime import files
+from tables.engine import show
+from tables.engine.runs import score_of
+from tables.engine.schema import Drawing, Figure, RecordsByRow, Tier
 
 COLOURS = ("#0072b2", "#e69f00", "#000000", "#009e73")
 """Okabe and Ito's: told apart by colour-blind people, the first three in greyscale too; dash,
@@ -55,7 +52,7 @@ def stamp(picture: Any, tier: Tier) -> None:
         )
 
 
-def draw(figure: Figure, tier: Tier, found: compare.RecordsByRow) -> tuple[Drawing, bytes, str]:
+def draw(figure: Figure, tier: Tier, found: RecordsByRow) -> tuple[Drawing, bytes, str]:
     """The drawing, its PNG (with ``mark`` in it) and its SVG."""
     from matplotlib import pyplot
 
@@ -73,12 +70,12 @@ def draw(figure: Figure, tier: Tier, found: compare.RecordsByRow) -> tuple[Drawi
     return drawing, png.getvalue(), svg.getvalue()
 
 
-def mark(found: compare.RecordsByRow) -> str:
+def mark(found: RecordsByRow) -> str:
     """Which records a picture was drawn from."""
     return files.sha256(sorted(record["record_id"] for of in found.values() for record in of))
 
 
-def save(figure: Figure, tier: Tier, found: compare.RecordsByRow, folder: Path) -> None:
+def save(figure: Figure, tier: Tier, found: RecordsByRow, folder: Path) -> None:
     """Draws and writes ``<figure>.{png,svg,csv}`` into a folder."""
     drawing, png, svg = draw(figure, tier, found)
     where = folder / figure.name
@@ -87,7 +84,7 @@ def save(figure: Figure, tier: Tier, found: compare.RecordsByRow, folder: Path) 
     files.write_text(where.with_suffix(".csv"), show.csv_text(list(drawing.header), drawing.data))
 
 
-def is_of(path: Path, found: compare.RecordsByRow) -> bool:
+def is_of(path: Path, found: RecordsByRow) -> bool:
     """Whether a PNG was drawn from exactly these records."""
     try:
         with Image.open(path) as image:
@@ -96,62 +93,11 @@ def is_of(path: Path, found: compare.RecordsByRow) -> bool:
         return False
 
 
-def missing(figure: Figure, found: compare.RecordsByRow) -> list[str]:
+def missing(figure: Figure, found: RecordsByRow) -> list[str]:
     """Rows without a record of every kind that the figure needs."""
     return [
         row.name
         for row in figure.rows
         if not {score for score in figure.scores if score[0] not in row.lacks}
-        <= {compare.score_of(record) for record in found.get(row.name, []) if figure.shows(record)}
+        <= {score_of(record) for record in found.get(row.name, []) if figure.shows(record)}
     ]
-
-
-def publish(
-    figure: Figure,
-    tier: Tier,
-    results: Path,
-    *,
-    strict: bool = False,
-    asked: Collection[str] | None = None,
-) -> int:
-    """Draws, writes ``results/<tier>/<figure>.{png,svg,csv}``, prints the claims; returns the exit
-    code.
-
-    ``strict``: exit 1 for claims that are contradicted. ``asked`` as in show.publish.
-    """
-    collected = compare.collect(figure, results, tier, asked)
-    if lacking := missing(figure, collected.rows):
-        print(
-            f"{figure.name} needs records of {', '.join(lacking)} in {results / tier / 'records'}; "
-            f"python -m tables reproduce {figure.name} makes them",
-            file=sys.stderr,
-        )
-        return cli.INCOMPLETE
-    save(figure, tier, collected.rows, results / tier)
-    print(f"{figure.name}: {figure.title}\n{figure.paper}; {figure.source}\n{show.STAMPS[tier]}\n")
-    claims = figure.claims(collected.rows)
-    if claims:
-        rows = [(verdict, text, detail) for text, verdict, detail, _ in claims]
-        print(
-            colour.painted(
-                tabulate(
-                    rows,
-                    headers=["claim of the paper", "", "95 % interval of paired differences"],
-                    tablefmt="simple",
-                    maxcolwidths=[None, 44, 62],
-                )
-            )
-            + "\n"
-        )
-    code = (
-        cli.DIFFERS
-        if strict and any(verdict in ("reversed", "weaker") for _, verdict, _, _ in claims)
-        else cli.SAME
-    )
-    counts = Counter(verdict for _, verdict, _, _ in claims)
-    print(
-        f"claims: {', '.join(f'{count} {verdict}' for verdict, count in counts.items()) or 'none'}"
-        f" -> exit {code}\n"
-    )
-    print(f"written: {results / tier / figure.name}.{{png,svg,csv}}")
-    return code

@@ -19,10 +19,12 @@ from protobench.data.synthetic import bundled
 from protobench.records import ModelInfo
 from protobench.runtime import cli
 from protobench.runtime.errors import UserError
-from tables.engine.schema import Figure, Row, Table, Tier
+from tables.engine.schema import Exhibit, Figure, Row, Tier
 
 State = Literal["done", "to run", "impossible"]
 NO_ENCODER = "no encoder"
+FETCHED = Path("checkpoints")
+"""Where python -m protobench fetch puts files."""
 RESNET50_BYTES = 0.1e9
 PAPER_SCORE_MINUTES, BUNDLED_SCORE_SECONDS = 30.0, 3.0
 """The cost of one score where the evaluation does not tell: on the real data with one recent GPU,
@@ -52,7 +54,8 @@ class Job:
 
     row: Row
     seed: int
-    recipe: Recipe
+    recipe: Recipe | None
+    """how the row is trained; None where it is a published file alone"""
     checkpoint: Path
     """the file given, or the one that pretraining writes"""
     given: bool
@@ -102,7 +105,7 @@ def quick(recipe: Recipe) -> Recipe:
 
 
 def make_plan(
-    table: Table | Figure,
+    table: Exhibit,
     tier: Tier,
     *,
     data: Path | None,
@@ -116,22 +119,8 @@ def make_plan(
     """All jobs of a table, in its row order. Reads data lists and records, computes nothing, writes
     nothing but the embedded data. Raises UserError for unknown or cited rows and for given
     checkpoints that do not exist."""
-    chosen = [
-        table.row(cli.choose("row", name, [row.name for row in table.rows])) for name in rows
-    ] or [row for row in table.rows if not row.cited]
-    for row in chosen + [
-        table.row(cli.choose("row", name, [row.name for row in table.rows])) for name in given
-    ]:
-        if row.cited:
-            raise UserError(f"row {row.name!r} is cited, there is nothing to run", hint=row.cited)
-    for name, path in given.items():
-        if name not in [row.name for row in chosen]:
-            raise UserError(
-                f"--ckpt names the row {name!r}, which --rows leaves out",
-                hint=f"add {name} to --rows",
-            )
-        if not path.is_file():
-            raise UserError("no such checkpoint", at=path)
+    chosen = _chosen_rows(table, tier, rows, given)
+    given = _fetched(table, chosen) | given
     root = data if tier == "paper" else bundled.ensure()
     sources = {
         score: _try(lambda score=score: load_data(score[0], score[1], _need(root), skip_bad_images))
@@ -141,14 +130,16 @@ def make_plan(
     jobs = []
     trained_on: dict[str, tuple[Any, str]] = {}
     for row in chosen:
-        for seed in [0] if row.name in given else range(1, seeds + 1):
-            recipe = row.recipe(tier)
-            assert recipe is not None
-            recipe = quick(recipe) if tier == "quick" else recipe
+        recipe = row.recipe(tier)
+        recipe = quick(recipe) if recipe and tier == "quick" else recipe
+        images: tuple[Any, str] = (None, "")
+        if recipe:
             if (name := recipe.dataset) not in trained_on:
                 trained_on[name] = _try(
                     lambda name=name: pretraining.images(_need(root), name, skip_bad_images)
                 )
+            images = trained_on[name]
+        for seed in [0] if row.name in given or not recipe else range(1, seeds + 1):
             jobs.append(
                 _job(
                     table,
@@ -156,7 +147,7 @@ def make_plan(
                     seed,
                     recipe,
                     given.get(row.name),
-                    *trained_on[name],
+                    *images,
                     sources,
                     have,
                     runs / tier,
@@ -164,6 +155,67 @@ def make_plan(
                 )
             )
     return jobs
+
+
+def _chosen_rows(
+    table: Exhibit, tier: Tier, names: tuple[str, ...], given: dict[str, Path]
+) -> list[Row]:
+    """The rows to run, by default all that can be in this tier. UserError for those that cannot."""
+
+    def runnable(name: str) -> Row:
+        row = table.row(cli.choose("row", name, [row.name for row in table.rows]))
+        if row.cited:
+            raise UserError(f"row {name!r} is cited, there is nothing to run", hint=row.cited)
+        if row.absent(tier):
+            raise UserError(
+                f"row {name!r} is a published checkpoint, which the {tier} tier does not score",
+                hint=f"--tier paper --data ROOT --ckpt {name}=FILE",
+            )
+        return row
+
+    chosen = [runnable(name) for name in names]
+    chosen = chosen or [row for row in table.rows if not row.cited and not row.absent(tier)]
+    if not chosen:
+        raise UserError(
+            f"{table.name} has only published checkpoints, which the {tier} tier does not score",
+            hint="--tier paper --data ROOT",
+        )
+    for name, path in given.items():
+        if runnable(name) not in chosen:
+            raise UserError(
+                f"--ckpt names the row {name!r}, which --rows leaves out",
+                hint=f"add {name} to --rows",
+            )
+        if not path.is_file():
+            raise UserError("no such checkpoint", at=path)
+    return chosen
+
+
+def _published_as(table: Exhibit, row: Row) -> released.Released | None:
+    """The published file that is this row's encoder, if there is one."""
+    name = f"{table.name}/{row.name}"
+    return next((one for one in released.catalogue().values() if name in one.rows), None)
+
+
+def _fetched(table: Exhibit, rows: list[Row]) -> dict[str, Path]:
+    """row -> its published file where that was fetched, for rows that are nothing else."""
+    found = {}
+    for row in rows:
+        if row.paper is None and (known := _published_as(table, row)):
+            path = FETCHED / known.kept_as
+            if path.is_file():
+                found[row.name] = path
+    return found
+
+
+def _how_to_give(table: Exhibit, row: Row) -> str:
+    """Why a row without a recipe and without a file cannot be scored."""
+    if known := _published_as(table, row):
+        return (
+            f"a published checkpoint: python -m protobench fetch {known.name}, or --ckpt"
+            f" {row.name}=FILE"
+        )
+    return f"a published checkpoint: --ckpt {row.name}=FILE"
 
 
 def evaluation(name: str) -> Evaluation[Any]:
@@ -217,10 +269,10 @@ def _try(read: Any) -> tuple[Any, str]:
 
 
 def _job(
-    table: Table | Figure,
+    table: Exhibit,
     row: Row,
     seed: int,
-    recipe: Recipe,
+    recipe: Recipe | None,
     given: Path | None,
     images: ImageList | None,
     why_not: str,
@@ -229,10 +281,15 @@ def _job(
     runs: Path,
     data: Path | None,
 ) -> Job:
+    key: str | None
+    state: State
     if given is not None:
         sha256 = sha256_of(given)
         identity, source = sha256[:16], _provenance(table, row, given, sha256)
         key, state, why, checkpoint = encoder_key(given), "done", source, given
+    elif recipe is None:
+        identity, source, checkpoint = "", "", Path(f"{row.name}.pth")
+        key, state, why = None, "impossible", _how_to_give(table, row)
     else:
         identity, source = recipe_id(recipe), "retrained"
         checkpoint = runs / f"{row.name}-seed{seed}-{identity[:8]}" / "encoder.safetensors"
@@ -279,12 +336,12 @@ def _job(
         source,
         identity,
         state,
-        why,  # type: ignore[arg-type]
+        why,
         tuple(scores),
     )
 
 
-def _provenance(table: Table | Figure, row: Row, given: Path, sha256: str) -> str:
+def _provenance(table: Exhibit, row: Row, given: Path, sha256: str) -> str:
     """Whose encoder a given file is. UserError for a published file of another row."""
     known = released.identify(given, sha256)
     here = [
@@ -319,7 +376,7 @@ def why_nothing(jobs: list[Job]) -> str:
     return "; ".join(dict.fromkeys(reasons))
 
 
-def describe(table: Table | Figure, tier: Tier, jobs: list[Job], workers: int) -> str:
+def describe(table: Exhibit, tier: Tier, jobs: list[Job], workers: int) -> str:
     """The plan as text: a line per job, then time, disk and what cannot be done."""
     lines = [f"{table.name}, tier {tier}: {table.title}"]
     for row in table.rows:
@@ -406,5 +463,7 @@ def score_seconds(score: EvalTask) -> float:
 def training_seconds(job: Job) -> float:
     """Of a job's pretraining; 0 where there is none."""
     full = job.row.recipe("mini")
+    if not job.trains or job.recipe is None:
+        return 0.0
     share = job.recipe.train.epochs / full.train.epochs if full and full.train.epochs else 1
-    return job.row.mini_seconds * share if job.trains else 0.0
+    return job.row.mini_seconds * share

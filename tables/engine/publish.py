@@ -1,36 +1,105 @@
-"""Compares or draws, prints, and writes the files: the last step of every run, and all that
-``diff`` does."""
+"""The last step of every run, and all that ``diff`` does: compares or draws, prints, and writes the
+files and the pages."""
 
+import sys
 from collections.abc import Collection
 from pathlib import Path
 
-from tables.engine import catalogue, pictures, show
-from tables.engine.schema import Figure, Table, Tier
+from protobench import records
+from protobench.runtime import cli, colour, files
+from tables.engine import catalogue, compare, page, pictures, reference, runs, show
+from tables.engine.page import RecordsByTier
+from tables.engine.runs import Collected
+from tables.engine.schema import TIERS, Exhibit, Figure, Table, Tier
 
 
 def publish(
-    what: Table | Figure,
+    exhibit: Exhibit,
     tier: Tier,
     results: Path,
     *,
     strict: bool = False,
-    asked: Collection[str] | None = None,
+    requested_keys: Collection[str] = (),
 ) -> int:
-    """Prints and writes a table or a figure from the records in ``results``; returns the exit
-    code."""
-    if isinstance(what, Figure):
-        code = pictures.publish(what, tier, results, strict=strict, asked=asked)
+    """Prints a table or a figure of the records in ``results``, writes its files beside them
+    (``results/<tier>/<name>.*``) and all pages; returns the exit code.
+
+    ``requested_keys``: the records that a run was about; without them the newest of each kind.
+    ``strict``: exit 1 also for contradicted claims and for cells above the paper."""
+    have = read(results)
+    collected = runs.select_records(exhibit, have[tier], requested_keys)
+    if isinstance(exhibit, Figure):
+        code = _figure(exhibit, tier, results, collected, strict)
     else:
-        code = show.publish(what, tier, results, strict=strict, asked=asked)
-    if pages(results, {(tier, what.name): asked} if asked else None):
+        assert isinstance(exhibit, Table)
+        code = _table(exhibit, tier, results, collected, strict)
+    if pages(results, have, {(tier, exhibit.name): requested_keys}):
         print(f"page: {results / 'index.html'}")
     return code
 
 
-def pages(
-    results: Path, asked: dict[tuple[Tier, str], Collection[str]] | None = None
-) -> list[Path]:
-    """Writes all pages from the records in ``results`` (see page.build); returns their paths."""
-    from tables.engine import page
+def read(results: Path) -> RecordsByTier:
+    """The records of all tiers, verified."""
+    return {tier: records.read_all(results / tier / "records") for tier in TIERS}
 
-    return page.build(results, *catalogue.everything(), asked)
+
+def pages(
+    results: Path,
+    have: RecordsByTier,
+    requested_keys: dict[tuple[Tier, str], Collection[str]] | None = None,
+) -> list[Path]:
+    """Writes all pages (see page.build); returns their paths."""
+    tables, figures = catalogue.tables(), catalogue.figures()
+    return page.build(results, have, tables.values(), figures.values(), requested_keys)
+
+
+def _table(table: Table, tier: Tier, results: Path, collected: Collected, strict: bool) -> int:
+    if not collected.rows:
+        print(
+            f"no records of {table.name} in {results / tier / 'records'}; python -m tables"
+            f" reproduce {table.name} makes them",
+            file=sys.stderr,
+        )
+        return cli.INCOMPLETE
+    outcome = compare.outcome(table, tier, collected.rows)
+    forms = show.forms(outcome, strict)
+    for ending, content in forms.items():
+        files.write_text(results / tier / f"{table.name}.{ending}", content)
+    print(colour.painted(forms["txt"]))
+    if told := reference.against(outcome, collected.rows, results / "reference"):
+        print(told)
+    if collected.stale:
+        print(
+            f"left out: {collected.stale} records of other data, parameters or recipes in"
+            f" {results / tier / 'records'}"
+        )
+    print(
+        f"written: {results / tier / table.name}.{{{','.join(forms)}}}; plain diff: "
+        f"diff {_relative(table.numbers_csv)} {results / tier / table.name}.csv"
+    )
+    return outcome.exit_code(strict)
+
+
+def _relative(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _figure(figure: Figure, tier: Tier, results: Path, collected: Collected, strict: bool) -> int:
+    if lacking := pictures.missing(figure, collected.rows):
+        print(
+            f"{figure.name} needs records of {', '.join(lacking)} in {results / tier / 'records'}; "
+            f"python -m tables reproduce {figure.name} makes them",
+            file=sys.stderr,
+        )
+        return cli.INCOMPLETE
+    pictures.save(figure, tier, collected.rows, results / tier)
+    print(f"{figure.name}: {figure.title}")
+    print(f"{figure.paper.citation}; {figure.source}\n{show.STAMPS[tier]}\n")
+    claims = figure.claims(collected.rows)
+    if claims:
+        print(colour.painted(show.claims_text(claims, figure.claimed_by)) + "\n")
+    contradicted = any(claim.verdict in compare.CONTRADICTED for claim in claims)
+    code = cli.DIFFERS if strict and contradicted else cli.SAME
+    print(f"claims: {show.counts(claims)} -> exit {code}\n")
+    print(f"written: {results / tier / figure.name}.{{png,svg,csv}}")
+    return code

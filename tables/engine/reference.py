@@ -12,8 +12,10 @@ import numpy as np
 from scipy import stats
 
 from protobench import records
-from tables.engine import compare
-from tables.engine.compare import NOT_RECORDED, Cell, Outcome, RecordsByRow
+from tables.engine import runs
+from tables.engine.compare import Cell, Outcome
+from tables.engine.runs import NOT_RECORDED
+from tables.engine.schema import RecordsByRow
 
 MOVED_BY_PROCESSOR = (1.2, 3.8)
 """Points by which another processor moved a mean over three seeds, on average and at most: the 60
@@ -105,7 +107,7 @@ def against(outcome: Outcome, found: RecordsByRow, reference: Path) -> str:
         lines.append(
             "  furthest beyond: " + "; ".join(pair.told(decimals) for pair in beyond[:NAMED])
         )
-    theirs = compare.collect(outcome.table, reference, outcome.tier).rows
+    theirs = runs.collect(outcome.table, reference, outcome.tier).rows
     return "\n".join([*lines, *_machines(found, theirs), f"  {moved_by_processor()}"])
 
 
@@ -149,7 +151,7 @@ def _machines(ours: RecordsByRow, theirs: RecordsByRow) -> list[str]:
     """Whether processors and versions differ, as far as both sets of records say."""
 
     def both(what: str) -> tuple[str, str]:
-        return compare.recorded(ours, what), compare.recorded(theirs, what)
+        return runs.recorded(ours, what), runs.recorded(theirs, what)
 
     def told(title: str, here: str, there: str) -> str:
         return (

@@ -1,7 +1,8 @@
-"""What a table is: rows, columns, the paper's numbers as printed, margins fixed before any run, and
-the text's claims."""
+"""What a paper, a table and a figure are: rows, columns, the numbers as printed, margins fixed
+before any run, and the text's claims."""
 
 import csv
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,10 +10,42 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pretrain.recipes import Recipe
+from tables.engine.verdicts import ClaimVerdict
 
 Tier = Literal["mini", "quick", "paper"]
-"""mini: embedded data, never subtracted from the paper. quick: mini with one epoch, tests the
-plumbing. paper: real data."""
+"""mini: bundled synthetic data, never subtracted from the paper. quick: mini with one epoch, tests
+the plumbing. paper: real data."""
+TIERS: tuple[Tier, ...] = ("paper", "mini", "quick")
+"""In the order of the page."""
+
+RecordsByRow = dict[str, list[dict[str, Any]]]
+"""row name -> its records, one per seed and data set"""
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A paper, declared once as ``PAPER`` in the ``__init__.py`` of its folder."""
+
+    name: str
+    """short, as in the page's title"""
+    title: str
+    authors: str = ""
+    arxiv: str = ""
+    """its number there, as "2005.04966" """
+    version: str = ""
+    """which of its versions the numbers were typed from"""
+    order: int = 100
+    """where its tables and figures stand among those of other papers; equal ones by name"""
+
+    @property
+    def citation(self) -> str:
+        """Name, authors and title."""
+        return f'{self.name}: {self.authors}, "{self.title}"' if self.authors else self.title
+
+    @property
+    def edition(self) -> str:
+        """Where the numbers were typed from."""
+        return f"arXiv {self.arxiv} ({self.version})" if self.arxiv else self.version
 
 
 @dataclass(frozen=True)
@@ -49,8 +82,8 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
-    """One row. Either ``cited`` says where the paper copied it from, or both recipes say how it is
-    made."""
+    """One row: trained by its recipes, or, without any, only a checkpoint to be given, or
+    ``cited``."""
 
     name: str
     """short, for the command line and for files"""
@@ -59,6 +92,7 @@ class Row:
     mini: Recipe | None = None
     paper: Recipe | None = None
     cited: str = ""
+    """where the paper copied its numbers from; such a row is never run"""
     settings: tuple[tuple[str, Any], ...] = ()
     """fields of the evaluations' Config that differ for this row, with the reason in the table's
     notes"""
@@ -67,7 +101,7 @@ class Row:
     control: Literal["", "lower", "upper"] = ""
     """controls check the pipeline: if they do not come out, no other row means anything"""
     mini_seconds: float = 0.0
-    """one pretraining of the embedded tier, one core of the reference machine"""
+    """one pretraining of the bundled tier, one core of the reference machine"""
     gpu_hours: float = 0.0
     """one pretraining of the paper's tier on V100s"""
     gpu_hours_source: str = ""
@@ -77,8 +111,13 @@ class Row:
         return column.random_margin if self.control == "lower" else column.margin
 
     def recipe(self, tier: Tier) -> Recipe | None:
-        """How this row's encoder is trained in a tier."""
+        """How this row's encoder is trained in a tier; None where it is not."""
         return self.paper if tier == "paper" else self.mini
+
+    def absent(self, tier: Tier) -> bool:
+        """Whether a tier has no encoder for this row: one that is a published file alone needs
+        the paper's data."""
+        return not self.cited and tier != "paper" and self.mini is None
 
 
 @dataclass(frozen=True)
@@ -95,6 +134,52 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class ClaimResult:
+    """What became of a claim, of a table or of a figure."""
+
+    text: str
+    verdict: ClaimVerdict
+    detail: str
+    """what the verdict rests on"""
+    source: str
+    """where the paper says so"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exhibit(ABC):
+    """A table or a figure of a paper."""
+
+    name: str
+    """what users call it, on the command line and in file names"""
+    title: str
+    paper: Paper
+    where: str
+    """its place in the paper, and what to know of it"""
+    rows: tuple[Row, ...]
+    order: int = 0
+    """its place among those of its paper; equal ones by name"""
+    claimed_by: str = "the paper"
+    """whose claims are judged"""
+    expected_params: dict[str, Any] = field(default_factory=dict)
+    """parameters of the evaluation as the paper prints them, where a user may need others; those
+    are off protocol"""
+
+    @property
+    @abstractmethod
+    def scores(self) -> tuple[tuple[str, str], ...]:
+        """The records that it is made of: all (evaluation, data set)."""
+
+    @property
+    def source(self) -> str:
+        """The version of the paper, and the place in it."""
+        return f"{self.paper.edition}, {self.where}" if self.where else self.paper.edition
+
+    def row(self, name: str) -> Row:
+        """A row by its short name."""
+        return next(row for row in self.rows if row.name == name)
+
+
+@dataclass(frozen=True)
 class Drawing:
     """A figure drawn from records."""
 
@@ -105,50 +190,38 @@ class Drawing:
     """what the picture shows, for the CSV beside it"""
 
 
-@dataclass(frozen=True)
-class Figure:
+@dataclass(frozen=True, kw_only=True)
+class Figure(Exhibit):
     """A figure of a paper."""
 
-    name: str
-    title: str
-    paper: str
-    source: str
     caption: str
     """what is shown, of what, by which estimator"""
     alternative: str
     """the same for those who do not see it: what to find where"""
-    rows: tuple[Row, ...]
-    scores: tuple[tuple[str, str], ...]
-    """the records that it is drawn from: evaluation and data set"""
-    draw: Callable[[dict[str, list[dict[str, Any]]]], Drawing]
-    """from records by row name"""
+    records_of: tuple[tuple[str, str], ...]
+    """evaluation and data set of the records that it is drawn from"""
+    draw: Callable[[RecordsByRow], Drawing]
     shows: Callable[[dict[str, Any]], bool] = lambda record: True
     """whether a record holds what the figure shows"""
-    claims: Callable[[dict[str, list[dict[str, Any]]]], tuple[tuple[str, str, str, str], ...]] = (
-        lambda found: ()
-    )
-    """from the same: statement of the paper, verdict, what that rests on, and where the paper says
-    so"""
+    claims: Callable[[RecordsByRow], tuple[ClaimResult, ...]] = lambda found: ()
+    """judges the paper's statements about the figure on the same records"""
 
-    def row(self, name: str) -> Row:
-        """A row by its short name."""
-        return next(row for row in self.rows if row.name == name)
+    @property
+    def scores(self) -> tuple[tuple[str, str], ...]:
+        """``records_of``."""
+        return self.records_of
 
 
-@dataclass(frozen=True)
-class Table:
+@dataclass(frozen=True, kw_only=True)
+class Table(Exhibit):
     """A table of a paper."""
 
-    name: str
-    title: str
-    paper: str
-    source: str
-    """version and place that the numbers were typed from"""
     source_note: str
-    numbers_file: str
-    rows: tuple[Row, ...]
+    """how its numbers were read, as a sentence"""
+    numbers_csv: Path
+    """the paper's numbers: row, architecture, and a column per Column, by their titles"""
     columns: tuple[Column, ...]
-    claims: tuple[Claim, ...]
+    claims: tuple[Claim, ...] = ()
     paper_runs: int
     """draws behind each number; each is of one pretraining"""
     unit: dict[str, str]
@@ -156,58 +229,46 @@ class Table:
     margin_reason: str
     expected_data: dict[str, dict[str, int]]
     """dataset -> its classes, test and training images in the paper; other data is off protocol"""
-    expected_params: dict[str, Any] = field(default_factory=dict)
-    """parameters of the evaluation as the paper prints them, where a user may need others; those
-    are off protocol"""
     networks: tuple[str, ...] = ("resnet50",)
-    """the paper's, as a checkpoint's account names it; rows of others are off protocol"""
+    """the paper's, as a checkpoint's load report names it; rows of others are off protocol"""
     decimals: int = 1
     """that the paper prints"""
-    claimed_by: str = "the paper"
-    """whose claims are judged"""
     notes: tuple[str, ...] = ()
     """where paper and protocol leave a choice, and which was made"""
 
+    @property
+    def scores(self) -> tuple[tuple[str, str], ...]:
+        """Those of its columns."""
+        return tuple(dict.fromkeys(column.score for column in self.columns))
+
+    @cached_property
+    def _printed(self) -> dict[str, dict[str, str]]:
+        """Row title -> the paper's line, cell by cell."""
+        with open(self.numbers_csv, newline="", encoding="utf-8") as file:
+            return {line["row"]: line for line in csv.DictReader(file)}
+
     @cached_property
     def numbers(self) -> dict[tuple[str, str], str]:
-        """(row name, column title) -> the paper's number as printed; empty for control rows that it
-        does not have."""
+        """(row name, column title) -> the paper's number as printed; empty for rows that it does
+        not have, such as controls of ours."""
         names = {row.title: row.name for row in self.rows}
-        with open(self.path, newline="", encoding="utf-8") as file:
-            printed = {
-                (names[line["row"]], column.title): line[column.title]
-                for line in csv.DictReader(file)
-                for column in self.columns
-            }
+        printed = {names[title]: line for title, line in self._printed.items()}
         return {
-            (row.name, column.title): "" for row in self.rows for column in self.columns
-        } | printed
+            (row.name, column.title): printed[row.name][column.title] if row.name in printed else ""
+            for row in self.rows
+            for column in self.columns
+        }
 
     @property
     def printed_rows(self) -> tuple[Row, ...]:
         """The rows that the paper has."""
-        return tuple(row for row in self.rows if row.title in self.architectures)
+        return tuple(row for row in self.rows if row.title in self._printed)
 
     @property
-    def scores(self) -> tuple[tuple[str, str], ...]:
-        """All (evaluation, data set) of its columns."""
-        return tuple(dict.fromkeys(column.score for column in self.columns))
-
-    @cached_property
     def architectures(self) -> dict[str, str]:
         """Row title -> the architecture as printed."""
-        with open(self.path, newline="", encoding="utf-8") as file:
-            return {line["row"]: line["architecture"] for line in csv.DictReader(file)}
+        return {title: line["architecture"] for title, line in self._printed.items()}
 
-    @property
-    def path(self) -> Path:
-        """The paper's numbers."""
-        return Path(__file__).parents[1] / self.numbers_file
-
-    def control(self, end: Literal["lower", "upper"]) -> Row:
-        """The Random or the Supervised row."""
-        return next(row for row in self.rows if row.control == end)
-
-    def row(self, name: str) -> Row:
-        """A row by its short name."""
-        return next(row for row in self.rows if row.name == name)
+    def control(self, end: Literal["lower", "upper"]) -> Row | None:
+        """The Random or the Supervised row, if the table has one."""
+        return next((row for row in self.rows if row.control == end), None)

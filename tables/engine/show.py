@@ -4,18 +4,16 @@ records alone."""
 import csv
 import io
 import re
-import sys
 from collections import Counter
-from collections.abc import Collection
-from pathlib import Path
+from collections.abc import Sequence
 
 import pandas as pd
 from tabulate import tabulate
 
-from protobench.runtime import cli, colour, files
-from tables.engine import compare, reference
-from tables.engine.compare import Cell, ClaimResult, Outcome
-from tables.engine.schema import Column, Table, Tier
+from protobench.runtime import cli
+from tables.engine import reference
+from tables.engine.compare import Cell, Outcome
+from tables.engine.schema import ClaimResult, Column
 
 SYMBOLS = {
     "reproduced": "✓",
@@ -44,54 +42,15 @@ STAMPS = {
 }
 
 
-def publish(
-    table: Table,
-    tier: Tier,
-    results: Path,
-    *,
-    strict: bool = False,
-    asked: Collection[str] | None = None,
-) -> int:
-    """Compares, prints, writes ``results/<tier>/<table>.{csv,md,tex,txt,cells.csv}``; returns the
-    exit code.
-
-    ``asked``: keys of the records that a run was about; without it the newest of each kind.
-    """
-    collected = compare.collect(table, results, tier, asked)
-    if not collected.rows:
-        print(
-            f"no records of {table.name} in {results / tier / 'records'}; python -m tables"
-            f" reproduce {table.name} makes them",
-            file=sys.stderr,
-        )
-        return cli.INCOMPLETE
-    outcome = compare.outcome(table, tier, collected.rows)
-    printed = text(outcome, strict)
-    for ending, content in {
+def forms(outcome: Outcome, strict: bool = False) -> dict[str, str]:
+    """Every form by its file's ending."""
+    return {
         "csv": grid_csv(outcome),
         "cells.csv": cells_csv(outcome),
         "md": markdown(outcome, strict),
         "tex": latex(outcome),
-        "txt": printed,
-    }.items():
-        files.write_text(results / tier / f"{table.name}.{ending}", content)
-    print(colour.painted(printed))
-    if told := reference.against(outcome, collected.rows, results / "reference"):
-        print(told)
-    if collected.stale:
-        print(
-            f"left out: {collected.stale} records of other data, parameters or recipes in"
-            f" {results / tier / 'records'}"
-        )
-    print(
-        f"written: {results / tier / table.name}.{{csv,md,tex,txt,cells.csv}}; plain diff: "
-        f"diff {_relative(table.path)} {results / tier / table.name}.csv"
-    )
-    return outcome.exit_code(strict)
-
-
-def _relative(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+        "txt": text(outcome, strict),
+    }
 
 
 # Numbers as text ----------------------------------------------------------------------------------
@@ -176,32 +135,25 @@ def _below(outcome: Outcome) -> list[str]:
     ]
 
 
-def claim_line(result: ClaimResult, decimals: int) -> str:
-    """What a claim's verdict rests on."""
-    if not result.leads:
-        return "not run"
-    leads = list(result.leads.items())
-    (left, right, column), least = min(leads, key=lambda item: item[1].mean)
-    detail = f"smallest lead {least.mean:+.{decimals}f}"
-    if least.interval:
-        detail += f" [{least.interval[0]:+.{decimals}f}, {least.interval[1]:+.{decimals}f}]"
-    detail += (
-        f" ({column}"
-        + (f", {left} - {right}" if len(result.claim.left) * len(result.claim.right) > 1 else "")
-        + ")"
+def claims_text(claims: Sequence[ClaimResult], claimed_by: str) -> str:
+    """Verdict, claim and what the verdict rests on, for the terminal."""
+    return tabulate(
+        [(claim.verdict, claim.text, claim.detail) for claim in claims],
+        headers=[f"claim of {claimed_by}", "", "95 % interval of paired differences"],
+        tablefmt="simple",
+        maxcolwidths=[None, 44, 62],
     )
-    if result.one_pretraining:
-        return f"{detail}; of one pretraining, which cannot speak for others: more --seeds decide"
-    over = sum(
-        lead.interval is not None and lead.interval[0] > result.claim.by for _, lead in leads
-    )
-    return f"{detail}; interval above {result.claim.by:g} in {over} of {len(leads)} comparisons"
+
+
+def counts(claims: Sequence[ClaimResult]) -> str:
+    """How many claims came out how."""
+    verdicts = Counter(claim.verdict for claim in claims)
+    return ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items()) or "none"
 
 
 def summary(outcome: Outcome, strict: bool = False) -> str:
     """One line: how many cells and claims came out how, and the exit code."""
     cells = Counter(cell.verdict for cell in outcome.cells.values())
-    claims = Counter(result.verdict for result in outcome.claims)
     untested = (
         f", {count} with too few pretrainings to tell" if (count := len(outcome.untested())) else ""
     )
@@ -211,10 +163,7 @@ def summary(outcome: Outcome, strict: bool = False) -> str:
     )
     code = outcome.exit_code(strict)
     both = " (differs and is incomplete)" if code == cli.DIFFERS and outcome.incomplete else ""
-    return (
-        f"{told}; claims: {', '.join(f'{count} {verdict}' for verdict, count in claims.items())} "
-        f"-> exit {code}{both}"
-    )
+    return f"{told}; claims: {counts(outcome.claims)} -> exit {code}{both}"
 
 
 # The forms ----------------------------------------------------------------------------------------
@@ -225,7 +174,7 @@ def text(outcome: Outcome, strict: bool = False) -> str:
     table = outcome.table
     lines = [
         f"{table.name}: {table.title}",
-        f"{table.paper}; {table.source}",
+        f"{table.paper.citation}; {table.source}",
         STAMPS[outcome.tier],
         f"ours | paper; {what_spread_means(outcome)}",
         f"controls (Random, Supervised): {outcome.controls}",
@@ -243,17 +192,8 @@ def text(outcome: Outcome, strict: bool = False) -> str:
             "",
         ]
     lines += [line for told in _below(outcome) for line in (told, "")]
-    rows = [
-        [result.verdict, result.claim.text, claim_line(result, table.decimals)]
-        for result in outcome.claims
-    ]
     lines += [
-        tabulate(
-            rows,
-            headers=[f"claim of {table.claimed_by}", "", "95 % interval of paired differences"],
-            tablefmt="simple",
-            maxcolwidths=[None, 44, 62],
-        ),
+        claims_text(outcome.claims, table.claimed_by),
         "",
         summary(outcome, strict),
     ]
@@ -337,7 +277,7 @@ def markdown(outcome: Outcome, strict: bool = False) -> str:
     lines = [
         f"# {table.name}: {table.title}",
         "",
-        f"{table.paper}; {table.source}. {table.source_note}",
+        f"{table.paper.citation}; {table.source}. {table.source_note}",
         "",
         f"**{STAMPS[outcome.tier]}**",
         "",
@@ -362,8 +302,8 @@ def markdown(outcome: Outcome, strict: bool = False) -> str:
         "|---|---|---|---|",
     ]
     lines += [
-        f"| {r.claim.text} | {r.claim.source} | **{r.verdict}** | {claim_line(r, table.decimals)} |"
-        for r in outcome.claims
+        f"| {claim.text} | {claim.source} | **{claim.verdict}** | {claim.detail} |"
+        for claim in outcome.claims
     ]
     lines += ["", summary(outcome, strict), "", "Notes", ""]
     lines += [f"- {note}" for note in table.notes] + [f"- Margins: {table.margin_reason}."]

@@ -1,10 +1,9 @@
-"""What a plan's jobs do, wherever they run: pretrain an encoder, score it."""
+"""What a plan's jobs do, wherever they run: pretrain an encoder, evaluate it."""
 
 import os
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pretrain import history, recipes
 from protobench.data import pretraining
@@ -34,24 +33,28 @@ class RunContext:
         return self.data if self.tier == "paper" else None
 
 
-def workers_of(tier: Tier, asked: int | None, cores: int | None) -> int:
-    """Image-reading processes: none on embedded data, else one per core, of which a job may have
-    its own number."""
-    return asked if asked is not None else (cores or os.cpu_count() or 1) if tier == "paper" else 0
+def workers_of(tier: Tier, requested: int | None, cores: int | None) -> int:
+    """Image-reading processes of a job: as requested; else none on bundled synthetic data, and one
+    per core, of which ``cores`` belong to the job."""
+    if requested is not None:
+        return requested
+    return (cores or os.cpu_count() or 1) if tier == "paper" else 0
 
 
-def train(job: Job, where: RunContext) -> None:
+def train(job: Job, context: RunContext) -> None:
     """Pretrains the job's encoder, unless that is done; under torchrun, as one of several
     processes."""
     from pretrain import loop
     from protobench.runtime import distributed
     from protobench.runtime.devices import device_of
 
-    device, source = distributed.init(device_of(where.device)), None
+    if job.recipe is None:
+        raise ValueError(f"{job.name} has no recipe")
+    device, source = distributed.init(device_of(context.device)), None
     if job.recipe.train.epochs:
         with distributed.main_process_first():
             source = pretraining.images(
-                where.source or bundled.ensure(), job.recipe.dataset, where.skip_bad_images
+                context.source or bundled.ensure(), job.recipe.dataset, context.skip_bad_images
             )
     loop.pretrain(
         job.recipe,
@@ -59,57 +62,60 @@ def train(job: Job, where: RunContext) -> None:
         job.checkpoint.parent,
         seed=job.seed,
         device=device,
-        workers=where.workers,
+        workers=context.workers,
         keep_every=recipes.KEEP_EVERY,
     )
 
 
-def score(job: Job, score: EvalTask, where: RunContext) -> None:
-    """Makes one score of the job's encoder."""
-    if score.evaluation in history.KINDS:
+def score(job: Job, task: EvalTask, context: RunContext) -> None:
+    """Evaluates the job's encoder and writes the record."""
+    records = context.results / context.tier / "records"
+    if task.evaluation in history.KINDS:
         images = pretraining.images(
-            where.source or bundled.ensure(), score.dataset, where.skip_bad_images
+            context.source or bundled.ensure(), task.dataset, context.skip_bad_images
         )
-        folder = where.results / where.tier / "records"
-        history.write(score.evaluation, job.checkpoint, images, score.dataset, folder, job.model())
+        history.write(task.evaluation, job.checkpoint, images, task.dataset, records, job.model())
         return
     config = plan.score_config(
         job,
-        score,
-        data=where.source,
-        device=where.device,
-        workers=where.workers,
-        skip_bad_images=where.skip_bad_images,
-        results=where.results / where.tier / "records",
+        task,
+        data=context.source,
+        device=context.device,
+        workers=context.workers,
+        skip_bad_images=context.skip_bad_images,
+        results=records,
     )
-    plan.evaluation(score.evaluation).execute(config, job.model())
+    plan.evaluation(task.evaluation).execute(config, job.model())
 
 
-def everything(job: Job, where: RunContext) -> None:
-    """The encoder and all scores that are to run. A score that fails does not keep the others;
-    UserError for the first one then."""
+def everything(job: Job, context: RunContext) -> None:
+    """Pretrains the encoder and runs its evaluations, whatever of both is left to do. A failed
+    evaluation does not stop the rest; the first error is raised at the end, as UserError."""
+    if job.trains:
+        train(job, context)
+    failures = []
+    for task in job.scores:
+        if task.state == "to run":
+            try:
+                score(job, task, context)
+            except Exception as failure:
+                explained = _explained(failure)
+                print(f"{task.name}: {explained}")
+                failures.append((task, explained))
+    if failures:
+        task, first = failures[0]
+        more = f" (and {len(failures) - 1} more, in the log)" if len(failures) > 1 else ""
+        raise UserError(f"{task.name}: {first.what}{more}", at=first.at, hint=first.hint)
+
+
+def _explained(failure: Exception) -> UserError:
+    """The failure as a UserError; re-raises one that has no explanation."""
     from protobench.runtime import resource_errors
 
-    if job.trains:
-        train(job, where)
-    mistakes = []
-    for one in job.scores:
-        if one.state == "to run":
-            try:
-                score(job, one, where)
-            except Exception as failure:
-                mistake: Any = (
-                    failure
-                    if isinstance(failure, UserError)
-                    else resource_errors.explained(failure)
-                )
-                if mistake is None:
-                    raise
-                if mistake is not failure:
-                    traceback.print_exc()  # for the log
-                print(f"{one.name}: {mistake}")
-                mistakes.append((one, mistake))
-    if mistakes:
-        one, first = mistakes[0]
-        more = f" (and {len(mistakes) - 1} more, in the log)" if len(mistakes) > 1 else ""
-        raise UserError(f"{one.name}: {first.what}{more}", at=first.at, hint=first.hint)
+    if isinstance(failure, UserError):
+        return failure
+    explained = resource_errors.explained(failure)
+    if explained is None:
+        raise failure
+    traceback.print_exception(failure)  # for the log
+    return explained

@@ -1,20 +1,19 @@
 """What the detectors of Table 5 find: boxes on test images, and precision over recall. Not a figure
 of the paper."""
 
-from typing import Any
-
 import numpy as np
 
 from evaluate.mmdet_adapter import plots
 from tables.engine import pictures
-from tables.engine.schema import Drawing, Figure
-from tables.pcl.rows import MOCO, PCL, RANDOM, SUPERVISED
+from tables.engine.encoders import MOCO, PCL, RANDOM, SUPERVISED
+from tables.engine.schema import Drawing, Figure, RecordsByRow
+from tables.ours import PAPER
 
 ROWS = (RANDOM, MOCO, PCL, SUPERVISED)
 IMAGES = 4
 
 
-def draw(found: dict[str, list[dict[str, Any]]]) -> Drawing:
+def draw(found: RecordsByRow) -> Drawing:
     """A line per row, of its first seed: the same test images, then its curves."""
     picture, axes = pictures.axes(
         IMAGES + 1, width=2.2 * (IMAGES + 1.8), height=2.2 * len(ROWS) + 0.4, rows=len(ROWS)
@@ -49,8 +48,9 @@ def draw(found: dict[str, list[dict[str, Any]]]) -> Drawing:
 FIGURE = Figure(
     name="detections",
     title="What detectors on frozen backbones find",
-    paper="No figure of the paper",
-    source="the suite's own measurements",
+    paper=PAPER,
+    order=1,
+    where="",
     caption=(
         "Faster R-CNN on frozen backbones, trained on VOC07 (Table 5). The same four test images"
         " for every row, drawn by number (nothing was picked by looking), with the detections of"
@@ -64,6 +64,6 @@ FIGURE = Figure(
         " CSV."
     ),
     rows=ROWS,
-    scores=(("detection", "voc07"),),
+    records_of=(("detection", "voc07"),),
     draw=draw,
 )

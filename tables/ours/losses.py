@@ -1,20 +1,18 @@
 """The course of each pretraining: loss, and agreement of its clusters with the classes. Not a
 figure of the paper."""
 
-from typing import Any
-
-from tables.engine import courses, pictures
-from tables.engine.schema import Drawing, Figure
-from tables.pcl.figure3 import HEADER
-from tables.pcl.rows import MOCO, PCL, PCL_FIXED
+from tables.engine import histories, pictures
+from tables.engine.encoders import MOCO, PCL, PCL_FIXED
+from tables.engine.schema import Drawing, Figure, RecordsByRow
+from tables.ours import PAPER
 
 ROWS = (MOCO, PCL, PCL_FIXED)
 
 
-def draw(found: dict[str, list[dict[str, Any]]]) -> Drawing:
+def draw(found: RecordsByRow) -> Drawing:
     """Left the losses of all epochs, a line per seed; right the probes' AMI."""
     picture, ((left, right),) = pictures.axes(2)
-    k = courses.numbers(found["pcl"])[1]
+    k = histories.numbers(found["pcl"])[1]
     data = []
     for i, row in enumerate(ROWS):
         how = {"color": pictures.COLOURS[i], "linestyle": pictures.DASHES[i]}
@@ -37,8 +35,8 @@ def draw(found: dict[str, list[dict[str, Any]]]) -> Drawing:
                 ]
                 for run in record["runs"]
             ]
-        quantity = courses.of_clusters(k, "ami")
-        courses.curve(
+        quantity = histories.of_clusters(k, "ami")
+        histories.curve(
             right,
             found[row.name],
             quantity,
@@ -47,7 +45,7 @@ def draw(found: dict[str, list[dict[str, Any]]]) -> Drawing:
             dash=pictures.DASHES[i],
             marker=pictures.MARKERS[i],
         )
-        data += courses.lines(row.name, found[row.name], quantity, k, "AMI")
+        data += histories.lines(row.name, found[row.name], quantity, k, "AMI")
     left.set(
         title="Loss (each method's own: not comparable between methods)",
         xlabel="epochs of pretraining",
@@ -61,14 +59,14 @@ def draw(found: dict[str, list[dict[str, Any]]]) -> Drawing:
     )
     for axis in (left, right):
         axis.legend(fontsize=7.5)
-    return Drawing(picture, HEADER, data)
+    return Drawing(picture, histories.HEADER, data)
 
 
 FIGURE = Figure(
     name="losses",
     title="Loss and clusters over the pretraining",
-    paper="No figure of the paper",
-    source="the suite's own measurements",
+    paper=PAPER,
+    where="",
     caption=(
         "Left: the loss of every epoch, a line per pretraining seed; PCL's jumps where the"
         " prototypes enter, after its warm-up. Right: agreement of k-means clusters of the momentum"
@@ -79,6 +77,6 @@ FIGURE = Figure(
         " information. The numbers are in the CSV."
     ),
     rows=ROWS,
-    scores=(("course", "imagenet"),),
+    records_of=(("course", "imagenet"),),
     draw=draw,
 )

@@ -4,76 +4,78 @@ from typing import Any
 
 import numpy as np
 
-from tables.engine import courses, pictures
-from tables.engine.schema import Drawing, Figure
-from tables.pcl.rows import MOCO, PCL, PCL_FIXED
+from tables.engine import histories, pictures
+from tables.engine.claims import of_seeds
+from tables.engine.encoders import MOCO, PCL, PCL_FIXED
+from tables.engine.schema import ClaimResult, Drawing, Figure, RecordsByRow
+from tables.pcl import PAPER
 
-Found = dict[str, list[dict[str, Any]]]
-HEADER = ("row", "seed", "epochs", "K", "quantity", "value")
 BALANCE = ("mean", "sd", "max", "empty", "gini")
 BINS = 30
 
 
-def draw(found: Found) -> Drawing:
+def draw(found: RecordsByRow) -> Drawing:
     """(a) from the last probes of both PCLs, (b) from all probes of MoCo and PCL."""
     picture, ((left, right),) = pictures.axes(2)
-    k = courses.numbers(found["pcl"])[1]  # the paper's 50 000 of 25 000, 50 000 and 100 000
-    return Drawing(picture, HEADER, _sizes(left, found, k) + _information(right, found, k))
-
-
-def claims(found: Found) -> tuple[tuple[str, str, str, str], ...]:
-    """Of text and caption, on the last probes; the rise on the first as well."""
-    k = courses.numbers(found["pcl"])[1]
-    sd, prototypes, features = (
-        courses.of_clusters(k, "sd"),
-        courses.of_clusters(k, "mi"),
-        courses.of_features,
+    k = histories.numbers(found["pcl"])[1]  # the paper's 50 000 of 25 000, 50 000 and 100 000
+    return Drawing(
+        picture, histories.HEADER, _sizes(left, found, k) + _information(right, found, k)
     )
 
-    def at(row: str, quantity: courses.Value, probe: int = -1) -> dict[int, float]:
+
+def claims(found: RecordsByRow) -> tuple[ClaimResult, ...]:
+    """Of text and caption, on the last probes; the rise on the first as well."""
+    k = histories.numbers(found["pcl"])[1]
+    sd, prototypes, features = (
+        histories.of_clusters(k, "sd"),
+        histories.of_clusters(k, "mi"),
+        histories.of_features,
+    )
+
+    def at(row: str, quantity: histories.Value, probe: int = -1) -> dict[int, float]:
         return {
             seed: list(of.values())[probe]
-            for seed, of in courses.by_seed(found[row], quantity).items()
+            for seed, of in histories.by_seed(found[row], quantity).items()
         }
 
     caption, text = "caption of Figure 3(a)", "section 3.4"
     return (
-        courses.claim(
+        of_seeds(
             "estimated concentration yields more balanced clusters",
             at("pcl-fixed", sd),
             at("pcl", sd),
             caption,
             "sd of sizes, fixed - estimated",
         ),
-        courses.claim(
+        of_seeds(
             "... which leads to better representation learning: prototypes",
             at("pcl", prototypes),
             at("pcl-fixed", prototypes),
             caption,
             "MI of prototypes, estimated - fixed, nats",
         ),
-        courses.claim(
+        of_seeds(
             "... and features",
             at("pcl", features),
             at("pcl-fixed", features),
             caption,
             "MI of features, estimated - fixed, nats",
         ),
-        courses.claim(
+        of_seeds(
             "compared with InfoNCE, ProtoNCE learns better prototypes",
             at("pcl", prototypes),
             at("moco", prototypes),
             text,
             "MI of prototypes, PCL - MoCo, nats",
         ),
-        courses.claim(
+        of_seeds(
             "the MI of prototypes increases as training with ProtoNCE proceeds",
             at("pcl", prototypes),
             at("pcl", prototypes, 0),
             text,
             "last - first probe, nats",
         ),
-        (
+        ClaimResult(
             "prototypes have a larger MI with the class than instance features",
             "undecided",
             (
@@ -85,7 +87,7 @@ def claims(found: Found) -> tuple[tuple[str, str, str, str], ...]:
     )
 
 
-def _sizes(axis: Any, found: Found, k: str) -> list[list[str]]:
+def _sizes(axis: Any, found: RecordsByRow, k: str) -> list[list[str]]:
     """Histograms of the cluster sizes after the last epoch, means over the seeds; returns the
     numbers behind them."""
     rows = (("pcl-fixed", "fixed"), ("pcl", "estimated"))
@@ -156,14 +158,14 @@ def _sizes(axis: Any, found: Found, k: str) -> list[list[str]]:
     return data
 
 
-def _information(axis: Any, found: Found, k: str) -> list[list[str]]:
+def _information(axis: Any, found: RecordsByRow, k: str) -> list[list[str]]:
     """Mutual information over the epochs; returns the numbers behind the lines."""
     data = []
     for i, (row, title) in enumerate((("moco", "InfoNCE (MoCo)"), ("pcl", "ProtoNCE (PCL)"))):
         for j, (what, quantity) in enumerate(
-            (("prototypes", courses.of_clusters(k, "mi")), ("features", courses.of_features))
+            (("prototypes", histories.of_clusters(k, "mi")), ("features", histories.of_features))
         ):
-            courses.curve(
+            histories.curve(
                 axis,
                 found[row],
                 quantity,
@@ -172,7 +174,7 @@ def _information(axis: Any, found: Found, k: str) -> list[list[str]]:
                 dash=pictures.DASHES[j],
                 marker=pictures.MARKERS[2 * i + j],
             )
-            data += courses.lines(
+            data += histories.lines(
                 row, found[row], quantity, k if j == 0 else "", f"mutual information of {what}"
             )
     bound = found["pcl"][0]["probes"][0]["upper_bound"]
@@ -198,8 +200,8 @@ def _information(axis: Any, found: Found, k: str) -> list[list[str]]:
 FIGURE = Figure(
     name="figure3",
     title="Cluster sizes and mutual information",
-    paper='PCL: Li et al., "Prototypical Contrastive Learning of Unsupervised Representations"',
-    source="arXiv preprint of 2020, Figure 3 (curves alone: the paper prints no values)",
+    paper=PAPER,
+    where="Figure 3 (curves alone: the paper prints no values)",
     caption=(
         "(a) Sizes of the k-means clusters at the end of pretraining, with the concentration phi of"
         " Eq. 12 and with a fixed one. (b) Mutual information with the class, in nats: of the"
@@ -219,7 +221,7 @@ FIGURE = Figure(
         " PCL. The numbers are in the CSV."
     ),
     rows=(MOCO, PCL, PCL_FIXED),
-    scores=(("course", "imagenet"),),
+    records_of=(("course", "imagenet"),),
     draw=draw,
     claims=claims,
 )

@@ -1,20 +1,18 @@
 """PCL, Figure 4: adjusted mutual information of its clusterings over the epochs."""
 
-from typing import Any
-
-from tables.engine import courses, pictures
-from tables.engine.schema import Drawing, Figure
-from tables.pcl.figure3 import HEADER
-from tables.pcl.rows import PCL
+from tables.engine import histories, pictures
+from tables.engine.encoders import PCL
+from tables.engine.schema import Drawing, Figure, RecordsByRow
+from tables.pcl import PAPER
 
 
-def draw(found: dict[str, list[dict[str, Any]]]) -> Drawing:
+def draw(found: RecordsByRow) -> Drawing:
     """One line per K."""
     picture, ((axis,),) = pictures.axes(1, width=6)
     data = []
-    for i, k in enumerate(courses.numbers(found["pcl"])):
-        quantity = courses.of_clusters(k, "ami")
-        courses.curve(
+    for i, k in enumerate(histories.numbers(found["pcl"])):
+        quantity = histories.of_clusters(k, "ami")
+        histories.curve(
             axis,
             found["pcl"],
             quantity,
@@ -23,17 +21,17 @@ def draw(found: dict[str, list[dict[str, Any]]]) -> Drawing:
             dash=pictures.DASHES[i],
             marker=pictures.MARKERS[i],
         )
-        data += courses.lines("pcl", found["pcl"], quantity, k, "AMI")
+        data += histories.lines("pcl", found["pcl"], quantity, k, "AMI")
     axis.set(xlabel="epochs of pretraining", ylabel="adjusted mutual information", ylim=(0, None))
     axis.legend(loc="lower right")
-    return Drawing(picture, HEADER, data)
+    return Drawing(picture, histories.HEADER, data)
 
 
 FIGURE = Figure(
     name="figure4",
     title="Adjusted mutual information of PCL's clusterings",
-    paper='PCL: Li et al., "Prototypical Contrastive Learning of Unsupervised Representations"',
-    source="arXiv preprint of 2020, Figure 4 (curves alone: the paper prints no values)",
+    paper=PAPER,
+    where="Figure 4 (curves alone: the paper prints no values)",
     caption=(
         "Agreement, adjusted for chance (arithmetic mean of entropies), of k-means clusterings of"
         " PCL's momentum embedding with the classes, over the epochs; 1 for equal partitions, 0 for"
@@ -45,6 +43,6 @@ FIGURE = Figure(
         " clusters. The numbers are in the CSV."
     ),
     rows=(PCL,),
-    scores=(("course", "imagenet"),),
+    records_of=(("course", "imagenet"),),
     draw=draw,
 )

@@ -1,16 +1,16 @@
 """PCL, Figure 5: t-SNE of MoCo's and PCL's embeddings."""
 
-from typing import Any
-
 import numpy as np
 
 from protobench.runtime.errors import UserError
-from tables.engine import courses, pictures
-from tables.engine.schema import Drawing, Figure
-from tables.pcl.rows import MOCO, PCL
+from tables.engine import pictures
+from tables.engine.claims import of_seeds
+from tables.engine.encoders import MOCO, PCL
+from tables.engine.schema import ClaimResult, Drawing, Figure, RecordsByRow
+from tables.pcl import PAPER
 
 
-def draw(found: dict[str, list[dict[str, Any]]]) -> Drawing:
+def draw(found: RecordsByRow) -> Drawing:
     """The first seed that both have, side by side; the numbers and the claim over all."""
     picture, ((left, right),) = pictures.axes(2, width=10, height=5)
     shared = set.intersection(
@@ -68,14 +68,14 @@ def draw(found: dict[str, list[dict[str, Any]]]) -> Drawing:
     return Drawing(picture, ("row", "seed", "number", "class", "x", "y"), data)
 
 
-def claims(found: dict[str, list[dict[str, Any]]]) -> tuple[tuple[str, str, str, str], ...]:
+def claims(found: RecordsByRow) -> tuple[ClaimResult, ...]:
     """Of the text, on the share of nearest neighbours in the plane that are of one class."""
     value = {
         row: {r["subject"]["seed"]: r["runs"][0]["value"] for r in found[row]}
         for row in ("moco", "pcl")
     }
     return (
-        courses.claim(
+        of_seeds(
             "compared with MoCo, PCL forms more separated clusters",
             value["pcl"],
             value["moco"],
@@ -95,8 +95,8 @@ def colour(label: int) -> tuple[float, float, float, float]:
 FIGURE = Figure(
     name="figure5",
     title="t-SNE of embeddings of training images",
-    paper='PCL: Li et al., "Prototypical Contrastive Learning of Unsupervised Representations"',
-    source="arXiv preprint of 2020, Figure 5",
+    paper=PAPER,
+    where="Figure 5",
     caption=(
         "t-SNE (perplexity 30, started from the first two principal components) of the momentum"
         " embedding of training images, at most 200 of each of the first 60 classes, or of all"
@@ -110,7 +110,7 @@ FIGURE = Figure(
         " coordinates are in the CSV."
     ),
     rows=(MOCO, PCL),
-    scores=(("tsne", "imagenet"),),
+    records_of=(("tsne", "imagenet"),),
     draw=draw,
     claims=claims,
 )

@@ -2,19 +2,19 @@
 
 import base64
 import io
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from tables.engine import pictures
-from tables.engine.schema import Drawing, Figure
-from tables.pcl.rows import PCL
+from tables.engine.encoders import PCL
+from tables.engine.schema import Drawing, Figure, RecordsByRow
+from tables.pcl import PAPER
 
 GREEN, ORANGE = "#009e73", "#e69f00"
 
 
-def draw(found: dict[str, list[dict[str, Any]]]) -> Drawing:
+def draw(found: RecordsByRow) -> Drawing:
     """A line per fine cluster of the first seed: the nearest five, then images of the coarse
     cluster."""
     record = found["pcl"][0]
@@ -74,8 +74,8 @@ def draw(found: dict[str, list[dict[str, Any]]]) -> Drawing:
 FIGURE = Figure(
     name="figure6",
     title="Images of fine and coarse clusters of PCL",
-    paper='PCL: Li et al., "Prototypical Contrastive Learning of Unsupervised Representations"',
-    source="arXiv preprint of 2020, Figure 6",
+    paper=PAPER,
+    where="Figure 6",
     caption=(
         "Each line is one fine cluster, drawn by seed among those of five images or more (nothing"
         " was picked by looking). Green, solid border: the five training images nearest its"
@@ -87,6 +87,6 @@ FIGURE = Figure(
         " around it, each with its class above. Paths and classes are in the CSV."
     ),
     rows=(PCL,),
-    scores=(("gallery", "imagenet"),),
+    records_of=(("gallery", "imagenet"),),
     draw=draw,
 )

@@ -1,7 +1,10 @@
 """PCL, Table 1: low-shot linear SVMs on VOC07 and Places205."""
 
+from pathlib import Path
+
+from tables.engine.encoders import DATA, MOCO, PCL, PCL_V2, RANDOM, SIMCLR, SUPERVISED
 from tables.engine.schema import Claim, Column, Row, Table
-from tables.pcl.rows import DATA, MOCO, PCL, PCL_V2, RANDOM, SIMCLR, SUPERVISED
+from tables.pcl import PAPER
 
 SHOTS = (1, 2, 4, 8, 16)
 
@@ -39,13 +42,13 @@ LEARNED = ("moco", "pcl", "simclr", "pcl-v2")
 TABLE = Table(
     name="table1",
     title="Low-shot linear SVMs on frozen features",
-    paper='PCL: Li et al., "Prototypical Contrastive Learning of Unsupervised Representations"',
-    source="arXiv preprint of 2020, Table 1",
+    paper=PAPER,
+    where="Table 1",
     source_note=(
-        "Typed from section 4.1 of the version with five authors, before ICLR 2021. Text versions"
-        " of it merge the rows Random and Supervised into one; each cell there holds both numbers."
+        "Typed from section 4.1. Text versions of the table merge the rows Random and Supervised"
+        " into one; each cell there holds both numbers."
     ),
-    numbers_file="pcl/table1.csv",
+    numbers_csv=Path(__file__).with_suffix(".csv"),
     rows=ROWS,
     columns=VOC + PLACES,
     claims=(

@@ -1,9 +1,11 @@
 """PCL, Table 2: fine-tuning on 1 % and 10 % of ImageNet's labels."""
 
 from dataclasses import replace
+from pathlib import Path
 
+from tables.engine.encoders import MOCO, PCL, RANDOM, SIMCLR, SUPERVISED
 from tables.engine.schema import Claim, Column, Row, Table
-from tables.pcl.rows import MOCO, PCL, RANDOM, SIMCLR, SUPERVISED
+from tables.pcl import PAPER
 
 GROUP = "Top-5 accuracy"
 ONE = Column("1%", GROUP, "1 % of the labels", "semisup", "imagenet-1pct", margin=2.0)
@@ -15,10 +17,10 @@ MISRA = "taken by the paper from Misra and van der Maaten [4]"
 TABLE = Table(
     name="table2",
     title="Semi-supervised learning on ImageNet",
-    paper='PCL: Li et al., "Prototypical Contrastive Learning of Unsupervised Representations"',
-    source="arXiv preprint of 2020, Table 2",
-    source_note="Typed from section 4.1 of the version with five authors, before ICLR 2021.",
-    numbers_file="pcl/table2.csv",
+    paper=PAPER,
+    where="Table 2",
+    source_note="Typed from section 4.1.",
+    numbers_csv=Path(__file__).with_suffix(".csv"),
     rows=(
         Row(
             "scratch",

@@ -1,7 +1,10 @@
 """PCL, Table 3: linear models on ImageNet, VOC07 and Places205."""
 
+from pathlib import Path
+
+from tables.engine.encoders import DATA, MOCO, PCL, PCL_V2, RANDOM, SIMCLR, SUPERVISED
 from tables.engine.schema import Claim, Column, Row, Table
-from tables.pcl.rows import DATA, MOCO, PCL, PCL_V2, RANDOM, SIMCLR, SUPERVISED
+from tables.pcl import PAPER
 
 GROUP = "Linear models"
 IMAGENET = Column("ImageNet", GROUP, "ImageNet", "linear", "imagenet", margin=0.5)
@@ -19,10 +22,10 @@ def _cited(name: str, title: str, why: str = THEIRS) -> Row:
 TABLE = Table(
     name="table3",
     title="Linear models on frozen features",
-    paper='PCL: Li et al., "Prototypical Contrastive Learning of Unsupervised Representations"',
-    source="arXiv preprint of 2020, Table 3",
-    source_note="Typed from section 4.2 of the version with five authors, before ICLR 2021.",
-    numbers_file="pcl/table3.csv",
+    paper=PAPER,
+    where="Table 3",
+    source_note="Typed from section 4.2.",
+    numbers_csv=Path(__file__).with_suffix(".csv"),
     rows=(
         RANDOM,
         SUPERVISED,

@@ -1,9 +1,11 @@
 """PCL, Table 4: weighted k-nearest neighbours on ImageNet."""
 
 from dataclasses import replace
+from pathlib import Path
 
+from tables.engine.encoders import DATA, MOCO, PCL, RANDOM, SUPERVISED
 from tables.engine.schema import Claim, Column, Row, Table
-from tables.pcl.rows import DATA, MOCO, PCL, RANDOM, SUPERVISED
+from tables.pcl import PAPER
 
 POOLED = (("feature", "pooled"),)
 ACCURACY = Column("Accuracy", "ImageNet", "kNN, k=20", "knn", "imagenet", margin=2.0, k=20)
@@ -11,13 +13,10 @@ ACCURACY = Column("Accuracy", "ImageNet", "kNN, k=20", "knn", "imagenet", margin
 TABLE = Table(
     name="table4",
     title="k-nearest-neighbour classification on ImageNet",
-    paper='PCL: Li et al., "Prototypical Contrastive Learning of Unsupervised Representations"',
-    source="arXiv preprint of 2020, Table 4",
-    source_note=(
-        "Typed from section 4.2 of the version with five authors, before ICLR 2021; its columns are"
-        " rows here."
-    ),
-    numbers_file="pcl/table4.csv",
+    paper=PAPER,
+    where="Table 4",
+    source_note=("Typed from section 4.2; its columns are rows here."),
+    numbers_csv=Path(__file__).with_suffix(".csv"),
     rows=(
         replace(RANDOM, settings=POOLED),
         replace(SUPERVISED, settings=POOLED),

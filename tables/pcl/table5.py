@@ -1,7 +1,10 @@
 """PCL, Table 5: Faster R-CNN on frozen backbones, PASCAL VOC."""
 
+from pathlib import Path
+
+from tables.engine.encoders import MOCO, PCL, RANDOM, SUPERVISED
 from tables.engine.schema import Claim, Column, Row, Table
-from tables.pcl.rows import MOCO, PCL, RANDOM, SUPERVISED
+from tables.pcl import PAPER
 
 GROUP = "Faster R-CNN"
 VOC07 = Column("VOC07", GROUP, "VOC07", "detection", "voc07", margin=0.8)
@@ -11,10 +14,10 @@ BOTH = (VOC07, VOC0712)
 TABLE = Table(
     name="table5",
     title="Object detection with a frozen backbone on VOC07's test images",
-    paper='PCL: Li et al., "Prototypical Contrastive Learning of Unsupervised Representations"',
-    source="arXiv preprint of 2020, Table 5",
-    source_note="Typed from section 4.3 of the version with five authors, before ICLR 2021.",
-    numbers_file="pcl/table5.csv",
+    paper=PAPER,
+    where="Table 5",
+    source_note="Typed from section 4.3.",
+    numbers_csv=Path(__file__).with_suffix(".csv"),
     rows=(
         RANDOM,
         SUPERVISED,

@@ -1,7 +1,10 @@
 """PCL, Table 6: Mask R-CNN fine-tuned on COCO."""
 
+from pathlib import Path
+
+from tables.engine.encoders import MOCO, PCL, RANDOM, SUPERVISED
 from tables.engine.schema import Claim, Column, Table
-from tables.pcl.rows import MOCO, PCL, RANDOM, SUPERVISED
+from tables.pcl import PAPER
 
 BOXES, MASKS = "boxes", "masks"
 
@@ -24,10 +27,10 @@ MASK = (
 TABLE = Table(
     name="table6",
     title="Object detection and instance segmentation, fine-tuned on COCO",
-    paper='PCL: Li et al., "Prototypical Contrastive Learning of Unsupervised Representations"',
-    source="arXiv preprint of 2020, Table 6 (appendix D)",
-    source_note="Typed from appendix D of the version with five authors, before ICLR 2021.",
-    numbers_file="pcl/table6.csv",
+    paper=PAPER,
+    where="Table 6 (appendix D)",
+    source_note="Typed from appendix D.",
+    numbers_csv=Path(__file__).with_suffix(".csv"),
     rows=(RANDOM, SUPERVISED, MOCO, PCL),
     columns=BOX + MASK,
     claims=(

@@ -1,9 +1,11 @@
 """PCL, Table 7: adjusted mutual information of k-means clusters with ImageNet's classes."""
 
 from dataclasses import replace
+from pathlib import Path
 
+from tables.engine.encoders import MOCO, PCL, RANDOM, SUPERVISED
 from tables.engine.schema import Claim, Column, Row, Table
-from tables.pcl.rows import MOCO, PCL, RANDOM, SUPERVISED
+from tables.pcl import PAPER
 
 POOLED = (("feature", "pooled"),)
 AMI = Column("AMI", "ImageNet", "AMI", "ami", "imagenet", margin=0.02)
@@ -14,13 +16,10 @@ TABLE = Table(
         "Adjusted mutual information of k-means clusters of ImageNet's training images with its"
         " classes"
     ),
-    paper='PCL: Li et al., "Prototypical Contrastive Learning of Unsupervised Representations"',
-    source="arXiv preprint of 2020, Table 7 (appendix F)",
-    source_note=(
-        "Typed from appendix F of the version with five authors, before ICLR 2021; its columns are"
-        " rows here."
-    ),
-    numbers_file="pcl/table7.csv",
+    paper=PAPER,
+    where="Table 7 (appendix F)",
+    source_note=("Typed from appendix F; its columns are rows here."),
+    numbers_csv=Path(__file__).with_suffix(".csv"),
     rows=(
         replace(RANDOM, settings=POOLED),
         replace(SUPERVISED, settings=POOLED),

@@ -5,20 +5,21 @@ from typing import Any
 
 import numpy as np
 
-from tables.engine import compare, courses, pictures, verdicts
-from tables.engine.schema import Drawing, Figure, Row
+from tables.engine import pictures, verdicts
+from tables.engine.claims import of_seeds
+from tables.engine.runs import runs_of
+from tables.engine.schema import ClaimResult, Drawing, Figure, RecordsByRow, Row
+from tables.spcl import PAPER
 from tables.spcl.rows import BY_BATCH, BY_PROTOTYPES, SIMCLR_BY_TEMPERATURE, SPCL_BY_TEMPERATURE
-from tables.spcl.table1 import PAPER, SOURCE
 from tables.spcl.table2 import TOP1
 
-Found = dict[str, list[dict[str, Any]]]
 HEADER = ("row", "seed", "epochs", "temperature", "K", "batch", "quantity", "value")
 MARGIN = 1.0
 """Points of top-1 that count as "not much change"; fixed before any run."""
 SECTIONS = "section 4.3.1", "section 4.3.2"
 
 
-def draw(found: Found) -> Drawing:
+def draw(found: RecordsByRow) -> Drawing:
     """Above (a), accuracies; below (b), SimCLR's similarities over SPCL's."""
     picture, axes = pictures.axes(2, rows=3, height=9.4)
     data = _accuracies(axes[0][0], found, BY_PROTOTYPES, "num_prototypes", "prototypes K")
@@ -43,21 +44,24 @@ def draw(found: Found) -> Drawing:
 
 def recipe_of(record: dict[str, Any]) -> dict[str, Any]:
     """How the encoder of a record was trained."""
-    return record["checkpoint"]["trained"]["recipe"]
+    recipe: dict[str, Any] = record["checkpoint"]["trained"]["recipe"]
+    return recipe
 
 
-def accuracies(found: Found, row: Row) -> dict[int, float]:
+def accuracies(found: RecordsByRow, row: Row) -> dict[int, float]:
     """Pretraining seed -> top-1."""
-    return {seed: value for (seed, _), value in compare.runs_of(found[row.name], TOP1).items()}
+    return {seed: value for (seed, _), value in runs_of(found[row.name], TOP1).items()}
 
 
-def _setting(found: Found, row: Row, what: str) -> float:
+def _setting(found: RecordsByRow, row: Row, what: str) -> float:
     recipe = recipe_of(found[row.name][0])
-    return recipe["train"]["batch_size"] if what == "batch_size" else recipe["num_prototypes"][0]
+    if what == "batch_size":
+        return float(recipe["train"]["batch_size"])
+    return float(recipe["num_prototypes"][0])
 
 
 def _accuracies(
-    axis: Any, found: Found, rows: tuple[Row, ...], what: str, label: str
+    axis: Any, found: RecordsByRow, rows: tuple[Row, ...], what: str, label: str
 ) -> list[list[str]]:
     """Top-1 over a setting: the mean in a line, every pretraining as a point; returns the
     numbers."""
@@ -82,18 +86,23 @@ def _accuracies(
     axis.set_xticks(settings, [f"{setting:g}" for setting in settings])
     axis.minorticks_off()
     axis.set(title=f"(a) Accuracy by {label}", xlabel=label, ylabel="top-1 (%)")
-    where = {
-        "num_prototypes": lambda setting: [f"{setting:g}", ""],
-        "batch_size": lambda setting: ["", f"{setting:g}"],
-    }[what]
     return [
-        [row.name, str(seed), "", "", *where(setting), "top-1", f"{value:.4f}"]
+        [
+            row.name,
+            str(seed),
+            "",
+            "",
+            f"{setting:g}" if what == "num_prototypes" else "",
+            f"{setting:g}" if what == "batch_size" else "",
+            "top-1",
+            f"{value:.4f}",
+        ]
         for row, setting, of in zip(rows, settings, scores, strict=True)
         for seed, value in sorted(of.items())
     ]
 
 
-def by_epoch(found: Found, row: Row, what: str) -> dict[int, list[float]]:
+def by_epoch(found: RecordsByRow, row: Row, what: str) -> dict[int, list[float]]:
     """Pretraining seed -> tp or fn, epoch by epoch."""
     return {
         record["subject"]["seed"]: [run[what] for run in record["runs"]]
@@ -102,7 +111,9 @@ def by_epoch(found: Found, row: Row, what: str) -> dict[int, list[float]]:
     }
 
 
-def _similarities(axis: Any, found: Found, rows: tuple[Row, ...], what: str) -> list[list[str]]:
+def _similarities(
+    axis: Any, found: RecordsByRow, rows: tuple[Row, ...], what: str
+) -> list[list[str]]:
     """A line per temperature, means over the seeds in a band from the least to the greatest;
     returns the numbers."""
     data = []
@@ -148,7 +159,7 @@ def _similarities(axis: Any, found: Found, rows: tuple[Row, ...], what: str) -> 
     return data
 
 
-def claims(found: Found) -> tuple[tuple[str, str, str, str], ...]:
+def claims(found: RecordsByRow) -> tuple[ClaimResult, ...]:
     """Of section 4.3, on the last epoch."""
 
     def last(row: Row, what: str) -> dict[int, float]:
@@ -178,7 +189,7 @@ def claims(found: Found) -> tuple[tuple[str, str, str, str], ...]:
     ]
     for what in ("tp", "fn"):
         judged.append(
-            courses.claim(
+            of_seeds(
                 f"{what.upper()} is more robust to the temperature in SPCL than in SimCLR",
                 spread(SIMCLR_BY_TEMPERATURE, what),
                 spread(SPCL_BY_TEMPERATURE, what),
@@ -188,7 +199,7 @@ def claims(found: Found) -> tuple[tuple[str, str, str, str], ...]:
         )
     lowest, highest = SIMCLR_BY_TEMPERATURE[0], SIMCLR_BY_TEMPERATURE[-1]
     judged.append(
-        courses.claim(
+        of_seeds(
             "in SimCLR, TP rises with the temperature",
             last(highest, "tp"),
             last(lowest, "tp"),
@@ -197,7 +208,7 @@ def claims(found: Found) -> tuple[tuple[str, str, str, str], ...]:
         )
     )
     judged.append(
-        courses.claim(
+        of_seeds(
             "in SimCLR, FN falls as the temperature rises",
             last(lowest, "fn"),
             last(highest, "fn"),
@@ -209,7 +220,7 @@ def claims(found: Found) -> tuple[tuple[str, str, str, str], ...]:
     for simclr, spcl in pairs:
         temperature = recipe_of(found[spcl.name][0])["temperature"]
         judged.append(
-            courses.claim(
+            of_seeds(
                 f"SPCL's FN is lower than SimCLR's at temperature {temperature:g}",
                 last(simclr, "fn"),
                 last(spcl, "fn"),
@@ -218,7 +229,7 @@ def claims(found: Found) -> tuple[tuple[str, str, str, str], ...]:
             )
         )
         judged.append(
-            courses.claim(
+            of_seeds(
                 f"SPCL's TP is higher than SimCLR's at temperature {temperature:g}",
                 last(spcl, "tp"),
                 last(simclr, "tp"),
@@ -229,9 +240,7 @@ def claims(found: Found) -> tuple[tuple[str, str, str, str], ...]:
     return tuple(judged)
 
 
-def _unchanged(
-    text: str, found: Found, rows: tuple[Row, ...], what: str
-) -> tuple[str, str, str, str]:
+def _unchanged(text: str, found: RecordsByRow, rows: tuple[Row, ...], what: str) -> ClaimResult:
     """Each row against the one of all other tables, which is among them."""
     usual = next(row for row in rows if row.name == "spcl")
     base, others = accuracies(found, usual), [row for row in rows if row is not usual]
@@ -240,14 +249,14 @@ def _unchanged(
         for of in (accuracies(found, row) for row in others)
     ]
     if not all(differences):
-        return text, "not-run", "no seed in common", SECTIONS[0]
+        return ClaimResult(text, "not-run", "no seed in common", SECTIONS[0])
     verdict, leads = verdicts.insensitive(differences, MARGIN)
     told = ", ".join(
         f"{_setting(found, row, what):g}: {lead.mean:+.1f}"
         + (f" [{lead.interval[0]:+.1f}, {lead.interval[1]:+.1f}]" if lead.interval else "")
         for row, lead in zip(others, leads, strict=True)
     )
-    return (
+    return ClaimResult(
         text,
         verdict,
         f"top-1 less that at {_setting(found, usual, what):g}; {told}; allowed +-{MARGIN:g}",
@@ -259,7 +268,7 @@ FIGURE = Figure(
     name="spcl-figure2",
     title="Batch size, number of prototypes, TP and FN similarity",
     paper=PAPER,
-    source=f"{SOURCE}, Figure 2 (curves alone: the paper prints no values)",
+    where="Figure 2 (curves alone: the paper prints no values)",
     caption=(
         "(a) Top-1 of a linear probe by the number of prototypes K and by the batch size (images"
         " per step; the learning rate goes with it, epochs are the same, so that large batches take"
@@ -280,7 +289,7 @@ FIGURE = Figure(
             for row in (*BY_PROTOTYPES, *BY_BATCH, *SIMCLR_BY_TEMPERATURE, *SPCL_BY_TEMPERATURE)
         }.values()
     ),
-    scores=(("linear", "cifar10"), ("course", "cifar10")),
+    records_of=(("linear", "cifar10"), ("course", "cifar10")),
     draw=draw,
     shows=lambda record: (
         record["unit"]["evaluation"] != "course" or all("fn" in run for run in record["runs"])

@@ -1,11 +1,12 @@
 """How much labels that leak into SPCL's pairs would explain. An experiment of this suite."""
 
 from dataclasses import replace
+from pathlib import Path
 
+from tables.engine.encoders import DATA
 from tables.engine.schema import Claim, Table
-from tables.pcl.rows import DATA
+from tables.spcl import PAPER
 from tables.spcl.rows import LEAK, RANDOM, SIMCLR, SPCL, SUPERVISED
-from tables.spcl.table1 import PAPER, SOURCE
 from tables.spcl.table2 import ACCURACY, COSINE, FN, NO_HEAD, TOP1, TP
 
 OURS = "our question: the released code draws its pairs by true classes"
@@ -14,9 +15,10 @@ TABLE = Table(
     name="spcl-leak",
     title="SPCL with pairs drawn by true class: what a leak would explain",
     paper=PAPER,
-    source=f"{SOURCE}, Table 2, for the rows that it has",
+    order=2,
+    where="Table 2, for the rows that it has",
     source_note="An experiment of this suite, beside the paper's own number.",
-    numbers_file="spcl/leak.csv",
+    numbers_csv=Path(__file__).with_suffix(".csv"),
     rows=(replace(RANDOM, lacks=NO_HEAD), replace(SUPERVISED, lacks=NO_HEAD), SIMCLR, SPCL, LEAK),
     columns=(TOP1, TP, FN),
     claims=(

@@ -6,16 +6,16 @@ from dataclasses import replace
 from typing import Any
 
 from pretrain import recipes
+from tables.engine import encoders
 from tables.engine.schema import Row
-from tables.pcl import rows
 
 COST = "guess: ResNet-18 on CIFAR at 2500 views a second on a V100, not measured"
-RANDOM = replace(rows.RANDOM, paper=recipes.UNTRAINED_CIFAR10)
+RANDOM = replace(encoders.RANDOM, paper=recipes.UNTRAINED_CIFAR10)
 SUPERVISED = replace(
-    rows.SUPERVISED, paper=recipes.SUPERVISED_CIFAR10, gpu_hours=6, gpu_hours_source=COST
+    encoders.SUPERVISED, paper=recipes.SUPERVISED_CIFAR10, gpu_hours=6, gpu_hours_source=COST
 )
 SIMCLR = replace(
-    rows.SIMCLR,
+    encoders.SIMCLR,
     mini=recipes.SIMCLR_ABLATION_MINI,
     paper=recipes.SIMCLR_CIFAR10,
     mini_seconds=46,
@@ -76,6 +76,10 @@ TEMPERATURES = (0.1, 0.2, 0.5), (0.1, 0.5, 1.0)
 """Of Figure 2(b); the paper's are in its picture only. The second is the one of all other rows."""
 
 
+Values = tuple[tuple[Any, ...], tuple[Any, ...]]
+"""Of the mini and of the paper's tier."""
+
+
 def _of_batch(recipe: Any, size: int) -> Any:
     train = recipe.train
     return replace(
@@ -84,7 +88,10 @@ def _of_batch(recipe: Any, size: int) -> Any:
 
 
 def _sweep(
-    row: Row, name: str, change: Callable[[Any, Any], Any], values: tuple[tuple, tuple]
+    row: Row,
+    name: str,
+    change: Callable[[Any, Any], Any],
+    values: Values,
 ) -> tuple[Row, ...]:
     """The row with each value in turn; the one that it has anyway keeps its name, and so its
     encoder."""

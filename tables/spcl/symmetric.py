@@ -1,12 +1,13 @@
 """SPCL, section 4.3.1: symmetric cross-entropy on the prototypes, CIFAR-100."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from pretrain import recipes
+from tables.engine.encoders import DATA
 from tables.engine.schema import Claim, Column, Table
-from tables.pcl.rows import DATA
+from tables.spcl import PAPER
 from tables.spcl.rows import RANDOM, SPCL, SUPERVISED, SYMMETRIC, SYMMETRIC_WANG
-from tables.spcl.table1 import PAPER, SOURCE
 
 GROUP = "CIFAR-100, K = 512"
 TOP1 = Column("top-1", GROUP, "top-1", "linear", "cifar100", margin=0.5)
@@ -16,9 +17,10 @@ TABLE = Table(
     name="spcl-symmetric",
     title="Symmetric prototypical cross-entropy on CIFAR-100",
     paper=PAPER,
-    source=f"{SOURCE}, section 4.3.1",
+    order=1,
+    where="section 4.3.1",
     source_note="Two pairs of numbers in the text, not a table.",
-    numbers_file="spcl/symmetric.csv",
+    numbers_csv=Path(__file__).with_suffix(".csv"),
     rows=(
         replace(RANDOM, paper=recipes.UNTRAINED_CIFAR100),
         replace(SUPERVISED, paper=recipes.SUPERVISED_CIFAR100),

@@ -1,14 +1,13 @@
 """SPCL, Table 1: linear classification on ImageNet."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from pretrain import recipes
+from tables.engine.encoders import DATA, MOCO, PCL, PCL_V2, RANDOM, SUPERVISED
 from tables.engine.schema import Claim, Column, Row, Table
-from tables.pcl.rows import DATA, MOCO, PCL, PCL_V2, RANDOM, SUPERVISED
-from tables.spcl import rows
+from tables.spcl import PAPER, rows
 
-PAPER = 'SPCL: Mo, Sun and Li, "Siamese Prototypical Contrastive Learning"'
-SOURCE = "arXiv 2208.08819"
 TOP1 = Column("Top-1", "ImageNet-1K", "linear probe", "linear", "imagenet", margin=0.5)
 SPCL = replace(
     rows.SPCL,
@@ -31,12 +30,12 @@ TABLE = Table(
     name="spcl-table1",
     title="Linear classification on ImageNet, SPCL among others",
     paper=PAPER,
-    source=f"{SOURCE}, Table 1",
+    where="Table 1",
     source_note=(
         "Typed from section 4.2. The paper cites [14], BYOL, for every method; here each is given"
         " its own entry."
     ),
-    numbers_file="spcl/table1.csv",
+    numbers_csv=Path(__file__).with_suffix(".csv"),
     rows=(
         RANDOM,
         _cited("cpc", "CPC", "[28], CPC"),

@@ -1,9 +1,11 @@
 """SPCL, Table 2: what each of its losses does, on CIFAR-10."""
 
 from dataclasses import replace
+from pathlib import Path
 
+from tables.engine.encoders import DATA
 from tables.engine.schema import Claim, Column, Table
-from tables.pcl.rows import DATA
+from tables.spcl import PAPER
 from tables.spcl.rows import (
     NO_CONTRASTIVE,
     NO_METRIC,
@@ -17,7 +19,6 @@ from tables.spcl.rows import (
     WEAK_METRIC,
     WEAK_PROTOTYPE,
 )
-from tables.spcl.table1 import PAPER, SOURCE
 
 ACCURACY, COSINE = "Linear probe", "Similarity after g_c"
 TOP1 = Column("top-1", ACCURACY, "top-1", "linear", "cifar10", margin=0.6)
@@ -42,11 +43,11 @@ TABLE = Table(
     name="spcl-table2",
     title="Ablation of SPCL's losses on CIFAR-10",
     paper=PAPER,
-    source=f"{SOURCE}, Table 2",
+    where="Table 2",
     source_note=(
         f"Typed from {SECTION}; the rows that are all called SPCL are told apart by their weights."
     ),
-    numbers_file="spcl/table2.csv",
+    numbers_csv=Path(__file__).with_suffix(".csv"),
     rows=(
         replace(RANDOM, lacks=NO_HEAD),
         replace(SUPERVISED, lacks=NO_HEAD),

@@ -1,18 +1,19 @@
-"""What a table still needs as jobs of a Slurm cluster: one per encoder and per score, and one that
-writes the table.
+"""The executor that submits a plan to a Slurm cluster, by submitit: one job per encoder and per
+evaluation, and one that writes the table.
 
-By submitit. Scores wait for their encoder (Slurm's dependencies), the table for all. A job that is
-preempted, or whose time is over, is requeued and goes on from its last checkpoint: Slurm sends
+Evaluations wait for their encoder (Slurm's dependencies), the table for all. A job that is
+preempted, or whose time is over, is requeued and resumes from its last checkpoint: Slurm sends
 SIGUSR2 some time before, the training saves at the end of its step and hands the signal on to
 submitit. ``jobs.json`` in the folder of the jobs' logs remembers what was submitted, so that the
 same command given again submits only what neither exists nor is on its way."""
 
-import contextlib
 import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,14 +22,15 @@ from protobench.runtime import files
 from protobench.runtime.errors import Terminated, UserError
 from tables.engine import publish, work
 from tables.engine.plan import EvalTask, Job
-from tables.engine.schema import Figure, Table
+from tables.engine.schema import Exhibit
 from tables.engine.work import RunContext
 
 GRACE_SECONDS, REQUEUE_SECONDS = 3600.0, 60.0
-"""How long a job that has saved waits for the scheduler to end it; its other processes, for the
-first to have it requeued."""
+"""How long a job that has saved waits for the scheduler to end it, and how long its other processes
+wait for the main one to have it requeued."""
 WARNING_SECONDS = 180
-"""Before its time is over a job is told to stop: a step, and a checkpoint of some hundred MB."""
+"""How long before its time is over a job is told to stop: enough for a step and a checkpoint of
+some hundred MB."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,8 @@ class Slurm:
     """Jobs instead of processes of this machine."""
 
     slurm: bool = False
-    """submit what is missing as jobs, one per encoder and per score (needs the extra slurm), and
-    return"""
+    """submit what is missing as jobs, one per encoder and per evaluation (needs the extra slurm),
+    and return"""
     slurm_partition: str | None = None
     slurm_account: str | None = None
     slurm_qos: str | None = None
@@ -60,27 +62,27 @@ class Slurm:
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """What a job does: an encoder's pretraining, or one of its scores. Pickled by submitit, which
-    calls it in each process."""
+    """What a job does: an encoder's pretraining, or one of its evaluations. Pickled by submitit,
+    which calls it in each process."""
 
     job: Job
-    score: EvalTask | None
-    where: RunContext
+    task: EvalTask | None
+    context: RunContext
 
     @property
     def name(self) -> str:
-        """For logs and the list of jobs; two units have two names."""
+        """For logs and the list of jobs; different for different jobs."""
         encoder = f"{self.job.row.name}-seed{self.job.seed}-{self.job.identity[:8]}"
         return (
-            f"{encoder}-{self.score.evaluation}-{self.score.dataset}-{self.score.key[:8]}"
-            if self.score
+            f"{encoder}-{self.task.evaluation}-{self.task.dataset}-{self.task.key[:8]}"
+            if self.task
             else encoder
         )
 
     @property
     def entry(self) -> str:
-        """In the list of jobs: a score may be wanted in several folders of results."""
-        return f"{self.name} in {self.where.results.absolute()}" if self.score else self.name
+        """In the list of jobs: a record may be wanted in several folders of results."""
+        return f"{self.name} in {self.context.results.absolute()}" if self.task else self.name
 
     def __call__(self) -> None:
         """Does it, as one of the job's processes."""
@@ -93,12 +95,14 @@ class SlurmJob:
                 set_cuda_visible_devices=False, overwrite=True
             )
         try:
-            if self.score:
-                work.score(self.job, self.score, self.where)
+            if self.task:
+                work.score(self.job, self.task, self.context)
             else:
-                work.train(self.job, self.where)
+                work.train(self.job, self.context)
         except Terminated:  # saved
-            if not distributed.is_main():  # the first process has asked Slurm to requeue the job, or waits; a failure now would end both
+            if not distributed.is_main():
+                # The main process has asked Slurm to requeue the job, or waits for it; a failure
+                # of this one now would end both.
                 time.sleep(REQUEUE_SECONDS)
                 sys.exit(0)
             time.sleep(GRACE_SECONDS)  # Slurm ends a preempted job, and requeues it
@@ -117,112 +121,148 @@ class SlurmJob:
 class Publication:
     """The last job: writes the table from the records that there are."""
 
-    table: Table | Figure
-    where: RunContext
+    exhibit: Exhibit
+    context: RunContext
     strict: bool
-    asked: frozenset[str]
+    requested_keys: frozenset[str]
 
     @property
     def name(self) -> str:
         """For logs."""
-        return f"table-{self.table.name}"
+        return f"table-{self.exhibit.name}"
 
     def __call__(self) -> int:
         """Does so, and returns the exit code that ``diff`` would have."""
         return publish.publish(
-            self.table,
-            self.where.tier,
-            self.where.results,
+            self.exhibit,
+            self.context.tier,
+            self.context.results,
             strict=self.strict,
-            asked=set(self.asked),
+            requested_keys=self.requested_keys,
         )
 
     def checkpoint(self, *args: Any) -> Any:
-        """As Unit's."""
+        """See SlurmJob.checkpoint."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self)
 
 
-def submit(jobs: list[Job], slurm: Slurm, where: RunContext, publication: Publication) -> list[str]:
-    """Submits what the jobs still need, and says so. On a cluster it returns at once, on this
-    machine when all is done: then with what has failed, and the table is the caller's to write.
-    UserError without submitit or Slurm, and where sbatch refuses a job."""
-    _check(slurm, jobs)
-    local = slurm.slurm_cluster == "local"
-    folder = (where.runs / where.tier / "slurm").absolute()
-    executor = _executor(folder, slurm)
+@dataclass(frozen=True)
+class SlurmCluster:
+    """The executor: submits what the jobs still need, and says so.
 
-    import submitit
+    On a cluster it returns at once, and ``publication`` becomes the last job; on this machine
+    (``slurm_cluster="local"``) it returns when all is done, and the caller publishes."""
 
-    ledger_path = folder / "jobs.json"
-    ledger: dict[str, str] = {}
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        ledger = json.loads(ledger_path.read_text())
-    pending: list[Any] = []
-    failed: list[str] = []
+    settings: Slurm
+    context: RunContext
+    publication: Publication
 
-    def enqueue(
+    @property
+    def waits(self) -> bool:
+        """See Executor.waits."""
+        return self.settings.slurm_cluster == "local"
+
+    def run(self, jobs: list[Job]) -> list[str]:
+        """See Executor.run. UserError without submitit or Slurm, and where sbatch refuses a job."""
+        _check(self.settings, jobs)
+        self._executor  # noqa: B018 (refused before anything is submitted)
+        submitted: list[Any] = []
+        failed: list[str] = []
+        settings = self.settings
+        for job in jobs:
+            encoder: list[Any] = []
+            if job.trains:
+                training = SlurmJob(job, None, self.context)
+                gpus, nodes = settings.slurm_gpus, settings.slurm_nodes
+                encoder.append(self._submit_once(training, [], gpus, nodes, failed))
+            submitted += encoder
+            submitted += [
+                self._submit_once(
+                    SlurmJob(job, task, self.context),
+                    encoder,
+                    settings.slurm_score_gpus,
+                    1,
+                    failed,
+                )
+                for task in job.scores
+                if task.state == "to run"
+            ]
+        if not self.waits:
+            self._submit(self.publication, submitted, 0, 1, failed, any_end=True)
+            print(
+                f"logs and jobs.json: {self._folder}; the last job writes the table. The same"
+                " command again submits what has failed"
+            )
+        return failed
+
+    @property
+    def _folder(self) -> Path:
+        return (self.context.runs / self.context.tier / "slurm").absolute()
+
+    @cached_property
+    def _executor(self) -> Any:
+        return _executor(self._folder, self.settings)
+
+    @cached_property
+    def _ledger(self) -> dict[str, str]:
+        """entry -> number of the job that was submitted for it last."""
+        try:
+            content: dict[str, str] = json.loads((self._folder / "jobs.json").read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return content
+
+    def _submit_once(
+        self, unit: SlurmJob, after: Sequence[Any], gpus: int, nodes: int, failed: list[str]
+    ) -> Any:
+        """Submits a job unless it is under way; returns submitit's."""
+        import submitit
+
+        if unit.entry in self._ledger and not self.waits:
+            before: Any = submitit.SlurmJob(self._folder, self._ledger[unit.entry])
+            if _under_way(before):
+                print(f"  {unit.name}: on its way, job {before.job_id}")
+                return before
+        job = self._submit(unit, after, gpus, nodes, failed)
+        self._ledger[unit.entry] = job.job_id
+        content = json.dumps(self._ledger, indent=1) + "\n"
+        files.write_text(self._folder / "jobs.json", content)  # each time: a kill makes no doubles
+        return job
+
+    def _submit(
+        self,
         unit: SlurmJob | Publication,
-        after: list[Any],
+        after: Sequence[Any],
         gpus: int,
-        nodes: int = 1,
+        nodes: int,
+        failed: list[str],
         *,
         any_end: bool = False,
     ) -> Any:
-        executor.update_parameters(
-            **_parameters(slurm, unit.name, gpus, nodes, [job.job_id for job in after], any_end)
+        """Submits a job; on this machine also waits for it, and adds to ``failed``."""
+        numbers = [job.job_id for job in after]
+        self._executor.update_parameters(
+            **_parameters(self.settings, unit.name, gpus, nodes, numbers, any_end)
         )
         try:
-            job = executor.submit(unit)
+            job = self._executor.submit(unit)
         except Exception as failure:  # what sbatch says
             raise UserError(
                 f"{unit.name} cannot be submitted: {failure}",
                 hint="--slurm-partition, --slurm-account and --slurm-qos as this cluster has them",
             ) from failure
-        told = f", after {', '.join(before.job_id for before in after)}" if after else ""
-        print(f"  {unit.name}: job {job.job_id}{told}", flush=True)
-        if local and (mistake := job.exception()):  # waits for it
-            failed.append(
-                f"{unit.name}: {str(mistake).strip().splitlines()[-1]}\n  log: {job.paths.stderr}"
-            )
+        waiting = f", after {', '.join(numbers)}" if numbers else ""
+        print(f"  {unit.name}: job {job.job_id}{waiting}", flush=True)
+        if self.waits and (error := job.exception()):
+            last_line = str(error).strip().splitlines()[-1]
+            failed.append(f"{unit.name}: {last_line}\n  log: {job.paths.stderr}")
         return job
-
-    def once(unit: SlurmJob, after: list[Any], gpus: int, nodes: int = 1) -> Any:
-        if unit.entry in ledger and not local:
-            before: Any = submitit.SlurmJob(folder, ledger[unit.entry])
-            if _under_way(before):
-                print(f"  {unit.name}: on its way, job {before.job_id}")
-                return before
-        job = enqueue(unit, after, gpus, nodes)
-        ledger[unit.entry] = job.job_id
-        files.write_text(
-            ledger_path, json.dumps(ledger, indent=1) + "\n"
-        )  # after each: a kill must not make doubles
-        return job
-
-    for job in jobs:
-        after = (
-            [once(SlurmJob(job, None, where), [], slurm.slurm_gpus, slurm.slurm_nodes)]
-            if job.trains
-            else []
-        )
-        pending += after + [
-            once(SlurmJob(job, score, where), after, slurm.slurm_score_gpus)
-            for score in job.scores
-            if score.state == "to run"
-        ]
-    if not local:
-        enqueue(publication, pending, 0, any_end=True)
-        print(
-            f"logs and jobs.json: {folder}; the last job writes the table. The same command again"
-            " submits what has failed"
-        )
-    return failed
 
 
 def _under_way(job: Any) -> bool:
-    """Whether Slurm still has the job; it may keep no account of those that have ended."""
+    """Whether Slurm still has the job. It may keep no account of those that have ended."""
     if job.done(force_check=True):
         return False
     if job.state != "UNKNOWN":
@@ -253,7 +293,7 @@ def _check(slurm: Slurm, jobs: list[Job]) -> None:
     if slurm.slurm_cluster == "local" and slurm.slurm_nodes > 1:
         raise UserError("--slurm-cluster local is this one machine", hint="leave out --slurm-nodes")
     for job in jobs:
-        if job.trains and job.recipe.train.epochs:
+        if job.trains and job.recipe and job.recipe.train.epochs:
             recipes.check_share(job.recipe, slurm.slurm_gpus * slurm.slurm_nodes)
 
 
@@ -281,13 +321,13 @@ def _executor(folder: Path, slurm: Slurm) -> Any:
 def _parameters(
     slurm: Slurm, name: str, gpus: int, nodes: int, after: list[str], any_end: bool
 ) -> dict[str, Any]:
-    """Of one job, as AutoExecutor takes them."""
+    """The parameters of one job, as AutoExecutor takes them."""
     dependency = (
         {"dependency": f"{'afterany' if any_end else 'afterok'}:{':'.join(after)}"} if after else {}
     )
     dependency |= {"kill-on-invalid-dep": "yes"} if after and not any_end else {}
     gpus_or_one = max(gpus, 1)
-    asked = {
+    wanted = {
         "name": name[:60],
         "nodes": nodes,
         "tasks_per_node": gpus_or_one,
@@ -306,4 +346,4 @@ def _parameters(
         ],  # else the others would wait for the one that has failed
         "slurm_additional_parameters": dependency | {"requeue": True},
     }
-    return {name: value for name, value in asked.items() if value is not None}
+    return {name: value for name, value in wanted.items() if value is not None}

@@ -1,12 +1,12 @@
 """Curves over the epochs of a pretraining, out of course records: what Figures 3 and 4 share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from tables.engine import verdicts
-
+HEADER = ("row", "seed", "epochs", "K", "quantity", "value")
+"""Of the CSV that ``lines`` fills."""
 Value = Callable[[dict[str, Any]], float]
 """A number out of a probe."""
 
@@ -72,24 +72,3 @@ def lines(
 def numbers(records: list[dict[str, Any]]) -> list[str]:
     """All K, rising."""
     return sorted(records[0]["probes"][0]["clusters"], key=int)
-
-
-def claim(
-    text: str, left: dict[int, float], right: dict[int, float], source: str, difference: str
-) -> tuple[str, str, str, str]:
-    """The verdict on "left exceeds right", over pretraining seeds that both have; one seed decides
-    nothing. ``difference`` says what is subtracted from what."""
-    differences: Sequence[float] = [
-        left[seed] - right[seed] for seed in sorted(left.keys() & right.keys())
-    ]
-    if not differences:
-        return text, "not-run", "no seed in common", source
-    lead = verdicts.lead(differences)
-    verdict = verdicts.claim([lead]) if lead.interval else "undecided"
-    interval = f" [{lead.interval[0]:+.3f}, {lead.interval[1]:+.3f}]" if lead.interval else ""
-    return (
-        text,
-        verdict,
-        f"{difference}: {lead.mean:+.3f}{interval} over {len(differences)} pretrainings",
-        source,
-    )

@@ -1,0 +1,195 @@
+"""Where a plan's jobs run: in processes of this machine, here, or as jobs of a cluster
+(engine/slurm.py)."""
+
+import contextlib
+import math
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from protobench.runtime import resource_errors
+from protobench.runtime.errors import UserError
+from protobench.runtime.progress import progress
+from tables.engine import plan, work
+from tables.engine.plan import Job
+from tables.engine.work import RunContext
+
+
+class Executor(Protocol):
+    """Runs the jobs of a plan that have something left to do."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether ``run`` returns when all is done, and not while jobs are under way."""
+        ...
+
+    def run(self, jobs: list[Job]) -> list[str]:
+        """Runs the jobs; returns what has failed, one text each. UserError where they cannot be
+        started."""
+        ...
+
+
+@dataclass(frozen=True)
+class LocalProcesses:
+    """Processes of this machine, side by side, the longest job first."""
+
+    context: RunContext
+    parallel: int | None = None
+    """how many at a time; default one per core, one on a GPU"""
+    waits: bool = True
+
+    def run(self, jobs: list[Job]) -> list[str]:
+        """See Executor.run. On Ctrl-C ends the processes and re-raises."""
+        context = self.context
+        gpu = context.device == "cuda" or (context.device == "auto" and context.tier == "paper")
+        parallel = self.parallel or (1 if gpu else os.cpu_count() or 1)
+        threads = 1 if parallel > 1 else 0
+        failed = []
+        records = context.results / context.tier / "records"
+        with _bar(jobs, records) as bar, _threads_per_process(threads):
+            pool = ProcessPoolExecutor(
+                min(parallel, len(jobs)),
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=_start_worker,
+                initargs=(threads,),
+            )
+            try:
+                pending: dict[Future[None], Job] = {
+                    pool.submit(run_job, job, context): job
+                    for job in sorted(jobs, key=plan.estimate, reverse=True)
+                }
+                while pending:
+                    finished, _ = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+                    for future in finished:
+                        job = pending.pop(future)
+                        if failure := future.exception():
+                            log = log_folder(job, context) / "output.log"
+                            failed.append(f"{job.name}: {_explained(failure)}\n  log: {log}")
+                    bar.show(pending.values())
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for process in multiprocessing.active_children():
+                    process.terminate()
+                pool.shutdown()
+                raise
+            pool.shutdown()
+        return failed
+
+
+def log_folder(job: Job, context: RunContext) -> Path:
+    """Where a job's output.log is written: beside its encoder, unless that was given."""
+    given = context.runs / context.tier / f"{job.row.name}-given"
+    return given if job.given else job.checkpoint.parent
+
+
+def run_job(job: Job, context: RunContext) -> None:
+    """Pretrains (unless done or given) and scores one encoder; what it prints goes to output.log in
+    the job's log folder."""
+    folder = log_folder(job, context)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (
+        open(folder / "output.log", "a") as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(log),
+    ):
+        work.everything(job, context)
+
+
+def _explained(failure: BaseException) -> object:
+    if isinstance(failure, UserError):
+        return failure
+    if isinstance(failure, BrokenProcessPool):
+        return "a process died (out of memory?)"
+    return resource_errors.explained(failure) or repr(failure)
+
+
+def _start_worker(threads: int) -> None:
+    # The parent ends its workers, whose files are whole at any moment.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def _end_with(parent: int) -> None:
+    """Ends this worker when its parent is gone, killed for example: nobody would collect its
+    results."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+@contextlib.contextmanager
+def _threads_per_process(threads: int) -> Iterator[None]:
+    """Sets OMP_NUM_THREADS for children: faiss and BLAS read it when they are loaded, before any
+    code of ours runs."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    if threads:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    try:
+        yield
+    finally:
+        os.environ.pop("OMP_NUM_THREADS", None)
+        if before is not None:
+            os.environ["OMP_NUM_THREADS"] = before
+
+
+@contextlib.contextmanager
+def _bar(jobs: list[Job], records: Path) -> Iterator["_JobsBar"]:
+    bar = _JobsBar(jobs, records)
+    try:
+        yield bar
+    finally:
+        bar.bar.close()
+
+
+class _JobsBar:
+    """One bar over all jobs, in estimated seconds of work. Reads the epochs done from the runs'
+    logs, and the evaluations done from ``records``."""
+
+    def __init__(self, jobs: list[Job], records: Path):
+        self.jobs, self.records, self.started = jobs, records, time.time()
+        self.bar = progress(
+            desc=f"{len(jobs)} encoders",
+            unit=" s of work",
+            total=math.ceil(sum(map(plan.estimate, jobs))),
+        )
+
+    def show(self, pending: Iterable[Job]) -> None:
+        under_way = {id(job) for job in pending}
+        written = {
+            path.name.rpartition("-")[0]
+            for path in self.records.glob("*.json")
+            if path.stat().st_mtime >= self.started
+        }
+        done, active = 0.0, []
+        for job in self.jobs:
+            if id(job) not in under_way:
+                done += plan.estimate(job)
+                continue
+            scored = [
+                score
+                for score in job.scores
+                if score.state == "to run"
+                and f"{job.row.name}-{job.seed}-{score.evaluation}-{score.dataset}" in written
+            ]
+            done += sum(map(plan.score_seconds, scored))
+            if job.trains and job.recipe:
+                log, epochs = job.checkpoint.parent / "log.jsonl", job.recipe.train.epochs
+                finished = log.read_bytes().count(b"\n") if log.exists() else 0
+                done += plan.training_seconds(job) * finished / max(epochs, 1)
+                if 0 < finished < epochs:
+                    active.append(f"{job.row.name}:{job.seed} {finished}/{epochs}")
+        self.bar.set_postfix_str(", ".join(active[:4]), refresh=False)
+        self.bar.update(done - self.bar.n)

@@ -1,0 +1,147 @@
+"""From records to runs: which records a table or a figure is made of, and the values in them."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from protobench import records
+from protobench.runtime import files
+from tables.engine.schema import Column, Exhibit, RecordsByRow, Tier
+
+Runs = dict[tuple[int, int], float]
+"""(pretraining seed, draw) -> value"""
+NOT_RECORDED = "not recorded"
+
+
+@dataclass(frozen=True)
+class Collected:
+    """A tier's records by row, and how many were left out because they are of other data,
+    parameters or recipes."""
+
+    rows: RecordsByRow
+    stale: int
+
+
+def collect(
+    exhibit: Exhibit,
+    results: Path,
+    tier: Tier,
+    requested_keys: Collection[str] = (),
+) -> Collected:
+    """``select_records`` of a results folder."""
+    return select_records(exhibit, records.read_all(results / tier / "records"), requested_keys)
+
+
+def select_records(
+    exhibit: Exhibit,
+    have: dict[str, dict[str, Any]],
+    requested_keys: Collection[str] = (),
+) -> Collected:
+    """The records that a table or a figure is made of, out of ``have`` (by records.key).
+
+    Where a row has records among ``requested_keys``, those alone. For every other row the newest
+    per seed, evaluation and data set; all of one version, data and parameters, and of one recipe
+    per row, with the parameters that the paper prints preferred to any that a user tried later."""
+    names = {row.name for row in exhibit.rows}
+    found = {
+        key: record
+        for key, record in have.items()
+        if score_of(record) in exhibit.scores
+        and record["subject"]["row"] in names
+        and record["subject"]["seed"] is not None
+    }
+    requested = {key: record for key, record in found.items() if key in requested_keys}
+    settled = {record["subject"]["row"] for record in requested.values()}
+    others = [record for record in found.values() if record["subject"]["row"] not in settled]
+    others.sort(
+        key=lambda record: (_as_printed(record, exhibit.expected_params), record["finished"]),
+        reverse=True,
+    )
+    kept: dict[tuple[str, int, tuple[str, str]], dict[str, Any]] = {}
+    data_of: dict[tuple[str, str], str] = {}
+    params_of: dict[tuple[Any, ...], str] = {}
+    recipe_of: dict[str, str] = {}
+    stale = 0
+    for record in [*requested.values(), *others]:
+        unit, row, score = record["unit"], record["subject"]["row"], score_of(record)
+        data, params = files.sha256([unit["version"], unit["data"]]), files.sha256(unit["params"])
+        recipe, settings = record["subject"]["recipe"], exhibit.row(row).settings
+        if (  # the first record of each kind sets what all others must have
+            data_of.setdefault(score, data) != data
+            or params_of.setdefault((score, settings), params) != params
+            or recipe_of.setdefault(row, recipe) != recipe
+        ):
+            stale += 1
+            continue
+        kept.setdefault((row, record["subject"]["seed"], score), record)
+    rows: RecordsByRow = {}
+    for row, seed, score in sorted(kept):
+        rows.setdefault(row, []).append(kept[row, seed, score])
+    return Collected(rows, stale)
+
+
+def _as_printed(record: dict[str, Any], printed: dict[str, Any]) -> bool:
+    return all(record["unit"]["params"].get(what) == value for what, value in printed.items())
+
+
+def score_of(record: dict[str, Any]) -> tuple[str, str]:
+    """Evaluation and data set."""
+    return record["unit"]["evaluation"], record["unit"]["data_name"]
+
+
+def recorded(found: RecordsByRow, what: str) -> str:
+    """What the environments of records say of ``what``; records of older versions say less."""
+    values = {record["environment"].get(what) for of in found.values() for record in of}
+    told = sorted(str(value) for value in values if value is not None)
+    return (
+        " and ".join([*told, "others not recorded"] if told and None in values else told)
+        or NOT_RECORDED
+    )
+
+
+def runs_of(found: list[dict[str, Any]], column: Column) -> Runs:
+    """A cell's runs out of its row's records."""
+    return {
+        (record["subject"]["seed"], run["draw"]): run[column.value]
+        for record in found
+        if score_of(record) == column.score
+        for run in record["runs"]
+        if column.k in (None, run.get("k"))
+    }
+
+
+def samples(runs: Runs) -> list[float]:
+    """One value per pretraining seed (mean over its draws), or per draw where there is a single
+    seed."""
+    seeds = sorted({seed for seed, _ in runs})
+    if len(seeds) > 1:
+        return [
+            float(np.mean([value for (s, _), value in runs.items() if s == seed])) for seed in seeds
+        ]
+    return [runs[key] for key in sorted(runs)]
+
+
+def grid(runs: Runs) -> np.ndarray:
+    """[S, D]: seeds by the draws that all of them have."""
+    seeds = sorted({seed for seed, _ in runs})
+    draws = sorted({draw for _, draw in runs if all((seed, draw) in runs for seed in seeds)})
+    return np.array([[runs[seed, draw] for draw in draws] for seed in seeds])
+
+
+def differences(left: Runs, right: Runs) -> list[float]:
+    """Paired differences: per seed where both have seeds in common, else per draw (each side's mean
+    over its seeds)."""
+    if shared := sorted(left.keys() & right.keys()):
+        return samples({key: left[key] - right[key] for key in shared})
+
+    def by_draw(runs: Runs) -> dict[int, float]:
+        return {
+            draw: float(np.mean([value for (_, d), value in runs.items() if d == draw]))
+            for _, draw in runs
+        }
+
+    a, b = by_draw(left), by_draw(right)
+    return [a[draw] - b[draw] for draw in sorted(a.keys() & b.keys())]
