@@ -24,7 +24,7 @@ import torchvision
 
 from pretrain import loop, recipes
 from protobench.runtime import cli
-from tables.engine.catalogue import either
+from tables.engine import catalogue
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -173,7 +173,7 @@ def test_a_command_is_understood_by_the_program_it_names(command, monkeypatch, c
         start(words, monkeypatch)
     if isinstance(ending.value, Parsed):
         (config,) = ending.value.args
-        assert not hasattr(config, "table") or either(config.table)
+        assert not hasattr(config, "table") or catalogue.load(config.table)
     else:  # a command without flags
         assert ending.value.code == 0, capsys.readouterr().err
 
