@@ -15,7 +15,10 @@ def _short(recipe):
 
 @pytest.mark.parametrize(
     ("recipe", "kinds"),
-    [(recipes.MOCO_MINI, {"course"}), (recipes.SIMCLR_MINI, {"course", "similarity"})],
+    [
+        (replace(recipes.MOCO_MINI, queue=32), {"course"}),
+        (recipes.SIMCLR_MINI, {"course", "similarity"}),
+    ],
 )
 def test_the_command_line_leaves_records_beside_the_encoder(
     command, world, tmp_path, recipe, kinds
