@@ -18,6 +18,7 @@ from pathlib import Path
 import tyro
 
 from protobench.runtime import cli
+from protobench.runtime.errors import choose
 from tables.engine import catalogue
 from tables.engine.schema import Tier
 
@@ -48,7 +49,7 @@ def main() -> int:
     if command in ("-h", "--help"):
         print(__doc__)
         return cli.SAME
-    match cli.choose("command", command, ("reproduce", "diff", "page", "list")):
+    match choose("command", command, ("reproduce", "diff", "page", "list")):
         case "list":
             for exhibit in [*catalogue.tables().values(), *catalogue.figures().values()]:
                 print(f"{exhibit.name}: {exhibit.title}; {exhibit.paper.citation}")

@@ -1,4 +1,4 @@
-"""Published files: recognised by hash or name, downloaded only on request, resumed, verified."""
+"""Published files: recognised by hash or name, downloaded only on request, verified."""
 
 import contextlib
 import hashlib
@@ -18,33 +18,20 @@ DATA = bytes(range(256)) * 4000
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """A file server that knows Range, and breaks off after ``limit`` bytes where one is set."""
+    """A file server that breaks off after ``limit`` bytes where one is set."""
 
     limit = None
-    version = '"one"'
     kind = "application/octet-stream"
-    asked: list = []  # noqa: RUF012 (one server a test)
+    requests: list = []  # noqa: RUF012 (one server a test)
 
     def do_GET(self):
-        wanted = self.headers.get("Range")
-        type(self).asked.append(wanted)
-        if self.headers.get("If-Range") != self.version:
-            wanted = None
-        start = int(re.match(r"bytes=(\d+)-", wanted)[1]) if wanted else 0
-        if start >= len(DATA):
-            self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{len(DATA)}")
-            self.end_headers()
-            return
-        self.send_response(206 if wanted else 200)
+        type(self).requests.append(self.path)
+        self.send_response(200)
         self.send_header("Content-Type", self.kind)
-        self.send_header("ETag", self.version)
-        self.send_header("Content-Length", str(len(DATA) - start))
-        if wanted:
-            self.send_header("Content-Range", f"bytes {start}-{len(DATA) - 1}/{len(DATA)}")
+        self.send_header("Content-Length", str(len(DATA)))
         self.end_headers()
         with contextlib.suppress(ConnectionError):  # a client that does not want the file hangs up
-            self.wfile.write(DATA[start : start + self.limit] if self.limit else DATA[start:])
+            self.wfile.write(DATA[: self.limit])
 
     def log_message(self, *_):
         pass
@@ -53,7 +40,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch):
     """(handler, entry): a catalogue of one file, "net", at a local server."""
-    handler = type("Fresh", (Handler,), {"asked": [], "limit": None, "kind": Handler.kind})
+    handler = type("Fresh", (Handler,), {"requests": [], "limit": None, "kind": Handler.kind})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
         entry = released.Released(
@@ -77,38 +64,19 @@ def test_a_file_is_downloaded_once_and_verified(server, tmp_path, command):
     assert code == 0, err
     assert "md5" in out
     assert (tmp_path / "net.pth").read_bytes() == DATA
-    assert not list(tmp_path.glob("*.part"))
+    assert [path.name for path in tmp_path.iterdir()] == ["net.pth"]
     released.fetch("net", tmp_path)
-    assert handler.asked == [None], "a file that is there is not fetched again"
+    assert handler.requests == ["/net.pth"], "a file that is there is not fetched again"
 
 
-def test_a_broken_download_is_kept_and_goes_on(server, tmp_path):
+def test_a_broken_download_leaves_nothing(server, tmp_path):
+    """Also where no published hash would tell."""
     handler, _ = server
     handler.limit = 300_000
-    with pytest.raises(UserError, match="bytes are kept, the same command goes on"):
+    with pytest.raises(UserError, match="the connection broke after 300,000 of 1,024,000 bytes"):
         released.fetch("net", tmp_path)
-    assert not (tmp_path / "net.pth").exists()
-    kept = (tmp_path / "net.pth.part").stat().st_size
-    assert 0 < kept <= 300_000
+    assert not list(tmp_path.iterdir())
     handler.limit = None
-    assert released.fetch("net", tmp_path).read_bytes() == DATA
-    assert handler.asked == [None, f"bytes={kept}-"]
-
-
-@pytest.mark.parametrize("size", [len(DATA), len(DATA) + 7])
-def test_a_part_that_was_whole_or_longer_is_finished(server, tmp_path, size):
-    (tmp_path / "net.pth.part").write_bytes((DATA + b"more than it")[:size])
-    (tmp_path / "net.pth.part.etag").write_text('"one"')
-    assert released.fetch("net", tmp_path).read_bytes() == DATA
-    assert [path.name for path in tmp_path.iterdir()] == ["net.pth"]
-
-
-@pytest.mark.parametrize("etag", ['"another"', None])
-def test_a_part_of_another_file_is_not_gone_on_with(server, tmp_path, etag):
-    """Without a published hash nothing else would notice."""
-    (tmp_path / "net.pth.part").write_bytes(b"x" * 1000)
-    if etag:
-        (tmp_path / "net.pth.part.etag").write_text(etag)
     assert released.fetch("net", tmp_path).read_bytes() == DATA
 
 

@@ -1,25 +1,25 @@
-"""Published checkpoints: which file is one of them, and how to get one when it is asked for by
-name."""
+"""Published checkpoints: whether a file is one of them, and downloads by name."""
 
 import contextlib
 import hashlib
-import http.client
 import tomllib
-import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
+from typing import BinaryIO
 
+from protobench.checkpoints import identity
 from protobench.runtime import files
-from protobench.runtime.cli import choose
-from protobench.runtime.errors import UserError
+from protobench.runtime.errors import UserError, choose
 from protobench.runtime.progress import progress
 
 
 @dataclass(frozen=True)
 class Released:
-    """A published file. ``md5`` and ``sha256`` are beginnings of its hash, empty where the authors
+    """A published file. ``md5`` and ``sha256`` are the beginning of its hash, empty if the authors
     publish none."""
 
     name: str
@@ -33,16 +33,16 @@ class Released:
     rows: tuple[str, ...] = ()
     """the papers' rows that are scores of this encoder, as "table1/moco" """
     generic: bool = False
-    """whether other files go by the same name"""
+    """whether other files have the same name"""
 
     @property
     def kept_as(self) -> str:
-        """The name that fetch gives it, under which it is known."""
+        """The name that ``fetch`` gives it, and by which it is recognised."""
         return f"{self.name}-{self.file}" if self.generic else self.file
 
     @property
     def proof(self) -> str:
-        """How surely a file of this name is the one."""
+        """How it is known that a file of this name is the published one."""
         if self.sha256 or self.md5:
             return f"{'sha256' if self.sha256 else 'md5'} {self.sha256 or self.md5} as published"
         return "by its name; its authors publish no hash"
@@ -50,7 +50,7 @@ class Released:
 
 @cache
 def catalogue() -> dict[str, Released]:
-    """All known files by their short name."""
+    """Returns all known files by their short name."""
     content = tomllib.loads(Path(__file__).with_name("released.toml").read_text(encoding="utf-8"))
     return {
         name: Released(name, **{**entry, "rows": tuple(entry.get("rows", ()))})
@@ -59,11 +59,10 @@ def catalogue() -> dict[str, Released]:
 
 
 def identify(path: Path, sha256: str) -> Released | None:
-    """The published file that this is: by its sha256, or by its name and, where there is one, its
-    md5.
+    """Returns the published file that this is, by its SHA-256, or by its name and MD5 if that is
+    published; None if it is none of them.
 
-    UserError where the name is a published one and the published hash is another.
-    """
+    Raises UserError if it has a published file's name and another hash."""
     for entry in catalogue().values():
         if entry.sha256 and sha256.startswith(entry.sha256):
             return entry
@@ -75,7 +74,7 @@ def identify(path: Path, sha256: str) -> Released | None:
 
 def _check(path: Path, entry: Released, sha256: str | None = None) -> None:
     if entry.sha256:
-        found, wanted = sha256 or files.sha256_file(path), entry.sha256
+        found, wanted = sha256 or identity.sha256_of(path), entry.sha256
     elif entry.md5:
         with open(path, "rb") as file:
             found, wanted = (
@@ -96,83 +95,58 @@ def _check(path: Path, entry: Released, sha256: str | None = None) -> None:
 
 
 def fetch(name: str, folder: Path) -> Path:
-    """Downloads a published file into ``folder`` and returns its path; goes on where an earlier
-    download stopped.
+    """Downloads a published file into ``folder``, unless it is there, and returns its path. The
+    file is whole and has the published hash, or is absent.
 
-    UserError for an unknown name, without a network, and where the hash is not the published one
-    (the file is deleted)."""
+    Raises UserError for an unknown name, without a network, and for another file."""
     entry = catalogue()[choose("checkpoint", name, list(catalogue()))]
     path = folder / entry.kept_as
     if path.is_dir():
         raise UserError(
             "a folder is in the way of the download", at=path, hint="--to another folder"
         )
-    if not path.exists():
-        part = path.with_name(path.name + ".part")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            _download(entry, part)
-        except (OSError, urllib.error.URLError, http.client.HTTPException) as failure:
-            kept = (
-                f"; {part.stat().st_size:,} bytes are kept, the same command goes on"
-                if part.is_file()
-                else ""
-            )
-            told = getattr(failure, "reason", None) or str(failure) or type(failure).__name__
-            raise UserError(
-                f"cannot download {entry.title}: {told}{kept}",
-                at=entry.url,
-                hint=f"without a network, bring the file from another machine: {entry.page}",
-            ) from failure
-        try:
-            _check(part, entry)
-        except UserError:
-            part.unlink()
-            raise
-        finally:
-            _version_of(part).unlink(missing_ok=True)
-        part.rename(path)
-    _check(path, entry)
+    if path.exists():
+        _check(path, entry)
+    else:
+        with _network(entry):
+            answer = urllib.request.urlopen(entry.url, timeout=60)
+        with contextlib.closing(answer):
+            files.write_atomic(path, partial(_download, answer, entry))
     return path
 
 
-def _version_of(part: Path) -> Path:
-    """Where the server's ETag is kept: the rest is only asked for if the file is still the same."""
-    return part.with_name(part.name + ".etag")
-
-
-def _download(entry: Released, part: Path) -> None:
-    version = _version_of(part)
-    have = part.stat().st_size if part.is_file() and version.is_file() else 0
-    resume = {"Range": f"bytes={have}-", "If-Range": version.read_text()} if have else {}
-    request = urllib.request.Request(entry.url, headers=resume)
-    try:
-        answer = urllib.request.urlopen(request, timeout=60)
-    except urllib.error.HTTPError as refusal:
-        if refusal.code != 416:
-            raise
-        if refusal.headers.get("Content-Range") == f"bytes */{have}":
-            return  # it was whole already
-        part.unlink()  # longer than the file: not a part of it
-        answer = urllib.request.urlopen(entry.url, timeout=60)
-    with contextlib.closing(answer):
+def _download(answer: HTTPResponse, entry: Released, file: BinaryIO) -> None:
+    """Copies the answer to ``file`` and checks it. (torch.hub would keep a truncated file if no
+    hash is published, and a web page.)"""
+    with _network(entry):
         if answer.headers.get_content_type() == "text/html":
             raise OSError("the answer is a web page, not a file (a portal or a moved address?)")
-        goes_on = answer.status == 206 and str(answer.headers.get("Content-Range", "")).startswith(
-            f"bytes {have}-"
-        )
-        length = answer.headers.get("Content-Length")
-        have = have if goes_on else 0
-        if not have:
-            version.unlink(missing_ok=True)
-            if answer.headers.get("ETag"):
-                version.write_text(answer.headers["ETag"])
-        total = have + int(length) if length else 0
-        bar = progress(desc=entry.file, unit=" MB", total=total / 1e6)
-        bar.n = bar.initial = have / 1e6
-        with contextlib.closing(bar), open(part, "ab" if goes_on else "wb") as file:
-            while chunk := answer.read(1 << 20):
-                file.write(chunk)
-                bar.update(len(chunk) / 1e6)
-            if total and file.tell() != total:
-                raise OSError(f"the connection broke after {file.tell():,} of {total:,} bytes")
+    total = int(answer.headers.get("Content-Length", 0))
+    with contextlib.closing(progress(desc=entry.file, unit=" MB", total=total / 1e6)) as bar:
+        while chunk := _read(answer, entry):
+            file.write(chunk)
+            bar.update(len(chunk) / 1e6)
+    if total and file.tell() != total:
+        with _network(entry):
+            raise OSError(f"the connection broke after {file.tell():,} of {total:,} bytes")
+    file.flush()
+    _check(Path(file.name), entry)
+
+
+def _read(answer: HTTPResponse, entry: Released) -> bytes:
+    with _network(entry):
+        return answer.read(1 << 20)
+
+
+@contextlib.contextmanager
+def _network(entry: Released) -> Iterator[None]:
+    """Turns a failure of the network into a UserError."""
+    try:
+        yield
+    except (OSError, HTTPException) as failure:
+        told = getattr(failure, "reason", None) or str(failure) or type(failure).__name__
+        raise UserError(
+            f"cannot download {entry.title}: {told}",
+            at=entry.url,
+            hint=f"without a network, bring the file from another machine: {entry.page}",
+        ) from failure

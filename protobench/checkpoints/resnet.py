@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from protobench.runtime.cli import choose
-from protobench.runtime.errors import UserError
+from protobench.runtime.errors import UserError, choose
 
 
 @dataclass(frozen=True)

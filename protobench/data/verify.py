@@ -14,7 +14,7 @@ from protobench.data.image_list import ImageList
 from protobench.data.leftovers import is_leftover
 from protobench.data.synthetic import bundled
 from protobench.runtime import cli, files
-from protobench.runtime.errors import UserError, printable
+from protobench.runtime.errors import UserError, choose, printable
 
 SHOWN = 20
 """How many bad files are named on the terminal; all of them are written to a list."""
@@ -28,7 +28,7 @@ def check(data: Path | None, chosen: tuple[str, ...], workers: int) -> int:
     if not root.is_dir():
         raise UserError("no such folder", at=root)
     for name in chosen:
-        cli.choose("data set", name, tuple(DATASETS))
+        choose("data set", name, tuple(DATASETS))
     to_check = chosen or tuple(name for name, dataset in DATASETS.items() if is_here(dataset, root))
     if not to_check:
         raise UserError(

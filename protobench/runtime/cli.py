@@ -10,12 +10,11 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from difflib import get_close_matches
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from protobench.runtime import resource_errors
-from protobench.runtime.errors import Terminated, UserError
+from protobench.runtime.errors import Terminated, UserError, choose
 
 SAME, DIFFERS, TROUBLE, INCOMPLETE, STOPPED, INTERRUPTED = 0, 1, 2, 3, 75, 130
 """Exit codes, after diff(1). 75: stopped by SIGTERM, 130: by Ctrl-C; everything finished until then
@@ -50,6 +49,29 @@ def parse(config: Callable[..., T], description: str, args: Sequence[str] | None
             tyro.conf.CascadeSubcommandArgs,
         ),
     )
+
+
+class Command(Protocol):
+    """A subcommand: a dataclass whose fields are its flags."""
+
+    def run(self) -> int | None:
+        """Does the work and returns the exit code; None is 0."""
+
+
+def dispatch(
+    commands: Mapping[str, type[Command]], description: str, *, elsewhere: Sequence[str] = ()
+) -> int:
+    """Runs the subcommand that the command line names first and returns its exit code; without one,
+    or for --help, prints ``description``.
+
+    Raises UserError for an unknown name, which may also be meant for one that the caller handles
+    ``elsewhere``."""
+    name, args = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
+    if name in ("-h", "--help"):
+        print(description)
+        return SAME
+    command = commands[choose("command", name, (*commands, *elsewhere))]
+    return parse(command, description, args).run() or SAME
 
 
 def run(main: Callable[[], int | None]) -> None:
@@ -154,12 +176,3 @@ def _say(text: str) -> None:
 def _rank() -> int:
     """Of this process in a torchrun."""
     return int(os.environ.get("RANK", "0"))
-
-
-def choose(what: str, name: str, known: Sequence[str]) -> str:
-    """``name`` if it is known, otherwise a UserError with "did you mean"."""
-    if name in known:
-        return name
-    near = get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise UserError(f"unknown {what} {name!r}", hint=f"{hint}known: {', '.join(known)}")

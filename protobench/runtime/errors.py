@@ -1,6 +1,8 @@
 """UserError, for mistakes that the user can fix, and Terminated, for signals that end a program."""
 
 import re
+from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 
@@ -28,6 +30,15 @@ class UserError(Exception):
 
 class Terminated(BaseException):
     """The program was told to stop, by SIGTERM from a scheduler or SIGUSR2 from submitit."""
+
+
+def choose(what: str, name: str, known: Sequence[str]) -> str:
+    """Returns ``name`` if it is known; otherwise raises UserError with "did you mean"."""
+    if name in known:
+        return name
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise UserError(f"unknown {what} {name!r}", hint=f"{hint}known: {', '.join(known)}")
 
 
 def _rebuild(what: str, at: Path | str | None, hint: str | None) -> UserError:

@@ -10,7 +10,7 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 
-from protobench.runtime import cli
+from protobench.runtime.errors import choose
 from tables.engine.schema import Exhibit, Figure, Table
 
 PAPERS = Path(__file__).parents[1]
@@ -39,7 +39,7 @@ def figures() -> dict[str, Figure]:
 def load(name: str) -> Exhibit:
     """A table or a figure by its name. UserError, with a suggestion, for an unknown one."""
     names = [*tables(), *figures()]
-    return exhibits()[cli.choose("table or figure", name, names)]
+    return exhibits()[choose("table or figure", name, names)]
 
 
 def _declared() -> Iterator[Exhibit]:

@@ -17,8 +17,7 @@ from protobench.data import pretraining
 from protobench.data.image_list import ImageList
 from protobench.data.synthetic import bundled
 from protobench.records import ModelInfo
-from protobench.runtime import cli
-from protobench.runtime.errors import UserError
+from protobench.runtime.errors import UserError, choose
 from tables.engine.schema import Exhibit, Figure, Row, Tier
 
 State = Literal["done", "to run", "impossible"]
@@ -163,7 +162,7 @@ def _chosen_rows(
     """The rows to run, by default all that can be in this tier. UserError for those that cannot."""
 
     def runnable(name: str) -> Row:
-        row = table.row(cli.choose("row", name, [row.name for row in table.rows]))
+        row = table.row(choose("row", name, [row.name for row in table.rows]))
         if row.cited:
             raise UserError(f"row {name!r} is cited, there is nothing to run", hint=row.cited)
         if row.absent(tier):

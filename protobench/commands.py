@@ -1,0 +1,171 @@
+"""The subcommands of ``python -m protobench``; imports no torch before one runs."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from protobench.checkpoints.layouts import LAYOUTS, LoadOptions
+from protobench.runtime.cli import Command
+from protobench.runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Prints what an evaluation would load from a checkpoint."""
+
+    ckpt: tyro.conf.Positional[Path]
+    json: bool = False
+    """the whole report, as records keep it"""
+    reading: LoadOptions = field(default_factory=LoadOptions)
+
+    def run(self) -> None:
+        """Loads the checkpoint."""
+        from protobench.checkpoints import encoders
+
+        encoder = encoders.load(self.ckpt, self.reading)
+        report = encoder.report.to_json()
+        print(json.dumps(report, indent=1, ensure_ascii=False) if self.json else encoder.summary())
+
+
+@dataclass(frozen=True)
+class Layouts:
+    """Prints where each code base keeps its backbone."""
+
+    def run(self) -> None:
+        """Prints a table with a line per layout."""
+        from tabulate import tabulate
+
+        rows = [
+            {
+                "origin": layout.origin,
+                "query copy under": (home := layout.containers[0]) + layout.query,
+                "momentum copy under": layout.momentum and home + layout.momentum,
+                "evaluated": layout.evaluated,
+                "normalisation": "refused" if layout.refused else layout.normalisation,
+                "that of a CIFAR stem": "known" if layout.cifar_normalisation else "to be given",
+            }
+            for layout in LAYOUTS
+        ]
+        print(tabulate(rows, headers="keys"))
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Downloads a published checkpoint; without a name, lists those that are known."""
+
+    name: tyro.conf.Positional[str] = ""
+    to: Path = Path("checkpoints")
+    """folder"""
+
+    def run(self) -> None:
+        """Downloads, or lists."""
+        from protobench.checkpoints import released
+
+        if self.name:
+            path = released.fetch(self.name, self.to)
+            entry = released.catalogue()[self.name]
+            print(f"{path}: {entry.title} ({entry.proof})")
+            return
+        for entry in released.catalogue().values():
+            print(f"{entry.name:<16} {entry.title}; {entry.proof}; {entry.page}")
+
+
+@dataclass(frozen=True)
+class Export:
+    """Writes a checkpoint's backbone for other programs, and a model card beside it."""
+
+    ckpt: tyro.conf.Positional[Path]
+    out: tyro.conf.Positional[Path]
+    layout: Literal["protobench", "torchvision", "timm", "moco", "mmdet", "detectron2"] = (
+        "torchvision"
+    )
+    """whose names; torchvision and timm as .safetensors or .pth, protobench (with the projection
+    head) as .safetensors, the others as .pth"""
+    results: Path = Path("results")
+    """folder with the records that score this checkpoint"""
+    reading: LoadOptions = field(default_factory=LoadOptions)
+
+    def run(self) -> None:
+        """Loads, writes, verifies, and writes the card."""
+        self._export(trust=False)
+
+    def _export(self, *, trust: bool) -> None:
+        from protobench.checkpoints import encoders, export
+        from protobench.runtime import files
+
+        if self.out.exists() and self.ckpt.exists() and self.out.samefile(self.ckpt):
+            raise UserError(
+                "this would overwrite the checkpoint itself",
+                at=self.out,
+                hint="choose another name",
+            )
+        encoder = encoders.load(self.ckpt, self.reading, trust=trust)
+        print(encoder.summary())
+        export.export(encoder, self.out, self.layout)
+        card = self.out.with_name(self.out.name + ".md")
+        files.write_text(card, export.card(encoder, self.out, self.layout, self.results))
+        print(f"{self.out}: layout {self.layout}, read back, features equal; {card}: its card")
+
+
+@dataclass(frozen=True)
+class Convert(Export):
+    """Does as export, for the rare file whose tensors only its own code can make: unpickles it."""
+
+    trust: bool = False
+    """yes, run whatever code the file holds, with your rights"""
+
+    def run(self) -> None:
+        """Exports with unpickling. Raises UserError without --trust."""
+        if not self.trust:
+            raise UserError(
+                "convert unpickles the whole file, which runs whatever code it holds, with your"
+                " rights",
+                at=self.ckpt,
+                hint=(
+                    "hardly any file needs that: try export, which runs nothing. If that fails and"
+                    " you trust where the file comes from, add --trust"
+                ),
+            )
+        print(
+            f"--trust: unpickling {self.ckpt}; any code in it runs now, with your rights",
+            file=sys.stderr,
+        )
+        self._export(trust=True)
+
+
+@dataclass(frozen=True)
+class CheckData:
+    """Reads whole data sets and says whether they are what was published. A stopped check resumes
+    where it was."""
+
+    data: tyro.conf.Positional[Path | None] = None
+    """folder with imagenet/, VOCdevkit/, places205/ and CIFAR's folders, or one of these; without
+    it the bundled synthetic data"""
+    dataset: tuple[
+        Literal["imagenet", "voc07", "voc07+12", "coco", "places205", "cifar10", "cifar100"], ...
+    ] = ()
+    """only these; default all that are there"""
+    workers: int = os.cpu_count() or 1
+    """threads that decode"""
+
+    def run(self) -> int:
+        """Prints the findings and returns the exit code."""
+        from protobench.data import verify
+
+        return verify.check(self.data, self.dataset, self.workers)
+
+
+COMMANDS: Mapping[str, type[Command]] = {
+    "inspect": Inspect,
+    "layouts": Layouts,
+    "fetch": Fetch,
+    "export": Export,
+    "convert": Convert,
+    "check-data": CheckData,
+}
