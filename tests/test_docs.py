@@ -158,6 +158,7 @@ def start(words: list[str], monkeypatch) -> None:
         monkeypatch.syspath_prepend(str((ROOT / name).parent))
         runpy.run_path(str(ROOT / name), run_name="__main__")
     else:
+        monkeypatch.delitem(sys.modules, f"{name}.__main__", raising=False)  # as it starts anew
         runpy.run_module(name, run_name="__main__", alter_sys=False)
 
 
