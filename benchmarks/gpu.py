@@ -32,20 +32,23 @@ from all import RESULTS, machine, page
 from alternate import Figure, Ratio, alternate, middle
 
 from evaluate import knn
-from pretrain import loop, optim, recipes
+from pretrain import loop, optim
 from pretrain.augment import tensor
 from pretrain.precision import autocast
+from pretrain.recipes import common, simclr, spcl
+from pretrain.recipes import moco as moco_recipes
+from pretrain.recipes import pcl as pcl_recipes
 from protobench.kmeans import kmeans
 from protobench.runtime import files
 
 FORWARDS = {"moco": 4, "pcl": 4, "simclr": 6, "spcl": 6}
 """Passes through the network per image, counting a backward pass as two. In MoCo and PCL one of the
 two views has no backward pass."""
-RECIPES: dict[str, recipes.Recipe] = {
-    "moco": recipes.MOCO_V2,
-    "simclr": recipes.SIMCLR,
-    "pcl": recipes.PCL_V2,
-    "spcl": recipes.SPCL_IMAGENET,
+RECIPES: dict[str, common.Recipe] = {
+    "moco": moco_recipes.V2,
+    "simclr": simclr.PAPER,
+    "pcl": pcl_recipes.V2,
+    "spcl": spcl.IMAGENET,
 }
 
 
@@ -129,13 +132,13 @@ class Step:
         recipe = replace(
             recipe, arch=sizes.arch, train=replace(recipe.train, batch_size=sizes.batch)
         )
-        if isinstance(recipe, recipes.MoCo):
+        if isinstance(recipe, moco_recipes.MoCo):
             recipe = replace(
                 recipe, queue=sizes.queue, bn_groups=1 if sizes.batch < 32 else recipe.bn_groups
             )
-        if isinstance(recipe, recipes.PCL):
+        if isinstance(recipe, pcl_recipes.PCL):
             recipe = replace(recipe, num_prototypes=sizes.prototypes, num_negatives=sizes.negatives)
-        if isinstance(recipe, recipes.SPCL):
+        if isinstance(recipe, spcl.SPCL):
             recipe = replace(
                 recipe, num_prototypes=(min(recipe.num_prototypes[0], sizes.images // 20),)
             )
@@ -172,7 +175,10 @@ class Step:
         ]
         if compiled:
             loop.compile_networks(self.method)
-        self.optimizer, self.precision = optim.optimizer(recipe.train, self.method), precision
+        self.optimizer, self.precision = (
+            optim.optimizer(recipe.train, self.method, self.method.unscheduled()),
+            precision,
+        )
 
     def __call__(self) -> None:
         """Takes one step."""
@@ -392,7 +398,7 @@ def neighbours(sizes: Sizes, device: str) -> Iterator[Figure]:
 def views(sizes: Sizes, device: str) -> Iterator[Figure]:
     """Times two views of a batch: whole (mini tier and CIFAR), and the colours of the raw
     profile."""
-    recipe = replace(recipes.V2_AUGMENT, size=sizes.pixels)
+    recipe = replace(moco_recipes.V2_AUGMENT, size=sizes.pixels)
     pictures = torch.randint(
         0,
         256,

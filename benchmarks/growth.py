@@ -31,7 +31,7 @@ from evaluate import knn
 from evaluate.svm.average_precision import average_precision
 from pretrain.moco import info_nce
 from pretrain.pcl import concentration, draw_negatives, proto_nce
-from pretrain.recipes import MOCO_V1, PCL_V1, SPCL_IMAGENET
+from pretrain.recipes import moco, pcl, spcl
 from pretrain.simclr import nt_xent
 from protobench.features import unit_norm
 from protobench.kmeans import kmeans
@@ -40,8 +40,8 @@ from protobench.runtime import distributed
 from tables.engine import pictures
 
 PICTURE, COMPUTED = Path(__file__).with_suffix(".png"), "#d55e00"
-IMAGES, QUERIES, D, BATCH = 1_281_167, 50_000, PCL_V1.dim, PCL_V1.train.batch_size
-QUEUE, R, KS = MOCO_V1.queue, PCL_V1.num_negatives, PCL_V1.num_prototypes
+IMAGES, QUERIES, D, BATCH = 1_281_167, 50_000, pcl.V1.dim, pcl.V1.train.batch_size
+QUEUE, R, KS = moco.V1.queue, pcl.V1.num_negatives, pcl.V1.num_prototypes
 FITTED = 3
 Work = Callable[[], object]
 
@@ -148,8 +148,8 @@ def clustering() -> Iterator[Law | Figure]:
     every start, and the assignment."""
     x, few, passes = (
         _unit(200_000).numpy(),
-        SPCL_IMAGENET.num_prototypes[0],
-        PCL_V1.nredo * PCL_V1.niter + 1,
+        spcl.IMAGENET.num_prototypes[0],
+        pcl.V1.nredo * pcl.V1.niter + 1,
     )
     once = partial(kmeans, seed=0, niter=1, nredo=1)
     # the two parts are an iteration and the assignment, which cost the same

@@ -27,16 +27,17 @@ import torch
 from safetensors.torch import load_file
 from tabulate import tabulate
 
-from pretrain import loop, recipes
+from pretrain import loop
+from pretrain.recipes import moco, pcl, simclr
 from protobench import records
 from protobench.data import imagenet
 from protobench.data.synthetic import bundled
 
 EPOCHS = 2
 METHODS = {
-    "moco": recipes.MOCO_MINI,
-    "simclr": recipes.SIMCLR_MINI,
-    "pcl": replace(recipes.PCL_MINI, warmup=1),
+    "moco": moco.MINI,
+    "simclr": simclr.MINI,
+    "pcl": replace(pcl.MINI, warmup=1),
 }
 SETTINGS = {
     "default": {},

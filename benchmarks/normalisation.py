@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
-from pretrain import loop, recipes
+from pretrain import loop
+from pretrain.recipes import moco, simclr, supervised
 from protobench.checkpoints import encoders
 from protobench.checkpoints.input_check import IMAGES, OTHERS, variance_ratio
 from protobench.checkpoints.layouts import LoadOptions
@@ -33,9 +34,9 @@ from protobench.data.loading import CentreCrops, batches
 from protobench.data.synthetic import bundled, scenes
 
 METHODS = {
-    "supervised": recipes.SUPERVISED_MINI,
-    "simclr": recipes.SIMCLR_MINI,
-    "moco": recipes.MOCO_MINI,
+    "supervised": supervised.MINI,
+    "simclr": simclr.MINI,
+    "moco": moco.MINI,
 }
 # cifar100's is nearly the same as cifar10's
 NORMALISATIONS = {name: value for name, value in OTHERS.items() if name != "cifar100"}

@@ -7,10 +7,11 @@ from dataclasses import replace
 import torch
 from alternate import Figure, middle, show
 
-from pretrain import loop, recipes
+from pretrain import loop
 from pretrain.augment.loader import open_views
 from pretrain.moco import MoCo
 from pretrain.pcl import PCL
+from pretrain.recipes import moco, pcl
 from protobench.data import image_list
 from protobench.data.synthetic import bundled
 
@@ -20,8 +21,8 @@ def rows() -> Iterator[Figure]:
     torch.set_num_threads(1)
     source = image_list.image_folder(bundled.ensure() / "imagenet" / "train", "imagenet-train")
     methods = {
-        "MoCo": MoCo(recipes.MOCO_MINI, seed=0),
-        "PCL": PCL(replace(recipes.PCL_MINI, warmup=0), seed=0),
+        "MoCo": MoCo(moco.MINI, seed=0),
+        "PCL": PCL(replace(pcl.MINI, warmup=0), seed=0),
     }
     training = {
         name: loop.Training(method.recipe, method, open_views(method.recipe, source, 0, "cpu", 0))

@@ -10,15 +10,22 @@ import numpy as np
 import torch
 from alternate import Figure, alternate, middle, show
 
-from pretrain import loop, optim, recipes, simclr, spcl
+from pretrain import loop, optim, simclr, spcl
 from pretrain.augment.loader import open_views
+from pretrain.recipes import simclr as simclr_recipes
+from pretrain.recipes import spcl as spcl_recipes
 from protobench.data import image_list
 from protobench.data.synthetic import bundled
 from protobench.kmeans import kmeans
 
 
 def steps(
-    name: str, ours: recipes.SPCL, theirs: recipes.SimCLR, size: int, pixels: int, repeats: int
+    name: str,
+    ours: spcl_recipes.SPCL,
+    theirs: simclr_recipes.SimCLR,
+    size: int,
+    pixels: int,
+    repeats: int,
 ) -> Figure:
     """Compares loss, backward pass and update of both methods, alternately on the same random
     images and with equally many forward passes."""
@@ -39,7 +46,7 @@ def steps(
     calls = []
     for method in methods:
         method.to(memory_format=torch.channels_last).train()
-        optimizer = optim.optimizer(ours.train, method)
+        optimizer = optim.optimizer(ours.train, method, method.unscheduled())
 
         def step(method=method, optimizer=optimizer) -> None:
             loop.update(method.loss, optimizer, views, chosen, "fp32")
@@ -57,7 +64,7 @@ def epoch() -> Iterator[Figure]:
     """Measures how much of an epoch of mini SPCL are new views and features, and how much is
     k-means."""
     source = image_list.image_folder(bundled.ensure() / "imagenet" / "train", "imagenet-train")
-    recipe = recipes.SPCL_MINI
+    recipe = spcl_recipes.MINI
     method = spcl.build(recipe, torch.from_numpy(source.labels), len(source.classes), 0).to(
         memory_format=torch.channels_last
     )
@@ -89,16 +96,16 @@ def rows() -> Iterator[Figure]:
     torch.set_num_threads(1)
     yield steps(
         "mini network, 128 images of 32 pixels",
-        recipes.SPCL_MINI,
-        recipes.SIMCLR_MINI,
+        spcl_recipes.MINI,
+        simclr_recipes.MINI,
         128,
         32,
         15,
     )
     yield steps(
         "ResNet-18 with CIFAR's stem, 32 images, LARS",
-        replace(recipes.SPCL_CIFAR10, num_prototypes=(64,)),
-        recipes.SIMCLR_CIFAR10,
+        replace(spcl_recipes.CIFAR10, num_prototypes=(64,)),
+        simclr_recipes.CIFAR10,
         32,
         32,
         3,

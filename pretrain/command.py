@@ -1,13 +1,14 @@
-"""The command line that all methods share: a recipe by name, its fields as flags, and where to
-run."""
+"""The command line that all methods share: a recipe by name, its fields as flags, and where and how
+to run."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
-from pretrain.recipes import KEEP_EVERY, Recipe
+from pretrain.recipes.common import KEEP_EVERY, Recipe
 from protobench.data.image_list import ImageList
 from protobench.runtime import cli
 from protobench.runtime.errors import UserError
@@ -18,41 +19,38 @@ class Run:
     """Where and how to run."""
 
     data: Path | None = None
-    """folder that holds imagenet/train, or CIFAR's batches; without it the embedded data"""
+    """folder with imagenet/train, or CIFAR's batches; default: the bundled synthetic data"""
     out: Path | None = None
     """run folder (log, checkpoint, encoder); default runs/<method>-<seed>"""
     seed: int = 0
     device: str = "auto"
     """auto (cuda where there is one), cpu, cuda"""
     workers: int = 4
-    """DataLoader processes, of each process under torchrun; unused for images small enough to be
-    held in memory"""
+    """DataLoader processes, for each process under torchrun; unused where images are small enough
+    to be held in memory"""
     threads: int = 1
     """torch threads on the CPU; one is fastest where several runs share a machine"""
     skip_bad_images: int = 0
-    """leave out up to so many images that cannot be decoded; the encoder says how many"""
+    """leave out up to this many images that cannot be decoded; the encoder records how many"""
     resume: bool = True
-    """continue from the run folder's checkpoint"""
+    """resume from the run folder's checkpoint"""
     keep_every: int = KEEP_EVERY
-    """keep the checkpoint of every so many epochs for good (milestones); 0 keeps none"""
+    """keep the checkpoint of every n-th epoch for good (milestones); 0 keeps none"""
 
 
-def main(doc: str | None, recipes: dict[str, Recipe]) -> None:
+def main(doc: str | None, recipes: Mapping[str, Recipe]) -> None:
     """Runs ``python pretrain/<method>.py RECIPE --flag value …`` and exits."""
     cli.run(lambda: _main(doc or "", recipes))
 
 
-def _main(doc: str, recipes: dict[str, Recipe]) -> int:
-    Choice = Annotated[
-        tyro.extras.subcommand_type_from_defaults(  # type: ignore[valid-type]
-            recipes,
-            {name: f"{r.train.epochs} epochs of {r.arch}" for name, r in recipes.items()},
-            prefix_names=False,
-        ),
-        tyro.conf.arg(name=""),
-    ]
+def _main(doc: str, recipes: Mapping[str, Recipe]) -> int:
+    help_of = {name: f"{r.train.epochs} epochs of {r.arch}" for name, r in recipes.items()}
+    subcommands: Any = tyro.extras.subcommand_type_from_defaults(
+        dict(recipes), help_of, prefix_names=False
+    )
+    choice: Any = Annotated[subcommands, tyro.conf.arg(name="")]
 
-    def job(recipe: Choice, run: Run) -> tuple[Recipe, Run]:  # type: ignore[valid-type]
+    def job(recipe: choice, run: Run) -> tuple[Recipe, Run]:
         return recipe, run
 
     recipe, run = cli.parse(job, doc)
@@ -62,11 +60,11 @@ def _main(doc: str, recipes: dict[str, Recipe]) -> int:
 
 
 def train(recipe: Recipe, run: Run) -> Path:
-    """Trains ``recipe`` as ``run`` says and returns the exported encoder."""
+    """Trains ``recipe`` as ``run`` says and returns the path of the exported encoder."""
     import torch
 
     from pretrain import loop
-    from protobench.data import pretraining
+    from protobench.data.datasets import DATASETS
     from protobench.data.synthetic import bundled
     from protobench.runtime import distributed
     from protobench.runtime.devices import device_of
@@ -77,9 +75,13 @@ def train(recipe: Recipe, run: Run) -> Path:
     torch.set_num_threads(run.threads)
     out = run.out or Path("runs") / f"{recipe.method}-{run.seed}"
     with distributed.main_process_first():
-        images = pretraining.images(
-            run.data or bundled.ensure(), recipe.dataset, run.skip_bad_images
-        )
+        dataset = DATASETS[cli.choose("data set", recipe.dataset, tuple(DATASETS))]
+        images = dataset.training_images(run.data or bundled.ensure(), run.skip_bad_images)
+        if images.labels.ndim != 1:
+            raise UserError(
+                f"no method is trained on {recipe.dataset}, whose images have several labels",
+                hint="choose a data set with one label per image, such as imagenet",
+            )
     encoder = loop.pretrain(
         recipe,
         images,

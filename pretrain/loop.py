@@ -1,27 +1,19 @@
-"""The training loop of every method: steps, schedule, log, checkpoints. It knows no method.
+"""The training loop of every method: steps, schedule, log, checkpoints. It knows no method beyond
+the hooks of ``Method``, whose dicts go to the log.
 
-A method is a module with ``num_views``, ``backbone``, ``loss(views, index) -> Tensor`` and, where
-it needs them, ``start_epoch(epoch, extract) -> dict`` run before each epoch, ``draw_batches(epoch,
-steps)`` for batches of its own choice (image numbers, [steps, batch]; else a permutation), and
-``end_epoch() -> dict``; the dicts go to the log. ``renewed`` are the parameters that start_epoch
-has drawn anew, ``unscheduled`` those that keep the peak rate. Where it has them, its ``projection``
-head and its ``momentum_encoder`` (backbone, head) are exported too, for evaluations that use
-embeddings. Its ``state_dict`` holds everything that it goes on from in the middle of an epoch,
-clusters too.
+Under torchrun the processes share each batch, and the result is as if one process had done it all:
+gradients are averaged by DistributedDataParallel, and BatchNorm's statistics are those of the
+global batch or, where the recipe has ``batch_norm_groups``, of that many groups of it. Whatever
+does not depend on a process's share (queue, clusters, random draws) is equal in all processes, so
+the main process's state is everybody's, and a run may resume with another number of processes.
 
-Under torchrun the processes share each batch, and everything is as if one had done it: ``views``
-are a process's share of the images of ``index``, gradients are averaged by DistributedDataParallel,
-BatchNorm's statistics are those of the whole batch or, where the method has ``bn_groups``, of as
-many groups of it, and ``extract`` gives features to the first process alone. What does not depend
-on a share (queue, clusters, draws) all processes have alike, so the first one's state is
-everybody's, and a run may go on with another number of processes.
-
-A run folder holds ``log.jsonl`` (one line per epoch), ``checkpoint-*.pt`` (see saved.py; written
-after each epoch, every ten minutes and when the run is told to stop; removed when done, milestones
-excepted) and, when the run is finished, ``encoder.safetensors`` (checkpoints.export) and
-``course.json`` (the log and the probes, see probe.py, with the run's key). Resuming is exact on the
-CPU: order, views and draws are functions of (seed, epoch, image), the rest is in the checkpoint. On
-a GPU the same holds up to the rounding of its kernels, whose order of summation is not fixed."""
+A run folder holds ``log.jsonl`` (one line per epoch), ``checkpoint-*.pt`` (see run_state.py;
+written after each epoch, every ten minutes and when the run is told to stop; removed when the run
+is finished, milestones excepted) and, when the run is finished, ``encoder.safetensors``
+(checkpoints/encoders.py) and ``course.json`` (the log and the monitor's measurements, with the
+run's key). On the CPU resuming is exact: order, views and draws are functions of (seed, epoch,
+image), and the rest is in the checkpoint. On a GPU it is exact up to the rounding of kernels, whose
+order of summation is not fixed."""
 
 import contextlib
 import json
@@ -34,16 +26,18 @@ from functools import partial
 from importlib import import_module
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pretrain import monitor, optim, recipes
+from pretrain import monitor, optim
 from pretrain.augment.loader import Views, open_views
+from pretrain.method import Method
 from pretrain.precision import Precision, autocast
-from pretrain.recipes import Recipe
+from pretrain.recipes import common
+from pretrain.recipes.common import Recipe
 from protobench import batch_norm, keyed, records
 from protobench.checkpoints import encoders
 from protobench.data.image_list import ImageList
@@ -68,20 +62,20 @@ def pretrain(
     resume: bool = True,
     keep_every: int = 0,
 ) -> Path:
-    """Trains ``recipe`` on ``images`` into the folder ``out`` and returns the path of the exported
-    encoder.
+    """Trains ``recipe`` on ``images`` in the run folder ``out`` and returns the path of the
+    exported encoder.
 
-    ``images`` may be None for a recipe without epochs. Continues from the folder's checkpoint if
-    there is one and ``resume`` is set. ``keep_every`` so many epochs the checkpoint is kept for
-    good (0: none is). Raises UserError if the folder belongs to another run or is in use, and if
-    the loss is not finite (the last checkpoint stays)."""
-    _check(recipe)
-    encoder_path, key = out / "encoder.safetensors", recipes.run_key(recipe, images, seed)
+    ``images`` may be None for a recipe without epochs. If ``resume`` is set, the run resumes from
+    the folder's checkpoint where there is one. Every ``keep_every`` epochs the checkpoint is kept
+    for good (0: none is). UserError if the folder belongs to another run or is in use, and if the
+    loss is not finite (the last checkpoint stays)."""
+    common.check(recipe)
+    encoder_path, key = out / "encoder.safetensors", common.run_key(recipe, images, seed)
     saved = RunState(
         out,
         "checkpoint",
         key,
-        json.loads(files.canonical_json(recipes.identity(recipe, images, seed))),
+        json.loads(files.canonical_json(common.identity(recipe, images, seed))),
     )
     with (
         files.exclusive_folder(out, "wait for it, or choose another --out")
@@ -91,13 +85,7 @@ def pretrain(
         if distributed.broadcast_from_main(partial(_finished, encoder_path, key, saved, resume)):
             return encoder_path
         torch.manual_seed(keyed.seed(seed, "init"))
-        labels, num_classes = (
-            (torch.from_numpy(images.labels), len(images.classes))
-            if images
-            else (torch.empty(0), 0)
-        )
-        method = import_module(f"pretrain.{recipe.method}").build(recipe, labels, num_classes, seed)
-        method = method.to(device, memory_format=torch.channels_last)
+        method = build(recipe, images, seed).to(device).to(memory_format=torch.channels_last)
         at = Position()
         if images and recipe.train.epochs:
             training = Training(
@@ -112,11 +100,12 @@ def pretrain(
                     out / "course.json",
                     json.dumps({"key": key, "epochs": at.log, "probes": at.probes}) + "\n",
                 )
+            networks = method.networks()
             encoders.export(
                 encoder_path,
-                method.backbone,
-                projection=getattr(method, "projection", None),
-                momentum=getattr(method, "momentum_encoder", None),
+                networks.backbone,
+                projection=networks.projection,
+                momentum=networks.momentum,
                 key=key,
                 input_=recipe.input,
                 trained={
@@ -131,122 +120,125 @@ def pretrain(
                 },
             )
             saved.clear()
-        distributed.barrier()  # nobody is told of a file that is not there yet
+        distributed.barrier()  # no process returns the path of a file that is not there yet
     return encoder_path
 
 
+def build(recipe: Recipe, images: ImageList | None, seed: int) -> Method:
+    """The method that the recipe names, newly initialised."""
+    labels, num_classes = torch.empty(0), 0
+    if images:
+        labels, num_classes = torch.from_numpy(images.labels), len(images.classes)
+    module = import_module(f"pretrain.{recipe.method}")
+    return cast(Method, module.build(recipe, labels, num_classes, seed))
+
+
 def _finished(encoder_path: Path, key: str, saved: RunState, resume: bool) -> bool:
-    """Whether the run folder holds this very run's encoder. Without ``resume`` what it holds is
-    removed; UserError where it is another run's."""
+    """Whether the run folder already holds the encoder of this run. Without ``resume`` the folder's
+    encoder and checkpoints are removed. UserError where the encoder is another run's."""
     if not resume:
         encoder_path.unlink(missing_ok=True)
         saved.clear(milestones=True)
     if not encoder_path.exists():
         return False
     try:
-        found = encoders.load(encoder_path).key
+        existing_key = encoders.load(encoder_path).key
     except UserError as damage:
-        print(f"training again, the encoder in the run folder cannot be used. {damage}")
+        print(f"training again, as the encoder in the run folder cannot be used. {damage}")
         encoder_path.unlink()
         return False
-    if found != key:
+    if existing_key != key:
         raise UserError(
             "this folder holds the encoder of another run (other recipe, data or seed)",
             at=encoder_path.parent,
             hint="choose another --out, or --no-resume to train anew",
         )
-    saved.clear()  # of a run that was killed before it could
+    saved.clear()  # a run killed after its export leaves its checkpoints
     return True
 
 
 @dataclass
 class Position:
-    """How far a run is. What its checkpoint holds beside the method and its optimiser."""
+    """How far a run has come: what its checkpoint holds beside the method and its optimiser."""
 
-    log: list[dict] = field(default_factory=list)
-    """a line per epoch done"""
-    probes: list[dict] = field(default_factory=list)
+    log: list[dict[str, Any]] = field(default_factory=list)
+    """one line per finished epoch"""
+    probes: list[dict[str, Any]] = field(default_factory=list)
+    """the monitor's measurements"""
     step: int = 0
-    """steps done of the epoch under way"""
-    begun: dict = field(default_factory=dict)
-    """what the method's start_epoch said of it"""
+    """finished steps of the current epoch"""
+    begun: dict[str, float] = field(default_factory=dict)
+    """what the method's ``start_epoch`` returned for the current epoch"""
     loss: Tensor = field(default_factory=lambda: torch.zeros(()))
-    """sum over its steps; read once an epoch, for a GPU would wait"""
+    """sum over the current epoch's steps; read once an epoch, because reading it synchronises"""
     e_step_seconds: float = 0.0
     seconds: float = 0.0
-    """of its steps"""
+    """seconds spent on the current epoch's steps"""
 
 
 class Training:
-    """A run under way."""
+    """A run in progress."""
 
     def __init__(
         self,
         recipe: Recipe,
-        method: Any,
+        method: Method,
         views: Views,
         saved: RunState | None = None,
         keep_every: int = 0,
     ):
         self.recipe, self.views, self.saved, self.keep_every = recipe, views, saved, keep_every
-        self.device, self.steps = (
-            next(method.parameters()).device,
-            len(views) // recipe.train.batch_size,
-        )
+        self.device = next(method.parameters()).device
+        self.steps = len(views) // recipe.train.batch_size
         self.at = Position()
         self.saver = PeriodicSaver(self._save, SAVE_SECONDS)
-        groups, processes = getattr(method, "bn_groups", 1), distributed.world_size()
+        groups, processes = recipe.batch_norm_groups, distributed.world_size()
         if processes > 1:
-            recipes.check_share(recipe, processes)
-        self.method: Any = (
-            batch_norm.synchronise(method) if processes > 1 and groups == 1 else method
-        )
+            common.check_share(recipe, processes)
+        self.method = method
+        if processes > 1 and groups == 1:
+            self.method = cast(Method, batch_norm.synchronise(method))
         if recipe.train.compile:
             compile_networks(self.method)
-        self.optimizer = optim.optimizer(recipe.train, self.method)
-        self.loss: Any = self.method.loss
-        if (
-            processes > 1
-        ):  # the graph is static, but has parameters without gradient where a loss has no weight
+        self.optimizer = optim.optimizer(recipe.train, self.method, self.method.unscheduled())
+        self.loss: Callable[[list[Tensor], Tensor], Tensor] = self.method.loss
+        if processes > 1:
+            # the graph is static, but some parameters get no gradient where a loss has no weight
             self.loss = distributed.data_parallel(_Loss(self.method), static_graph=True)
-        self.statistics = (
-            batch_norm.RunningStatistics(self.method, groups // processes)
-            if processes > 1 < groups
-            else None
-        )
+        self.statistics = None
+        if groups > 1 and processes > 1:
+            self.statistics = batch_norm.RunningStatistics(self.method, groups // processes)
 
-    # Epochs
-    # -----------------------------------------------------------------------------------------------------------
+    # Epochs ---------------------------------------------------------------------------------------
 
     def run(self, labels: np.ndarray) -> None:
-        """What is left of the epochs, with the probes that are due."""
+        """Trains the remaining epochs, and measures where the monitor is due."""
         epochs = self.recipe.train.epochs
         done = len(self.at.log) * self.steps + self.at.step
         with progress(
             desc=self.recipe.method, unit=" steps", total=epochs * self.steps - done
         ) as bar:
             for epoch in range(len(self.at.log), epochs):
-                if (
-                    self.at.step == 0
-                ):  # what is measured here is what was saved: a kill costs no more
-                    self._probe(epoch, labels)
+                if self.at.step == 0:  # right after a save, so that a kill costs no more than that
+                    self._measure(epoch, labels)
                 self.epoch(bar.update)
-        self._probe(epochs, labels)
+        self._measure(epochs, labels)
 
-    def epoch(self, tell: Callable[[], Any] = lambda: None) -> dict[str, Any]:
-        """The epoch under way, from where it stands; its line of the log. Told to stop, it saves
-        and passes the signal on."""
+    def epoch(self, after_step: Callable[[], Any] = lambda: None) -> dict[str, Any]:
+        """Finishes the current epoch from the current step, and returns its line of the log. When
+        told to stop, it saves and passes the signal on."""
         at, epoch = self.at, len(self.at.log)
         if at.step == 0:
             self._start(epoch)
         if self.statistics:
             self.statistics.start()
         self.method.train()
-        draw_batches: Callable | None = getattr(self.method, "draw_batches", None)
-        chosen = draw_batches(epoch, self.steps) if draw_batches else self.views.order(epoch)
+        batches = self.method.draw_batches(epoch, self.steps)
+        if batches is None:
+            batches = self.views.order(epoch)
         started, rate = time.perf_counter() - at.seconds, 0.0
         with self.saver.deferring_signals():
-            for views, index in self.views.batches(epoch, self.method.num_views, chosen, at.step):
+            for views, index in self.views.batches(epoch, self.method.num_views, batches, at.step):
                 rate = optim.learning_rate(self.recipe.train, epoch, at.step, self.steps)
                 optim.set_rate(self.optimizer, rate)
                 at.loss = at.loss + update(
@@ -255,7 +247,7 @@ class Training:
                 if self.statistics:
                     self.statistics.merge()
                 at.step += 1
-                tell()
+                after_step()
                 at.seconds = time.perf_counter() - started
                 if at.step < self.steps:
                     self.saver.after_step()
@@ -266,17 +258,15 @@ class Training:
 
     def _start(self, epoch: int) -> None:
         started = time.perf_counter()
-        start_epoch: Callable | None = getattr(self.method, "start_epoch", None)
-        begun = start_epoch(epoch, self.extract) if start_epoch else {}
-        for parameter in getattr(self.method, "renewed", ()):
-            self.optimizer.state.pop(parameter, None)  # the momentum of weights that are no more
+        begun = self.method.start_epoch(epoch, self.extract)
+        for parameter in self.method.renewed():
+            self.optimizer.state.pop(parameter, None)  # momentum of weights that no longer exist
         self.at.begun, self.at.e_step_seconds = begun, time.perf_counter() - started
         self.at.loss = torch.zeros((), device=self.device)
 
     def _end(self, epoch: int, rate: float) -> None:
         at = self.at
-        mean = float(self._checked()) / self.steps
-        end_epoch: Callable | None = getattr(self.method, "end_epoch", None)
+        mean = float(self._finite_loss()) / self.steps
         at.log.append(
             {
                 "epoch": epoch,
@@ -285,13 +275,13 @@ class Training:
                 "seconds": round(at.e_step_seconds + at.seconds, 3),
                 "e_step_seconds": round(at.e_step_seconds, 3),
                 **at.begun,
-                **(end_epoch() if end_epoch else {}),
+                **self.method.end_epoch(),
             }
         )
         at.step, at.begun, at.seconds, at.e_step_seconds = 0, {}, 0.0, 0.0
 
-    def _checked(self) -> Tensor:
-        """The loss so far, over all processes; UserError where it is not finite."""
+    def _finite_loss(self) -> Tensor:
+        """The epoch's loss so far, over all processes. UserError where it is not finite."""
         self.at.loss = distributed.all_reduce_mean(self.at.loss)
         if not torch.isfinite(self.at.loss):
             raise UserError(
@@ -300,34 +290,40 @@ class Training:
             )
         return self.at.loss
 
-    def _probe(self, done: int, labels: np.ndarray) -> None:
-        """A probe where it is due. One that cannot be taken is told, and does not stop the
-        training."""
-        taken = [line["epochs"] for line in self.at.probes]
+    def _measure(self, epochs_done: int, labels: np.ndarray) -> None:
+        """Lets the monitor measure, where it is due. A measurement that fails is reported and does
+        not stop the training."""
+        embedding = self.method.networks().embedding
         if (
-            not monitor.due(done, self.recipe.train.epochs)
-            or done in taken
-            or not monitor.embeds(self.method)
+            not monitor.due(epochs_done, self.recipe.train.epochs)
+            or epochs_done in [line["epochs"] for line in self.at.probes]
+            or embedding is None
         ):
             return
-        started, x_IC = time.perf_counter(), self.extract(monitor.embedding(self.method))
-        found: dict[str, Any] = {"epochs": done}
-        if distributed.is_main():  # the others need not know
+        started, x_IC = time.perf_counter(), self.extract(embedding)
+        measured: dict[str, Any] = {"epochs": epochs_done}
+        if distributed.is_main():  # only the main process writes them
             try:
-                found = monitor.probe(x_IC, labels, done, device=str(self.device))
+                measured = monitor.measure(x_IC, labels, epochs_done, device=str(self.device))
             except UserError as mistake:
-                print(f"no probe after {done} epochs. {mistake}")
+                print(f"no measurement after {epochs_done} epochs. {mistake}")
                 return
-        self.at.probes.append({**found, "seconds": round(time.perf_counter() - started, 3)})
+        seconds = round(time.perf_counter() - started, 3)
+        self.at.probes.append({**measured, "seconds": seconds})
 
     @torch.inference_mode()
     def extract(
-        self, module: nn.Module, epoch: int | None = None, dtype: type = np.float32
+        self,
+        module: nn.Module,
+        epoch: int | None = None,
+        dtype: type[np.floating[Any]] = np.float32,
     ) -> np.ndarray:
-        """[I, C]: the module's output in eval mode for all images, in order; on their centre crops
-        or, of an ``epoch``, on one random view of each. Written row by row into the array returned,
-        so nothing is held twice. Of several processes each takes whole parts of the images, so that
-        features do not depend on their number, and the first gets all; the others [0, 0]."""
+        """The module's output in eval mode for all images, in order, [I, C]: on their centre crops
+        or, with an ``epoch``, on one random view of each that belongs to this epoch. It is written
+        row by row into the array returned, so nothing is held twice.
+
+        Each process takes whole parts of the images, so that features do not depend on the number
+        of processes. The main process gets all rows, the others [0, 0]."""
         was_training = module.training
         module.eval()
         parts = self.views.parts()
@@ -339,30 +335,31 @@ class Training:
         inputs = (
             self.views.centre_crops(mine) if epoch is None else self.views.one_view(epoch, mine)
         )
-        found: np.ndarray = np.empty((0, 0), dtype)
+        features: np.ndarray = np.empty((0, 0), dtype)
         for now in zip_longest(*shares, fillvalue=parts[0][:0]):
             rows = distributed.gather_rows_to_main(
                 self._output(module, next(inputs, None)), [len(part) for part in now]
             )
             if rows is not None:
-                found = found if found.size else np.empty((len(self.views), rows.shape[1]), dtype)
-                found[np.concatenate(now)] = rows.numpy()
+                if not features.size:
+                    features = np.empty((len(self.views), rows.shape[1]), dtype)
+                features[np.concatenate(now)] = rows.numpy()
         module.train(was_training)
-        return found
+        return features
 
     def _output(self, module: nn.Module, inputs: Tensor | None) -> Tensor | None:
         if inputs is None:
             return None
         with autocast(self.recipe.train.precision, inputs.device):
-            return module(inputs).float().cpu()
+            output: Tensor = module(inputs)
+            return output.float().cpu()
 
-    # Checkpoints
-    # ------------------------------------------------------------------------------------------------------
+    # Checkpoints ----------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        """Writes a checkpoint; every ``keep_every`` epochs it is a milestone. Raises UserError if
-        the loss is not finite."""
-        self._checked()
+        """Writes a checkpoint; every ``keep_every`` epochs it is a milestone. UserError if the loss
+        is not finite."""
+        self._finite_loss()
         epochs = len(self.at.log)
         milestone = self.at.step == 0 and self.keep_every and epochs % self.keep_every == 0
         if self.saved and distributed.is_main():
@@ -380,7 +377,7 @@ class Training:
             )
 
     def resume(self) -> None:
-        """Goes on from the newest checkpoint, where there is one."""
+        """Resumes from the newest checkpoint, where there is one."""
         state = distributed.broadcast_from_main(self.saved.read) if self.saved else None
         if state:
             self.at = Position(**state["position"])
@@ -390,9 +387,9 @@ class Training:
 
 
 class _Loss(nn.Module):
-    """A method's loss as a forward pass, which DistributedDataParallel asks for."""
+    """A method's loss as a forward pass, which DistributedDataParallel needs."""
 
-    def __init__(self, method: Any):
+    def __init__(self, method: Method):
         super().__init__()
         self.method = method
 
@@ -407,19 +404,19 @@ def update(
     index_N: Tensor,
     precision: Precision,
 ) -> Tensor:
-    """One step on a method's ``loss``; its value, on the device. Nothing here waits for the
-    device."""
+    """Takes one optimiser step on ``loss`` and returns its value, on the device. Never synchronises
+    with the device."""
     with autocast(precision, index_N.device):
         value = loss(views, index_N)
     optimizer.zero_grad(set_to_none=True)
-    value.backward()
+    value.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     return value.detach()
 
 
 def compile_networks(method: nn.Module) -> None:
-    """torch.compile of every network of the method, in place: names and checkpoints stay as they
-    are. UserError on a CPU without the compiler that it needs there."""
+    """Compiles every network of the method with torch.compile, in place: names and checkpoints stay
+    as they are. UserError on a CPU without a C++ compiler, which torch.compile needs there."""
     compilers = (os.environ.get("CXX", "g++"), "clang++")
     if next(method.parameters()).device.type == "cpu" and not any(map(shutil.which, compilers)):
         raise UserError(
@@ -427,39 +424,5 @@ def compile_networks(method: nn.Module) -> None:
             hint="install g++, or leave out --compile",
         )
     for network in method.children():
-        if not isinstance(network, nn.ModuleList):  # whose members are called one by one
+        if not isinstance(network, nn.ModuleList):  # its members are called one by one
             network.compile()
-
-
-def _check(recipe: Recipe) -> None:
-    train = recipe.train
-    if train.epochs < 0 or train.batch_size < 2:
-        raise UserError(
-            f"{train.epochs} epochs of batches of {train.batch_size}",
-            hint="--epochs from 0, --batch-size from 2",
-        )
-    if not (
-        0 < train.lr < float("inf")
-        and 0 <= train.weight_decay < float("inf")
-        and 0 <= train.sgd_momentum < float("inf")
-    ):
-        raise UserError(
-            f"--lr {train.lr:g}, --weight-decay {train.weight_decay:g}, --sgd-momentum"
-            f" {train.sgd_momentum:g}",
-            hint="--lr is positive, the others are not negative, and all are finite",
-        )
-    augment = recipe.augment
-    if not all(
-        0 <= p <= 1 for p in (augment.flip, augment.jitter_p, augment.grayscale, augment.blur)
-    ):
-        raise UserError("--flip, --jitter-p, --grayscale and --blur are probabilities, from 0 to 1")
-    if augment.size < 1 or not 0 < augment.min_area <= 1:
-        raise UserError(
-            f"views of --size {augment.size} from --min-area {augment.min_area}",
-            hint="--size from 1, --min-area above 0 and at most 1",
-        )
-    if not all(0 <= x < float("inf") for x in augment.jitter) or augment.jitter[3] > 0.5:
-        raise UserError(
-            f"--jitter {augment.jitter}: brightness, contrast and saturation are from 0, hue is"
-            " from 0 to 0.5"
-        )

@@ -4,18 +4,21 @@ augmentation, cosine schedule, temperature 0.2).
 
 Examples:
 
-    python pretrain/moco.py mini  # embedded data, about a minute and a half on one core
+    python pretrain/moco.py mini  # bundled synthetic data, about a minute and a half on one core
     python pretrain/moco.py v2 --data ROOT --device cuda  # ROOT/imagenet/train, the paper's recipe
-    torchrun --nproc_per_node 8 pretrain/moco.py v2 --data ROOT  # the same batch, shared by eight GPUs
+    torchrun --nproc_per_node 8 pretrain/moco.py v2 --data ROOT  # the same batch on eight GPUs
 
 Departure from the released code: it shuffles keys between GPUs, whose BatchNorms see 32 images
-each; here that is done with groups of the batch (``bn_groups``), however many processes share it.
+each; here groups of the batch (``bn_groups``) take the place of GPUs, whatever the number of
+processes.
+
 Shapes: N batch, C embedding, K queue."""
 
-if __name__ == "__main__":  # before torch is imported: --help should not wait for it
-    from pretrain import command, recipes
+if __name__ == "__main__":  # before torch is imported, so that --help is instant
+    from pretrain import command
+    from pretrain.recipes import moco as recipes
 
-    command.main(__doc__, {"v1": recipes.MOCO_V1, "v2": recipes.MOCO_V2, "mini": recipes.MOCO_MINI})
+    command.main(__doc__, recipes.RECIPES)
 
 import copy
 from typing import Any
@@ -24,10 +27,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain import recipes
+from pretrain.method import Method, Networks
 from pretrain.precision import in_fp32
+from pretrain.recipes import moco as recipes
 from protobench import keyed
-from protobench.checkpoints.resnet import ResNet
 from protobench.checkpoints.resnet import build as build_backbone
 from protobench.runtime import distributed
 from protobench.runtime.errors import UserError
@@ -35,8 +38,8 @@ from protobench.runtime.errors import UserError
 
 @in_fp32
 def info_nce(q_NC: Tensor, k_NC: Tensor, queue_KC: Tensor, temperature: float) -> Tensor:
-    """PCL's Eq. 1, the mean over i: -log exp(q.k+ / T) / sum_j exp(q.k_j / T), j over k+ and the
-    queue. Unit-norm inputs."""
+    """PCL's Eq. 1, the mean over i: -log exp(q.k+ / T) / sum_j exp(q.k_j / T), where j runs over
+    k+ and the queue. Inputs have unit norm."""
     pos_N1 = (q_NC * k_NC).sum(1, keepdim=True)
     neg_NK = q_NC @ queue_KC.T
     target_N = torch.zeros(len(q_NC), dtype=torch.long, device=q_NC.device)
@@ -51,7 +54,7 @@ def momentum_update(key: nn.Module, query: nn.Module, momentum: float) -> None:
 
 
 def in_groups(encoder: nn.Module, x: Tensor, groups: int) -> Tensor:
-    """The encoder's output, every group of the batch with BatchNorm statistics of its own."""
+    """The encoder's output; each group of the batch has BatchNorm statistics of its own."""
     return encoder(x) if groups == 1 else torch.cat([encoder(part) for part in x.chunk(groups)])
 
 
@@ -73,10 +76,8 @@ class Encoder(nn.Module):
         return F.normalize(self.head(self.backbone(x)), dim=1)
 
 
-class MoCo(nn.Module):
-    """Query encoder, its moving average, and a queue of the latter's past outputs."""
-
-    num_views = 2
+class MoCo(Method):
+    """Query encoder, key encoder (its moving average), and a queue of past keys."""
 
     def __init__(self, recipe: recipes.MoCo, seed: int):
         super().__init__()
@@ -99,34 +100,19 @@ class MoCo(nn.Module):
         self.register_buffer("queue", F.normalize(torch.randn(recipe.queue, recipe.dim), dim=1))
         self.pointer = self.steps = 0
 
-    @property
-    def backbone(self) -> ResNet:
-        """What is evaluated: the query encoder's."""
-        return self.encoder_q.backbone
-
-    @property
-    def projection(self) -> nn.Module:
-        """The query encoder's head."""
-        return self.encoder_q.head
-
-    @property
-    def momentum_encoder(self) -> tuple[ResNet, nn.Module]:
-        """The key encoder's backbone and head, whose embeddings kNN and AMI use."""
-        return self.encoder_k.backbone, self.encoder_k.head
-
-    @property
-    def bn_groups(self) -> int:
-        """Groups of the whole batch that BatchNorm takes apart."""
-        return self.recipe.bn_groups
+    def networks(self) -> Networks:
+        """The query encoder, and the key encoder as momentum encoder."""
+        query, key = self.encoder_q, self.encoder_k
+        return Networks(query.backbone, query.head, momentum=(key.backbone, key.head))
 
     def embed(self, views: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Queries [n, C] of this process's share and, from the updated key encoder, the keys [N, C]
-        of the whole batch, without gradient."""
-        groups = max(self.bn_groups // distributed.world_size(), 1)
+        """Updates the key encoder. Returns the queries [n, C] of this process's share and the keys
+        [N, C] of the global batch, which carry no gradient."""
+        groups = max(self.recipe.bn_groups // distributed.world_size(), 1)
         q_NC = in_groups(self.encoder_q, views[0], groups)
         with torch.no_grad():
             momentum_update(self.encoder_k, self.encoder_q, self.recipe.momentum)
-            if self.bn_groups == 1:
+            if self.recipe.bn_groups == 1:
                 return q_NC, distributed.concat_all_gather(self.encoder_k(views[1]))
             x_N3HW = distributed.concat_all_gather(views[1])
             shuffle_N = torch.randperm(
@@ -139,25 +125,25 @@ class MoCo(nn.Module):
         return q_NC, torch.empty_like(k_NC).index_copy_(0, shuffle_N, k_NC)
 
     def generator(self, *key: int | str) -> torch.Generator:
-        """This step's random numbers for one purpose, on the method's device."""
+        """A random generator for this step and one purpose, on the method's device."""
         return torch.Generator(self.queue.device).manual_seed(
             keyed.seed(self.seed, self.steps, *key)
         )
 
     @torch.no_grad()
     def enqueue(self, k_NC: Tensor) -> None:
-        """The oldest keys make room and the step ends; the queue is a multiple of the batch, so a
-        batch never wraps."""
+        """Replaces the oldest keys in the queue and ends the step. The queue is a multiple of the
+        batch, so a batch never wraps around."""
         self.queue[self.pointer : self.pointer + len(k_NC)] = k_NC
         self.pointer = (self.pointer + len(k_NC)) % len(self.queue)
         self.steps += 1
 
     def loss(self, views: list[Tensor], index_N: Tensor) -> Tensor:
-        """InfoNCE of this process's share of the batch; moves the key encoder and the queue one
-        step on.
+        """InfoNCE of this process's share of the batch. Advances the key encoder and the queue by
+        one step.
 
-        The queue is cloned because the backward pass still reads it after the keys have been put
-        in."""
+        The queue is cloned because the backward pass still reads it after the keys have been
+        added."""
         q_NC, k_NC = self.embed(views)
         loss = info_nce(
             q_NC, distributed.shard_of(k_NC), self.queue.clone(), self.recipe.temperature
@@ -166,7 +152,7 @@ class MoCo(nn.Module):
         return loss
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Counters, for checkpoints."""
+        """The counters, for checkpoints."""
         return {"pointer": self.pointer, "steps": self.steps}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -175,5 +161,5 @@ class MoCo(nn.Module):
 
 
 def build(recipe: recipes.MoCo, labels: Tensor, num_classes: int, seed: int) -> MoCo:
-    """The method as the loop wants it; labels are not used."""
+    """See method.py; labels are not used."""
     return MoCo(recipe, seed)

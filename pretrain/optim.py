@@ -1,18 +1,18 @@
 """Learning-rate schedules and LARS."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pretrain.recipes import Train
+from pretrain.recipes.common import Train
 
 
 def learning_rate(train: Train, epoch: int, step: int, steps_per_epoch: int) -> float:
-    """The rate of one step. Warm-up rises linearly over its epochs; the schedule then covers what
-    is left."""
+    """The learning rate of one step. Warm-up is linear over its epochs; the schedule covers the
+    remaining ones."""
     now = epoch + step / steps_per_epoch
     if now < train.warmup_epochs:
         return (
@@ -24,21 +24,23 @@ def learning_rate(train: Train, epoch: int, step: int, steps_per_epoch: int) -> 
         return train.lr * 0.1 ** sum(epoch >= milestone for milestone in train.milestones)
     if train.schedule == "cosine-epoch":
         now = epoch
-    share = (now - train.warmup_epochs) / max(train.epochs - train.warmup_epochs, 1)
-    return train.lr * 0.5 * (1 + math.cos(math.pi * share))
+    progress = (now - train.warmup_epochs) / max(train.epochs - train.warmup_epochs, 1)
+    return train.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def optimizer(train: Train, module: nn.Module) -> torch.optim.Optimizer:
+def optimizer(
+    train: Train, module: nn.Module, unscheduled: Iterable[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
     """SGD with momentum, or LARS with biases and BatchNorm excluded from decay and adaptation
-    (SimCLR, appendix B).
-
-    The module's ``unscheduled`` parameters, where it has any, keep the rate ``train.lr``: see
+    (SimCLR, appendix B). The ``unscheduled`` parameters keep the rate ``train.lr``: see
     ``set_rate``."""
-    apart = {id(p) for p in getattr(module, "unscheduled", ())}
+    unscheduled_ids = {id(p) for p in unscheduled}
     groups: list[dict[str, Any]] = []
     for scheduled in (True, False):
         own = [
-            p for p in module.parameters() if p.requires_grad and (id(p) not in apart) == scheduled
+            p
+            for p in module.parameters()
+            if p.requires_grad and (id(p) not in unscheduled_ids) == scheduled
         ]
         if train.optimizer == "sgd":
             groups.append({"params": own, "scheduled": scheduled})
@@ -61,7 +63,7 @@ def optimizer(train: Train, module: nn.Module) -> torch.optim.Optimizer:
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """The rate of the next step, of all that follows the schedule."""
+    """Sets the learning rate of all parameter groups that follow the schedule."""
     for group in optimizer.param_groups:
         if group.get("scheduled", True):
             group["lr"] = rate
@@ -71,7 +73,8 @@ class LARS(torch.optim.Optimizer):
     """Layer-wise adaptive rate scaling (You et al. 2017) as SimCLR uses it, without Nesterov
     momentum.
 
-    g <- g + wd w;  g <- g * eta |w| / |g| (where both norms are positive);  m <- mu m + g;  w <- w - lr m.
+    g <- g + wd w;  g <- g * eta |w| / |g| (where both norms are positive);  m <- mu m + g;
+    w <- w - lr m.
     """
 
     def __init__(
@@ -96,7 +99,7 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient; no host synchronisation."""
+        """Updates every parameter that has a gradient. Never synchronises with the device."""
         for group in self.param_groups:
             for w in group["params"]:
                 if w.grad is None:

@@ -3,41 +3,37 @@
 
 Examples:
 
-    python pretrain/pcl.py mini  # embedded data, about a minute and a half on one core
+    python pretrain/pcl.py mini  # bundled synthetic data, about a minute and a half on one core
     python pretrain/pcl.py v1 --data ROOT --device cuda  # ROOT/imagenet/train, the paper's recipe
-    python pretrain/pcl.py v2 --data ROOT --concentration fixed torchrun --nproc_per_node 8
-    pretrain/pcl.py v1 --data ROOT  # the same batch, shared by eight GPUs
+    python pretrain/pcl.py v2 --data ROOT --concentration fixed
+    torchrun --nproc_per_node 8 pretrain/pcl.py v1 --data ROOT  # the same batch on eight GPUs
 
-Every epoch: E-step, k-means on the momentum features of centre crops; M-step, ProtoNCE. Builds on
-MoCo, as the paper.
+Every epoch has an E-step, k-means on the momentum features of centre crops, and an M-step,
+ProtoNCE. Builds on MoCo, as in the paper.
 
 Departures from the released code:
-- negative prototypes are the first of a random permutation instead of ``random.sample`` on a Python
-  set: the same law in another stream (the original no longer runs on Python 3.11);
-- two images of one prototype in a batch are not each other's negatives. The original makes them so:
-  about one pair a step at K = 25 000 and a batch of 256, most of the batch at small K;
-- the original draws per GPU, where the prototypes of 32 to 64 images of the local batch are extra
-  negatives; here those of the whole batch are;
-- where a granularity has no more prototypes than can be drawn, all of them are compared (small data
-only). Taken from the code where the paper is silent: singletons get the largest phi, phi is clipped
-to its 10th and 90th percentile before it is scaled, k-means runs 20 iterations from 5 starts,
-seeded by the granularity's position, and prototypes are normalised after distances were taken.
+
+- Negative prototypes are the first ones of a random permutation instead of ``random.sample`` on a
+  Python set: the same distribution from another random stream (the original no longer runs on
+  Python 3.11).
+- Two images of one prototype in a batch are not each other's negatives. In the original they are:
+  about one pair per step at K = 25 000 and a batch of 256, most of the batch at small K.
+- The original draws per GPU, where the prototypes of the 32 to 64 images of the local batch are
+  extra negatives; here those of the global batch are.
+- Where there are no more prototypes than can be drawn, all of them are compared (small data only).
+
+Taken from the code where the paper is silent: singletons get the largest phi, phi is clipped to its
+10th and 90th percentiles before it is scaled, k-means runs 20 iterations from 5 starts, seeded by
+the granularity's position, and prototypes are normalised after distances are computed.
+
 Shapes: N batch, C embedding, I images, K prototypes, R negatives."""
 
-if __name__ == "__main__":  # before torch is imported: --help should not wait for it
-    from pretrain import command, recipes
+if __name__ == "__main__":  # before torch is imported, so that --help is instant
+    from pretrain import command
+    from pretrain.recipes import pcl as recipes
 
-    command.main(
-        __doc__,
-        {
-            "v1": recipes.PCL_V1,
-            "v2": recipes.PCL_V2,
-            "mini": recipes.PCL_MINI,
-            "mini-v2": recipes.PCL_V2_MINI,
-        },
-    )
+    command.main(__doc__, recipes.RECIPES)
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -45,9 +41,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretrain import recipes
+from pretrain.method import Extract
 from pretrain.moco import MoCo, info_nce
 from pretrain.precision import in_fp32
+from pretrain.recipes import pcl as recipes
 from protobench.kmeans import kmeans
 from protobench.runtime import distributed
 from protobench.runtime.errors import UserError
@@ -70,9 +67,8 @@ def concentration(
     largest phi, then phi is clipped to the percentiles, then scaled. Finite and positive for every
     input, empty clusters included."""
     prototype_I, distance = torch.from_numpy(assignment_I), torch.from_numpy(distance_I).double()
-    size_K = (
-        torch.bincount(prototype_I, minlength=k).double().numpy()
-    )  # torch counts faster than NumPy, and adds as it does
+    # torch counts faster than NumPy, and sums in the same order
+    size_K = torch.bincount(prototype_I, minlength=k).double().numpy()
     total_K = torch.zeros(k, dtype=torch.float64).scatter_add_(0, prototype_I, distance).numpy()
     phi_K = total_K / (np.maximum(size_K, 1) * np.log(size_K + alpha))
     if singleton_rule:
@@ -80,21 +76,21 @@ def concentration(
     phi_K = phi_K.clip(*np.percentile(phi_K, clip_percentiles))
     if phi_K.max() < 1e-12:  # every image lies on its prototype: nothing to estimate
         return np.full(k, temperature)
-    phi_K = np.maximum(
-        phi_K, 1e-3 * phi_K.max()
-    )  # a cluster of identical images would divide the logits by nothing
-    return phi_K * (temperature / phi_K.mean())
+    # a cluster of identical images would otherwise divide the logits by zero
+    phi_K = np.maximum(phi_K, 1e-3 * phi_K.max())
+    scaled_K: np.ndarray = phi_K * (temperature / phi_K.mean())
+    return scaled_K
 
 
 def draw_negatives(
     positive_N: Tensor, num_prototypes: int, num_negatives: int, generator: torch.Generator
 ) -> Tensor:
-    """R distinct prototypes, none of them positive for an image of the batch, each such set equally
+    """R distinct prototypes, none of them positive for an image of the batch, all such sets equally
     likely; int64 [R].
 
-    The first R of a permutation that are not positive: among the first R + N at most N are. Every
-    shape is known beforehand, so the host never waits for the device. ValueError where R + N are
-    more than ``num_prototypes``."""
+    They are the first R of a permutation that are not positive: at most N of the first R + N are.
+    All shapes are known beforehand, so the host never synchronises with the device. ValueError
+    where R + N exceeds ``num_prototypes``."""
     r, device = num_negatives, positive_N.device
     if r + len(positive_N) > num_prototypes:
         raise ValueError(
@@ -108,9 +104,8 @@ def draw_negatives(
         0, positive_N, False
     )
     free = free_K[candidate]
-    place = torch.where(free, free.cumsum(0) - 1, r).clamp_(
-        max=r
-    )  # what is not wanted lands behind the last
+    # positives, and negatives beyond R, land in a position behind the last
+    place = torch.where(free, free.cumsum(0) - 1, r).clamp_(max=r)
     return candidate.new_empty(r + 1).scatter_(0, place, candidate)[:r]
 
 
@@ -125,46 +120,44 @@ def proto_nce(
     """The prototype term of Eq. 11 for one granularity, the mean over i: -log exp(q.c_s / phi_s) /
     sum_j exp(q.c_j / phi_j).
 
-    j runs over all prototypes (``negative_R`` None), or over the batch's own and the drawn
-    negatives; a prototype that several images of the batch share counts once. ``positive_N`` are
-    the whole batch's, ``q_NC`` may be this process's share of it."""
+    j runs over all prototypes (``negative_R`` None), or over those of the batch and the drawn
+    negatives; a prototype that several images of the batch share counts once. ``positive_N`` is
+    that of the global batch, ``q_NC`` may be this process's share of it."""
     if negative_R is None:
         return F.cross_entropy(q_NC @ prototypes_KC.T / phi_K, distributed.shard_of(positive_N))
     column = torch.cat([positive_N, negative_R])
     logits = q_NC @ prototypes_KC[column].T / phi_K[column]
     same_NN = positive_N[:, None] == positive_N
-    again = same_NN.tril(-1).any(1)  # a later image of an already listed prototype
-    logits = logits.masked_fill(F.pad(again, (0, len(negative_R))), float("-inf"))
-    first = same_NN.int().argmax(1)  # where its prototype is listed
+    repeated = same_NN.tril(-1).any(1)  # an earlier image has the same prototype
+    logits = logits.masked_fill(F.pad(repeated, (0, len(negative_R))), float("-inf"))
+    first = same_NN.int().argmax(1)  # the column of its prototype
     return F.cross_entropy(logits, distributed.shard_of(first))
 
 
 class PCL(MoCo):
-    """MoCo plus prototypes: per granularity the centroids [K, C], their phi [K] and every image's
-    prototype [I]."""
+    """MoCo plus prototypes. Per granularity: the centroids [K, C], their phi [K] and the prototype
+    of every image [I]."""
 
     def __init__(self, recipe: recipes.PCL, seed: int):
         super().__init__(recipe, seed)
         self.recipe: recipes.PCL = recipe
         self.prototypes: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def start_epoch(
-        self, epoch: int, extract: Callable[[torch.nn.Module], np.ndarray]
-    ) -> dict[str, float]:
-        """E-step: clusters the momentum features of all images; returns what the log should know.
-        Of several processes the first does so."""
+    def start_epoch(self, epoch: int, extract: Extract) -> dict[str, float]:
+        """E-step: clusters the momentum features of all images and returns statistics of the
+        clusters. Only the main process clusters; the result is broadcast."""
         self.prototypes = []
         if epoch < self.recipe.warmup:
             return {}
         features_IC = extract(self.encoder_k)
-        found = distributed.broadcast_from_main(
+        clusterings = distributed.broadcast_from_main(
             lambda: [
                 self._cluster(features_IC, m, k) for m, k in enumerate(self.recipe.num_prototypes)
             ]
         )
         log: dict[str, float] = {}
         for k, (centroids_KC, phi_K, prototype_I) in zip(
-            self.recipe.num_prototypes, found, strict=True
+            self.recipe.num_prototypes, clusterings, strict=True
         ):
             self.prototypes.append(
                 (
@@ -185,30 +178,30 @@ class PCL(MoCo):
     def _cluster(
         self, features_IC: np.ndarray, m: int, k: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Centroids [K, C], their phi [K] and every image's prototype [I]."""
+        """Centroids [K, C], their phi [K] and the prototype of every image [I]."""
         recipe = self.recipe
-        found = kmeans(
+        clusters = kmeans(
             features_IC, k, seed=m, niter=recipe.niter, nredo=recipe.nredo, gpu=self.queue.is_cuda
         )
         phi_K = np.full(k, recipe.temperature)
         if recipe.concentration == "estimated":
             phi_K = concentration(
-                found.distance,
-                found.assignment,
+                clusters.distance,
+                clusters.assignment,
                 k,
                 temperature=recipe.temperature,
                 alpha=recipe.alpha,
                 singleton_rule=recipe.singleton_rule,
                 clip_percentiles=recipe.clip_percentiles,
             )
-        return found.centroids, phi_K, found.assignment
+        return clusters.centroids, phi_K, clusters.assignment
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Counters and the epoch's clusters, for checkpoints."""
+        """The counters and the epoch's clusters, for checkpoints."""
         return super().get_extra_state() | {"prototypes": [list(part) for part in self.prototypes]}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restores them."""
+        """Restores what ``get_extra_state`` returned."""
         super().set_extra_state(state)
         device = self.queue.device
         self.prototypes = [
@@ -217,8 +210,8 @@ class PCL(MoCo):
         ]
 
     def loss(self, views: list[Tensor], index_N: Tensor) -> Tensor:
-        """ProtoNCE, Eq. 11: InfoNCE plus the mean of the prototype terms over the M granularities;
-        of this process's share."""
+        """ProtoNCE (Eq. 11) of this process's share: InfoNCE plus the mean of the prototype terms
+        over the M granularities."""
         q_NC, k_NC = self.embed(views)
         loss = info_nce(
             q_NC, distributed.shard_of(k_NC), self.queue.clone(), self.recipe.temperature
@@ -249,11 +242,10 @@ class PCL(MoCo):
 
 
 def build(recipe: recipes.PCL, labels: Tensor, num_classes: int, seed: int) -> PCL:
-    """The method as the loop wants it; labels are not used. UserError where there are more
-    prototypes than images."""
+    """See method.py; labels are not used. UserError where there are more prototypes than images."""
     if recipe.train.epochs and max(recipe.num_prototypes, default=0) > len(labels):
         raise UserError(
-            f"PCL: {max(recipe.num_prototypes)} clusters asked of {len(labels)} images",
+            f"PCL: {max(recipe.num_prototypes)} clusters requested of {len(labels)} images",
             hint="lower --num-prototypes; the paper's 25000, 50000 and 100000 are for ImageNet",
         )
     return PCL(recipe, seed)

@@ -13,13 +13,14 @@ T = TypeVar("T")
 
 
 def autocast(precision: Precision, device: str | torch.device) -> torch.autocast:
-    """The context of a forward pass."""
+    """The context manager of a forward pass."""
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def in_fp32(equation: Callable[P, T]) -> Callable[P, T]:
-    """An equation that takes bf16 to fp32 and computes there, whatever is cast around it: logits
-    are cosines divided by temperatures of 0.1, and bf16 has less than three digits."""
+    """Makes a function of tensors convert bf16 arguments to fp32 and compute in fp32, even under
+    autocast. Logits are cosines divided by temperatures of 0.1, and bf16 has less than three
+    significant digits."""
 
     @functools.wraps(equation)
     def exact(*args: P.args, **how: P.kwargs) -> T:

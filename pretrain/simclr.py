@@ -3,29 +3,29 @@ ICML 2020.
 
 Examples:
 
-    python pretrain/simclr.py mini                          # embedded data
-    python pretrain/simclr.py paper --data ROOT --device cuda  # batch 256, 200 epochs, as a row of PCL's Table 1
-    python pretrain/simclr.py cifar10 --data ROOT --device cuda # batch 512, 1000 epochs, as a row
-    of SPCL's Table 2 torchrun --nproc_per_node 8 pretrain/simclr.py paper --data ROOT   # the same
-    batch, shared by eight GPUs
+    python pretrain/simclr.py mini  # bundled synthetic data
+    python pretrain/simclr.py paper --data ROOT --device cuda    # a row of PCL's Table 1
+    python pretrain/simclr.py cifar10 --data ROOT --device cuda  # a row of SPCL's Table 2
+    torchrun --nproc_per_node 8 pretrain/simclr.py paper --data ROOT  # the same batch on eight GPUs
 
-Departure: inputs are normalised by ImageNet's mean and deviation, as for all methods here (the
-original uses 0..1). Shapes: N batch, C embedding."""
+Departure: inputs are normalised by ImageNet's mean and standard deviation, as for all methods here
+(the original uses 0..1).
 
-if __name__ == "__main__":  # before torch is imported: --help should not wait for it
-    from pretrain import command, recipes
+Shapes: N batch, C embedding."""
 
-    command.main(
-        __doc__,
-        {"paper": recipes.SIMCLR, "cifar10": recipes.SIMCLR_CIFAR10, "mini": recipes.SIMCLR_MINI},
-    )
+if __name__ == "__main__":  # before torch is imported, so that --help is instant
+    from pretrain import command
+    from pretrain.recipes import simclr as recipes
+
+    command.main(__doc__, recipes.RECIPES)
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain import recipes
+from pretrain.method import Method, Networks
 from pretrain.precision import in_fp32
+from pretrain.recipes import simclr as recipes
 from pretrain.similarity import Similarity
 from protobench.checkpoints.resnet import build as build_backbone
 from protobench.runtime import distributed
@@ -33,8 +33,8 @@ from protobench.runtime import distributed
 
 @in_fp32
 def nt_xent(a_NC: Tensor, b_NC: Tensor, temperature: float) -> Tensor:
-    """SimCLR's Eq. 1, the mean over all 2N views: cross-entropy of the other view among the 2N - 1
-    others. Unit norm."""
+    """SimCLR's Eq. 1, the mean over all 2N views: cross-entropy of identifying a view's partner
+    among the 2N - 1 other views. Inputs have unit norm."""
     z = torch.cat([a_NC, b_NC])
     logits = (z @ z.T / temperature).fill_diagonal_(float("-inf"))
     n = len(a_NC)
@@ -42,10 +42,8 @@ def nt_xent(a_NC: Tensor, b_NC: Tensor, temperature: float) -> Tensor:
     return F.cross_entropy(logits, partner)
 
 
-class SimCLR(nn.Module):
+class SimCLR(Method):
     """One encoder, two views, a two-layer projection head."""
-
-    num_views = 2
 
     def __init__(self, recipe: recipes.SimCLR, labels: Tensor):
         super().__init__()
@@ -58,9 +56,13 @@ class SimCLR(nn.Module):
             nn.Linear(width, width), nn.ReLU(), nn.Linear(width, recipe.dim)
         )
 
+    def networks(self) -> Networks:
+        """See ``Method``."""
+        return Networks(self.backbone, self.projection)
+
     def loss(self, views: list[Tensor], index_N: Tensor) -> Tensor:
-        """NT-Xent of the whole batch, of which ``views`` may be a share; both views pass together,
-        so BatchNorm sees 2N images as in the original."""
+        """NT-Xent of the global batch. Both views pass the network together, so BatchNorm sees 2N
+        images, as in the original."""
         z_VNC = F.normalize(self.projection(self.backbone(torch.cat(views))), dim=1).view(
             2, len(views[0]), -1
         )
@@ -69,18 +71,18 @@ class SimCLR(nn.Module):
         return nt_xent(a_NC, b_NC, self.recipe.temperature)
 
     def end_epoch(self) -> dict[str, float]:
-        """TP and FN similarity, for the log."""
+        """Returns TP and FN similarity."""
         return self.similarity.epoch()
 
     def get_extra_state(self) -> dict[str, Tensor]:
-        """What the epoch has measured so far, for checkpoints."""
+        """What has been measured in the current epoch, for checkpoints."""
         return {"similarity": self.similarity.total}
 
     def set_extra_state(self, state: dict[str, Tensor]) -> None:
-        """Restores it."""
+        """Restores what ``get_extra_state`` returned."""
         self.similarity.total = state["similarity"].to(self.labels.device)
 
 
 def build(recipe: recipes.SimCLR, labels: Tensor, num_classes: int, seed: int) -> SimCLR:
-    """The method as the loop wants it; labels are used to measure FN similarity only."""
+    """See method.py; labels are used to measure FN similarity only."""
     return SimCLR(recipe, labels)

@@ -2,33 +2,35 @@
 
 Examples:
 
-    python pretrain/spcl.py mini  # embedded data, about two minutes on one core
-    python pretrain/spcl.py cifar10 --data ROOT --device cuda  # ROOT/cifar-10-batches-py; also cifar100
+    python pretrain/spcl.py mini  # bundled synthetic data, about two minutes on one core
+    python pretrain/spcl.py cifar10 --data ROOT --device cuda  # ROOT/cifar-10-batches-py
+    python pretrain/spcl.py cifar100 --data ROOT --device cuda
     python pretrain/spcl.py imagenet --data ROOT --device cuda
     torchrun --nproc_per_node 8 pretrain/spcl.py imagenet --data ROOT
     python pretrain/spcl.py mini --pairs labels  # the leak: pairs drawn by true class
 
-Every epoch: k-means on the backbone's features of one random view of each image. Every step: pairs
-of images of one prototype p and as many images of other prototypes q; contrastive, metric and
-prototype loss, weighted alike. Labels enter nowhere unless ``pairs`` or ``prototypes`` ask for
-them, except to measure TP and FN.
+Every epoch begins with k-means on the backbone's features of one random view of each image. A step
+takes pairs of images of one prototype p and as many images of other prototypes q; its loss is the
+sum of the contrastive, the metric and the prototype loss with equal weights. Labels are used only
+where ``pairs`` or ``prototypes`` say so, and to measure TP and FN similarity.
 
-How the paper is read, where it leaves a choice (each is a field of the recipe):
-- Algorithm 1 draws one p per step; half a batch cannot come from one cluster of a hundred images,
-  and would be one another's false negatives. Here every pair draws its own p and q, uniformly over
-  the clusters that have two images (p), or one (q).
+How the paper is read where it leaves a choice (each is a field of the recipe):
+
+- Algorithm 1 draws one p per step. Half a batch cannot come from one cluster of a hundred images,
+  and its images would be one another's false negatives. Here every pair draws its own p and q,
+  uniformly over the clusters that have two images (p) or one (q).
 - Eq. 1 leaves the positive out of the denominator, but is called "ordinary NT-Xent, following
   SimCLR", which has it.
-- Eqs. 1-4 are sums over equally many terms, about four per image of a half batch; here means, which
-  keeps their ratio.
-- Eq. 3: g_m sees the vector of absolute differences. The norm of a difference would leave it a
-  single number, and the stated 36 million parameters a gap: 23.5 + g_c 4.5 + g_p 4.2 + a two-layer
-  g_m 4.2 = 36.4.
-- Algorithm 1 initialises all three heads every epoch. Only g_p has to be: its outputs are renamed
-  by each clustering.
-- A head that starts anew has one epoch to learn. At the annealed rate it learns nothing (embedded
-  data: its loss, from 5.0, comes down to 0.6 in epoch 10 of 40 and stays at 4.9 in the last one)
-  and hands the backbone the gradient of a random map. It is trained at the peak rate throughout;
+- Eqs. 1-4 are sums over equally many terms, about four per image of a half batch; here they are
+  means, which keeps their ratio.
+- Eq. 3: g_m sees the vector of absolute differences. The norm of the difference would be a single
+  number, and would leave a gap to the stated 36 million parameters: 23.5 + g_c 4.5 + g_p 4.2 + a
+  two-layer g_m 4.2 = 36.4.
+- Algorithm 1 initialises all three heads every epoch. Only g_p has to be re-initialised, because
+  each clustering renames its outputs.
+- A re-initialised head has one epoch to learn. At the annealed rate it learns nothing (bundled
+  data: its loss falls from 5.0 to 0.6 in epoch 10 of 40 and stays at 4.9 in the last one) and
+  passes the gradient of a random map to the backbone. It is trained at the peak rate throughout;
   the released code gives it an optimiser of its own at a constant rate.
 - A batch of 512 is 512 images, 256 from p and 256 from q, in two views each: the same work as
   SimCLR at 512.
@@ -36,35 +38,28 @@ How the paper is read, where it leaves a choice (each is a field of the recipe):
   how they differ from torchvision's.
 
 Departures from the released code (github.com/stoneMo/SPCL), which cannot support the paper: it
-draws its pairs by the *true* classes, gives pseudo-labels to images in another order than they were
-computed in, trains with BatchNorm in evaluation mode, and has 10 outputs for 512 prototypes. Here
-pseudo-labels belong to images by their number, whatever the order or the workers.
+draws its pairs by the *true* classes, assigns pseudo-labels to images in another order than they
+were computed in, trains with BatchNorm in evaluation mode, and has 10 outputs for 512 prototypes.
+Here pseudo-labels belong to images by their number, whatever the order or the number of workers.
 
 Rules for what the paper does not foresee: a cluster of one image is never p; an image drawn twice
 into a batch is seen in other views and is not its own negative; empty clusters are not drawn; if
-all images fall into one cluster training stops.
+all images fall into one cluster, training stops.
 
 Memory of the clustering: features are kept at unit length in half precision, ImageNet's 1.28 M x
 2048 in 5.2 GB; k-means learns from at most 256 images per prototype (K = 2048: 4.3 GB in single
 precision); images are assigned in blocks of 0.5 GB: 9.5 GB at most. With ``whiten`` 256: 5.2 GB,
-4.1 GB to learn from, then 1.3 GB in their place. Shapes: N batch, C embedding, D feature, I images,
-K prototypes, S steps."""
+4.1 GB to learn from, then 1.3 GB in their place.
 
-if __name__ == "__main__":  # before torch is imported: --help should not wait for it
-    from pretrain import command, recipes
+Shapes: N batch, C embedding, D feature, I images, K prototypes, S steps."""
 
-    command.main(
-        __doc__,
-        {
-            "cifar10": recipes.SPCL_CIFAR10,
-            "cifar100": recipes.SPCL_CIFAR100,
-            "imagenet": recipes.SPCL_IMAGENET,
-            "mini": recipes.SPCL_MINI,
-        },
-    )
+if __name__ == "__main__":  # before torch is imported, so that --help is instant
+    from pretrain import command
+    from pretrain.recipes import spcl as recipes
+
+    command.main(__doc__, recipes.RECIPES)
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -72,8 +67,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain import recipes
+from pretrain.method import Extract, Method, Networks
 from pretrain.precision import in_fp32
+from pretrain.recipes import spcl as recipes
 from pretrain.similarity import Similarity
 from protobench import keyed
 from protobench.checkpoints.resnet import build as build_backbone
@@ -82,7 +78,7 @@ from protobench.runtime import distributed
 from protobench.runtime.errors import UserError
 
 POINTS_PER_PROTOTYPE = 256
-"""Images that k-means learns from; faiss's own default."""
+"""How many images per prototype k-means learns from at most; faiss's own default."""
 
 
 @in_fp32
@@ -90,22 +86,22 @@ def contrastive_loss(
     a_NC: Tensor, b_NC: Tensor, image_N: Tensor, temperature: float, decoupled: bool = False
 ) -> Tensor:
     """Eqs. 1 and 2, the mean over all 2N views: -log exp(s(z, z') / T) / sum_j exp(s(z, z_j) / T).
-    Unit norm.
+    Inputs have unit norm.
 
-    j runs over the views of all other images (``image_N``: their numbers) and z', which
-    ``decoupled`` leaves out."""
+    j runs over the views of all other images (``image_N`` are the image numbers) and over z',
+    which ``decoupled`` leaves out."""
     z, image = torch.cat([a_NC, b_NC]), image_N.repeat(2)
     positive = (a_NC * b_NC).sum(1).repeat(2) / temperature
     rest = (z @ z.T / temperature).masked_fill(image[:, None] == image, float("-inf")).logsumexp(1)
-    if decoupled:  # a view with no other image to be told from has no term
+    if decoupled:  # a view without any negative has no term
         return (rest - positive).masked_fill(rest.isneginf(), 0.0).mean()
     return -F.logsigmoid(positive - rest).mean()
 
 
 @in_fp32
 def metric_loss(same: Tensor, different: Tensor) -> Tensor:
-    """Eq. 3, the mean over its terms: cross-entropy of g_m's logits with 1 for pairs of one
-    prototype, 0 for those of two."""
+    """Eq. 3, the mean over its terms: cross-entropy of g_m's logits, whose targets are 1 for pairs
+    of one prototype and 0 for pairs of two."""
     return -(F.logsigmoid(same).mean() + F.logsigmoid(-different).mean()) / 2
 
 
@@ -119,9 +115,9 @@ def prototype_loss(logits_NK: Tensor, prototype_N: Tensor) -> Tensor:
 def symmetric_cross_entropy(
     logits_NK: Tensor, prototype_N: Tensor, alpha: float, beta: float
 ) -> Tensor:
-    """Wang et al. (ICCV 2019), Eqs. 5-7: alpha CE(q, p) + beta CE(p, q), the logarithm of a one-hot
-    q's zeros taken as that of 1e-4: the second is -log(1e-4) times the probability of all other
-    prototypes."""
+    """Wang et al. (ICCV 2019), Eqs. 5-7: alpha CE(q, p) + beta CE(p, q). The zeros of a one-hot q
+    are replaced by 1e-4 in the logarithm, so the second term is -log(1e-4) times the probability of
+    all other prototypes."""
     p_N = logits_NK.softmax(1).gather(1, prototype_N[:, None])
     return (
         alpha * F.cross_entropy(logits_NK, prototype_N) + beta * -math.log(1e-4) * (1 - p_N).mean()
@@ -136,19 +132,19 @@ def draw_batches(
     *,
     one_anchor: bool = False,
 ) -> np.ndarray:
-    """Algorithm 1, lines 5 and 6: image numbers, int64 [S, N]. A quarter of each batch are first
-    images of pairs, the next their partners of the same group, distinct; the half that follows are
-    images of other groups, n + N/2 of another than n's.
+    """Algorithm 1, lines 5 and 6: image numbers, int64 [S, N]. The first quarter of a batch are the
+    first images of pairs, the second quarter their partners, distinct images of the same group; the
+    second half are images of other groups: image n + N/2 is of another group than image n.
 
     Groups p are equally likely among those of two images or more, q among all others that are not
-    empty; ``one_anchor``: one p for a whole step. Raises UserError where there is no pair, or only
-    one group."""
+    empty. With ``one_anchor`` a whole step has one p. UserError where there is no pair, or only one
+    group."""
     size_K = np.bincount(group_I)
     member_I, start_K = np.argsort(group_I, kind="stable"), np.cumsum(size_K) - size_K
     paired, filled = np.flatnonzero(size_K >= 2), np.flatnonzero(size_K)
     if len(filled) < 2:
         raise UserError(
-            "SPCL: all images lie in one cluster (or class), so there is nothing to tell apart",
+            "SPCL: all images lie in one cluster (or class), so there are no negatives",
             hint=(
                 "if these are clusters, the encoder has collapsed: lower --lr, or raise"
                 " --num-prototypes"
@@ -156,8 +152,8 @@ def draw_batches(
         )
     if not len(paired):
         raise UserError(
-            f"SPCL: each of the {len(filled)} clusters (or classes) holds a single image, so no"
-            " pair shares one",
+            f"SPCL: each of the {len(filled)} clusters (or classes) holds a single image, so"
+            " there are no pairs",
             hint="if these are clusters, lower --num-prototypes",
         )
     quarter = batch_size // 4
@@ -175,10 +171,8 @@ def draw_batches(
     )
 
 
-class SPCL(nn.Module):
+class SPCL(Method):
     """A backbone with three heads: g_c (projection), g_m (metric), g_p (one per K)."""
-
-    num_views = 2
 
     def __init__(self, recipe: recipes.SPCL, labels: Tensor, num_classes: int, seed: int):
         super().__init__()
@@ -203,34 +197,37 @@ class SPCL(nn.Module):
         self.classes = self.groups = labels.numpy()
         self.similarity, self.drawn = Similarity(), dict[str, float]()
         self.terms: dict[str, list[Tensor]] = {}
-        self.renewed: list[nn.Parameter] = []
 
-    def start_epoch(self, epoch: int, extract: Callable[..., np.ndarray]) -> dict[str, float]:
-        """Algorithm 1, lines 2 and 3: new heads, new clusters; returns what the log should know.
+    def networks(self) -> Networks:
+        """See ``Method``."""
+        return Networks(self.backbone, self.projection)
 
-        A cluster is known by the numbers of its images, so it does not matter in which order images
-        are trained on."""
+    def start_epoch(self, epoch: int, extract: Extract) -> dict[str, float]:
+        """Algorithm 1, lines 2 and 3: re-initialises heads, clusters anew, and returns statistics
+        of the clusters.
+
+        Clusters hold image numbers, so the order in which images are trained on does not matter."""
         log: dict[str, float] = {}
         self._renew(epoch)
         if numbers := self._clusterings():
             features_ID = extract(_Unit(self.backbone), epoch=epoch, dtype=np.float16)
-            found = distributed.broadcast_from_main(
+            clusterings = distributed.broadcast_from_main(
                 lambda: self._cluster(features_ID, epoch, numbers)
             )
-            for k, assignment_I in zip(numbers, found, strict=True):
+            for k, assignment_I in zip(numbers, clusterings, strict=True):
                 sizes = np.bincount(assignment_I, minlength=k)
                 log |= {
                     f"clusters_{k}_empty": int((sizes == 0).sum()),
                     f"clusters_{k}_single": int((sizes == 1).sum()),
                     f"clusters_{k}_sd": float(sizes.std()),
                 }
-            self._use([torch.from_numpy(assignment_I) for assignment_I in found])
+            self._use([torch.from_numpy(assignment_I) for assignment_I in clusterings])
         return log
 
     def _cluster(
         self, features_ID: np.ndarray, epoch: int, numbers: tuple[int, ...]
     ) -> list[np.ndarray]:
-        """Every image's cluster [I], per number of clusters."""
+        """The cluster of every image [I], for each number of clusters."""
         recipe = self.recipe
         if recipe.whiten:
             features_ID = whitened(features_ID, recipe.whiten, seed=epoch)
@@ -248,14 +245,14 @@ class SPCL(nn.Module):
         ]
 
     def _use(self, clusters: list[Tensor]) -> None:
-        """Makes ``clusters``, [I] each, the epoch's prototypes and, where the recipe says so, its
-        groups."""
+        """Makes ``clusters``, [I] each, the epoch's prototypes and, where the recipe says so, the
+        groups that pairs are drawn from."""
         if clusters and self.recipe.pairs == "clusters":
             self.groups = clusters[0].cpu().numpy()
         self.prototypes = [prototype_I.to(self.labels.device) for prototype_I in clusters]
 
     def get_extra_state(self) -> dict[str, Any]:
-        """The epoch's clusters and what it has measured so far, for checkpoints."""
+        """The epoch's clusters and what has been measured in it, for checkpoints."""
         return {
             "prototypes": self.prototypes,
             "similarity": self.similarity.total,
@@ -263,7 +260,7 @@ class SPCL(nn.Module):
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restores them."""
+        """Restores what ``get_extra_state`` returned."""
         self._use(state["prototypes"])
         self.similarity.total = state["similarity"].to(self.labels.device)
         self.terms = {
@@ -271,7 +268,7 @@ class SPCL(nn.Module):
         }
 
     def draw_batches(self, epoch: int, steps: int) -> np.ndarray:
-        """The epoch's batches, [S, N]: see ``draw_batches`` above."""
+        """The epoch's batches, [S, N]: see the function ``draw_batches``."""
         size, rng = self.recipe.train.batch_size, keyed.generator(self.seed, "pairs", epoch)
         batches_SN = draw_batches(
             self.groups, steps, size, rng, one_anchor=self.recipe.anchors == "step"
@@ -284,17 +281,17 @@ class SPCL(nn.Module):
         return batches_SN
 
     def loss(self, views: list[Tensor], index_N: Tensor) -> Tensor:
-        """Eq. 5; all views pass together, as in SimCLR. A batch is laid out as ``draw_batches``
-        gives it. Of several processes each passes its share through the backbone, and all have the
-        heads and losses of the whole batch, which are small beside it."""
+        """Eq. 5. All views pass the network together, as in SimCLR. The layout of a batch is that
+        of ``draw_batches``. Each process passes its share through the backbone; heads and losses,
+        which cost little, are computed for the global batch in every process."""
         recipe, n = self.recipe, len(index_N)
         h_VND = distributed.concat_all_gather_with_grad(
             self.backbone(torch.cat(views)).view(2, len(views[0]), -1), dim=1
         )
         a_NC, b_NC = F.normalize(self.projection(h_VND), dim=2)
-        draw_N = torch.arange(n, device=index_N.device)
-        draw_N[n // 4 : n // 2] -= n // 4  # partners
-        self.similarity.add(a_NC.detach(), b_NC.detach(), self.labels[index_N], index_N, draw_N)
+        pair_N = torch.arange(n, device=index_N.device)
+        pair_N[n // 4 : n // 2] -= n // 4  # partners
+        self.similarity.add(a_NC.detach(), b_NC.detach(), self.labels[index_N], index_N, pair_N)
         terms = {}
         if recipe.alpha:
             terms["contrastive"] = recipe.alpha * self._contrastive(a_NC, b_NC, index_N)
@@ -304,7 +301,7 @@ class SPCL(nn.Module):
                 h_VND[:, n // 4 : n // 2],
                 h_VND[:, n // 2 :],
             )
-            # |h - h^| is the same seen from the partner: every pair counts for both
+            # |h - h^| is the same for the partner, so every pair counts for both
             same, different = (
                 self._distance(first, partner),
                 self._distance(h_VND[:, : n // 2], other),
@@ -319,30 +316,28 @@ class SPCL(nn.Module):
         return torch.stack([*terms.values()]).sum()
 
     def end_epoch(self) -> dict[str, float]:
-        """The loss by its terms, TP and FN similarity, and which shares of the pairs drawn as
-        positive, and as negative, are of one true class."""
+        """Returns the terms of the loss, TP and FN similarity, and the fractions of positive and of
+        negative pairs that are of one true class."""
         losses = {name: float(torch.stack(values).mean()) for name, values in self.terms.items()}
         self.terms = {}
         return losses | self.similarity.epoch() | self.drawn
 
-    def renewable(self) -> list[nn.Linear]:
-        """The layers that start anew every epoch."""
-        named = self.recipe.prototypes == "labels"  # classes keep their meaning
-        heads: list[nn.Module] = [] if named else [self.prototype_heads]
+    def renewed(self) -> list[nn.Parameter]:
+        """See ``Method``."""
+        return [parameter for layer in self._renewed_layers() for parameter in layer.parameters()]
+
+    def unscheduled(self) -> list[nn.Parameter]:
+        """What is re-initialised every epoch, and so has but one epoch to learn."""
+        return self.renewed() if self.recipe.renewed_rate == "peak" else []
+
+    def _renewed_layers(self) -> list[nn.Linear]:
+        on_classes = self.recipe.prototypes == "labels"  # they keep their meaning
+        heads: list[nn.Module] = [] if on_classes else [self.prototype_heads]
         heads += [self.projection, self.metric] if self.recipe.reset == "all" else []
         return [layer for head in heads for layer in head.modules() if isinstance(layer, nn.Linear)]
 
-    @property
-    def unscheduled(self) -> list[nn.Parameter]:
-        """What is trained at the peak rate throughout: it has but one epoch to learn."""
-        return (
-            [p for layer in self.renewable() for p in layer.parameters()]
-            if self.recipe.renewed_rate == "peak"
-            else []
-        )
-
     def _clusterings(self) -> tuple[int, ...]:
-        """The numbers of clusters that are needed."""
+        """The numbers of clusters for which a clustering is needed."""
         if self.recipe.prototypes == "clusters" and self.recipe.gamma:
             return self.recipe.num_prototypes
         return self.recipe.num_prototypes[:1] if self.recipe.pairs == "clusters" else ()
@@ -380,19 +375,16 @@ class SPCL(nn.Module):
         return torch.stack(losses).mean()
 
     def _renew(self, epoch: int) -> None:
-        """Draws the weights of heads anew and tells the loop, whose optimiser forgets their
-        momentum."""
-        layers = self.renewable()
+        """Re-initialises heads."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(keyed.seed(self.seed, "heads", epoch))
-            for layer in layers:
+            for layer in self._renewed_layers():
                 fresh = nn.Linear(layer.in_features, layer.out_features)
                 layer.load_state_dict(fresh.state_dict())
-        self.renewed = [parameter for layer in layers for parameter in layer.parameters()]
 
 
 class _Unit(nn.Module):
-    """The backbone's features at unit length."""
+    """The backbone's features, scaled to unit length."""
 
     def __init__(self, backbone: nn.Module):
         super().__init__()
@@ -417,7 +409,7 @@ def _check(recipe: recipes.SPCL, labels: Tensor, num_classes: int) -> None:
     if not all(0 <= weight < float("inf") for weight in weights) or not any(weights):
         raise UserError(
             f"SPCL: the weights alpha, beta, gamma are {weights}",
-            hint="none is negative, one at least is not 0",
+            hint="none may be negative, and at least one must not be 0",
         )
     if recipe.train.batch_size % 4:
         raise UserError(
@@ -429,7 +421,7 @@ def _check(recipe: recipes.SPCL, labels: Tensor, num_classes: int) -> None:
         raise UserError(f"SPCL: --num-prototypes {recipe.num_prototypes} must be 2 or more")
     if "clusters" in (recipe.pairs, recipe.prototypes) and max(recipe.num_prototypes) > len(labels):
         raise UserError(
-            f"SPCL: {max(recipe.num_prototypes)} prototypes asked of {len(labels)} images",
+            f"SPCL: {max(recipe.num_prototypes)} prototypes requested of {len(labels)} images",
             hint="lower --num-prototypes; the paper's 512 are for CIFAR, 2048 for ImageNet",
         )
     if "labels" in (recipe.pairs, recipe.prototypes) and num_classes < 2:
@@ -441,5 +433,5 @@ def _check(recipe: recipes.SPCL, labels: Tensor, num_classes: int) -> None:
 
 
 def build(recipe: recipes.SPCL, labels: Tensor, num_classes: int, seed: int) -> SPCL:
-    """The method as the loop wants it; labels measure, and train only where the recipe says so."""
+    """See method.py; labels measure, and train only where the recipe says so."""
     return SPCL(recipe, labels, num_classes, seed)

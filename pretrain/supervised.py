@@ -3,23 +3,27 @@
 Examples:
 
     python pretrain/supervised.py mini
-    python pretrain/supervised.py paper --data ROOT --device cuda  # torchvision's V1 recipe; its weights do as well
+    python pretrain/supervised.py paper --data ROOT --device cuda  # torchvision's V1 recipe
+
+torchvision's own weights serve as well.
 """
 
-if __name__ == "__main__":  # before torch is imported: --help should not wait for it
-    from pretrain import command, recipes
+if __name__ == "__main__":  # before torch is imported, so that --help is instant
+    from pretrain import command
+    from pretrain.recipes import supervised as recipes
 
-    command.main(__doc__, {"paper": recipes.SUPERVISED, "mini": recipes.SUPERVISED_MINI})
+    command.main(__doc__, recipes.RECIPES)
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain import recipes
+from pretrain.method import Method, Networks
+from pretrain.recipes import supervised as recipes
 from protobench.checkpoints.resnet import build as build_backbone
 from protobench.runtime import distributed
 
 
-class Supervised(nn.Module):
+class Supervised(Method):
     """A classifier."""
 
     num_views = 1
@@ -31,13 +35,17 @@ class Supervised(nn.Module):
         self.labels: Tensor
         self.register_buffer("labels", labels, persistent=False)
 
+    def networks(self) -> Networks:
+        """See ``Method``."""
+        return Networks(self.backbone)
+
     def loss(self, views: list[Tensor], index_N: Tensor) -> Tensor:
-        """Cross-entropy of one view."""
+        """Cross-entropy of one view's logits with the labels."""
         return F.cross_entropy(
             self.fc(self.backbone(views[0])), self.labels[distributed.shard_of(index_N)]
         )
 
 
 def build(recipe: recipes.Supervised, labels: Tensor, num_classes: int, seed: int) -> Supervised:
-    """The method as the loop wants it."""
+    """See method.py."""
     return Supervised(recipe, labels, num_classes)

@@ -6,27 +6,31 @@ Example:
     python pretrain/untrained.py mini
 """
 
-if __name__ == "__main__":  # before torch is imported: --help should not wait for it
-    from pretrain import command, recipes
+if __name__ == "__main__":  # before torch is imported, so that --help is instant
+    from pretrain import command
+    from pretrain.recipes import untrained as recipes
 
-    command.main(__doc__, {"paper": recipes.UNTRAINED, "mini": recipes.UNTRAINED_MINI})
+    command.main(__doc__, recipes.RECIPES)
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from pretrain import recipes
+from pretrain.method import Method, Networks
+from pretrain.recipes import untrained as recipes
 from protobench.checkpoints.resnet import build as build_backbone
 
 
-class Untrained(nn.Module):
-    """Never steps: its recipe has no epochs."""
-
-    num_views = 1
+class Untrained(Method):
+    """A backbone that is never trained: its recipe has no epochs."""
 
     def __init__(self, recipe: recipes.Untrained):
         super().__init__()
         self.backbone = build_backbone(recipe.arch)
 
+    def networks(self) -> Networks:
+        """See ``Method``."""
+        return Networks(self.backbone)
+
 
 def build(recipe: recipes.Untrained, labels: Tensor, num_classes: int, seed: int) -> Untrained:
-    """The method as the loop wants it; labels are not used."""
+    """See method.py; labels are not used."""
     return Untrained(recipe)

@@ -18,7 +18,8 @@ import pytest
 import torch
 from filelock import FileLock
 
-from pretrain import loop, recipes
+from pretrain import loop
+from pretrain.recipes import moco, untrained
 from protobench.data import image_list
 from protobench.data.image_list import ImageList
 from protobench.data.synthetic import bundled, scenes
@@ -113,17 +114,13 @@ def train_images(world) -> ImageList:
 @pytest.fixture(scope="session")
 def encoder_file(once) -> Path:
     """An untrained embedded-tier encoder in our own format."""
-    return once(
-        "encoder", lambda folder: loop.pretrain(recipes.UNTRAINED_MINI, None, folder, seed=0)
-    )
+    return once("encoder", lambda folder: loop.pretrain(untrained.MINI, None, folder, seed=0))
 
 
 @pytest.fixture(scope="session")
 def moco_file(once, train_images) -> Path:
     """An embedded-tier MoCo after one epoch: it has a head and a momentum encoder."""
-    recipe = replace(
-        recipes.MOCO_MINI, train=replace(recipes.MOCO_MINI.train, epochs=1, batch_size=64), queue=64
-    )
+    recipe = replace(moco.MINI, train=replace(moco.MINI.train, epochs=1, batch_size=64), queue=64)
     return once("moco", lambda folder: loop.pretrain(recipe, train_images, folder, seed=0))
 
 

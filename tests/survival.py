@@ -28,8 +28,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tiny import tiny_methods
 
-from pretrain import loop, recipes
+from pretrain import loop
 from protobench import records
 from protobench.checkpoints import encoders
 from protobench.data import imagenet
@@ -58,9 +59,9 @@ def _short(recipe: Any, **changes: Any) -> Any:
 
 
 METHODS = {
-    "moco": _short(recipes.MOCO_MINI, queue=64),
-    "pcl": _short(recipes.PCL_MINI, queue=64, num_prototypes=(5, 10), warmup=1),
-    "spcl": _short(recipes.SPCL_MINI, num_prototypes=(8,)),
+    name: recipe
+    for name, recipe in tiny_methods().items()
+    if name in ("moco", "pcl", "spcl")  # those with a state beyond their weights
 }
 
 

@@ -8,7 +8,7 @@ from torchvision import transforms as v1
 from torchvision.transforms.v2 import functional as tv
 
 from pretrain.augment import tensor
-from pretrain.recipes import Augment
+from pretrain.recipes.common import Augment
 from protobench import keyed
 
 pytestmark = pytest.mark.arithmetic

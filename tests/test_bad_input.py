@@ -30,7 +30,7 @@ from PIL import Image, ImageFile
 
 from evaluate import ami, detection, fullsvm, gallery, knn, linear, lowshot, semisup
 from pretrain import command as pretrain_command
-from pretrain import recipes
+from pretrain.recipes import moco, pcl
 from protobench import __main__ as protobench_command
 from protobench import records
 from protobench.checkpoints import encoders, resnet
@@ -43,12 +43,12 @@ from protobench.runtime.errors import UserError
 
 def pretrain() -> int:
     """python pretrain/moco.py and pcl.py, with tiny recipes."""
-    train = replace(recipes.MOCO_MINI.train, epochs=1, batch_size=4)
+    train = replace(moco.MINI.train, epochs=1, batch_size=4)
     return pretrain_command._main(
         "",
         {
-            "moco": replace(recipes.MOCO_MINI, queue=8, train=train),
-            "pcl": replace(recipes.PCL_MINI, queue=8, train=train, num_prototypes=(3,), warmup=0),
+            "moco": replace(moco.MINI, queue=8, train=train),
+            "pcl": replace(pcl.MINI, queue=8, train=train, num_prototypes=(3,), warmup=0),
         },
     )
 
@@ -675,7 +675,7 @@ def test_senseless_numbers_of_an_evaluation(
 @pytest.mark.parametrize(
     ("method", "flags", "told", "hint"),
     [
-        ("pcl", ("--num-prototypes", 13), "13 clusters asked of 12 images", "--num-prototypes"),
+        ("pcl", ("--num-prototypes", 13), "13 clusters requested of 12 images", "--num-prototypes"),
         ("moco", ("--epochs", -1), "-1 epochs", "--epochs from 0"),
         ("moco", ("--lr", -1), "sgd-momentum 0.9", "--lr is positive"),
         ("moco", ("--lr", "inf"), "sgd-momentum 0.9", "--lr is positive"),

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from origins import linear, moco, training, under
 
-from pretrain import recipes
 from pretrain.moco import MoCo
+from pretrain.recipes import moco as moco_recipes
 from protobench.checkpoints import encoders, resnet
 from protobench.checkpoints.layouts import LoadOptions
 from protobench.checkpoints.resnet import Arch
@@ -158,21 +158,21 @@ def test_a_head_of_known_shape_is_kept(tmp_path, backbone):
 
 
 def test_our_own_export_round_trips(tmp_path):
-    method = MoCo(recipes.MOCO_MINI, seed=0)
+    method = MoCo(moco_recipes.MINI, seed=0)
     encoders.export(
         tmp_path / "e.safetensors",
-        method.backbone,
+        method.networks().backbone,
         key="k",
-        input_=recipes.MOCO_MINI.input,
+        input_=moco_recipes.MINI.input,
         trained={"method": "moco"},
     )
     encoder = encoders.load(tmp_path / "e.safetensors")
     assert encoder.key == "k"
-    assert encoder.input == recipes.MOCO_MINI.input
+    assert encoder.input == moco_recipes.MINI.input
     assert encoder.report.origin == "protobench"
     assert encoder.report.trained == {"method": "moco"}
     assert "centre 32" in encoder.summary()
-    for name, tensor in method.backbone.state_dict().items():
+    for name, tensor in method.networks().backbone.state_dict().items():
         assert torch.equal(encoder.backbone.state_dict()[name], tensor)
 
 

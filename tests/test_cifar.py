@@ -13,7 +13,7 @@ from torchvision import datasets
 
 from evaluate import linear
 from pretrain import command as pretrain_command
-from pretrain import recipes
+from pretrain.recipes import spcl
 from protobench import __main__ as main
 from protobench import features
 from protobench.checkpoints import encoders, resnet
@@ -277,7 +277,7 @@ def test_pretraining_and_probing_on_it_from_the_command_line(command, tmp_path, 
         8,
     )
     code, out, err = command(
-        lambda: pretrain_command._main("doc", {"cifar10": recipes.SPCL_CIFAR10}),
+        lambda: pretrain_command._main("doc", {"cifar10": spcl.CIFAR10}),
         "cifar10",
         *flags,
         "--num-prototypes",
@@ -307,7 +307,7 @@ def test_pretraining_and_probing_on_it_from_the_command_line(command, tmp_path, 
     assert "linear probe on cifar10, 128-D, 1 epochs of 50 images, 10 test images" in out
     assert "mean 0.4914 0.4822 0.4465" in out, "the normalisation it was trained with"
     code, _, err = command(
-        lambda: pretrain_command._main("doc", {"cifar100": recipes.SPCL_CIFAR100}),
+        lambda: pretrain_command._main("doc", {"cifar100": spcl.CIFAR100}),
         "cifar100",
         *flags,
     )

@@ -14,7 +14,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pretrain import loop, recipes
+from pretrain import loop
+from pretrain.recipes import moco
 from protobench.checkpoints import encoders, resnet
 from protobench.data import imagenet
 from protobench.data.synthetic import bundled
@@ -81,9 +82,9 @@ def _unit(tmp_path, world, epochs):
         runs=tmp_path / "runs",
     )
     recipe = replace(
-        recipes.MOCO_MINI,
+        moco.MINI,
         queue=64,
-        train=replace(recipes.MOCO_MINI.train, epochs=epochs, batch_size=32),
+        train=replace(moco.MINI.train, epochs=epochs, batch_size=32),
     )
     return SlurmJob(
         replace(job, recipe=recipe),

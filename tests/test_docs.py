@@ -22,7 +22,8 @@ import pytest
 import torch
 import torchvision
 
-from pretrain import loop, recipes
+from pretrain import loop
+from pretrain.recipes import simclr as simclr_recipes
 from protobench.runtime import cli
 from tables.engine import catalogue
 
@@ -185,7 +186,7 @@ def test_a_command_is_understood_by_the_program_it_names(command, monkeypatch, c
 @pytest.fixture(scope="module")
 def files_named(once, train_images, world) -> dict[str, Path]:
     """What stands in for the files that examples name."""
-    recipe = replace(recipes.SIMCLR_MINI, train=replace(recipes.SIMCLR_MINI.train, epochs=1))
+    recipe = replace(simclr_recipes.MINI, train=replace(simclr_recipes.MINI.train, epochs=1))
     simclr = once("docs", lambda folder: loop.pretrain(recipe, train_images, folder, seed=0))
     torch.save(torchvision.models.resnet18().state_dict(), simclr.with_name("resnet18.pth"))
     return {"--ckpt": simclr, "FILE": simclr.with_name("resnet18.pth"), "/data": world}

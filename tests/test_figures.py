@@ -15,7 +15,9 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from evaluate import gallery, tsne
-from pretrain import history, loop, recipes
+from pretrain import history, loop
+from pretrain.recipes import moco as moco_recipes
+from pretrain.recipes import pcl, simclr, spcl
 from protobench import records
 from protobench.checkpoints import encoders
 from protobench.kmeans import Clustering
@@ -28,8 +30,8 @@ from tables.pcl import figure5, figure6
 from tables.spcl import figure2
 
 PCL = replace(
-    recipes.PCL_MINI,
-    train=replace(recipes.PCL_MINI.train, epochs=2, batch_size=64),
+    pcl.MINI,
+    train=replace(pcl.MINI.train, epochs=2, batch_size=64),
     queue=64,
     warmup=1,
     num_prototypes=(2, 5, 10),
@@ -39,7 +41,7 @@ PCL = replace(
 @pytest.fixture(scope="module")
 def trained(train_images, tmp_path_factory):
     """row -> encoder, each of two epochs."""
-    moco = replace(recipes.MOCO_MINI, train=PCL.train, queue=64)
+    moco = replace(moco_recipes.MINI, train=PCL.train, queue=64)
     return {
         name: loop.pretrain(recipe, train_images, tmp_path_factory.mktemp(name), seed=1)
         for name, recipe in (
@@ -57,7 +59,7 @@ def spcl_trained(train_images, tmp_path_factory):
         recipe.method: loop.pretrain(
             replace(recipe, train=PCL.train), train_images, tmp_path_factory.mktemp("spcl"), seed=1
         )
-        for recipe in (recipes.SIMCLR_MINI, replace(recipes.SPCL_MINI, num_prototypes=(5,)))
+        for recipe in (simclr.MINI, replace(spcl.MINI, num_prototypes=(5,)))
     }
 
 

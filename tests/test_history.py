@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from pretrain import command as pretrain_command
-from pretrain import recipes
+from pretrain.recipes import moco, simclr, untrained
 from protobench import records
 
 
@@ -16,8 +16,8 @@ def _short(recipe):
 @pytest.mark.parametrize(
     ("recipe", "kinds"),
     [
-        (replace(recipes.MOCO_MINI, queue=32), {"course"}),
-        (recipes.SIMCLR_MINI, {"course", "similarity"}),
+        (replace(moco.MINI, queue=32), {"course"}),
+        (simclr.MINI, {"course", "similarity"}),
     ],
 )
 def test_the_command_line_leaves_records_beside_the_encoder(
@@ -39,7 +39,7 @@ def test_the_command_line_leaves_records_beside_the_encoder(
 
 def test_an_untrained_encoder_has_no_history(command, world, tmp_path):
     def main():
-        return pretrain_command._main("doc", {"mini": recipes.UNTRAINED_MINI})
+        return pretrain_command._main("doc", {"mini": untrained.MINI})
 
     code, out, err = command(main, "mini", "--data", world, "--out", tmp_path)
     assert code == 0, err

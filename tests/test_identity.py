@@ -1,15 +1,13 @@
 import os
 
-from pretrain import recipes
+from pretrain.recipes import common, untrained
 from protobench.checkpoints import encoders, identity
 from protobench.runtime import files
 
 
 def test_an_encoders_header_is_read_without_loading_it(encoder_file, tmp_path):
     key = identity.exported_key(encoder_file)
-    assert (
-        key == encoders.load(encoder_file).key == recipes.run_key(recipes.UNTRAINED_MINI, None, 0)
-    )
+    assert key == encoders.load(encoder_file).key == common.run_key(untrained.MINI, None, 0)
     assert identity.encoder_key(encoder_file) == key
     assert identity.exported_key(tmp_path / "absent") is None
     whole = encoder_file.read_bytes()

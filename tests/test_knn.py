@@ -133,18 +133,18 @@ def test_queries_are_compared_with_momentum_embeddings(command, moco_file, world
 
 def test_the_embedding_is_the_training_one(world, tmp_path):
     """What the file gives is what the method's own encoders compute."""
-    from pretrain import recipes
     from pretrain.moco import MoCo
+    from pretrain.recipes import moco, pcl
 
-    method = MoCo(recipes.PCL_V2_MINI, seed=3).eval()
+    method = MoCo(pcl.MINI_V2, seed=3).eval()
     for parameter in method.encoder_k.parameters():
         parameter.data.mul_(1.1)
-    input_ = recipes.MOCO_MINI.input
+    input_, networks = moco.MINI.input, method.networks()
     encoders.export(
         tmp_path / "e.safetensors",
-        method.backbone,
-        projection=method.projection,
-        momentum=method.momentum_encoder,
+        networks.backbone,
+        projection=networks.projection,
+        momentum=networks.momentum,
         key="k",
         input_=input_,
         trained={},

@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import tiny_methods
 
 from pretrain import command as pretrain_command
-from pretrain import loop, optim, pcl, recipes
+from pretrain import loop, optim, pcl
 from pretrain.augment import loader
+from pretrain.recipes import moco, simclr, spcl
+from pretrain.recipes import pcl as pcl_recipes
 from protobench.checkpoints import encoders
 from protobench.data import image_list, loading
 from protobench.runtime import files, signals
@@ -24,20 +27,18 @@ def _short(recipe, epochs=3, **changes):
     return replace(recipe, train=replace(recipe.train, epochs=epochs, batch_size=32), **changes)
 
 
-MOCO = _short(recipes.MOCO_MINI, queue=64)
-PCL = _short(recipes.PCL_MINI, queue=64, num_prototypes=(5, 10), warmup=1)
+MOCO = _short(moco.MINI, queue=64)
+PCL = _short(pcl_recipes.MINI, queue=64, num_prototypes=(5, 10), warmup=1)
 PCL_DRAWS = replace(PCL, num_prototypes=(60, 70), num_negatives=10)
-SPCL = _short(recipes.SPCL_MINI, num_prototypes=(8,))
-METHODS = {
+SPCL = _short(spcl.MINI, num_prototypes=(8,))
+METHODS = tiny_methods(epochs=3) | {
     "moco": MOCO,
     "moco in shuffled groups": replace(MOCO, bn_groups=4),
     "pcl": PCL,
     "pcl with drawn negatives": PCL_DRAWS,
-    "simclr": _short(recipes.SIMCLR_MINI),
     "simclr with LARS": replace(
-        _short(recipes.SIMCLR_MINI), train=replace(recipes.SIMCLR.train, epochs=3, batch_size=32)
+        _short(simclr.MINI), train=replace(simclr.PAPER.train, epochs=3, batch_size=32)
     ),
-    "supervised": _short(recipes.SUPERVISED_MINI),
     "spcl": SPCL,
     "spcl to the letter": replace(
         SPCL, reset="all", anchors="step", decoupled=True, distance="norm", symmetric=True
@@ -46,7 +47,7 @@ METHODS = {
         SPCL,
         num_prototypes=(8, 16),
         whiten=16,
-        train=replace(recipes.SPCL_CIFAR10.train, epochs=3, batch_size=32),
+        train=replace(spcl.CIFAR10.train, epochs=3, batch_size=32),
     ),
 }
 
@@ -307,7 +308,10 @@ def test_a_full_disk_is_told_and_costs_no_checkpoint(wholes, train_images, tmp_p
 
 
 def test_two_runs_do_not_share_a_folder(train_images, tmp_path):
-    with files.exclusive_folder(tmp_path, ""), pytest.raises(UserError, match="another run is writing"):
+    with (
+        files.exclusive_folder(tmp_path, ""),
+        pytest.raises(UserError, match="another run is writing"),
+    ):
         loop.pretrain(MOCO, train_images, tmp_path, seed=1)
 
 
@@ -417,15 +421,13 @@ def test_a_damaged_encoder_is_trained_again(train_images, tmp_path, capsys):
 
 
 def test_more_clusters_than_images_is_a_clear_error(train_images, tmp_path):
-    with pytest.raises(UserError, match="2000 clusters asked of 200 images"):
+    with pytest.raises(UserError, match="2000 clusters requested of 200 images"):
         loop.pretrain(replace(PCL, num_prototypes=(2000,)), train_images, tmp_path, seed=1)
 
 
 def test_a_data_set_smaller_than_a_batch_is_a_clear_error(train_images, tmp_path):
     with pytest.raises(UserError, match="less than one batch"):
-        loop.pretrain(
-            _short(recipes.MOCO_MINI), train_images.subset(np.arange(20)), tmp_path, seed=1
-        )
+        loop.pretrain(_short(moco.MINI), train_images.subset(np.arange(20)), tmp_path, seed=1)
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")

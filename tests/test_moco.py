@@ -5,8 +5,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pretrain import recipes
 from pretrain.moco import MoCo, info_nce, momentum_update
+from pretrain.recipes import moco
 from protobench.runtime.errors import UserError
 
 pytestmark = pytest.mark.arithmetic
@@ -46,9 +46,7 @@ def test_momentum_update_is_the_paper_s():
 
 def _method(**changes):
     torch.manual_seed(0)
-    recipe = replace(
-        recipes.MOCO_MINI, queue=24, train=replace(recipes.MOCO_MINI.train, batch_size=8), **changes
-    )
+    recipe = replace(moco.MINI, queue=24, train=replace(moco.MINI.train, batch_size=8), **changes)
     return MoCo(recipe, seed=0)
 
 
@@ -111,7 +109,7 @@ def test_the_queue_s_place_is_in_the_checkpoint():
 
 
 def test_a_queue_that_does_not_divide_is_refused():
-    recipe = replace(recipes.MOCO_MINI, queue=100)
+    recipe = replace(moco.MINI, queue=100)
     with pytest.raises(UserError, match="not a multiple"):
         MoCo(recipe, seed=0)
     with pytest.raises(UserError, match="does not split into 3 groups"):

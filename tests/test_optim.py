@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from pretrain import optim, recipes
-from pretrain.recipes import Train
+from pretrain import optim
+from pretrain.recipes import moco, simclr
+from pretrain.recipes.common import Train
 
 pytestmark = pytest.mark.arithmetic
 
@@ -21,10 +22,10 @@ def test_the_paper_s_step_schedule():
 
 
 def test_cosine_per_epoch_and_per_step():
-    v2 = recipes.MOCO_V2.train
+    v2 = moco.V2.train
     assert optim.learning_rate(v2, 0, 99, 100) == v2.lr, "constant within an epoch"
     assert optim.learning_rate(v2, 100, 50, 100) == pytest.approx(0.015)
-    mini = recipes.MOCO_MINI.train
+    mini = moco.MINI.train
     assert optim.learning_rate(mini, 0, 0, 31) == pytest.approx(0.06 / 31)
     assert optim.learning_rate(mini, 0, 30, 31) == pytest.approx(0.06)
     middle = optim.learning_rate(mini, 20, 15, 30)
@@ -57,7 +58,7 @@ def test_lars_by_hand():
 
 def test_lars_leaves_biases_and_batch_norm_to_plain_sgd():
     module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    train = replace(recipes.SIMCLR.train, lr=1.0, weight_decay=0.5)
+    train = replace(simclr.PAPER.train, lr=1.0, weight_decay=0.5)
     optimizer = optim.optimizer(train, module)
     for parameter in module.parameters():
         parameter.grad = torch.ones_like(parameter)

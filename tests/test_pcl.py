@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from pretrain import recipes
 from pretrain.moco import info_nce
 from pretrain.pcl import PCL, concentration, draw_negatives, proto_nce
+from pretrain.recipes import pcl
 
 pytestmark = pytest.mark.arithmetic
 
@@ -165,12 +165,12 @@ def test_drawing_every_negative_equals_comparing_all():
 
 
 RECIPE = replace(
-    recipes.PCL_MINI,
+    pcl.MINI,
     num_prototypes=(4, 8),
     warmup=1,
     queue=16,
     dim=8,
-    train=replace(recipes.PCL_MINI.train, batch_size=8),
+    train=replace(pcl.MINI.train, batch_size=8),
 )
 
 

@@ -6,27 +6,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tiny import tiny, tiny_methods
 from torch import nn
 
-from pretrain import loop, moco, optim, pcl, recipes, simclr, similarity, spcl
+from pretrain import loop, moco, optim, pcl, simclr, similarity, spcl
 from pretrain.augment import loader
 from pretrain.precision import in_fp32
+from pretrain.recipes import common
+from pretrain.recipes import moco as moco_recipes
+from pretrain.recipes import pcl as pcl_recipes
 from protobench.checkpoints import encoders
 from protobench.data.image_list import ImageList
 from protobench.runtime.errors import UserError
 
 pytestmark = pytest.mark.arithmetic
 
-METHODS = {
-    "moco": replace(recipes.MOCO_MINI, queue=64, bn_groups=2),
-    "pcl": replace(recipes.PCL_MINI, queue=64, num_prototypes=(60, 70), num_negatives=10, warmup=0),
-    "simclr": recipes.SIMCLR_MINI,
-    "spcl": replace(recipes.SPCL_MINI, num_prototypes=(8,)),
-    "supervised": recipes.SUPERVISED_MINI,
-}
-METHODS = {
-    name: replace(recipe, train=replace(recipe.train, epochs=2, batch_size=32))
-    for name, recipe in METHODS.items()
+METHODS = tiny_methods() | {
+    "moco": tiny(moco_recipes.MINI, bn_groups=2),
+    "pcl": tiny(pcl_recipes.MINI, num_prototypes=(60, 70), num_negatives=10, warmup=0),
 }
 WAITS = {
     "aten::_local_scalar_dense",
@@ -48,20 +45,12 @@ def _set_up(name, optimizer="sgd"):
     labels = torch.arange(200) % 20
     torch.manual_seed(0)
     method = __import__(f"pretrain.{name}", fromlist=["build"]).build(recipe, labels, 20, 0)
-    if hasattr(method, "start_epoch"):
-        method.start_epoch(
-            0,
-            lambda module, **how: (
-                np.random.default_rng(0).normal(size=(200, 64)).astype(np.float32)
-            ),
-        )
-    index = (
-        torch.from_numpy(method.draw_batches(0, 1)[0])
-        if hasattr(method, "draw_batches")
-        else torch.arange(32)
-    )
+    features = np.random.default_rng(0).normal(size=(200, 64)).astype(np.float32)
+    method.start_epoch(0, lambda module, **how: features)
+    batches = method.draw_batches(0, 1)
+    index = torch.arange(32) if batches is None else torch.from_numpy(batches[0])
     batch = [torch.randn(32, 3, 32, 32) for _ in range(method.num_views)]
-    return method.train(), optim.optimizer(recipe.train, method), batch, index
+    return method.train(), optim.optimizer(recipe.train, method, method.unscheduled()), batch, index
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "lars"])
@@ -177,7 +166,7 @@ def _dark_and_bright():
 def test_a_run_in_bf16_is_another_run_and_learns(tmp_path):
     easy, recipe = _dark_and_bright(), METHODS["supervised"]
     half = replace(recipe, train=replace(recipe.train, precision="bf16", epochs=4))
-    assert recipes.run_key(half, easy, 1) != recipes.run_key(
+    assert common.run_key(half, easy, 1) != common.run_key(
         replace(half, train=replace(half.train, precision="fp32")), easy, 1
     )
     path = loop.pretrain(half, easy, tmp_path, seed=1)
@@ -247,31 +236,3 @@ def test_compiling_without_a_compiler_is_a_clear_error(monkeypatch, train_images
             tmp_path,
             seed=1,
         )
-
-
-KEYS = {
-    "moco": "fdfe7d469bfcc00735e55ce65c6153d0c60132de5b179fd9ec20918532a589b2",
-    "pcl": "768ede981fcff0b35e851154a44b1e45c8e1295c4631a5ee083dfebc4a2c92c5",
-    "spcl": "b643b723f15c18b9f8bff90465af72dad8811efabba0d7b9df37abd229f37760",
-}
-
-
-def test_runs_of_older_versions_keep_their_keys():
-    """As the committed records have them: what came later counts only where it is not as it was."""
-    images = ImageList(
-        "x", None, ("a",), np.zeros(1, np.int64), ("a",), pixels=np.zeros((1, 2, 2, 3), np.uint8)
-    )
-    kept = {
-        name: recipes.run_key(recipe, images, 1)
-        for name, recipe in (
-            ("moco", recipes.MOCO_MINI),
-            ("pcl", recipes.PCL_MINI),
-            ("spcl", recipes.SPCL_CIFAR10),
-        )
-    }
-    assert kept == KEYS
-    before = "3fefcd79064bc37eb3f3a8efb9638f0ae09235a26db1fb5174f8c340567d2f96"
-    assert recipes.run_key(recipes.PCL_V1, images, 1) != before, "it draws its negatives otherwise"
-    for field, value in (("precision", "bf16"), ("compile", True)):
-        train = replace(recipes.MOCO_MINI.train, **{field: value})
-        assert recipes.run_key(replace(recipes.MOCO_MINI, train=train), images, 1) != KEYS["moco"]

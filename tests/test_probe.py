@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from pretrain import loop, moco, monitor, optim, recipes
+from pretrain import loop, moco, monitor, optim
+from pretrain.recipes import moco as moco_recipes
+from pretrain.recipes import pcl, supervised
 from protobench.checkpoints import encoders
 from protobench.runtime.errors import UserError
 
 pytestmark = pytest.mark.arithmetic
 
 MOCO = replace(
-    recipes.MOCO_MINI, train=replace(recipes.MOCO_MINI.train, epochs=3, batch_size=32), queue=64
+    moco_recipes.MINI, train=replace(moco_recipes.MINI.train, epochs=3, batch_size=32), queue=64
 )
 
 
@@ -40,7 +42,7 @@ def test_a_training_is_probed_nine_times_at_its_ends_and_between():
 
 def test_cluster_numbers_are_the_paper_s_or_of_their_proportion():
     assert monitor.cluster_numbers(1_281_167) == (25_000, 50_000, 100_000)
-    assert monitor.cluster_numbers(4000) == recipes.PCL_MINI.num_prototypes
+    assert monitor.cluster_numbers(4000) == pcl.MINI.num_prototypes
     assert monitor.cluster_numbers(10) == (1, 1, 1)
 
 
@@ -60,7 +62,7 @@ def test_embeddings_that_are_the_classes_agree_wholly():
     x_IC = np.eye(5, dtype=np.float32)[labels] + 0.001 * np.random.default_rng(0).normal(
         size=(400, 5)
     ).astype(np.float32)
-    found = monitor.probe(x_IC, labels, 7, device="cpu")
+    found = monitor.measure(x_IC, labels, 7, device="cpu")
     assert found["epochs"] == 7
     assert list(found["clusters"]) == ["5", "10", "20"]
     assert found["clusters"]["5"]["ami"] == 1
@@ -90,14 +92,14 @@ def test_a_probe_that_cannot_be_taken_does_not_stop_the_training(
     monkeypatch.setattr(monitor, "kmeans", fails)
     path = loop.pretrain(MOCO, train_images, tmp_path, seed=1)
     assert path.exists()
-    assert capsys.readouterr().out.count("no probe after") == 4
+    assert capsys.readouterr().out.count("no measurement after") == 4
     assert _course(tmp_path)["probes"] == []
 
 
 def test_a_classifier_has_no_embedding_to_probe(train_images, tmp_path):
     recipe = replace(
-        recipes.SUPERVISED_MINI,
-        train=replace(recipes.SUPERVISED_MINI.train, epochs=1, batch_size=32),
+        supervised.MINI,
+        train=replace(supervised.MINI.train, epochs=1, batch_size=32),
     )
     loop.pretrain(recipe, train_images, tmp_path, seed=1)
     assert _course(tmp_path)["probes"] == []
@@ -108,7 +110,7 @@ def test_probes_look_at_the_momentum_encoder_as_pcl_s_clustering_does(train_imag
     with torch.no_grad():
         for parameter in method.encoder_k.parameters():
             parameter.add_(0.1)
-    seen = [p.data_ptr() for p in monitor.embedding(method).parameters()]
+    seen = [p.data_ptr() for p in method.networks().embedding.parameters()]
     assert seen == [p.data_ptr() for p in method.encoder_k.parameters()]
 
 

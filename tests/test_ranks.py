@@ -17,9 +17,11 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from float64 import float64
+from tiny import tiny_methods
 
-from pretrain import loop, optim, recipes, simclr
+from pretrain import loop, optim, simclr
 from pretrain.augment import loader
+from pretrain.recipes import moco, pcl, spcl
 from protobench import batch_norm
 from protobench.checkpoints import encoders
 from protobench.data import image_list
@@ -34,16 +36,14 @@ def _short(recipe, **changes):
     return replace(recipe, train=replace(recipe.train, epochs=2, batch_size=BATCH), **changes)
 
 
-MOCO = _short(recipes.MOCO_MINI, queue=64)
-PCL = _short(recipes.PCL_MINI, queue=64, num_prototypes=(5, 70), warmup=0)
-SPCL = _short(recipes.SPCL_MINI, num_prototypes=(8,))
-METHODS = {
+MOCO = _short(moco.MINI, queue=64)
+PCL = _short(pcl.MINI, queue=64, num_prototypes=(5, 70), warmup=0)
+SPCL = _short(spcl.MINI, num_prototypes=(8,))
+METHODS = tiny_methods() | {
     "moco": MOCO,
     "moco in shuffled groups": replace(MOCO, bn_groups=4),
     "pcl": PCL,
     "pcl with drawn negatives, in groups": replace(PCL, num_negatives=10, bn_groups=4),
-    "simclr": _short(recipes.SIMCLR_MINI),
-    "supervised": _short(recipes.SUPERVISED_MINI),
     "spcl": SPCL,
     "spcl, some weights 0": replace(SPCL, beta=0.0, alpha=0.0),
     "spcl in halves": replace(SPCL, negatives="halves"),

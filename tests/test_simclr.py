@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pretrain import recipes
+from pretrain.recipes import simclr
 from pretrain.simclr import SimCLR, nt_xent
 
 pytestmark = pytest.mark.arithmetic
@@ -33,7 +33,5 @@ def test_nt_xent_by_hand():
 def test_both_views_carry_gradients():
     torch.manual_seed(0)
     views = [torch.randn(4, 3, 32, 32, requires_grad=True) for _ in range(2)]
-    SimCLR(recipes.SIMCLR_MINI, torch.zeros(4, dtype=torch.long)).loss(
-        views, torch.arange(4)
-    ).backward()
+    SimCLR(simclr.MINI, torch.zeros(4, dtype=torch.long)).loss(views, torch.arange(4)).backward()
     assert all(view.grad is not None and view.grad.abs().sum() > 0 for view in views)

@@ -6,7 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pretrain import loop, recipes, simclr, spcl
+from pretrain import loop, simclr, spcl
+from pretrain.recipes import simclr as simclr_recipes
+from pretrain.recipes import spcl as spcl_recipes
 from pretrain.similarity import Similarity, tp_fn
 
 pytestmark = pytest.mark.arithmetic
@@ -66,9 +68,9 @@ def test_methods_measure_their_own_batches():
     torch.manual_seed(0)
     siamese = spcl.build(
         replace(
-            recipes.SPCL_MINI,
+            spcl_recipes.MINI,
             num_prototypes=(8,),
-            train=replace(recipes.SPCL_MINI.train, batch_size=16),
+            train=replace(spcl_recipes.MINI.train, batch_size=16),
         ),
         labels,
         3,
@@ -79,7 +81,7 @@ def test_methods_measure_their_own_batches():
     )
     for method, index in (
         (siamese, torch.from_numpy(siamese.draw_batches(0, 1)[0])),
-        (simclr.build(recipes.SIMCLR_MINI, labels, 3, 0), torch.arange(40, 56)),
+        (simclr.build(simclr_recipes.MINI, labels, 3, 0), torch.arange(40, 56)),
     ):
         method.loss(pictures, index)
         with torch.no_grad():
@@ -106,7 +108,7 @@ def test_methods_measure_their_own_batches():
 
 
 def test_simclr_and_spcl_log_it(train_images, tmp_path):
-    for recipe in (recipes.SIMCLR_MINI, replace(recipes.SPCL_MINI, num_prototypes=(8,))):
+    for recipe in (simclr_recipes.MINI, replace(spcl_recipes.MINI, num_prototypes=(8,))):
         recipe = replace(recipe, train=replace(recipe.train, epochs=1, batch_size=32))
         path = loop.pretrain(recipe, train_images, tmp_path / recipe.method, seed=0)
         (epoch,) = json.loads((path.parent / "course.json").read_text())["epochs"]

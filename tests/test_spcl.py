@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import stats
 
-from pretrain import loop, optim, recipes, spcl
+from pretrain import loop, optim, spcl
 from pretrain.augment import loader
+from pretrain.recipes import simclr, supervised
+from pretrain.recipes import spcl as spcl_recipes
 from pretrain.simclr import nt_xent
 from pretrain.spcl import (
     contrastive_loss,
@@ -31,9 +33,9 @@ from protobench.runtime.errors import UserError
 pytestmark = pytest.mark.arithmetic
 
 TINY = replace(
-    recipes.SPCL_MINI,
+    spcl_recipes.MINI,
     num_prototypes=(8,),
-    train=replace(recipes.SPCL_MINI.train, epochs=2, batch_size=16),
+    train=replace(spcl_recipes.MINI.train, epochs=2, batch_size=16),
 )
 
 
@@ -404,7 +406,7 @@ def test_heads_start_anew_as_configured():
             method.start_epoch(epoch, _extract)
             weights.append({name: tensor.clone() for name, tensor in method.named_parameters()})
             names = {id(parameter): name for name, parameter in method.named_parameters()}
-            assert {names[id(parameter)].split(".")[0] for parameter in method.renewed} == anew
+            assert {names[id(parameter)].split(".")[0] for parameter in method.renewed()} == anew
         assert {
             name.split(".")[0]
             for name in weights[0]
@@ -415,7 +417,7 @@ def test_heads_start_anew_as_configured():
         )
     fixed = _method(prototypes="labels")
     fixed.start_epoch(0, _extract)
-    assert fixed.renewed == [], "true classes keep their meaning"
+    assert fixed.renewed() == [], "true classes keep their meaning"
 
 
 def test_the_optimiser_forgets_renewed_heads(train_images):
@@ -442,7 +444,7 @@ def test_renewed_heads_keep_the_peak_rate(kind):
     ):
         method = _method(**changes)
         train = replace(TINY.train, optimizer=kind, lr=0.5)
-        optimizer = optim.optimizer(train, method)
+        optimizer = optim.optimizer(train, method, method.unscheduled())
         optim.set_rate(optimizer, 0.125)
         rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
         assert len(rate) == len(list(method.parameters()))
@@ -541,7 +543,7 @@ def test_one_batch_can_be_learnt(train_images):
         ({"beta": -1.0}, "weights"),
         ({"gamma": float("nan")}, "weights"),
         ({"train": replace(TINY.train, batch_size=6)}, "quarters"),
-        ({"num_prototypes": (61,)}, "61 prototypes asked of 60 images"),
+        ({"num_prototypes": (61,)}, "61 prototypes requested of 60 images"),
         ({"num_prototypes": ()}, "2 or more"),
         ({"sce_alpha": float("nan")}, "sce-alpha"),
         ({"whiten": -1}, "whiten"),
@@ -584,7 +586,7 @@ def test_spcl_trains_on_a_gpu(train_images, tmp_path):
 
 def test_the_paper_s_hyper_parameters():
     """SPCL, section 4.1; SimCLR's augmentation for CIFAR."""
-    cifar, imagenet = recipes.SPCL_CIFAR10, recipes.SPCL_IMAGENET
+    cifar, imagenet = spcl_recipes.CIFAR10, spcl_recipes.IMAGENET
     for recipe in (cifar, imagenet):
         train = recipe.train
         assert (train.optimizer, train.lr, train.weight_decay, train.schedule) == (
@@ -605,16 +607,16 @@ def test_the_paper_s_hyper_parameters():
         0,
         0.08,
     )
-    assert recipes.SIMCLR_CIFAR10.train == cifar.train == recipes.SUPERVISED_CIFAR10.train
-    assert recipes.SIMCLR_CIFAR10.augment == cifar.augment
+    assert simclr.CIFAR10.train == cifar.train == supervised.CIFAR10.train
+    assert simclr.CIFAR10.augment == cifar.augment
 
 
 def test_parameters_are_table_1_s():
     """36 million with a two-layer g_m, as printed; K = 2048."""
-    method = spcl.build(recipes.SPCL_IMAGENET, torch.zeros(2048, dtype=torch.long), 1000, seed=0)
+    method = spcl.build(spcl_recipes.IMAGENET, torch.zeros(2048, dtype=torch.long), 1000, seed=0)
     assert round(sum(parameter.numel() for parameter in method.parameters()) / 1e6) == 36
 
 
 def test_embedded_spcl_inherits_simclr_s_values():
     for name in ("arch", "augment", "input", "train", "dim", "temperature"):
-        assert getattr(recipes.SIMCLR_MINI, name) == getattr(recipes.SPCL_MINI, name), name
+        assert getattr(simclr.MINI, name) == getattr(spcl_recipes.MINI, name), name

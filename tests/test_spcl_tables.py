@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from evaluate import linear
-from pretrain import history, loop, recipes
+from pretrain import history, loop
+from pretrain.recipes import spcl
 from protobench import records
 from protobench.data import imagenet
 from protobench.data.synthetic import bundled
@@ -123,21 +124,21 @@ def test_margins_are_what_their_reason_says():
 
 def test_rows_of_both_tiers_differ_in_the_same_fields():
     for row in table2.TABLE.rows[3:]:
-        for tier, base in (("mini", recipes.SPCL_ABLATION_MINI), ("paper", recipes.SPCL_CIFAR10)):
+        for tier, base in (("mini", spcl.MINI_ABLATION), ("paper", spcl.CIFAR10)):
             recipe = row.recipe(tier)
             changed = {name for name in vars(base) if getattr(recipe, name) != getattr(base, name)}
             assert changed <= {"alpha", "beta", "gamma", "pairs", "prototypes"}, row.name
-    assert rows.LEAK.mini == replace(recipes.SPCL_ABLATION_MINI, pairs="labels")
+    assert rows.LEAK.mini == replace(spcl.MINI_ABLATION, pairs="labels")
 
 
 def test_a_sweep_shares_the_encoder_that_all_tables_have():
     for family in (rows.BY_PROTOTYPES, rows.BY_BATCH, rows.SPCL_BY_TEMPERATURE):
-        assert [row.mini == recipes.SPCL_ABLATION_MINI for row in family].count(True) == 1
+        assert [row.mini == spcl.MINI_ABLATION for row in family].count(True) == 1
         assert next(row for row in family if row.name == "spcl") == rows.SPCL
     for row in rows.BY_BATCH:
         for base, recipe in (
-            (recipes.SPCL_ABLATION_MINI, row.mini),
-            (recipes.SPCL_CIFAR10, row.paper),
+            (spcl.MINI_ABLATION, row.mini),
+            (spcl.CIFAR10, row.paper),
         ):
             assert recipe.train.lr / recipe.train.batch_size == pytest.approx(
                 base.train.lr / base.train.batch_size
@@ -233,9 +234,9 @@ def test_a_better_simclr_reverses_the_claims_about_it(command, tmp_path):
 
 def test_the_last_epoch_becomes_a_record(train_images, tmp_path):
     recipe = replace(
-        recipes.SPCL_MINI,
+        spcl.MINI,
         num_prototypes=(8,),
-        train=replace(recipes.SPCL_MINI.train, epochs=2, batch_size=32),
+        train=replace(spcl.MINI.train, epochs=2, batch_size=32),
     )
     path = loop.pretrain(recipe, train_images, tmp_path / "run", seed=0)
     last = (path.parent / "log.jsonl").read_text().splitlines()[-1]

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from pretrain import recipes
+from pretrain.recipes import moco as moco_recipes
+from pretrain.recipes import pcl as pcl_recipes
 from tables.engine.catalogue import load, tables
 from tables.pcl.table1 import PLACES, TABLE, VOC
 
@@ -133,7 +134,7 @@ def test_margins_are_what_their_reason_says():
 
 def test_the_paper_s_hyper_parameters():
     """PCL, appendix A; MoCo's README."""
-    moco, pcl, v2 = recipes.MOCO_V1, recipes.PCL_V1, recipes.PCL_V2
+    moco, pcl, v2 = moco_recipes.V1, pcl_recipes.V1, pcl_recipes.V2
     for recipe in (moco, pcl):
         train = recipe.train
         assert (train.epochs, train.batch_size, train.lr, train.milestones) == (
@@ -175,7 +176,7 @@ def test_the_paper_s_hyper_parameters():
 
 
 def test_embedded_pcl_inherits_mocos_values():
-    moco, pcl = recipes.MOCO_MINI, recipes.PCL_MINI
+    moco, pcl = moco_recipes.MINI, pcl_recipes.MINI
     for name in (
         "arch",
         "augment",

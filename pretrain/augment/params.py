@@ -1,10 +1,10 @@
-"""The random numbers of one view: those that torchvision's transforms draw, in their order, from a
-generator of the view's own.
+"""The random parameters of one view: those that torchvision's transforms draw, in the same order,
+from a generator that belongs to the view.
 
 The transforms, as PCL's and MoCo's code stacks them: RandomResizedCrop, RandomGrayscale and
 ColorJitter (in the recipe's order), a Gaussian blur with sigma uniform in 0.1 to 2 pixels (SimCLR;
-MoCo v2 uses the same), RandomHorizontalFlip. Drawn apart from the pixels they cost a tenth of
-torchvision's machinery, and pillow_views.py and opencv_views.py can show the same view."""
+MoCo v2 uses the same), RandomHorizontalFlip. Sampled apart from the pixels they cost a tenth of
+what torchvision's transforms spend on them, and pillow.py and raw.py can render the same view."""
 
 import math
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pretrain.recipes import Augment
+from pretrain.recipes.common import Augment
 
 RATIO = (3 / 4, 4 / 3)
 TRIES = 10
-"""A crop box that does not fit the image is drawn again, at most this often; then the whole image,
-or its middle, is taken."""
+"""How often a crop box is sampled until it fits the image; then the whole image, or its middle, is
+taken."""
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 
 @dataclass(frozen=True)
 class AugmentParams:
-    """What is done to one picture. Pixels."""
+    """What is done to one image. The crop box is in pixels."""
 
     left: int
     top: int
@@ -35,12 +35,13 @@ class AugmentParams:
     jitter: tuple[tuple[int, float], ...]
     """(BRIGHTNESS, CONTRAST, SATURATION or HUE; factor) in the order of their application"""
     sigma: float
-    """of the blur; 0: none"""
+    """standard deviation of the blur, pixels; 0: none"""
     flip: bool
 
 
-class Drawer:
-    """Draws views of a recipe. It holds a generator: one drawer per process and thread."""
+class ParamSampler:
+    """Samples the parameters of views. It holds a generator, so each process and thread needs its
+    own."""
 
     def __init__(self, recipe: Augment):
         self._generator, self._real, self._whole = (
@@ -50,12 +51,8 @@ class Drawer:
         )
         self._min_area, self._grey_first = recipe.min_area, recipe.grayscale_first
         self._log_ratio = tuple(torch.log(torch.tensor(RATIO)).tolist())
-        (
-            self._grey,
-            self._jitter_p,
-            self._blur,
-            self._flip,
-        ) = (  # torchvision compares in single precision
+        # torchvision compares in single precision
+        self._grey, self._jitter_p, self._blur, self._flip = (
             float(np.float32(p))
             for p in (recipe.grayscale, recipe.jitter_p, recipe.blur, recipe.flip)
         )
@@ -68,7 +65,7 @@ class Drawer:
         ]
 
     def __call__(self, width: int, height: int, seed: int) -> AugmentParams:
-        """The view of this seed for a picture of this size."""
+        """The parameters that this seed gives for an image of this size."""
         self._generator.manual_seed(seed)
         left, top, box_width, box_height = self._box(width, height)
         grey = self._grey_first and self._chance(self._grey)
@@ -98,8 +95,8 @@ class Drawer:
         return int(self._whole.random_(0, end, generator=self._generator).item())
 
     def _box(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """Left, top, width, height: area uniform in (min_area, 1), log-aspect in +-log 4/3, place
-        uniform."""
+        """Left, top, width, height: area uniform in (min_area, 1), log-aspect uniform in +-log 4/3,
+        position uniform."""
         for _ in range(TRIES):
             area = width * height * self._uniform(self._min_area, 1.0)
             self._uniform(*self._log_ratio)

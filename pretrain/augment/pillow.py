@@ -1,10 +1,10 @@
-"""Views with torchvision's pixels, bit for bit, in some half of its time: the faithful profile, and
-the default.
+"""Views with torchvision's pixels, bit for bit, in about half the time: the faithful profile, which
+is the default.
 
-``render`` makes of a ``Draw`` the pixels that torchvision's transforms make through Pillow. Three
-things are done otherwise, with equal results on x86-64 (tests/test_views.py compares them, on your
-machine too): hue without pictures in HSV, the blur as a filter in single precision where no pixel
-can come near a tie, and grey pictures in one channel."""
+``render`` makes the pixels that torchvision's transforms make through Pillow. Three things are done
+differently, with equal results on x86-64 (tests/test_views.py compares them, on your machine too):
+hue is changed without images in HSV, the blur is a filter in single precision where no pixel can
+come near a tie, and grey images have one channel."""
 
 import math
 from functools import cache
@@ -16,45 +16,46 @@ from PIL import Image, ImageFilter, ImageStat
 from pretrain.augment.params import BRIGHTNESS, CONTRAST, SATURATION, AugmentParams
 
 MARGIN = 1e-4
-"""More than the error in single precision of a weighted mean of five bytes: nine roundings of up to
-2**-17."""
+"""An upper bound on the error of a weighted mean of five bytes in single precision: nine roundings
+of up to 2**-17."""
 
 
-def render(picture: Image.Image, draw: AugmentParams, size: int) -> np.ndarray:
-    """One view of an RGB picture: uint8 [size, size, 3]."""
-    view = picture.crop((draw.left, draw.top, draw.left + draw.width, draw.top + draw.height))
+def render(image: Image.Image, params: AugmentParams, size: int) -> np.ndarray:
+    """One view of an RGB image: uint8 [size, size, 3]."""
+    left, top = params.left, params.top
+    view = image.crop((left, top, left + params.width, top + params.height))
     if view.size != (size, size):
         view = view.resize((size, size), Image.Resampling.BILINEAR)
-    if draw.flip:
+    if params.flip:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    if draw.grey and draw.grey_first:
+    if params.grey and params.grey_first:
         view = view.convert("L")
-    for kind, factor in draw.jitter:
+    for kind, factor in params.jitter:
         view = _jittered(view, kind, factor)
-    if draw.grey and not draw.grey_first:
+    if params.grey and not params.grey_first:
         view = view.convert("L")
-    pixels = _blurred(view, draw.sigma) if draw.sigma else np.asarray(view)
+    pixels = _blurred(view, params.sigma) if params.sigma else np.asarray(view)
     return pixels if pixels.ndim == 3 else np.broadcast_to(pixels[:, :, None], (*pixels.shape, 3))
 
 
 def _jittered(view: Image.Image, kind: int, factor: float) -> Image.Image:
-    """One step of ColorJitter. A grey picture has neither saturation nor hue."""
+    """One step of ColorJitter. A grey image has neither saturation nor hue."""
     if kind == BRIGHTNESS:
-        return _towards(view, 0, factor)
+        return _blended(view, 0, factor)
     if kind == CONTRAST:
         grey = view if view.mode == "L" else view.convert("L")
-        return _towards(view, int(ImageStat.Stat(grey).mean[0] + 0.5), factor)
+        return _blended(view, int(ImageStat.Stat(grey).mean[0] + 0.5), factor)
     if view.mode == "L":
         return view
     if kind == SATURATION:
         grey = view.convert("L")
         return Image.blend(Image.merge("RGB", (grey, grey, grey)), view, factor)
-    return Image.fromarray(turned(np.asarray(view), int(factor * 255) % 256))
+    return Image.fromarray(hue_shifted(np.asarray(view), int(factor * 255) % 256))
 
 
-def _towards(view: Image.Image, level: int, factor: float) -> Image.Image:
-    """Every value moved from ``level`` by the factor, as Image.blend does it: in single precision,
-    cut to a byte."""
+def _blended(view: Image.Image, level: int, factor: float) -> Image.Image:
+    """Scales the distance of every value from ``level`` by the factor, as Image.blend does: in
+    single precision, truncated to a byte."""
     table = level + np.float32(factor) * (np.arange(256) - level).astype(np.float32)
     return view.point(table.clip(0, 255).astype(np.uint8).tolist() * len(view.getbands()))
 
@@ -62,11 +63,11 @@ def _towards(view: Image.Image, level: int, factor: float) -> Image.Image:
 # Hue ----------------------------------------------------------------------------------------------
 
 
-def turned(rgb: np.ndarray, steps: int) -> np.ndarray:
-    """uint8 [H, W, 3] with its hue further by ``steps`` of 256, as by Pillow's HSV in bytes.
+def hue_shifted(rgb: np.ndarray, steps: int) -> np.ndarray:
+    """uint8 [H, W, 3] with its hue shifted by ``steps`` of 256, as through Pillow's HSV in bytes.
 
-    Saturation and hue come from tables. Back: of the value v, a channel loses v * s * (0 to 85) /
-    (85 * 255), which single precision rounds as Pillow does for every v, s and hue."""
+    Saturation and hue come from tables. On the way back a channel loses v * s * (0 to 85) / (85 *
+    255) of the value v, which single precision rounds as Pillow does for every v, s and hue."""
     hues, saturations = _hsv_tables()
     r, g, b = cv2.split(rgb)
     high, low = cv2.max(cv2.max(r, g), b), cv2.min(cv2.min(r, g), b)
@@ -87,14 +88,13 @@ def _rounded(x: np.ndarray) -> np.ndarray:
 
 @cache
 def _hsv_tables() -> tuple[np.ndarray, np.ndarray]:
-    """Pillow's hue by (order of the channels, largest - smallest, largest - middle) and saturation
-    by (largest, smallest)."""
+    """Tables of Pillow's hue, by (order of the channels, largest - smallest, largest - middle), and
+    saturation, by (largest, smallest)."""
     high, low = np.meshgrid(*[np.arange(256, dtype=np.float32)] * 2, indexing="ij")
     saturation = np.where(high > low, ((high - low) / np.maximum(high, 1)).astype(float) * 255, 0)
     span, first = high, low
-    part = (first / np.maximum(span, 1)).astype(
-        float
-    )  # a float in Pillow; the sums with it are doubles
+    # a float in Pillow; the sums with it are doubles
+    part = (first / np.maximum(span, 1)).astype(float)
     sixths = {
         0b000: 1 - part,
         0b010: part - 1,
@@ -114,7 +114,7 @@ def _hsv_tables() -> tuple[np.ndarray, np.ndarray]:
 
 @cache
 def _lost() -> tuple[np.ndarray, ...]:
-    """For red, green and blue: the share of value * saturation that is missing at each of 256 hues,
+    """For red, green and blue: the fraction of value * saturation that is lost at each of 256 hues,
     float32."""
     hue = np.arange(256)
     sector, part = 6 * hue // 255 % 6, 6 * hue % 255 // 3  # the part in 85ths
@@ -134,7 +134,7 @@ def _blurred(view: Image.Image, sigma: float) -> np.ndarray:
     """Pillow's GaussianBlur: three box filters along each axis, rounded to bytes in between.
 
     Single precision rounds to the same bytes as Pillow's integers where no sum of a filter can come
-    near a half (``_box``); for the other sigmas, one in six or seven, Pillow does it."""
+    near a half (``_box``); the other sigmas, one in six or seven, are left to Pillow."""
     box = _box(sigma)
     if box is None:
         return np.asarray(view.filter(ImageFilter.GaussianBlur(sigma)))
@@ -148,9 +148,9 @@ def _box(sigma: float) -> np.ndarray | None:
     """Pillow's box filter for sigma below 2.4: three or five weights, float32; None where a sum may
     come near a half.
 
-    Three weights f, n, f: x + f * e with e = left + right - 2 x. Five, f, n, n, n, f: (outer + n *
-    e) / 2 with e = 2 * inner - 3 * outer, which is odd where ``outer`` is. So a half is near or not
-    by the whole number e alone."""
+    Three weights f, n, f give x + f * e with e = left + right - 2 x. Five weights f, n, n, n, f
+    give (outer + n * e) / 2 with e = 2 * inner - 3 * outer, which is odd where ``outer`` is. So
+    whether a sum can be near a half depends on the whole number e alone."""
     single = np.float32  # as the C code has it
     variance = single(sigma) * single(sigma) / single(3)
     whole = single((math.sqrt(12.0 * float(variance) + 1.0) - 1.0) // 2.0)

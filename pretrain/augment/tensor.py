@@ -1,10 +1,11 @@
-"""Random views of a whole batch of tensors: the embedded tier and CIFAR, and on a GPU the colours
+"""Random views of a whole batch of tensors: for the mini tier and CIFAR, and the colours and blur
 of the raw profile.
 
-Functions of a key (seed, epoch, image, view), as the views of files (draws.py), so that a view does
-not depend on workers, batches or resume. They differ from torchvision's in three ways: jitter in a
-fixed order (brightness, contrast, saturation, hue) instead of a random one, hue turned in YIQ
-instead of HSV, and crops at fractions of a pixel, bilinearly without antialiasing."""
+Views are functions of a key (seed, epoch, image, view), as those of image files are (params.py), so
+they do not depend on workers, batches or resuming. They differ from torchvision's in three ways:
+the jitter has a fixed order (brightness, contrast, saturation, hue) instead of a random one, hue is
+rotated in YIQ instead of HSV, and crops are at fractions of a pixel, bilinear without
+antialiasing."""
 
 import math
 from functools import cache
@@ -15,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.augment.params import TRIES
-from pretrain.recipes import Augment
+from pretrain.recipes.common import Augment
 from protobench import keyed
 
-_DRAWS = 11 + 2 * TRIES
+_UNIFORMS = 11 + 2 * TRIES
 """Uniforms per view: x, y, flip, jitter?, b, c, s, h, grey?, blur?, sigma, then area and aspect of
 every try."""
 _GREY = (0.2989, 0.587, 0.114)
@@ -27,31 +28,28 @@ _YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.
 
 def of_batch(recipe: Augment, images_N3HW: Tensor, index_N: np.ndarray, *key: int | str) -> Tensor:
     """A view of every image: float [N, 3, size, size] in 0..1 from uint8 [N, 3, H, W] (square)."""
-    draws = _drawn(images_N3HW.device, index_N, *key)
-    left, top, flip = draws.unbind(1)[:3]
-    width, height = _box(recipe.min_area, draws[:, 11:])
-    return _coloured(
-        recipe, _crop(images_N3HW.float() / 255, recipe, width, height, left, top, flip), draws
-    )
+    uniforms = _uniforms(images_N3HW.device, index_N, *key)
+    left, top, flip = uniforms.unbind(1)[:3]
+    width, height = _box(recipe.min_area, uniforms[:, 11:])
+    crops = _crop(images_N3HW.float() / 255, recipe, width, height, left, top, flip)
+    return _coloured(recipe, crops, uniforms)
 
 
 def coloured(recipe: Augment, x_N3HW: Tensor, index_N: np.ndarray, *key: int | str) -> Tensor:
     """Crops, float in 0..1, with the colours and the blur of a view."""
-    return _coloured(recipe, x_N3HW, _drawn(x_N3HW.device, index_N, *key))
+    return _coloured(recipe, x_N3HW, _uniforms(x_N3HW.device, index_N, *key))
 
 
-def _drawn(device: torch.device, index_N: np.ndarray, *key: int | str) -> Tensor:
-    """Uniforms [N, _DRAWS] on the device, which the host does not wait for."""
-    draws = torch.from_numpy(keyed.uniforms(_DRAWS, index_N, *key).astype(np.float32))
-    return (
-        draws.pin_memory().to(device, non_blocking=True)
-        if device.type == "cuda"
-        else draws.to(device)
-    )
+def _uniforms(device: torch.device, index_N: np.ndarray, *key: int | str) -> Tensor:
+    """Uniforms [N, _UNIFORMS] on the device, transferred without synchronising."""
+    uniforms = torch.from_numpy(keyed.uniforms(_UNIFORMS, index_N, *key).astype(np.float32))
+    if device.type == "cuda":
+        return uniforms.pin_memory().to(device, non_blocking=True)
+    return uniforms.to(device)
 
 
-def _coloured(recipe: Augment, x: Tensor, draws: Tensor) -> Tensor:
-    jitter, b, c, s, h, grey, blur, sigma = draws.unbind(1)[3:11]
+def _coloured(recipe: Augment, x: Tensor, uniforms: Tensor) -> Tensor:
+    jitter, b, c, s, h, grey, blur, sigma = uniforms.unbind(1)[3:11]
     brightness, contrast, saturation, hue = recipe.jitter
 
     def jittered(x: Tensor) -> Tensor:
@@ -73,20 +71,23 @@ def _coloured(recipe: Augment, x: Tensor, draws: Tensor) -> Tensor:
     return x
 
 
-def _box(min_area: float, draws: Tensor) -> tuple[Tensor, Tensor]:
-    """Width and height [N] as shares of a square image's side: area uniform in (min_area, 1),
-    log-aspect in +-log 4/3.
+def _box(min_area: float, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """Width and height [N] as fractions of a square image's side: area uniform in (min_area, 1),
+    log-aspect uniform in +-log 4/3.
 
-    The first of the tries that fits into the image, as torchvision's RandomResizedCrop rejects and
-    draws again."""
-    area, aspect = draws.view(len(draws), -1, 2).unbind(2)
+    The first try that fits into the image is taken, as in the rejection sampling of torchvision's
+    RandomResizedCrop; the whole image where none does."""
+    area, aspect = uniforms.view(len(uniforms), -1, 2).unbind(2)
     area = min_area + (1 - min_area) * area
     ratio = torch.exp((2 * aspect - 1) * math.log(4 / 3))
     width, height = (area * ratio).sqrt(), (area / ratio).sqrt()
     fits = (width <= 1) & (height <= 1)
     first = fits.int().argmax(1, keepdim=True)
-    found = fits.any(1)
-    return tuple(torch.where(found, side.gather(1, first)[:, 0], 1.0) for side in (width, height))  # type: ignore[return-value]
+    any_fits = fits.any(1)
+    width, height = (
+        torch.where(any_fits, side.gather(1, first)[:, 0], 1.0) for side in (width, height)
+    )
+    return width, height
 
 
 def _crop(
@@ -98,7 +99,7 @@ def _crop(
     top: Tensor,
     flip: Tensor,
 ) -> Tensor:
-    """Crop to the box, flip and resize in one resampling."""
+    """Crops, flips and resizes in one resampling."""
     sign = torch.where(flip < recipe.flip, -1.0, 1.0)
     theta = x.new_zeros(len(x), 2, 3)
     theta[:, 0, 0], theta[:, 1, 1] = width * sign, height
@@ -113,8 +114,8 @@ def _luma(x: Tensor) -> Tensor:
 
 @cache
 def _matrices(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """The weights of grey [3, 1, 1], RGB to YIQ, and back: sent to a device once, because it means
-    waiting for it."""
+    """The weights of grey [3, 1, 1], the matrix from RGB to YIQ, and its inverse. They are sent to
+    a device once, because sending synchronises."""
     grey, to_yiq, from_yiq = (
         torch.tensor(np.array(m), dtype=torch.float32) for m in (_GREY, _YIQ, np.linalg.inv(_YIQ))
     )
@@ -122,10 +123,10 @@ def _matrices(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _jitter(x: Tensor, b: Tensor, c: Tensor, s: Tensor, h: Tensor) -> Tensor:
-    """torchvision's brightness, contrast and saturation; hue as a rotation of the chroma plane by h
-    turns.
+    """torchvision's brightness, contrast and saturation, and hue as a rotation of the chroma plane
+    by h turns.
 
-    The rotation (YIQ) replaces torchvision's way through HSV: it is one 3x3 matrix per image and
+    The rotation in YIQ replaces torchvision's conversion to HSV: it is one 3x3 matrix per image and
     keeps luma."""
     b, c, s = (value[:, None, None, None] for value in (b, c, s))
     x = (x * b).clamp(0, 1)

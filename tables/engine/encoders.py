@@ -2,17 +2,15 @@
 
 from dataclasses import replace
 
-from pretrain import recipes
+from pretrain.recipes import moco, pcl, simclr, supervised, untrained
 from tables.engine.schema import Row
 
-RANDOM = Row(
-    "random", "Random", recipes.UNTRAINED_MINI, recipes.UNTRAINED, control="lower", mini_seconds=1
-)
+RANDOM = Row("random", "Random", untrained.MINI, untrained.PAPER, control="lower", mini_seconds=1)
 SUPERVISED = Row(
     "supervised",
     "Supervised",
-    recipes.SUPERVISED_MINI,
-    recipes.SUPERVISED,
+    supervised.MINI,
+    supervised.PAPER,
     control="upper",
     mini_seconds=14,
     gpu_hours=100,
@@ -23,8 +21,8 @@ SUPERVISED = Row(
 MOCO = Row(
     "moco",
     "MoCo",
-    recipes.MOCO_MINI,
-    recipes.MOCO_V1,
+    moco.MINI,
+    moco.V1,
     mini_seconds=65,
     gpu_hours=424,
     gpu_hours_source="53 h on 8 V100 (MoCo's README)",
@@ -32,8 +30,8 @@ MOCO = Row(
 PCL = Row(
     "pcl",
     "PCL",
-    recipes.PCL_MINI,
-    recipes.PCL_V1,
+    pcl.MINI,
+    pcl.V1,
     mini_seconds=87,
     gpu_hours=672,
     gpu_hours_source="about a week on 4 V100 (PCL's author, issue 2 of its repository)",
@@ -42,14 +40,14 @@ PCL_FIXED = replace(
     PCL,
     name="pcl-fixed",
     title="PCL, fixed concentration",
-    mini=replace(recipes.PCL_MINI, concentration="fixed"),
-    paper=replace(recipes.PCL_V1, concentration="fixed"),
+    mini=replace(pcl.MINI, concentration="fixed"),
+    paper=replace(pcl.V1, concentration="fixed"),
 )
 SIMCLR = Row(
     "simclr",
     "SimCLR",
-    recipes.SIMCLR_MINI,
-    recipes.SIMCLR,
+    simclr.MINI,
+    simclr.PAPER,
     mini_seconds=92,
     gpu_hours=424,
     gpu_hours_source="estimate: as MoCo",
@@ -57,8 +55,8 @@ SIMCLR = Row(
 PCL_V2 = Row(
     "pcl-v2",
     "PCL v2",
-    recipes.PCL_V2_MINI,
-    recipes.PCL_V2,
+    pcl.MINI_V2,
+    pcl.V2,
     mini_seconds=87,
     gpu_hours=672,
     gpu_hours_source="as PCL",

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from evaluate.evaluation import Evaluation
 from pretrain import history
-from pretrain.recipes import Recipe, run_key
+from pretrain.recipes.common import Recipe, run_key
 from protobench import records
 from protobench.checkpoints import released
 from protobench.checkpoints.identity import encoder_key, exported_key, sha256_of

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pretrain.recipes import Recipe
+from pretrain.recipes.common import Recipe
 from tables.engine.verdicts import ClaimVerdict
 
 Tier = Literal["mini", "quick", "paper"]

@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pretrain import recipes
+from pretrain.recipes import common
 from protobench.runtime import files
 from protobench.runtime.errors import Terminated, UserError
 from tables.engine import publish, work
@@ -294,7 +294,7 @@ def _check(slurm: Slurm, jobs: list[Job]) -> None:
         raise UserError("--slurm-cluster local is this one machine", hint="leave out --slurm-nodes")
     for job in jobs:
         if job.trains and job.recipe and job.recipe.train.epochs:
-            recipes.check_share(job.recipe, slurm.slurm_gpus * slurm.slurm_nodes)
+            common.check_share(job.recipe, slurm.slurm_gpus * slurm.slurm_nodes)
 
 
 def _executor(folder: Path, slurm: Slurm) -> Any:

@@ -5,7 +5,8 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from pretrain import history, recipes
+from pretrain import history
+from pretrain.recipes import common
 from protobench.data import pretraining
 from protobench.data.synthetic import bundled
 from protobench.runtime.errors import UserError
@@ -63,7 +64,7 @@ def train(job: Job, context: RunContext) -> None:
         seed=job.seed,
         device=device,
         workers=context.workers,
-        keep_every=recipes.KEEP_EVERY,
+        keep_every=common.KEEP_EVERY,
     )
 
 

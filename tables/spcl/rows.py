@@ -5,19 +5,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from pretrain import recipes
+from pretrain.recipes import simclr, supervised, untrained
+from pretrain.recipes import spcl as spcl_recipes
 from tables.engine import encoders
 from tables.engine.schema import Row
 
 COST = "guess: ResNet-18 on CIFAR at 2500 views a second on a V100, not measured"
-RANDOM = replace(encoders.RANDOM, paper=recipes.UNTRAINED_CIFAR10)
+RANDOM = replace(encoders.RANDOM, paper=untrained.CIFAR10)
 SUPERVISED = replace(
-    encoders.SUPERVISED, paper=recipes.SUPERVISED_CIFAR10, gpu_hours=6, gpu_hours_source=COST
+    encoders.SUPERVISED, paper=supervised.CIFAR10, gpu_hours=6, gpu_hours_source=COST
 )
 SIMCLR = replace(
     encoders.SIMCLR,
-    mini=recipes.SIMCLR_ABLATION_MINI,
-    paper=recipes.SIMCLR_CIFAR10,
+    mini=simclr.MINI_ABLATION,
+    paper=simclr.CIFAR10,
     mini_seconds=46,
     gpu_hours=11,
     gpu_hours_source=COST,
@@ -28,14 +29,14 @@ def spcl(
     name: str = "spcl",
     title: str = "SPCL",
     *,
-    paper: recipes.SPCL = recipes.SPCL_CIFAR10,
+    paper: spcl_recipes.SPCL = spcl_recipes.CIFAR10,
     **changes: Any,
 ) -> Row:
     """SPCL with other values of some fields of the recipe, the same in both tiers."""
     return Row(
         name,
         title,
-        replace(recipes.SPCL_ABLATION_MINI, **changes),
+        replace(spcl_recipes.MINI_ABLATION, **changes),
         replace(paper, **changes),
         mini_seconds=65,
         gpu_hours=13,
@@ -56,11 +57,11 @@ WEAK_PROTOTYPE = spcl("spcl-weak-prototype", "SPCL, prototype loss x 0.1", gamma
 
 LEAK = spcl("spcl-pairs-of-labels", "SPCL, pairs drawn by true class", pairs="labels")
 
-SYMMETRIC = spcl("spcl-symmetric", "SPCL, symmetric", paper=recipes.SPCL_CIFAR100, symmetric=True)
+SYMMETRIC = spcl("spcl-symmetric", "SPCL, symmetric", paper=spcl_recipes.CIFAR100, symmetric=True)
 SYMMETRIC_WANG = spcl(
     "spcl-symmetric-wang",
     "SPCL, symmetric as Wang et al.",
-    paper=recipes.SPCL_CIFAR100,
+    paper=spcl_recipes.CIFAR100,
     symmetric=True,
     sce_alpha=6.0,
     sce_beta=0.1,

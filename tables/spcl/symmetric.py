@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from pretrain import recipes
+from pretrain.recipes import spcl, supervised, untrained
 from tables.engine.encoders import DATA
 from tables.engine.schema import Claim, Column, Table
 from tables.spcl import PAPER
@@ -22,9 +22,9 @@ TABLE = Table(
     source_note="Two pairs of numbers in the text, not a table.",
     numbers_csv=Path(__file__).with_suffix(".csv"),
     rows=(
-        replace(RANDOM, paper=recipes.UNTRAINED_CIFAR100),
-        replace(SUPERVISED, paper=recipes.SUPERVISED_CIFAR100),
-        replace(SPCL, title="SPCL, asymmetric", paper=recipes.SPCL_CIFAR100),
+        replace(RANDOM, paper=untrained.CIFAR100),
+        replace(SUPERVISED, paper=supervised.CIFAR100),
+        replace(SPCL, title="SPCL, asymmetric", paper=spcl.CIFAR100),
         SYMMETRIC,
         SYMMETRIC_WANG,
     ),

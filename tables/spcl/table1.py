@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from pretrain import recipes
+from pretrain.recipes import spcl
 from tables.engine.encoders import DATA, MOCO, PCL, PCL_V2, RANDOM, SUPERVISED
 from tables.engine.schema import Claim, Column, Row, Table
 from tables.spcl import PAPER, rows
@@ -11,9 +11,9 @@ from tables.spcl import PAPER, rows
 TOP1 = Column("Top-1", "ImageNet-1K", "linear probe", "linear", "imagenet", margin=0.5)
 SPCL = replace(
     rows.SPCL,
-    mini=recipes.SPCL_MINI,
+    mini=spcl.MINI,
     mini_seconds=125,
-    paper=recipes.SPCL_IMAGENET,
+    paper=spcl.IMAGENET,
     gpu_hours=482 * 8,
     gpu_hours_source=(
         "482 h on 8 V100 (section 4.1, read as hours of the clock; if they are GPU-hours, an"
