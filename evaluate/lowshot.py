@@ -144,7 +144,7 @@ def score(
             per_class = _metric(score_NC, test_labels, drop_difficult)
             run: Run = {
                 "k": support.k,
-                "draw": support.number,
+                "draw": support.draw,
                 "cost": cost,
                 "value": round(float(per_class.mean()), 6),
                 "per_class": None,

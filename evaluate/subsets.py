@@ -1,4 +1,4 @@
-"""The part of ImageNet's labels that fine-tuning sees: drawn at random, or named by a list such as
+"""The labelled subset of ImageNet that fine-tuning uses: drawn at random, or named by a list such as
 SimCLR's."""
 
 from pathlib import Path
@@ -11,66 +11,68 @@ from protobench.runtime.errors import UserError
 
 
 def drawn(images: int, percent: int, seed: int, draw: int) -> np.ndarray:
-    """A random subset's indices, rising: int(N * percent / 100) of N, without regard to their
-    classes."""
-    return np.sort(
-        keyed.generator(seed, "subset", percent, draw).permutation(images)[
-            : images * percent // 100
-        ]
-    )
+    """Return the sorted indices of a random subset: int(N * percent / 100) of N images, regardless
+    of their classes."""
+    order = keyed.generator(seed, "subset", percent, draw).permutation(images)
+    return np.sort(order[: images * percent // 100])
 
 
 def names(listing: Path) -> list[str]:
-    """The images that a list names: by path below train/, or by file name alone."""
-    return [
-        word.removeprefix("train/")
-        for line in text_of(listing).splitlines()
-        if (word := line.strip())
-    ]
+    """Return the images that a list names, by their path under train/ or by file name alone."""
+    lines = (line.strip() for line in text_of(listing).splitlines())
+    return [line.removeprefix("train/") for line in lines if line]
 
 
 def listed(images: ImageList, listing: Path, percent: int) -> np.ndarray:
-    """The indices of the images that a file names. UserError for names that are unknown or given
-    twice, and for a list that is nowhere near ``percent`` of the images."""
-    left_out = {*images.unreadable, *(path.rpartition("/")[2] for path in images.unreadable)}
+    """Return the sorted indices of the images that a file names. Raises UserError if a name is
+    unknown or given twice, and if the list is nowhere near ``percent`` of the images."""
+    unreadable = {*images.unreadable, *map(_file_name, images.unreadable)}
     given = names(listing)
-    words = [word for word in given if word not in left_out]
-    place: dict[str, int] = {}
-    for i, path in enumerate(images.paths):
-        name = path.rpartition("/")[2]
-        place[name] = -1 if name in place else i  # one name in two folders says nothing
-    place |= {path: i for i, path in enumerate(images.paths)}
-    if not words:
+    wanted = [name for name in given if name not in unreadable]
+    if not wanted:
+        if given:
+            raise UserError("every image of this list was left out as unreadable", at=listing)
+        raise UserError("this list is empty", at=listing)
+    index_of = _index_of_name(images)
+    if unknown := [name for name in wanted if name not in index_of]:
+        folders = {name.split("/")[0].split("_")[0] for name in unknown}
+        foreign = sorted(folders - {*images.classes})
+        what = "unknown or in several classes"
+        if foreign:
+            what = f"of unknown classes ({', '.join(foreign[:3])})"
         raise UserError(
-            (
-                "this list is empty"
-                if not given
-                else "every image of this list was left out as unreadable"
-            ),
-            at=listing,
-        )
-    if unknown := [word for word in words if place.get(word, -1) < 0]:
-        foreign = sorted({word.split("/")[0].split("_")[0] for word in unknown} - {*images.classes})
-        what = (
-            f"of unknown classes ({', '.join(foreign[:3])})"
-            if foreign
-            else "unknown or in several classes"
-        )
-        raise UserError(
-            f"{len(unknown)} of {len(words)} images of this list are {what}, the first"
+            f"{len(unknown)} of {len(wanted)} images of this list are {what}, the first"
             f" {unknown[0]!r}",
             at=listing,
-            hint=f"the names must be those below {images.root}",
+            hint=f"the names must be those under {images.root}",
         )
-    rows = np.array([place[word] for word in words])
-    if len(np.unique(rows)) < len(rows):
-        raise UserError(
-            f"this list names {len(rows) - len(np.unique(rows))} images twice", at=listing
-        )
-    if not 0.5 < 100 * len(given) / (percent * (len(images) + len(images.unreadable))) < 2:
+    index_N = np.array([index_of[name] for name in wanted])
+    if repeats := len(index_N) - len(np.unique(index_N)):
+        raise UserError(f"this list names {repeats} images twice", at=listing)
+    expected = percent * (len(images) + len(images.unreadable)) / 100
+    if not 0.5 < len(given) / expected < 2:
         raise UserError(
             f"this list names {len(given)} of {len(images)} images, which is not {percent} %",
             at=listing,
             hint="--dataset imagenet-1pct and imagenet-10pct have lists of their own",
         )
-    return np.sort(rows)
+    return np.sort(index_N)
+
+
+def _index_of_name(images: ImageList) -> dict[str, int]:
+    """Return the index of each image by its path, and by its file name where no other image has
+    the same."""
+    index_of: dict[str, int] = {}
+    ambiguous = set()
+    for index, path in enumerate(images.paths):
+        name = _file_name(path)
+        if name in index_of:
+            ambiguous.add(name)
+        index_of[name] = index
+    for name in ambiguous:
+        del index_of[name]
+    return index_of | {path: index for index, path in enumerate(images.paths)}
+
+
+def _file_name(path: str) -> str:
+    return path.rpartition("/")[2]

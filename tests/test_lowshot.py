@@ -51,7 +51,7 @@ def _all(images, config):
 def test_pooled_draws_hold_k_of_each_class_with_all_their_labels():
     labels = _multilabel()
     drawn = _all(_list(labels), _config())
-    assert [(d.k, d.number) for d in drawn] == [(k, n) for k in (1, 2, 4) for n in range(3)]
+    assert [(d.k, d.draw) for d in drawn] == [(k, n) for k in (1, 2, 4) for n in range(3)]
     for draw in drawn:
         pool = draw.rows[0]
         assert len(pool) == draw.k * CLASSES
@@ -69,7 +69,7 @@ def test_pooled_draws_hold_k_of_each_class_with_all_their_labels():
 def test_a_draw_is_a_function_of_seed_k_and_number():
     many = _all(_list(_multilabel()), _config())
     few = _all(_list(_multilabel()), _config(shots=(4,), draws=1))
-    assert few[0].subset == next(d for d in many if (d.k, d.number) == (4, 0)).subset
+    assert few[0].subset == next(d for d in many if (d.k, d.draw) == (4, 0)).subset
     other = _all(_list(_multilabel()), _config(shots=(4,), draws=1, seed=1))
     assert other[0].subset != few[0].subset
 
@@ -78,11 +78,9 @@ def test_every_positive_is_equally_likely():
     labels = np.full((12, 1), -1)
     labels[:8] = 1
     counts = Counter()
-    for number in range(4000):
-        draw = support_sets.pooled_draw(
-            labels, labels == 1, 2, number, np.random.default_rng(number)
-        )
-        counts.update(draw.rows[0].tolist())
+    for draw in range(4000):
+        support = support_sets.pcl_support_set(labels == 1, 2, draw, np.random.default_rng(draw))
+        counts.update(support.rows[0].tolist())
     assert set(counts) == set(range(8))
     np.testing.assert_allclose([counts[i] / 8000 for i in range(8)], 1 / 8, atol=0.012)
 

@@ -6,11 +6,12 @@ import numpy as np
 def average_precision(
     score_NC: np.ndarray, positive_NC: np.ndarray, counted_NC: np.ndarray | None = None
 ) -> np.ndarray:
-    """Area under the monotone envelope of the precision-recall curve, per column, in 0..1; [C].
+    """Return the area under the monotone envelope of each column's precision-recall curve; [C], in
+    0..1.
 
-    The envelope at a recall is the largest precision at that recall or above (VOC from 2010 on;
-    Goyal et al.'s and PCL's code). Neither VOC07's 11-point mean nor scikit-learn's
-    ``average_precision_score``, which has no envelope. Cells outside ``counted_NC`` (difficult
+    The envelope at a recall is the highest precision at that recall or beyond (VOC since 2010;
+    Goyal et al.'s and PCL's code). It is neither VOC07's 11-point mean nor scikit-learn's
+    ``average_precision_score``, which has no envelope. Entries outside ``counted_NC`` (difficult
     images) are left out of the ranking. Ties keep the order of the rows."""
     area_C = np.empty(score_NC.shape[1])
     columns = zip(
@@ -20,20 +21,21 @@ def average_precision(
         if counted_NC is not None:
             score_N, positive_N = score_N[counted_NC[:, c]], positive_N[counted_NC[:, c]]
         rank_H = _hit_ranks(score_N, positive_N)
-        area_C[c] = _area(np.arange(1, len(rank_H) + 1) / rank_H)
+        area_C[c] = _area_under_envelope(np.arange(1, len(rank_H) + 1) / rank_H)
     return area_C
 
 
 def _hit_ranks(score_N: np.ndarray, positive_N: np.ndarray) -> np.ndarray:
-    """Where the positives come in the ranking, from 1, rising; [H]. Sorting the scores is several
-    times as fast as sorting the rows by their scores, and all that is needed where no two are
-    equal."""
-    falling_N = np.sort(-score_N)
-    if (falling_N[1:] > falling_N[:-1]).all():
-        return 1 + np.searchsorted(falling_N, np.sort(-score_N[positive_N]))
+    """Return the positives' ranks, counted from 1 and sorted; [H].
+
+    Without ties it is enough to sort the scores, which is several times as fast as sorting the rows
+    by their scores."""
+    negated_N = np.sort(-score_N)
+    if (negated_N[1:] > negated_N[:-1]).all():
+        return 1 + np.searchsorted(negated_N, np.sort(-score_N[positive_N]))
     return 1 + np.flatnonzero(positive_N[np.argsort(-score_N, kind="stable")])
 
 
-def _area(precision_H: np.ndarray) -> float:
-    """Of the envelope; recall rises by as much at every hit."""
+def _area_under_envelope(precision_H: np.ndarray) -> float:
+    """Return the mean of the envelope over the hits: each hit raises recall by the same amount."""
     return float(np.maximum.accumulate(precision_H[::-1]).mean())

@@ -1,4 +1,5 @@
-"""Low-shot training sets: which images a draw takes, and which of them are positive for each class.
+"""Support sets of low-shot classification: which training images a repetition uses, and which of
+them are positive for each class.
 
 ``pcl`` pools k images of each class and trains every class on the pool; ``goyal`` gives each class
 images of its own."""
@@ -13,114 +14,136 @@ from protobench.data.image_list import ImageList
 from protobench.runtime import files
 from protobench.runtime.errors import UserError
 
+GOYAL_NEGATIVES = 19
+"""Negatives per positive in the goyal protocol."""
+
 
 @dataclass(frozen=True)
 class SupportSet:
-    """One training set: for each class its rows, and which of them are positive."""
+    """The training rows of each class, and which of them are positive."""
 
     k: int
-    number: int
+    draw: int
+    """index of the repetition"""
     rows: list[np.ndarray]
     positive: list[np.ndarray]
     subset: str
-    """hash of the images drawn; equal for all checkpoints scored on the same draw"""
-
-
-def draw_of(k: int, number: int, rows: list[np.ndarray], positive: list[np.ndarray]) -> SupportSet:
-    """A draw with its hash."""
-    return SupportSet(k, number, rows, positive, files.sha256([one.tolist() for one in rows])[:16])
+    """hash of the images; equal for all checkpoints scored on the same support set"""
 
 
 def all_support_sets(
     train: ImageList, protocol: str, shots: tuple[int, ...], draws: int, seed: int, order: str
 ) -> list[SupportSet]:
-    """Every (k, draw). Keyed by (seed, k, draw), or in the released script's order. UserError where
-    a class is too small, or in every image drawn."""
-    present = presence(train.labels)
-    for title, count in zip(train.classes, present.sum(0), strict=True):
-        if count < max(shots):
-            raise UserError(
-                f"{train.name}: class {title!r} has {count} images, {max(shots)} are to be drawn",
-                at=train.root,
-                hint="lower --shots; nothing is drawn twice",
-            )
-    if protocol == "goyal":
-        for title, count in zip(train.classes, (train.labels == -1).sum(0), strict=True):
-            if count < 19 * max(shots):
-                raise UserError(
-                    f"{train.name}: class {title!r} is absent from {count} images, goyal's protocol"
-                    f" draws {19 * max(shots)} of them",
-                    at=train.root,
-                    hint="lower --shots, or use --protocol pcl",
-                )
+    """Return the support set of every (k, draw), keyed by (seed, k, draw) or in the released
+    script's order. Raises UserError if a class has too few images or is in every image of a
+    support set."""
+    present_NC = presence(train.labels)
+    _require_enough_images(train, present_NC, protocol, max(shots))
+
+    def sample(k: int, draw: int) -> SupportSet:
+        rng = keyed.generator(seed, "lowshot", k, draw)
+        if protocol == "goyal":
+            return goyal_support_set(train.labels, k, draw, rng)
+        return pcl_support_set(present_NC, k, draw, rng)
+
     if order == "released":
-        found = released_draws(present, shots, draws)
+        support_sets = released_support_sets(present_NC, shots, draws)
     else:
-        one = goyal_draw if protocol == "goyal" else pooled_draw
-        found = [
-            one(train.labels, present, k, number, keyed.generator(seed, "lowshot", k, number))
-            for k in shots
-            for number in range(draws)
-        ]
-    for draw in found:
-        for title, positive in zip(train.classes, draw.positive, strict=True):
-            if positive.all():
-                raise UserError(
-                    f"{train.name}: every one of the {len(positive)} images drawn shows class"
-                    f" {title!r}, whose SVM needs others too (k = {draw.k}, draw {draw.number})",
-                    at=train.root,
-                    hint="raise --shots, or leave out a class that is in every image",
-                )
-    return found
+        support_sets = [sample(k, draw) for k in shots for draw in range(draws)]
+    for support in support_sets:
+        _require_negatives(train, support)
+    return support_sets
 
 
 def presence(labels: np.ndarray) -> np.ndarray:
-    """bool [N, C] from labels [N] or [N, C]; difficult is not present."""
-    return labels == 1 if labels.ndim == 2 else labels[:, None] == np.arange(labels.max() + 1)
+    """Return bool [N, C] from labels [N] or [N, C]; a difficult image does not show its class."""
+    present_NC: np.ndarray = (
+        labels == 1 if labels.ndim == 2 else labels[:, None] == np.arange(labels.max() + 1)
+    )
+    return present_NC
 
 
-def pooled_draw(
-    labels: np.ndarray, present: np.ndarray, k: int, number: int, rng: np.random.Generator
+def pcl_support_set(
+    present_NC: np.ndarray, k: int, draw: int, rng: np.random.Generator
 ) -> SupportSet:
-    """pcl: k positives of each class, pooled with their repeats; difficult and absent are negative
-    alike."""
-    pool = np.concatenate([rng.permutation(np.flatnonzero(column))[:k] for column in present.T])
-    return _pool(present, k, number, pool)
+    """Sample pcl's pool: k positives of each class, an image as often as it was sampled. Difficult
+    and absent both count as negative."""
+    pool = np.concatenate([rng.permutation(np.flatnonzero(column))[:k] for column in present_NC.T])
+    return _pooled(present_NC, k, draw, pool)
 
 
-def released_draws(present: np.ndarray, shots: tuple[int, ...], draws: int) -> list[SupportSet]:
-    """pcl's own sequence: Python's random, seeded once with 0; for each k, for each draw, each
-    class's list is shuffled."""
+def released_support_sets(
+    present_NC: np.ndarray, shots: tuple[int, ...], draws: int
+) -> list[SupportSet]:
+    """Return the very pools of pcl's released script: Python's random, seeded once with 0, shuffles
+    each class's images for each draw of each k in turn."""
     rng = random.Random(0)
-    found = []
+    support_sets = []
     for k in shots:
-        for number in range(draws):
+        for draw in range(draws):
             pool: list[int] = []
-            for column in present.T:
+            for column in present_NC.T:
                 members = np.flatnonzero(column).tolist()
                 rng.shuffle(members)
                 pool += members[:k]
-            found.append(_pool(present, k, number, np.array(pool)))
-    return found
+            support_sets.append(_pooled(present_NC, k, draw, np.array(pool)))
+    return support_sets
 
 
-def _pool(present: np.ndarray, k: int, number: int, pool: np.ndarray) -> SupportSet:
-    classes = present.shape[1]
-    return draw_of(k, number, [pool] * classes, [present[pool, c] for c in range(classes)])
-
-
-def goyal_draw(
-    labels: np.ndarray, present: np.ndarray, k: int, number: int, rng: np.random.Generator
+def goyal_support_set(
+    label_NC: np.ndarray, k: int, draw: int, rng: np.random.Generator
 ) -> SupportSet:
-    """goyal: per class k positives and 19 k negatives of its own, difficult images among
+    """Sample goyal's k positives and 19 k negatives for each class on its own. Difficult images are
     neither."""
     rows, positive = [], []
-    for column, label in zip(present.T, labels.T, strict=True):
-        absent = np.flatnonzero(label == -1)
-        rows.append(
-            np.concatenate(
-                [rng.permutation(np.flatnonzero(column))[:k], rng.permutation(absent)[: 19 * k]]
+    for label_N in label_NC.T:
+        positives = rng.permutation(np.flatnonzero(label_N == 1))[:k]
+        negatives = rng.permutation(np.flatnonzero(label_N == -1))[: GOYAL_NEGATIVES * k]
+        rows.append(np.concatenate([positives, negatives]))
+        positive.append(np.arange(len(rows[-1])) < k)
+    return _support_set(k, draw, rows, positive)
+
+
+def _pooled(present_NC: np.ndarray, k: int, draw: int, pool: np.ndarray) -> SupportSet:
+    classes = present_NC.shape[1]
+    return _support_set(k, draw, [pool] * classes, [present_NC[pool, c] for c in range(classes)])
+
+
+def _support_set(
+    k: int, draw: int, rows: list[np.ndarray], positive: list[np.ndarray]
+) -> SupportSet:
+    subset = files.sha256([of_class.tolist() for of_class in rows])[:16]
+    return SupportSet(k, draw, rows, positive, subset)
+
+
+def _require_enough_images(train: ImageList, present_NC: np.ndarray, protocol: str, k: int) -> None:
+    for title, count in zip(train.classes, present_NC.sum(0), strict=True):
+        if count < k:
+            raise UserError(
+                f"{train.name}: class {title!r} has {count} images, {k} are to be drawn",
+                at=train.root,
+                hint="lower --shots; nothing is drawn twice",
             )
-        )
-        positive.append(np.arange(20 * k) < k)
-    return draw_of(k, number, rows, positive)
+    if protocol != "goyal":
+        return
+    needed = GOYAL_NEGATIVES * k
+    for title, count in zip(train.classes, (train.labels == -1).sum(0), strict=True):
+        if count < needed:
+            raise UserError(
+                f"{train.name}: class {title!r} is absent from {count} images, goyal's protocol"
+                f" draws {needed} of them",
+                at=train.root,
+                hint="lower --shots, or use --protocol pcl",
+            )
+
+
+def _require_negatives(train: ImageList, support: SupportSet) -> None:
+    for title, positive in zip(train.classes, support.positive, strict=True):
+        if positive.all():
+            raise UserError(
+                f"{train.name}: every one of the {len(positive)} images drawn shows class"
+                f" {title!r}, whose SVM also needs images without it (k = {support.k}, draw"
+                f" {support.draw})",
+                at=train.root,
+                hint="raise --shots, or leave out a class that is in every image",
+            )
