@@ -38,7 +38,7 @@ def synthetic(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 def published(
     x: np.ndarray,
-    draw: SupportSet,
+    support: SupportSet,
     test: np.ndarray,
     positive: np.ndarray,
     costs: tuple[float, ...],
@@ -46,9 +46,9 @@ def published(
     iterations: int = 2000,
 ) -> np.ndarray:
     """Returns the average precision [J, C] in percent, of J costs and C classes."""
-    found = np.empty((len(costs), len(draw.positive)))
+    found = np.empty((len(costs), len(support.positive)))
     for j, cost in enumerate(costs):
-        for c, present in enumerate(draw.positive):
+        for c, present in enumerate(support.positive):
             model = LinearSVC(
                 C=cost,
                 class_weight={1: 2, -1: 1},
@@ -57,7 +57,7 @@ def published(
                 max_iter=iterations,
                 random_state=0,
             )
-            scores = model.fit(x[draw.rows[c]], np.where(present, 1, -1)).decision_function(test)
+            scores = model.fit(x[support.rows[c]], np.where(present, 1, -1)).decision_function(test)
             found[j, c] = 100 * published_average_precision(scores, positive[:, c])
     return found
 
@@ -69,20 +69,20 @@ def rows() -> Iterator[Ratio | Figure]:
     images = ImageList(
         "synthetic", None, tuple(map(str, range(5011))), labels, tuple(map(str, range(20)))
     )  # type: ignore[arg-type]
-    draws = all_support_sets(images, "pcl", (1, 2, 4, 8, 16), 5, 0, "keyed")
-    first = {draw.k: draw for draw in draws if draw.number == 0}
+    sets = all_support_sets(images, "pcl", (1, 2, 4, 8, 16), 5, 0, "keyed")
+    first = {support.k: support for support in sets if support.draw == 0}
     x, normal = liblinear.normalise(train), liblinear.normalise(test)
     positive = test_labels == 1
     for k in (1, 4, 16):
-        draw = first[k]
-        exact = lowshot.score(train, test, test_labels, [draw], COSTS, exact=True)
+        support = first[k]
+        exact = lowshot.score(train, test, test_labels, [support], COSTS, exact=True)
         some = (0.5, 100.0) if k < 16 else (0.5,)  # 100 at k = 16 would take LIBLINEAR minutes
-        to_the_end = published(x, draw, normal, positive, some, 1e-10, 10**7).mean(1)
+        to_the_end = published(x, support, normal, positive, some, 1e-10, 10**7).mean(1)
         far = np.abs(to_the_end - [run["value"] for run in exact if run["cost"] in some]).max()
         theirs: list[np.ndarray] = []
         times = alternate(
-            lambda d=draw, kept=theirs: kept.append(published(x, d, normal, positive, COSTS)),
-            lambda d=draw: _after_normalising(x, normal, test_labels, d),
+            lambda s=support, kept=theirs: kept.append(published(x, s, normal, positive, COSTS)),
+            lambda s=support: _after_normalising(x, normal, test_labels, s),
             2,
         )
         stopped = np.abs(theirs[0].mean(1) - [run["value"] for run in exact]).max()
@@ -92,11 +92,11 @@ def rows() -> Iterator[Ratio | Figure]:
             f"mAP: {far:.0e} from tolerance 1e-10 (C = {' and '.join(f'{c:g}' for c in some)}),"
             f" {stopped:.0e} from 1e-4 (all C)",
             target=40,  # double precision counts twice
-            flops=4 * 4952 * 2048 * min(len(draw.rows[0]), 20 * len(COSTS)),
+            flops=4 * 4952 * 2048 * min(len(support.rows[0]), 20 * len(COSTS)),
             bytes_moved=8 * 4952 * 2048,
         )
     for k in (1, 4, 16):
-        draw = first[k]
+        support = first[k]
         models = [
             LinearSVC(
                 C=0.5,
@@ -106,20 +106,20 @@ def rows() -> Iterator[Ratio | Figure]:
                 max_iter=2000,
                 random_state=0,
             )
-            for _ in draw.positive
+            for _ in support.positive
         ]
 
         def fit_theirs(
-            models: list[LinearSVC] = models, draw: SupportSet = draw
+            models: list[LinearSVC] = models, support: SupportSet = support
         ) -> list[np.ndarray]:
             return [
-                m.fit(x[draw.rows[0]], np.where(p, 1, -1)).coef_[0]
-                for m, p in zip(models, draw.positive, strict=True)
+                m.fit(x[support.rows[0]], np.where(p, 1, -1)).coef_[0]
+                for m, p in zip(models, support.positive, strict=True)
             ]
 
-        def fit_ours(draw: SupportSet = draw) -> list[np.ndarray]:
-            problem = liblinear.Problem(x[draw.rows[0]])
-            return [problem.fit(p, 0.5, 2.0)[:-1] for p in draw.positive]
+        def fit_ours(support: SupportSet = support) -> list[np.ndarray]:
+            problem = liblinear.Problem(x[support.rows[0]])
+            return [problem.fit(p, 0.5, 2.0)[:-1] for p in support.positive]
 
         difference = max(np.abs(a - b).max() for a, b in zip(fit_theirs(), fit_ours(), strict=True))
         yield ratio(
@@ -131,7 +131,7 @@ def rows() -> Iterator[Ratio | Figure]:
         spent = []
         for _ in range(3 if len(costs) > 1 else 2):
             started = time.perf_counter()
-            lowshot.score(train, test, test_labels, draws, costs, exact=len(costs) > 1)
+            lowshot.score(train, test, test_labels, sets, costs, exact=len(costs) > 1)
             spent.append(time.perf_counter() - started)
         name = f"{len(costs)} costs (Newton)" if len(costs) > 1 else "C = 0.5 (LIBLINEAR)"
         yield Figure(
@@ -143,11 +143,11 @@ def rows() -> Iterator[Ratio | Figure]:
 
 
 def _after_normalising(
-    x: np.ndarray, test: np.ndarray, test_labels: np.ndarray, draw: SupportSet
+    x: np.ndarray, test: np.ndarray, test_labels: np.ndarray, support: SupportSet
 ) -> None:
     """Does what ``lowshot.score`` does for one support set. Features are normalised before, once
     for all support sets, as in the published way."""
-    for values in lowshot._newton(x[draw.rows[0]], draw.positive, test, COSTS, 2.0):
+    for values in lowshot._newton(x[support.rows[0]], support.positive, test, COSTS, 2.0):
         lowshot._metric(values, test_labels, False)
 
 

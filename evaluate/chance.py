@@ -34,8 +34,8 @@ def accuracy_remark(right: int, labels_N: np.ndarray, *, trained: bool) -> str:
     accuracy = f"{100 * right / len(labels_N):.1f} % of {len(labels_N)}"
     if (p := stats.binom.cdf(right, len(labels_N), low)) < IMPOSSIBLE:
         return (
-            f"{accuracy} is below chance ({100 * low:.2g} %), which no classifier of honest labels can"
-            f" be (p = {p:.0e}): {LABELS}"
+            f"{accuracy} is below chance ({100 * low:.2g} %), which is impossible if the labels are"
+            f" right (p = {p:.0e}): {LABELS}"
         )
     if trained and stats.binom.sf(right - 1, len(labels_N), high) > PLAUSIBLE:
         return (
@@ -61,8 +61,8 @@ def rank_z(score_NC: np.ndarray, positive_NC: np.ndarray) -> float:
 
 
 def ranking_remark(z: float, classes: int, *, trained: bool) -> str:
-    """Return what is suspicious about average precisions, judged by ``rank_z``, or "". The precision
-    itself would not do: its envelope is never below the share of positives.
+    """Return what is suspicious about average precisions, judged by ``rank_z``, or "". The values
+    themselves would not do: the precision's envelope is never below the share of positives.
 
     One encoder ranks all classes, so their z may be correlated; a mean z counts as impossible only
     if a single z of that size would."""
@@ -70,8 +70,8 @@ def ranking_remark(z: float, classes: int, *, trained: bool) -> str:
 
     if stats.norm.cdf(z) < IMPOSSIBLE:
         return (
-            f"images of a class rank lower than others (z = {z:.1f}), which no classifier of honest"
-            f" labels does: {LABELS}"
+            f"images of a class rank lower than others (z = {z:.1f}), which is impossible if the"
+            f" labels are right: {LABELS}"
         )
     if trained and stats.norm.sf(z * np.sqrt(classes)) > PLAUSIBLE:
         return (

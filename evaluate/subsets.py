@@ -1,5 +1,5 @@
-"""The labelled subset of ImageNet that fine-tuning uses: drawn at random, or named by a list such as
-SimCLR's."""
+"""The subset of ImageNet's labels that fine-tuning uses: drawn at random, or named by a list such
+as SimCLR's."""
 
 from pathlib import Path
 

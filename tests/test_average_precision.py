@@ -8,13 +8,10 @@ from evaluate.svm.average_precision import average_precision
 
 
 def _naive(scores, positive, counted):
-    """Precision and recall image by image, then the area under the envelope with sentinels (0, 0)
-    and (1, 0)."""
-    ranked = [
-        (p, c)
-        for _, p, c in sorted(zip(-scores, positive, counted, strict=True), key=lambda t: t[0])
-    ]
-    ranked = [p for p, c in ranked if c]
+    """Compute precision and recall image by image, then the area under the envelope with sentinels
+    (0, 0) and (1, 0)."""
+    ranking = sorted(zip(-scores, positive, counted, strict=True), key=lambda row: row[0])
+    ranked = [is_hit for _, is_hit, is_counted in ranking if is_counted]
     total, hits, recall, precision = sum(ranked), 0, [0.0], [0.0]
     for rank, hit in enumerate(ranked, start=1):
         hits += hit
@@ -43,7 +40,7 @@ def test_worked_examples():
     )
 
 
-def test_it_is_not_scikit_learns():
+def test_scikit_learn_computes_another_value():
     scores, positive = [5.0, 4.0, 3.0, 2.0, 1.0], [True, False, True, True, False]
     assert average_precision_score(positive, scores) == pytest.approx((1 + 2 / 3 + 3 / 4) / 3)
 
@@ -67,9 +64,10 @@ def test_equals_a_naive_loop(seed, n):
 
 
 @given(st.integers(0, 10_000), st.integers(2, 40), st.sampled_from([1, 2, 5]))
-def test_ties_keep_the_order_of_the_rows(seed, n, different):
+def test_ties_keep_the_order_of_the_rows(seed, n, values):
     rng = np.random.default_rng(seed)
-    scores, positive = rng.integers(0, different, (n, 1)).astype(float), rng.random((n, 1)) < 0.4
+    scores = rng.integers(0, values, (n, 1)).astype(float)
+    positive = rng.random((n, 1)) < 0.4
     positive[rng.integers(n)] = True
     untied = scores - 1e-6 * np.arange(n)[:, None]
     assert average_precision(scores, positive) == pytest.approx(

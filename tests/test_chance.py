@@ -1,4 +1,4 @@
-"""Scores below chance are called impossible, scores at chance doubtful, and honest ones neither."""
+"""Scores far below chance and, for a trained encoder, at chance get a remark; others get none."""
 
 import shutil
 
@@ -16,7 +16,7 @@ def test_far_below_chance_is_impossible():
     assert chance.accuracy_remark(25, labels, trained=False) == ""
 
 
-def test_at_chance_is_doubtful_for_a_trained_encoder_alone():
+def test_chance_level_is_remarked_on_only_for_a_trained_encoder():
     labels = np.repeat(np.arange(1000), 50)
     assert "no better than chance (0.1 %)" in chance.accuracy_remark(52, labels, trained=True)
     assert chance.accuracy_remark(52, labels, trained=False) == ""
@@ -25,25 +25,22 @@ def test_at_chance_is_doubtful_for_a_trained_encoder_alone():
 
 @settings(deadline=None, max_examples=40, derandomize=True)
 @given(st.integers(2, 40), st.integers(30, 400), st.integers(0, 2**32 - 1))
-def test_answers_that_know_nothing_are_never_called_impossible(classes, images, seed):
+def test_answers_independent_of_the_labels_are_never_called_impossible(classes, images, seed):
     rng = np.random.default_rng(seed)
-    labels, answers = (
-        rng.integers(0, classes, images),
-        rng.choice(classes, images, p=rng.dirichlet(np.ones(classes))),
-    )
+    labels = rng.integers(0, classes, images)
+    answers = rng.choice(classes, images, p=rng.dirichlet(np.ones(classes)))
     assert chance.accuracy_remark(int((labels == answers).sum()), labels, trained=False) == ""
 
 
-def test_one_class_or_uneven_ones_have_chances_of_their_own():
+def test_chance_follows_the_number_and_the_shares_of_the_classes():
     assert chance.accuracy_remark(0, np.zeros(50, int), trained=True) == ""
     uneven = np.repeat([0, 1], [95, 5])
-    assert chance.accuracy_remark(5, uneven, trained=False) == "", (
-        "always answering the rare class gives that"
-    )
+    remark = chance.accuracy_remark(5, uneven, trained=False)
+    assert remark == "", "always answering the rare class gives that"
     assert "no better than chance (95 %)" in chance.accuracy_remark(94, uneven, trained=True)
 
 
-def test_z_is_that_of_scipy_s_mann_whitney_test():
+def test_z_is_that_of_the_mann_whitney_test():
     from scipy import stats
 
     rng = np.random.default_rng(0)
@@ -58,23 +55,22 @@ def test_z_is_that_of_scipy_s_mann_whitney_test():
     assert chance.rank_z(score_NC, np.ones((200, 4), bool)) == 0.0
 
 
-def test_rankings_turned_round_are_impossible_and_random_ones_doubtful():
+def test_reversed_rankings_are_impossible_and_random_ones_no_better_than_chance():
     rng = np.random.default_rng(1)
     positive_NC = rng.random((500, 20)) < 0.2
     good = positive_NC + rng.normal(size=(500, 20))
     assert chance.ranking_remark(chance.rank_z(good, positive_NC), 20, trained=True) == ""
-    assert "rank lower than others" in chance.ranking_remark(
-        chance.rank_z(-good, positive_NC), 20, trained=False
-    )
+    reversed_z = chance.rank_z(-good, positive_NC)
+    assert "rank lower than others" in chance.ranking_remark(reversed_z, 20, trained=False)
     noise = chance.rank_z(rng.normal(size=(500, 20)), positive_NC)
     assert "rank no higher than others" in chance.ranking_remark(noise, 20, trained=True)
     assert chance.ranking_remark(noise, 20, trained=False) == ""
 
 
-def test_permuted_classes_are_told_on_the_terminal_and_in_the_record(
+def test_permuted_classes_are_reported_on_the_terminal_and_in_the_record(
     world, moco_file, tmp_path, command
 ):
-    """Validation folders of ImageNet's layout that hold the images of the class after theirs."""
+    """Each validation folder holds the images of the next class."""
     from protobench import records
 
     root = tmp_path / "data"
@@ -82,31 +78,18 @@ def test_permuted_classes_are_told_on_the_terminal_and_in_the_record(
     for number, folder in enumerate(folders):
         shutil.copytree(folder, root / "train" / folder.name)
         shutil.copytree(folder, root / "val" / folders[(number + 1) % 3].name)
-    code, _, err = command(
-        knn.EVALUATION.main,
-        "--ckpt",
-        moco_file,
-        "--data",
-        root,
-        "--feature",
-        "pooled",
-        "--k",
-        1,
-        "--workers",
-        0,
-        "--results",
-        tmp_path / "results",
-    )
+    inputs = ("--ckpt", moco_file, "--data", root, "--results", tmp_path / "results")
+    options = ("--feature", "pooled", "--k", 1, "--workers", 0)
+    code, _, err = command(knn.EVALUATION.main, *inputs, *options)
     assert code == 0
     assert "warning: 0.0 % of 30 is below chance (33 %)" in err
     (record,) = (tmp_path / "results").glob("*.json")
-    (told,) = records.read(record)["warnings"]
-    assert "no classifier of honest labels" in told
+    (warning,) = records.read(record)["warnings"]
+    assert "impossible if the labels are right" in warning
 
 
-def test_lowshot_asks_the_runs_with_most_images():
+def test_lowshot_judges_the_runs_with_the_most_images():
     runs = [{"k": 1, "rank_z": -9.0, "value": 0.0}, {"k": 16, "rank_z": 4.0, "value": 60.0}]
     assert lowshot._remark(runs, np.ones((50, 20), int), trained=True) == ""
-    assert "below chance" in lowshot._remark(
-        [{"k": 4, "value": 0.0}], np.repeat(np.arange(4), 50), trained=True
-    )
+    labels = np.repeat(np.arange(4), 50)
+    assert "below chance" in lowshot._remark([{"k": 4, "value": 0.0}], labels, trained=True)

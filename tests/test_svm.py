@@ -26,7 +26,7 @@ def _data(n=80, d=30, seed=0):
 
 @pytest.mark.parametrize("cost", [0.01, 0.5, 10.0])
 @pytest.mark.parametrize("weight", [1.0, 2.0])
-def test_same_optimum_as_scikit_learns(cost, weight):
+def test_the_optimum_is_that_of_scikit_learn(cost, weight):
     x, positive = _data()
     theirs = LinearSVC(
         C=cost,
@@ -43,7 +43,7 @@ def test_same_optimum_as_scikit_learns(cost, weight):
 
 
 @pytest.mark.parametrize("first_is_positive", [True, False])
-def test_the_sign_does_not_follow_the_order_of_labels(first_is_positive):
+def test_the_sign_does_not_depend_on_the_order_of_the_labels(first_is_positive):
     """LIBLINEAR takes the first label it meets as the positive one."""
     x, positive = _data()
     order = np.argsort(positive != first_is_positive, kind="stable")
@@ -53,7 +53,7 @@ def test_the_sign_does_not_follow_the_order_of_labels(first_is_positive):
     assert scores[positive].mean() > scores[~positive].mean()
 
 
-def test_a_fit_does_not_depend_on_those_before():
+def test_a_fit_does_not_depend_on_earlier_fits():
     x, positive = _data()
     problem = Problem(x)
     first = problem.fit(positive, 0.5)
@@ -72,8 +72,8 @@ def test_what_liblinear_would_accept_silently_is_refused():
         Problem(_data()[0]).fit(np.ones(80, dtype=bool), 0.5)
 
 
-def test_features_that_are_not_finite_are_refused_on_either_side():
-    """The test's, too: NaN scores would be ranked, and give a plausible number."""
+def test_training_and_test_features_that_are_not_finite_are_refused():
+    """NaN among the test features would give NaN scores, and ranking them a plausible number."""
     x, _ = _data()
     for wrong in (np.nan, np.inf):
         x[3, 4] = wrong
@@ -81,20 +81,22 @@ def test_features_that_are_not_finite_are_refused_on_either_side():
             normalise(x)
 
 
-@pytest.mark.parametrize("script", [fullsvm, lowshot])
+@pytest.mark.parametrize("evaluation", [fullsvm, lowshot])
 @pytest.mark.parametrize("costs", [(1e5,), (0.5, 1001.0), ("inf",), (-1.0,), (0.5, 0.5)])
-def test_both_scripts_refuse_the_same_costs_before_anything_is_read(
-    command, tmp_path, script, costs
+def test_both_evaluations_refuse_the_same_costs_before_anything_is_read(
+    command, tmp_path, evaluation, costs
 ):
-    code, _, err = command(script.main, "--ckpt", tmp_path / "absent.pth", "--costs", *costs)
+    code, _, err = command(
+        evaluation.EVALUATION.main, "--ckpt", tmp_path / "absent.pth", "--costs", *costs
+    )
     assert code == 2
     assert "--costs must be different positive numbers of at most 1000, not" in err
     check_costs(GOYAL_COSTS)
     check_costs((LARGEST_COST,))
 
 
-def test_liblinear_reaches_its_optimum_at_the_largest_cost_and_not_far_beyond():
-    """Correlated features, as networks have them: on independent ones any cost is easy."""
+def test_liblinear_reaches_the_optimum_at_the_largest_cost_but_not_far_beyond():
+    """The features are correlated, as a network's are: independent ones are easy at any cost."""
     rng = np.random.default_rng(0)
     scales = 1 / np.arange(1.0, 513.0)
     z = rng.normal(size=(320, 512)) * scales
@@ -106,10 +108,8 @@ def test_liblinear_reaches_its_optimum_at_the_largest_cost_and_not_far_beyond():
 
     def excess(cost):
         def objective(w):
-            return (
-                0.5 * w @ w
-                + cost * np.where(positive, 2, 1) @ np.maximum(0, 1 - y * (with_bias @ w)) ** 2
-            )
+            hinge = np.maximum(0, 1 - y * (with_bias @ w))
+            return 0.5 * w @ w + cost * np.where(positive, 2, 1) @ hinge**2
 
         (b,) = newton.path(newton.gram(x), positive, (cost,), 2.0)
         return objective(Problem(x).fit(positive, cost, 2.0)) / objective(with_bias.T @ b) - 1
