@@ -18,6 +18,7 @@ from evaluate.mmdet_adapter import scoring
 from evaluate.mmdet_adapter.training import Detections, bitmap, run_lengths
 from protobench.data import coco, decoding, voc, voc_boxes
 from protobench.data.boxes import BoxList, presence
+from protobench.data.datasets import DATASETS
 from protobench.data.rle import decoded
 from protobench.data.synthetic import bundled, scenes
 from protobench.runtime.errors import UserError
@@ -130,7 +131,7 @@ def test_the_other_embedded_data_means_the_scenes(scene_data, world, tmp_path, m
 
 
 def test_voc_is_read_with_boxes_from_0(scene_data):
-    train, test = voc_boxes.read_both(scene_data, "voc07")
+    train, test = DATASETS["voc07"].read_both_with_boxes(scene_data)
     assert (len(train), len(test)) == (SCENES["voc2007-trainval"], SCENES["voc2007-test"])
     image, things = scenes.scene(bundled.World(bundled.SEED), "voc2007-test", 3)
     assert test.objects[3].boxes_N4.tolist() == [list(thing.box) for thing in things]
@@ -145,8 +146,8 @@ def test_voc_is_read_with_boxes_from_0(scene_data):
 
 
 def test_voc07_and_12_follow_one_another(scene_data):
-    train, _ = voc_boxes.read_both(scene_data, "voc07")
-    both, _ = voc_boxes.read_both(scene_data, "voc07+12")
+    train, _ = DATASETS["voc07"].read_both_with_boxes(scene_data)
+    both, _ = DATASETS["voc07+12"].read_both_with_boxes(scene_data)
     assert (
         len(both)
         == SCENES["voc2007-trainval"] + SCENES["voc2012-trainval"]
@@ -379,7 +380,7 @@ def test_missing_parts_of_voc_are_named(kit):
 
 
 def test_coco_is_read_with_masks(scene_data):
-    train, val = coco.read_both(scene_data)
+    train, val = coco.DATASET.read_both(scene_data)
     assert (len(train), len(val)) == (SCENES["coco-train"], SCENES["coco-val"])
     _, things = scenes.scene(bundled.World(bundled.SEED), "coco-val", 2)
     objects = val.objects[2]
@@ -564,7 +565,7 @@ def test_compressed_masks_and_whole_floats_change_nothing_else(kit):
 
 
 def test_leftovers_beside_cocos_files_are_no_data(kit):
-    before = coco.read_both(kit)
+    before = coco.DATASET.read_both(kit)
     for folder in ("annotations", "train2017", "val2017"):
         for name in (
             ".DS_Store",
@@ -575,7 +576,7 @@ def test_leftovers_beside_cocos_files_are_no_data(kit):
         ):
             (kit / "coco" / folder / name).write_bytes(b"\0\5\26\7")
         (kit / "coco" / folder / "@eaDir").mkdir()
-    assert [images.fingerprint for images in coco.read_both(kit)] == [
+    assert [images.fingerprint for images in coco.DATASET.read_both(kit)] == [
         images.fingerprint for images in before
     ]
 
@@ -751,7 +752,7 @@ def test_polygons_are_not_rounded_to_single_precision(kit):
 def test_missing_parts_of_coco_are_named(kit):
     changed(kit, "val", lambda content: content["categories"][0].update(name="unicorn"))
     with pytest.raises(UserError, match="different classes: unicorn"):
-        coco.read_both(kit)
+        coco.DATASET.read_both(kit)
     path = kit / "coco" / "annotations" / "instances_val2017.json"
     path.write_text('{"images": [],\n "cut')
     with pytest.raises(UserError, match="not JSON") as mistake:

@@ -88,7 +88,7 @@ def _says(complaint, call, *args):
 @pytest.mark.parametrize("below", ["", "cifar10"])
 def test_cifar_10_is_read_whole_and_in_order(tmp_path, monkeypatch, below):
     pixels = _write(tmp_path / below, "cifar10", monkeypatch)
-    train, test = cifar.read_both(tmp_path, "cifar10")
+    train, test = DATASETS["cifar10"].read_both(tmp_path)
     assert (train.name, test.name) == ("cifar10-train", "cifar10-test")
     assert train.classes == test.classes == tuple(CLASSES["cifar10"])
     assert (train.paths[0], train.paths[49], test.paths[9]) == (
@@ -107,14 +107,14 @@ def test_cifar_10_is_read_whole_and_in_order(tmp_path, monkeypatch, below):
 
 def test_cifar_100_has_its_fine_labels(tmp_path, monkeypatch):
     _write(tmp_path, "cifar100", monkeypatch)
-    train, test = cifar.read_both(tmp_path, "cifar100")
+    train, test = DATASETS["cifar100"].read_both(tmp_path)
     assert train.labels.tolist() == test.labels.tolist() == list(range(100))[::-1]
     assert train.classes == tuple(CLASSES["cifar100"])
 
 
 def test_no_file_is_touched_after_reading(tmp_path, monkeypatch, encoder_file):
     _write(tmp_path, "cifar10", monkeypatch)
-    _, test = cifar.read_both(tmp_path, "cifar10")
+    _, test = DATASETS["cifar10"].read_both(tmp_path)
     shutil.rmtree(tmp_path / cifar.FOLDERS["cifar10"])
     encoder = encoders.load(encoder_file)
     x_ND = features.extract(encoder, test, cache=tmp_path / "features")
@@ -197,7 +197,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path, monkeypatch):
 
 
 def test_the_embedded_images_stand_in_and_only_they(world, tmp_path):
-    train, test = cifar.read_both(world, "cifar100")
+    train, test = DATASETS["cifar100"].read_both(world)
     assert (train.name, test.name, len(train), len(test)) == (
         "cifar100-train",
         "cifar100-test",
@@ -205,7 +205,7 @@ def test_the_embedded_images_stand_in_and_only_they(world, tmp_path):
         40,
     )
     assert [of.fingerprint for of in (train, test)] == [
-        of.fingerprint for of in imagenet.read_both(world)
+        of.fingerprint for of in imagenet.DATASET.read_both(world)
     ]
     for other in ('{"fingerprint": "0", "files": {}}', '{"files": {}}', "[]", "no JSON"):
         (tmp_path / "manifest.json").write_text(other)

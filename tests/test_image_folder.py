@@ -110,7 +110,7 @@ def test_places_in_folders_by_letter_has_its_scenes_as_classes(tmp_path):
     for split in ("train", "val"):
         for place in ("a/abbey", "a/apartment_building/outdoor", "b/bakery"):
             _image(tmp_path / "places205" / split / place / "1.jpg")
-    train, val = places.read_both(tmp_path)
+    train, val = places.DATASET.read_both(tmp_path)
     assert train.classes == val.classes == ("a/abbey", "a/apartment_building/outdoor", "b/bakery")
     assert val.labels.tolist() == [0, 1, 2]
     with pytest.raises(
@@ -134,7 +134,7 @@ def test_names_are_compared_as_text_however_they_are_composed(tmp_path):
     for split, title in (("train", composed), ("val", decomposed)):
         for name in (title, "cafz"):  # between the two spellings in byte order
             _image(tmp_path / split / name / "1.jpg")
-    train, val = imagenet.read_both(tmp_path)
+    train, val = imagenet.DATASET.read_both(tmp_path)
     assert train.classes == val.classes == tuple(sorted([composed, "cafz"]))
     assert [path.partition("/")[0] for path in val.paths] == ["cafz", decomposed]
     _image(tmp_path / "val" / composed / "2.jpg")

@@ -14,7 +14,7 @@ def _says(complaint, call, *args):
 
 def test_the_folder_itself_or_the_one_that_holds_it(world):
     assert imagenet.folder(world) == imagenet.folder(world / "imagenet") == world / "imagenet"
-    train, val = imagenet.read_both(world)
+    train, val = imagenet.DATASET.read_both(world)
     assert (len(train), len(val), len(train.classes)) == (200, 40, 20)
 
 
@@ -33,11 +33,11 @@ def test_a_flat_val_folder_and_other_classes_are_told(world, tmp_path):
     first.rename(first.with_name("n99999999"))
     _says(
         "imagenet-train and imagenet-val have different classes: .*n99999999",
-        imagenet.read_both,
+        imagenet.DATASET.read_both,
         tmp_path,
     )
     for path in sorted((tmp_path / "imagenet" / "val").rglob("*.*")):
         path.rename(tmp_path / "imagenet" / "val" / f"{path.parent.name}_{path.name}")
     for folder in [path for path in (tmp_path / "imagenet" / "val").iterdir() if path.is_dir()]:
         folder.rmdir()
-    _says("images lie flat", imagenet.read_both, tmp_path)
+    _says("images lie flat", imagenet.DATASET.read_both, tmp_path)

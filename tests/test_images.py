@@ -155,14 +155,14 @@ def test_places_may_be_folders_but_not_imagenet_s(tmp_path):
         for split in ("train", "val"):
             (tmp_path / "places205" / split / scene).mkdir(parents=True)
             Image.new("RGB", (4, 4)).save(tmp_path / "places205" / split / scene / "x.jpg")
-    train, val = places.read_both(tmp_path)
+    train, val = places.DATASET.read_both(tmp_path)
     assert train.classes == val.classes == ("abbey", "alley")
     assert (train.name, val.name) == ("places205-train", "places205-val")
     for split in ("train", "val"):
         for scene, wnid in (("abbey", "n01440764"), ("alley", "n01443537")):
             (tmp_path / "places205" / split / scene).rename(tmp_path / "places205" / split / wnid)
     with pytest.raises(UserError, match="this is ImageNet, not Places205"):
-        places.read_both(tmp_path)
+        places.DATASET.read_both(tmp_path)
 
 
 def test_names_that_are_not_utf_8_are_read_and_can_be_hashed(tmp_path):

@@ -6,6 +6,7 @@ from PIL import Image
 
 from protobench import records
 from protobench.data import cifar, coco, imagenet, published, voc
+from protobench.data.datasets import DATASETS
 from protobench.data.image_list import ImageList
 from protobench.data.synthetic import bundled
 from protobench.runtime.errors import UserError
@@ -133,7 +134,7 @@ def test_the_readers_ask(tmp_path, scene_data, world, capsys):
             path = tmp_path / "cifar10" / split / title / "0001.png"
             path.parent.mkdir(parents=True)
             Image.new("RGB", (32, 32)).save(path)
-    train, test = cifar.read_both(tmp_path, "cifar10")
+    train, test = DATASETS["cifar10"].read_both(tmp_path)
     assert (train.name, len(test), test.classes) == ("cifar10-train", 10, cifar.CIFAR10)
     assert capsys.readouterr().err.count("the images are files") == 2
     (told,) = records.data_of("cifar10", (train, test))["departures"]

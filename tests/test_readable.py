@@ -121,7 +121,7 @@ def test_too_large_images_are_found_by_every_thread(root, monkeypatch):
 
 
 def test_nothing_is_left_out_unless_asked_and_never_more_than_asked(root):
-    lists = imagenet.read_both(root)
+    lists = imagenet.DATASET.read_both(root)
     for images_, i in ((lists[0], 7), (lists[0], 8), (lists[1], 1)):
         _truncate(images_.root / images_.paths[i])
     assert decoding.leave_out(lists, 0) is lists
@@ -231,7 +231,7 @@ def test_every_data_set_can_be_chosen():
 
 def test_bad_files_duplicates_and_absent_data_are_told(command, root, monkeypatch, tmp_path):
     monkeypatch.setattr(verify, "SHOWN", 1)
-    train, val = imagenet.read_both(root)
+    train, val = imagenet.DATASET.read_both(root)
     for i in (0, 1):
         _truncate(train.root / train.paths[i])
     shutil.copy(train.root / train.paths[9], val.root / val.paths[0])

@@ -16,6 +16,7 @@ from evaluate import knn
 from protobench import records
 from protobench.checkpoints import encoders, input_check
 from protobench.data import cifar, decoding, published
+from protobench.data.datasets import DATASETS
 from protobench.data.image_list import ImageList
 
 
@@ -60,7 +61,7 @@ def test_its_normalisation_fits_photographs_and_cifar(augnet, photos):
 
 
 def test_cifar_10_as_pictures_is_whole(tmp_path):
-    train, test = cifar.read_both(_real("cifar10-jpeg"), "cifar10")
+    train, test = DATASETS["cifar10"].read_both(_real("cifar10-jpeg"))
     assert published.counts(train) == published.counts(test) == []
     assert np.bincount(train.labels).tolist() == [5000] * 10
     assert {images.read(i).size for images in (train, test) for i in (0, len(images) - 1)} == {

@@ -163,10 +163,3 @@ def _dataset(name: str) -> Dataset:
 
 
 DATASETS = (_dataset("cifar10"), _dataset("cifar100"))
-
-
-def read_both(
-    data: Path, name: str
-) -> tuple[ImageList, ImageList]:  # until evaluations read DATASETS
-    """train and test."""
-    return next(d for d in DATASETS if d.name == name).read_both(data)

@@ -307,6 +307,3 @@ DATASET = Dataset(
     read_boxes=_read_both,
     edition=_edition,
 )
-
-
-read_both = DATASET.read_both  # until evaluations read DATASETS

@@ -75,6 +75,3 @@ DATASET = Dataset(
     recognise=_recognise,
     departures=_departures,
 )
-
-
-read_both = DATASET.read_both  # until evaluations read DATASETS

@@ -113,6 +113,3 @@ DATASET = Dataset(
     recognise=_recognise,
     takes_unrecognised=True,
 )
-
-
-read_both = DATASET.read_both  # until evaluations read DATASETS

@@ -194,10 +194,3 @@ def edition(images: ImageList) -> str:
     if images.name.startswith("voc12-") and re.fullmatch(r"\d{6}\.\w+", images.sample_name):
         return "VOC2007"
     return ""
-
-
-def read_both(data: Path) -> tuple[ImageList, ImageList]:  # until evaluations read DATASETS
-    """trainval and test."""
-    from protobench.data.image_list import pair
-
-    return pair(read(data, "trainval"), read(data, "test"))

@@ -13,7 +13,7 @@ from pretrain.recipes.common import Recipe, run_key
 from protobench import records
 from protobench.checkpoints import released
 from protobench.checkpoints.identity import encoder_key, exported_key, sha256_of
-from protobench.data import pretraining
+from protobench.data.datasets import DATASETS
 from protobench.data.image_list import ImageList
 from protobench.data.synthetic import bundled
 from protobench.records import ModelInfo
@@ -135,7 +135,7 @@ def make_plan(
         if recipe:
             if (name := recipe.dataset) not in trained_on:
                 trained_on[name] = _try(
-                    lambda name=name: pretraining.images(_need(root), name, skip_bad_images)
+                    lambda name=name: DATASETS[name].training_images(_need(root), skip_bad_images)
                 )
             images = trained_on[name]
         for seed in [0] if row.name in given or not recipe else range(1, seeds + 1):
@@ -227,7 +227,7 @@ def load_data(name: str, dataset: str, root: Path, skip_bad_images: int) -> tupl
     """Return the lists of images that a record is about: those of an evaluation, or the training
     images of a pretraining that records itself."""
     if name in history.KINDS:
-        return (pretraining.images(root, dataset, skip_bad_images),)
+        return (DATASETS[dataset].training_images(root, skip_bad_images),)
     return evaluation(name).load_data(root, dataset, skip_bad_images)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pretrain import history
 from pretrain.recipes import common
-from protobench.data import pretraining
+from protobench.data.datasets import DATASETS
 from protobench.data.synthetic import bundled
 from protobench.runtime.errors import UserError
 from tables.engine import plan
@@ -54,8 +54,8 @@ def train(job: Job, context: RunContext) -> None:
     device, source = distributed.init(device_of(context.device)), None
     if job.recipe.train.epochs:
         with distributed.main_process_first():
-            source = pretraining.images(
-                context.source or bundled.ensure(), job.recipe.dataset, context.skip_bad_images
+            source = DATASETS[job.recipe.dataset].training_images(
+                context.source or bundled.ensure(), context.skip_bad_images
             )
     loop.pretrain(
         job.recipe,
@@ -72,8 +72,8 @@ def score(job: Job, task: EvalTask, context: RunContext) -> None:
     """Evaluates the job's encoder and writes the record."""
     records = context.results / context.tier / "records"
     if task.evaluation in history.KINDS:
-        images = pretraining.images(
-            context.source or bundled.ensure(), task.dataset, context.skip_bad_images
+        images = DATASETS[task.dataset].training_images(
+            context.source or bundled.ensure(), context.skip_bad_images
         )
         history.write(task.evaluation, job.checkpoint, images, task.dataset, records, job.model())
         return
