@@ -11,6 +11,7 @@ from typing import Literal
 import tyro
 
 from protobench.checkpoints.layouts import LAYOUTS, LoadOptions
+from protobench.data.datasets import DATASETS
 from protobench.runtime.cli import Command
 from protobench.runtime.errors import UserError
 
@@ -147,9 +148,7 @@ class CheckData:
     data: tyro.conf.Positional[Path | None] = None
     """folder with imagenet/, VOCdevkit/, places205/ and CIFAR's folders, or one of these; without
     it the bundled synthetic data"""
-    dataset: tuple[
-        Literal["imagenet", "voc07", "voc07+12", "coco", "places205", "cifar10", "cifar100"], ...
-    ] = ()
+    dataset: tuple[Literal[tuple(DATASETS)], ...] = ()  # type: ignore[valid-type]
     """only these; default all that are there"""
     workers: int = os.cpu_count() or 1
     """threads that decode"""

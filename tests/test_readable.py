@@ -12,7 +12,7 @@ from PIL import Image
 
 from evaluate import fullsvm
 from protobench import __main__ as main
-from protobench import records
+from protobench import commands, records
 from protobench.data import decoding, image_list, imagenet, verify
 from protobench.data.datasets import DATASETS
 from protobench.runtime.errors import UserError
@@ -225,7 +225,7 @@ def test_embedded_data_is_known_wherever_it_lies(command, root):
 
 
 def test_every_data_set_can_be_chosen():
-    (choices,) = get_args(get_type_hints(main.CheckData)["dataset"])[:1]
+    (choices,) = get_args(get_type_hints(commands.CheckData)["dataset"])[:1]
     assert set(get_args(choices)) == {*DATASETS}
 
 

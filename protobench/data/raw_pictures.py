@@ -18,7 +18,6 @@ from torch.utils.data import Dataset
 
 from protobench.data.image_list import ImageList
 from protobench.data.loading import batches
-from protobench.features import SYNC_SECONDS
 from protobench.runtime import files
 from protobench.runtime.errors import UserError
 from protobench.runtime.progress import progress
@@ -27,6 +26,9 @@ VERSION = 1
 """Raise when what is kept of a picture changes."""
 
 SIDE = 256
+"""The short side of a kept image, pixels; shorter ones are kept as they are."""
+SYNC_SECONDS = 60.0
+"""How much decoding a kill can lose."""
 
 
 class RawPictures:
