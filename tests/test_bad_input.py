@@ -583,11 +583,11 @@ def test_encoders_that_diverged_or_collapsed_get_no_score(
         (
             {"optimizer": {"state": {0: {"momentum_buffer": torch.ones(3)}}, "param_groups": []}},
             (),
-            "state of an optimiser",
+            "an optimiser's state",
             "",
         ),
         ("whole", ("--arch", "resnet50"), "not a resnet50", ""),
-        ("whole", ("--weights", "momentum"), "holds no momentum copy", ""),
+        ("whole", ("--weights", "momentum"), "has no momentum copy", ""),
         ("cut", (), "cannot read the checkpoint", "truncated or damaged"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -131,7 +131,7 @@ def test_the_card_names_recipe_data_and_records(command, encoder_file, world, tm
     _export(command, encoder_file, tmp_path / "x.safetensors", "--results", results)
     card = (tmp_path / "x.safetensors.md").read_text()
     assert record["record_id"][:12] in card
-    assert "lowshot | voc07 (embedded data) | mAP %, k=1: " in card
+    assert "lowshot | voc07 (bundled synthetic data) | mAP %, k=1: " in card
     assert '"method": "untrained"' in card
     assert files.sha256_file(tmp_path / "x.safetensors") in card
     _export(command, encoder_file, tmp_path / "y.safetensors", "--results", tmp_path / "none")
@@ -157,7 +157,7 @@ def test_what_a_target_cannot_express_is_refused(command, source, tmp_path):
     )
     code, _, err = command(program.main, "export", padded, tmp_path / "plain.pth")
     assert code == 2
-    assert "cannot say all that is needed" in err
+    assert "cannot hold all that is needed" in err
     assert not (tmp_path / "plain.pth").exists()
     for target in ("moco", "mmdet", "detectron2"):
         code, _, err = command(
@@ -203,7 +203,7 @@ def test_the_input_travels_with_the_weights_or_the_export_is_refused(command, so
         program.main, "export", source, tmp_path / "flat.pth", "--normalisation", "0-1"
     )
     assert code == 2
-    assert "asks for another input" in err
+    assert "expects another input" in err
 
 
 class Logger:

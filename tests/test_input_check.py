@@ -125,7 +125,7 @@ def test_what_cannot_be_checked_is_asked_for_or_left_alone(trained, encoder_file
     state["bn1.running_var"].fill_(1.0)
     torch.save(state, tmp_path / "fused.pth")
     with pytest.raises(
-        UserError, match=r"BatchNorm has no statistics|does not tell how the inputs"
+        UserError, match=r"BatchNorm has no statistics|does not say how the inputs"
     ) as error:
         encoders.load(tmp_path / "fused.pth")
     assert "--normalisation" in error.value.hint

@@ -80,7 +80,7 @@ def test_every_origin_gives_the_features_of_the_weights_themselves(tmp_path, mon
         assert second.report.copy == which
         assert second.key != encoder.key
     elif "sequential" not in origin.layout:
-        with pytest.raises(UserError, match="holds no momentum copy"):
+        with pytest.raises(UserError, match="has no momentum copy"):
             encoders.load(path, LoadOptions(weights="momentum"))
 
 
@@ -127,7 +127,7 @@ def _refused(tmp_path, content, reading=None):
 def test_a_wrong_prefix_names_the_nearest_layout_and_the_way_out(tmp_path):
     net = network("resnet18", 0)
     told = _refused(tmp_path, {"state_dict": under("module.encoder_qq.", net.state_dict())})
-    assert "ResNets lie under 'state_dict/encoder_qq.'" in told
+    assert "there are ResNets under 'state_dict/encoder_qq.'" in told
     assert "nearest: MoCo, PCL or MoPro, which has state_dict/encoder_q.conv1.weight" in told
     assert "--prefix encoder_qq. --normalisation imagenet" in told
     encoder = encoders.load(
@@ -218,12 +218,12 @@ def test_places_that_no_layout_has_together_name_none_as_the_nearest(tmp_path):
     told = _refused(
         tmp_path, mmengine(under("backbone.", state)) | {"ema": under("backbone.", state)}
     )
-    assert "ResNets lie under 'ema/backbone.', 'state_dict/backbone.'" in told
+    assert "there are ResNets under 'ema/backbone.', 'state_dict/backbone.'" in told
     assert "no layout has a ResNet in each of these places" in told
     assert "nearest" not in told
     told = _refused(tmp_path, {"state_dict": under("backbone.", state)})
     assert (
-        "known layouts have state_dict/backbone.conv1.weight, each with other things beside it"
+        "known layouts have state_dict/backbone.conv1.weight, each beside other names"
         in told
     )
     assert "nearest" not in told
@@ -240,10 +240,10 @@ def test_detectors_are_not_taken_for_self_supervised_backbones(tmp_path):
 def test_two_tensors_for_one_place_are_refused(tmp_path):
     state = network("resnet18", 0).state_dict()
     clash = sequential(state) | {"conv1.weight": torch.zeros(64, 3, 7, 7)}
-    assert "are one in the backbone" in _refused(tmp_path, clash)
+    assert "get one name in the backbone" in _refused(tmp_path, clash)
     detectron = ORIGINS["detectron2"].build(network("resnet50", 0).state_dict(), {})
     assert "no known layout" in _refused(tmp_path, detectron | {"ema": detectron["model"]})
-    assert "two tensors of the name" in _refused(
+    assert "two tensors have the name" in _refused(
         tmp_path, {"state_dict/conv1.weight": torch.zeros(1), "state_dict": state}
     )
 
@@ -301,7 +301,7 @@ def test_networks_that_are_no_resnets(tmp_path):
         tmp_path, {"features.0.weight": torch.zeros(1)}
     )
     assert "holds no tensors" in _refused(tmp_path, {"epoch": 3})
-    assert "state of an optimiser" in _refused(
+    assert "an optimiser's state" in _refused(
         tmp_path, {"optimizer": optimizer({"a": torch.zeros(2)})}
     )
     deep = {k: v for k, v in network("resnet18", 0).state_dict().items() if k != "conv1.weight"}
@@ -342,7 +342,7 @@ def test_normalisations_that_the_file_does_not_tell_must_be_given(tmp_path):
         288,
     )
     for wrong in ("imagnet", "1,2,3", "0.5,0.5,0.5,0.2,0.2,0", "nan,0,0,1,1,1"):
-        assert "is no normalisation" in _refused(tmp_path, cifar, LoadOptions(normalisation=wrong))
+        assert "is not a normalisation" in _refused(tmp_path, cifar, LoadOptions(normalisation=wrong))
     assert "--resize is at least --crop" in _refused(
         tmp_path, cifar, LoadOptions(normalisation="cifar10", crop=64)
     )
@@ -397,4 +397,4 @@ def test_spcl_s_unused_batchnorm_is_not_taken_for_the_real_one(tmp_path):
 
 def test_names_that_collide_without_wrappers_are_refused(tmp_path):
     state = network("resnet18", 0).state_dict()
-    assert "two tensors of one name" in _refused(tmp_path, state | under("module.", state))
+    assert "two tensors have one name" in _refused(tmp_path, state | under("module.", state))

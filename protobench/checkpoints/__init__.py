@@ -1,1 +1,2 @@
-"""Checkpoints of any code base: read without running their code, recognised, loaded whole or refused."""
+"""Checkpoints of any code base: read without running their code, recognised, loaded whole or
+refused."""

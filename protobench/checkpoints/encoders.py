@@ -1,9 +1,9 @@
-"""Encoders from files: recognised by their parameter names, loaded whole or refused, every tensor
-accounted for.
+"""Loads encoders from files: recognised by their parameter names, whole or not at all, with every
+tensor accounted for.
 
-The commonest way to a wrong number in this field is a checkpoint that was never really loaded
-(another key prefix, ``strict=False``, random weights evaluated without a word). Here a file either
-fills every tensor of the backbone or is an error."""
+The most common cause of a wrong number in this field is a checkpoint that was never really loaded
+(another key prefix, ``strict=False``, random weights evaluated silently). Here a file either fills
+every tensor of the backbone or is an error."""
 
 import hashlib
 import json
@@ -18,12 +18,13 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from protobench.checkpoints import identity, layouts, released, tensor_files
-from protobench.checkpoints.layouts import Copy, LoadOptions, Match
+from protobench.checkpoints import identity, layouts, recognise, released, tensor_files
+from protobench.checkpoints.layouts import Copy, LoadOptions
 from protobench.checkpoints.load_report import LoadReport
+from protobench.checkpoints.recognise import Match
 from protobench.checkpoints.resnet import Arch, ResNet, arch_name, arch_of, named
 from protobench.checkpoints.tensor_files import TensorFile
-from protobench.data.transforms import EvalInput
+from protobench.data.transforms import NORMALISATIONS, EvalInput
 from protobench.runtime import files
 from protobench.runtime.errors import UserError, printable
 from protobench.runtime.notices import some
@@ -34,27 +35,27 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Encoder:
-    """A backbone ready to evaluate (eval mode), the input it expects, and the report of how it was
+    """A backbone ready to evaluate (in eval mode), the input that it expects, and how it was
     loaded.
 
-    ``key`` identifies the weights and their input in caches and records.
-    """
+    ``key`` identifies the weights and their input in caches and records."""
 
     backbone: ResNet
     input: EvalInput
     key: str
     report: LoadReport
     projection: nn.Module | None = None
-    """the projection head of this copy, where the file has one of known shape: pooled features [N,
-    D] to [N, C]"""
+    """the projection head of this copy, if the file has one of known shape: maps pooled features
+    [N, D] to [N, C]"""
     precision: Literal["fp32", "bf16"] = "fp32"
     """of the network's arithmetic"""
     input_certain: bool = True
-    """whether the input's normalisation is known, from our header or from the user, and not assumed
-    for the file's origin"""
+    """whether the input's normalisation is known, from our header or the user, and not assumed for
+    the file's origin"""
 
     def summary(self) -> str:
-        """A few lines for the terminal: what was loaded, what was left out, and the input."""
+        """Returns a few lines for the terminal: what was loaded, what was left out, and the
+        input."""
         return self.report.summary()
 
 
@@ -67,25 +68,25 @@ def load(
 ) -> Encoder:
     """Loads the backbone of a checkpoint in any layout of ``layouts.LAYOUTS``.
 
-    ``reading`` settles what the file leaves open; ``prefer`` is the copy to take where it does not
-    and the file has it; ``trust`` unpickles everything, which may run code. Raises UserError where
-    the file is missing, unreadable, unsafe or not the one recorded, fits no layout or several, or
-    where a backbone tensor is missing, unexpected, of another shape, sparse or not finite."""
+    ``reading`` settles what the file leaves open; ``prefer`` is the copy to take if neither does
+    and the file has it; ``trust`` unpickles everything, which may run code. Raises UserError if
+    the file is missing, unreadable, unsafe or has another hash than expected, if it fits no layout
+    or several, or if a backbone tensor is missing, unexpected, misshapen, sparse or not finite."""
     reading = reading or LoadOptions()
     tensor_files.check(path)
-    with ThreadPoolExecutor(1) as aside:  # hashing takes as long as loading, and needs no lock
+    with ThreadPoolExecutor(1) as aside:  # hashing takes as long as loading, and no GIL
         hashing, file = aside.submit(identity.sha256_of, path), None
         try:
             file = tensor_files.read(path, trust=trust)
             names = _stripped(path, file.tensors)
-            match = layouts.recognise(
+            match = recognise.recognise(
                 path, names, [*file.entries, *_facts(file.tensors)], reading, prefer
             )
             found = {
                 ours: names[theirs]
-                for ours, theirs in layouts.backbone(match.layout, match.prefix, names).items()
+                for ours, theirs in recognise.backbone(match.layout, match.prefix, names).items()
             }
-        except UserError as mistake:  # some do not know the path, and none what was left out before
+        except UserError as mistake:  # adds the path, and what was left as data
             left = file.left_as_data if file else ()
             told = (
                 [f"objects of {some(left, 5)} were read without running their code"] if left else []
@@ -110,9 +111,7 @@ def load(
             hint=f"give it another name, or take the published file: {known.page}",
         )
     matched = len(state)
-    for name in (
-        expected.keys() - state.keys()
-    ):  # checkpoints from before 2018 lack the counters; nothing reads them
+    for name in expected.keys() - state.keys():  # counters, which older checkpoints lack
         state[name] = torch.zeros((), dtype=torch.long)
     backbone.load_state_dict(state, assign=True)
     report = LoadReport(
@@ -140,10 +139,7 @@ def load(
             "the first BatchNorm has no statistics (all means 0, all variances equal), so whether"
             f" the inputs were normalised as usual for {report.origin} cannot be checked",
             at=path,
-            hint=(
-                f"say how they were with --normalisation: {', '.join(layouts.NORMALISATIONS)}, or"
-                " six numbers"
-            ),
+            hint=(f"say how with --normalisation: {', '.join(NORMALISATIONS)}, or six numbers"),
         )
     return Encoder(
         backbone.eval(), input_, key, report, _projection(head), reading.precision, certain
@@ -154,21 +150,20 @@ def load(
 
 
 def _stripped(path: Path, tensors: State) -> dict[str, str]:
-    """Name without wrappers -> name in the file."""
+    """Returns name without wrappers -> name in the file."""
     names: dict[str, str] = {}
     for name in tensors:
-        if (other := names.setdefault(layouts.strip(name), name)) != name:
+        if (other := names.setdefault(recognise.strip(name), name)) != name:
             raise UserError(
-                f"two tensors of one name once module. and _orig_mod. are taken off: {other} and"
-                f" {name}",
+                f"two tensors have one name without module. and _orig_mod.: {other} and {name}",
                 at=path,
             )
     return names
 
 
 def _facts(tensors: State) -> list[str]:
-    """What recognition needs beside names: convolutions that lie in memory as TensorFlow writes
-    them, outputs last."""
+    """What recognition needs beside names: whether convolutions have TensorFlow's memory layout,
+    outputs last."""
     kernels = (
         tensor
         for name, tensor in tensors.items()
@@ -184,8 +179,8 @@ def _facts(tensors: State) -> list[str]:
 def _network(
     path: Path, match: Match, file: TensorFile, found: dict[str, str], reading: LoadOptions
 ) -> ResNet:
-    """The network that the tensors are of, still without any of its own. UserError where there is
-    none, or another than asked."""
+    """Returns the network that the tensors belong to, on the meta device. Raises UserError if there
+    is none, or another than --arch."""
     try:
         if file.header:
             arch = Arch(**{**file.header["arch"], "depths": tuple(file.header["arch"]["depths"])})
@@ -207,7 +202,7 @@ def _network(
         raise UserError(
             f"the checkpoint holds a {arch_name(arch)}, not a {reading.arch}",
             at=path,
-            hint="--arch only confirms; leave it out, or give the file that you mean",
+            hint="--arch only checks; leave it out, or give the intended file",
         )
     return backbone
 
@@ -215,8 +210,8 @@ def _network(
 def _take(
     path: Path, match: Match, found: State, expected: State, drop: tuple[str, ...], *, copy: bool
 ) -> State:
-    """The backbone's tensors in float32, in memory. UserError unless they are exactly the
-    ``expected`` ones."""
+    """Returns the backbone's tensors in float32, in memory. Raises UserError unless they are
+    exactly the ``expected`` ones."""
     heads = {
         *layouts.HEADS,
         *match.layout.heads,
@@ -226,14 +221,12 @@ def _take(
     unexpected = sorted(
         name
         for name in found.keys() - expected.keys()
-        if layouts.BACKBONE.match(name) or name.split(".")[0] not in heads
+        if recognise.BACKBONE.match(name) or name.split(".")[0] not in heads
     )
     misshapen, spoilt, state = [], [], {}
     for name in sorted(expected.keys() & found.keys()):
         tensor = found[name]
-        if (
-            name in counters and tensor.numel() == 1
-        ):  # some have one dimension, and nothing reads them
+        if name in counters and tensor.numel() == 1:  # some have a dimension; nothing reads them
             tensor = tensor.reshape(())
         if tensor.shape != expected[name].shape:
             misshapen.append(f"{name} is {tuple(tensor.shape)}, not {tuple(expected[name].shape)}")
@@ -266,7 +259,7 @@ def _take(
         if names
     ]:
         parts = sorted(
-            {name.split(".")[0] for name in unexpected if not layouts.BACKBONE.match(name)}
+            {name.split(".")[0] for name in unexpected if not recognise.BACKBONE.match(name)}
         )
         heads_alone = parts and len(told) == 1 and not match.layout.rename
         raise UserError(
@@ -283,8 +276,8 @@ def _take(
 
 
 def _projection_state(match: Match, found: State, arch: Arch) -> State:
-    """The copy's projection head by its own names ("weight", "0.weight"), if it is one of known
-    shape that fits; else empty."""
+    """Returns the copy's projection head by its own names ("weight", "0.weight"); empty if it has
+    none of known shape that fits."""
     prefix = match.layout.projection
     head = {
         name.removeprefix(prefix): tensor
@@ -317,7 +310,7 @@ def _projection_state(match: Match, found: State, arch: Arch) -> State:
 
 
 def _projection(head: State) -> nn.Module | None:
-    """A linear head, or two layers with a ReLU between."""
+    """Returns a linear head, or two layers with a ReLU between them."""
     if not head:
         return None
     with torch.device("meta"):
@@ -336,7 +329,7 @@ def _projection(head: State) -> nn.Module | None:
 def _input(
     path: Path, match: Match, arch: Arch, file: TensorFile, reading: LoadOptions
 ) -> EvalInput:
-    """Ours from the header, others' from the layout; ``reading`` overrides either."""
+    """Returns the input from our header or the layout; ``reading`` overrides either."""
     try:
         if file.header:
             given = file.header["input"]
@@ -347,7 +340,7 @@ def _input(
             if not all(
                 type(size) is int and size < 10_000 for size in (input_.resize, input_.crop)
             ):
-                raise ValueError(f"{input_.resize} and {input_.crop} are no sizes in pixels")
+                raise ValueError(f"{input_.resize} and {input_.crop} are not sizes in pixels")
             if reading.normalisation:
                 mean, std = layouts.normalisation(reading.normalisation)
                 input_ = replace(input_, mean=mean, std=std)
@@ -362,8 +355,8 @@ def _input(
                 given=reading.normalisation,
             )
         resize, crop = (
-            own if asked is None else asked
-            for asked, own in ((reading.resize, input_.resize), (reading.crop, input_.crop))
+            own if given is None else given
+            for given, own in ((reading.resize, input_.resize), (reading.crop, input_.crop))
         )
         input_ = replace(input_, resize=resize, crop=crop)
         numbers = (input_.mean, input_.std)
@@ -381,20 +374,20 @@ def _input(
 
 
 def _verify(file: TensorFile, match: Match, path: Path, state: State) -> None:
-    """UserError unless the weights are those that our header was written for."""
+    """Raises UserError unless the weights are those that our header was written for."""
     content = file.header.get("content")
     if file.header and (
         not isinstance(content, dict) or digest_of(state) != content.get(match.copy)
     ):
         raise UserError(
-            "the weights are not those that were written: their hash differs from the header's",
+            "the weights were changed: their hash differs from the header's",
             at=path,
-            hint="the file is damaged or was edited; make it again",
+            hint="the file is damaged or was edited; export it again",
         )
 
 
 def digest_of(state: State) -> str:
-    """Hash of a backbone's tensors: names, shapes and values, counters left out."""
+    """Returns a hash of a backbone's tensors: names, shapes and values, without counters."""
     digest = hashlib.sha256()
     for name in sorted(name for name in state if not name.endswith("num_batches_tracked")):
         digest.update(f"{name} {tuple(state[name].shape)} ".encode())
@@ -403,7 +396,7 @@ def digest_of(state: State) -> str:
 
 
 def _shown(match: Match, found: dict[str, str]) -> str:
-    """The prefix as it stands in the file, wrappers included."""
+    """Returns the prefix as it is in the file, with wrappers."""
     ours, theirs = next(
         (ours, theirs) for ours, theirs in found.items() if ours.startswith("layer")
     )
@@ -411,7 +404,7 @@ def _shown(match: Match, found: dict[str, str]) -> str:
 
 
 def _dropped(match: Match, names: dict[str, str], beside: set[str]) -> list[str]:
-    """What was left out, by the first word of each name that tells it apart: "encoder_k",
+    """Returns what was left out, by the first distinctive word of each name: "encoder_k",
     "encoder_q.fc", "optimizer"."""
     *container, prefix = match.prefix.split("/")
     told = {prefix + name.split(".")[0] for name in beside}
@@ -428,7 +421,7 @@ def _dropped(match: Match, names: dict[str, str], beside: set[str]) -> list[str]
 
 
 def _untouched(state: State) -> bool:
-    """Whether BatchNorm has never been trained, nor seen data: weights as they are initialised."""
+    """Whether BatchNorm has never been trained, nor seen data: it has its initial values."""
     norms = {
         name: tensor
         for name, tensor in state.items()
@@ -442,8 +435,8 @@ def _untouched(state: State) -> bool:
 
 
 def _without_statistics(state: State) -> bool:
-    """Whether the first BatchNorm's running statistics tell nothing of the inputs, as where it was
-    fused into the convolution."""
+    """Whether the first BatchNorm's running statistics say nothing about the inputs, as after it
+    was fused into the convolution."""
     mean, variance = state["bn1.running_mean"], state["bn1.running_var"]
     return bool((mean == 0).all() and (variance == variance[0]).all())
 
@@ -457,12 +450,12 @@ def _key(
     input_: EvalInput,
     prefer: Copy | None,
 ) -> str:
-    """Ours from the header or the file's hash; another one where ``reading`` gives something else
-    than a bare load would."""
+    """Returns the key of the file, or another one if ``reading`` gives a different encoder than a
+    load with default options."""
     usual = identity.encoder_key(path)
     try:
         same_input = _input(path, match, arch, file, LoadOptions()) == input_
-    except UserError:  # it had to be given
+    except UserError:  # the file does not tell its input
         same_input = False
     usual_copy = reading.weights == "auto" or (
         prefer is None and reading.weights == match.layout.evaluated
@@ -489,10 +482,10 @@ def export(
     projection: nn.Module | None = None,
     momentum: tuple[ResNet, nn.Module] | None = None,
 ) -> None:
-    """Writes a backbone as safetensors under torchvision's names, and where there are any its
-    projection head (``projection.…``) and the momentum encoder's backbone and head
-    (``momentum.…``). The header says what it is: its shape, the input that it expects, hashes of
-    its weights, and ``trained``, how it came to be."""
+    """Writes a backbone as safetensors with torchvision's names and, if given, its projection head
+    (``projection.…``) and the momentum encoder's backbone and head (``momentum.…``). The header
+    holds its shape, the input that it expects, hashes of its weights, and ``trained``: how it was
+    trained."""
     copies = {"query": _with_head(backbone, projection)} | (
         {"momentum": _with_head(*momentum)} if momentum else {}
     )
@@ -522,7 +515,7 @@ def header(
     origin: str,
     content: dict[str, str],
 ) -> str:
-    """What an exported file says of itself, as JSON with a hash over all of it."""
+    """Returns the header of an exported file, as JSON with a hash of all of it."""
     told = json.loads(
         files.canonical_json(
             {

@@ -1,5 +1,5 @@
-"""A backbone written for other programs, with a model card beside it; every file is read back and
-compared."""
+"""Writes a backbone for other programs, with a model card beside it; reads every file back and
+compares it."""
 
 import contextlib
 import json
@@ -18,8 +18,8 @@ from protobench.runtime import files
 from protobench.runtime.errors import UserError
 
 Target = Literal["protobench", "torchvision", "timm", "moco", "mmdet", "detectron2"]
-"""protobench: ours, with the projection head; the others hold the backbone alone, as their programs
-want it."""
+"""protobench: ours, with the projection head; the others hold only the backbone, as their programs
+expect it."""
 
 PLAIN = (
     "resnet18",
@@ -48,19 +48,19 @@ USE = {
         '  RESNETS:\n    STRIDE_IN_1X1: False\nINPUT:\n  FORMAT: "RGB"'
     ),
 }
-"""How each program reads its file; goes into the card."""
+"""How each program reads its file, for the card."""
 
 
 def export(encoder: Encoder, path: Path, target: Target) -> None:
-    """Writes ``encoder`` for ``target``, reads it back and puts it in place only if features and
-    input are the same.
+    """Writes ``encoder`` for ``target`` and reads it back; keeps it only if features and input are
+    the same.
 
-    UserError for a suffix that the target does not read, for a network or an input that its names
-    cannot express, and for file names that promise a hash."""
+    Raises UserError for a suffix that the target does not read, for a network or an input that its
+    names cannot express, and for file names that promise a hash."""
     arch = encoder.report.arch
     if target in ("moco", "mmdet", "detectron2") and arch not in PLAIN:
         raise UserError(
-            f"{target} would load a {arch} in part, with no more than a warning",
+            f"{target} would load a {arch} only in part, with just a warning",
             at=path,
             hint="--layout torchvision with a .safetensors file keeps any network",
         )
@@ -68,16 +68,15 @@ def export(encoder: Encoder, path: Path, target: Target) -> None:
         entry.file for entry in released.catalogue().values()
     }:
         raise UserError(
-            "this name is a published file's, or promises a hash that the file will not have",
+            "this is a published file's name, or promises a hash that the file will not have",
             at=path,
             hint="choose another",
         )
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         if path.suffix == ".safetensors" and target in ("protobench", "torchvision", "timm"):
-            key = files.sha256(
-                [encoder.key, "one copy"]
-            )  # scores that use several copies may differ from the source's
+            # another key: scores that use several copies may differ from the source's
+            key = files.sha256([encoder.key, "one copy"])
             encoders.export(
                 temporary,
                 encoder.backbone,
@@ -104,12 +103,12 @@ def export(encoder: Encoder, path: Path, target: Target) -> None:
         with files.writing(path):
             os.replace(temporary, path)
     finally:
-        with contextlib.suppress(OSError):  # it is not there, nor is perhaps the folder
+        with contextlib.suppress(OSError):  # the file may be absent, or its folder
             temporary.unlink()
 
 
 def _history(encoder: Encoder) -> dict[str, Any]:
-    """How the weights came to be, or at least the file that they are from."""
+    """How the weights were trained, or at least the file that they are from."""
     report = encoder.report
     return report.trained or {
         "file": report.file,
@@ -120,8 +119,7 @@ def _history(encoder: Encoder) -> dict[str, Any]:
 
 
 def _content(encoder: Encoder, target: Target) -> dict[str, Any]:
-    """What torch.save writes. Counters of BatchNorm included: MoCo's sanity check looks for
-    them."""
+    """What torch.save writes, with BatchNorm's counters, which MoCo's sanity check needs."""
     state = {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in encoder.backbone.state_dict().items()
@@ -159,7 +157,7 @@ def _content(encoder: Encoder, target: Target) -> dict[str, Any]:
 
 
 def _detectron(name: str) -> str:
-    """layer1.0.bn1.weight -> res2.0.conv1.norm.weight."""
+    """detectron2's name: layer1.0.bn1.weight -> res2.0.conv1.norm.weight."""
     words = name.split(".")
     if words[0].startswith("layer"):
         words[0] = f"res{int(words[0][-1]) + 1}"
@@ -180,7 +178,7 @@ def _verify(encoder: Encoder, written: Path, path: Path) -> None:
         again = encoders.load(written)
     except UserError as refusal:
         raise UserError(
-            f"a file of that form cannot say all that is needed: {refusal.what}",
+            f"a file of this format cannot hold all that is needed: {refusal.what}",
             at=path,
             hint="export it as .safetensors",
         ) from refusal
@@ -192,7 +190,7 @@ def _verify(encoder: Encoder, written: Path, path: Path) -> None:
         what = (
             f"gives other features (by up to {difference:.3g})"
             if difference
-            else f"asks for another input ({again.input})"
+            else f"expects another input ({again.input})"
         )
         raise UserError(
             f"the file, read back, {what}; it was not kept",
@@ -205,8 +203,8 @@ def _verify(encoder: Encoder, written: Path, path: Path) -> None:
 
 
 def card(encoder: Encoder, path: Path, target: Target, results: Path) -> str:
-    """Markdown: what the file is, how to load it, how its weights came to be, and which records
-    score them."""
+    """Returns the model card in Markdown: what the file is, how to load it, how its weights were
+    trained, and which records score them."""
     report, i = encoder.report, encoder.input
     load = (
         f'safetensors.torch.load_file("{path.name}")'
@@ -283,13 +281,15 @@ def _records_of(encoder: Encoder, results: Path) -> Iterator[dict[str, Any]]:
         try:
             record = records.read(path)
         except UserError:
-            continue  # something else, or damaged: tables say so, a card leaves it out
+            continue  # no record, or a damaged one, which tables report
         if record["unit"].get("encoder") == encoder.key:
             yield record
 
 
 def _data(record: dict[str, Any]) -> str:
-    return record["unit"]["data_name"] + " (embedded data)" * bool(record["data"].get("embedded"))
+    return str(record["unit"]["data_name"]) + " (bundled synthetic data)" * bool(
+        record["data"].get("embedded")
+    )
 
 
 def _score(record: dict[str, Any]) -> str:

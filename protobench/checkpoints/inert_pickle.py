@@ -3,8 +3,8 @@
 A pickle is a program for a small stack machine, and two of its instructions matter: one names a
 class or a function, one calls it. Here the first gives a ``Name`` and the second a ``StandIn`` that
 remembers what would have been called, with which arguments, and what would have been put into the
-result. What a stand-in stands for is for the caller to see (protobench.stand_ins); Python's own
-pickle module has no part in it, so that no class can run code by being unpickled."""
+result. The caller decides what a stand-in means (stand_ins.py). Python's own pickle module is not
+used, so that no class can run code by being unpickled."""
 
 import codecs
 import pickletools
@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, NoReturn
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """A class or a function by its name; it is never looked up."""
+    """The name of a class or a function, which is never looked up."""
 
     module: str
     name: str
@@ -27,14 +27,14 @@ class Name:
 
 @dataclass(eq=False, slots=True)
 class StandIn:
-    """What calling ``what`` with ``args`` would have given, and what would have been done to it:
-    its state, items appended, items set."""
+    """The result that calling ``what`` with ``args`` would have had, and what would have been put
+    into it: its state, items appended, items set."""
 
     what: Any
-    args: tuple = ()
+    args: tuple[Any, ...] = ()
     state: Any = None
-    items: list = field(default_factory=list)
-    pairs: dict = field(default_factory=dict)
+    items: list[Any] = field(default_factory=list)
+    pairs: dict[Any, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"<{self.what if isinstance(self.what, Name) else 'object'}>"
@@ -44,14 +44,14 @@ class StandIn:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Stored:
-    """Something that lies outside the pickle: torch's storages."""
+    """A reference to something outside the pickle: torch's storages."""
 
     id: Any
 
 
 @dataclass(frozen=True, slots=True)
 class Pickle:
-    """One pickle: its value, all names in it, and what it keeps outside."""
+    """One pickle: its value, all names in it, and its references to the outside."""
 
     value: Any
     names: set[Name]
@@ -59,15 +59,15 @@ class Pickle:
 
 
 class DamagedError(Exception):
-    """This is no pickle, or not a whole one."""
+    """The data is not a pickle, or not a complete one."""
 
 
 def load(file: BinaryIO) -> Pickle:
-    """The next pickle of a file, of any protocol and of any Python. DamagedError where there is
-    none.
+    """Reads the next pickle of a file, of any protocol and any Python. Raises DamagedError if there
+    is none.
 
-    ``file`` must give what there is when asked for more, as io.BytesIO and mmap do: the counts in a
-    pickle may be false."""
+    ``file`` must return what there is when asked for more, as io.BytesIO and mmap do: the counts in
+    a pickle may be false."""
     try:
         return _Machine(file).run()
     except (
@@ -79,7 +79,7 @@ def load(file: BinaryIO) -> Pickle:
         MemoryError,
     ) as failure:
         raise DamagedError(
-            f"no whole pickle ({str(failure) or type(failure).__name__})"
+            f"not a complete pickle ({str(failure) or type(failure).__name__})"
         ) from failure
 
 
@@ -98,7 +98,7 @@ def _names(file: BinaryIO) -> Name:
 
 
 def _quoted(file: BinaryIO) -> str:
-    """A string of protocol 0, which may hold any bytes: Python 2 wrote arrays so."""
+    """A string of protocol 0, which may hold any bytes: Python 2 wrote arrays like this."""
     line = _line(file)
     if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in b"'\"":
         raise ValueError("a string without quotes")
@@ -110,7 +110,7 @@ _READERS: dict[str, Callable[[BinaryIO], Any]] = {
     "INST": _names,
     "STRING": _quoted,
 }
-"""Where pickletools takes ASCII alone."""
+"""Opcodes for which pickletools only reads ASCII."""
 
 _OPCODES = {
     code.code.encode("latin-1"): (
@@ -135,7 +135,7 @@ _REBUILDERS = {
     for module in ("copyreg", "copy_reg")
     for name in ("_reconstructor", "__newobj__", "__newobj_ex__")
 }
-"""Functions through which protocols 0 and 1 call the class that is their first argument."""
+"""Functions that call the class that is their first argument, used by protocols 0 and 1."""
 
 
 class _Machine:
@@ -161,11 +161,11 @@ class _Machine:
                 self.stack.append(_EMPTY[name]())
             elif name == "STOP":
                 return Pickle(self.stack.pop(), self.names, self.stored)
-            else:  # a value, which stands in the file itself
+            else:  # a value given in the file itself
                 self.stack.append(given)
 
     def marked(self) -> list[Any]:
-        """What lies above the last mark."""
+        """Pops what is above the last mark."""
         above, self.stack = self.stack, self.below.pop()
         return above
 
@@ -187,7 +187,7 @@ class _Machine:
     def do_stack_global(self, _: None) -> None:
         name, module = self.stack.pop(), self.stack.pop()
         if not (isinstance(name, str) and isinstance(module, str)):
-            raise TypeError("a name that is no text")
+            raise TypeError("a name that is not text")
         self.do_global(Name(module, name))
 
     def _extension(self, number: int) -> None:
@@ -234,7 +234,7 @@ class _Machine:
             case StandIn() as grown:
                 grown.items.extend(items)
             case _:
-                raise TypeError("items for what is no list")
+                raise TypeError("items for something that is not a list")
 
     def do_append(self, _: None) -> None:
         self._append([self.stack.pop()])
@@ -245,7 +245,7 @@ class _Machine:
     def _set(self, flat: list[Any]) -> None:
         target = self.stack[-1]
         if not isinstance(target, dict | StandIn):
-            raise TypeError("items for what is no dictionary")
+            raise TypeError("items for something that is not a dictionary")
         (target if isinstance(target, dict) else target.pairs).update(_paired(flat))
 
     def do_setitem(self, _: None) -> None:
@@ -263,7 +263,7 @@ class _Machine:
             case StandIn() as grown:
                 grown.items.extend(items)
             case _:
-                raise TypeError("items for what is no set")
+                raise TypeError("items for something that is not a set")
 
     def do_list(self, _: None) -> None:
         self.push(self.marked())
@@ -323,12 +323,12 @@ class _Machine:
     do_get = do_binget = do_long_binget = _get
 
     def _nothing(self, _: Any) -> None:
-        """The protocol and the sizes of frames: nothing hangs on them."""
+        """The protocol and the sizes of frames, which do not matter."""
 
     do_proto = do_frame = _nothing
 
     def _outside(self, _: None) -> NoReturn:
-        raise ValueError("it needs buffers that lie outside it")
+        raise ValueError("it needs buffers outside the file")
 
     do_next_buffer = do_readonly_buffer = _outside
 
@@ -338,9 +338,8 @@ def _paired(flat: list[Any]) -> dict[Any, Any]:
 
 
 def hashable(key: Any) -> Any:
-    """The key where hashing it is quick and safe; else something that stands for it. Deep or wide
-    tuples can take Python's hash down or hold it up for ever, and long integers can be made to
-    collide."""
+    """Returns the key if hashing it is quick and safe, otherwise a stand-in. Deep or wide tuples
+    can crash Python's hash or take forever, and long integers can be made to collide."""
     if _plain(key) or (type(key) is tuple and len(key) < 9 and all(map(_plain, key))):
         return key
     return key if isinstance(key, Name | StandIn | Stored) else StandIn("key", (key,))

@@ -1,16 +1,13 @@
-"""Where the public code bases keep a backbone in their checkpoints, as one list of facts; imports
-no torch.
+"""Where public code bases keep a backbone in their checkpoints, as one list of facts. Imports no
+torch.
 
-Names are compared without the wrappers ``module.`` and ``_orig_mod.``, which may stand anywhere,
-and begin with the dictionaries that hold them: ``state_dict/encoder_q.conv1.weight``. A layout fits
-a file if it explains every ResNet in it. Exactly one must fit; none or two is an error, never a
-guess."""
+Names are compared without the wrappers ``module.`` and ``_orig_mod.``, which may be anywhere in
+them, and begin with the dictionaries that hold them: ``state_dict/encoder_q.conv1.weight``. A
+layout fits a file if it explains every ResNet in it (see recognise.py)."""
 
 import math
 import re
-from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Literal
 
@@ -22,28 +19,27 @@ Copy = Literal["query", "momentum"]
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How a checkpoint is read, where the file itself leaves a choice."""
+    """How to read a checkpoint, as far as the file leaves a choice."""
 
     weights: Literal["auto", "query", "momentum"] = "auto"
-    """query: the trained encoder. momentum: its moving average or teacher. auto: the one that its
-    authors evaluate"""
+    """query: the trained encoder. momentum: its moving average, or the teacher. auto: the one that
+    its authors evaluate"""
     prefix: str | None = None
-    """what stands before conv1.weight, where a file fits no layout or several, or another copy is
-    wanted"""
+    """what comes before conv1.weight in the file; needed if it fits no layout or several, or for
+    another copy"""
     drop: tuple[str, ...] = ()
-    """names beside layer1 … layer4 that are heads and may be left out"""
+    """names beside layer1 … layer4 that are heads, to be left out"""
     arch: str | None = None
-    """refuse any other architecture than this, resnet50 for example; it is always read from the
-    weights"""
+    """refuse any architecture but this one, for example resnet50; the weights tell which it is"""
     normalisation: str | None = None
-    """imagenet, 0-1 (none), cifar10, cifar100, or three means and three deviations separated by
-    commas"""
+    """imagenet, 0-1 (none), cifar10, cifar100, or three means and three standard deviations,
+    separated by commas"""
     resize: int | None = None
     """pixels of the shorter side; default 256, or 32 for a CIFAR stem"""
     crop: int | None = None
     """pixels of the centre crop; default 224, or 32 for a CIFAR stem"""
     sha256: str | None = None
-    """refuse the file unless its hash begins so"""
+    """refuse the file unless its hash begins with this"""
     precision: Literal["fp32", "bf16"] = "fp32"
     """of the network's arithmetic. bf16 is faster; how far extracted features differ is measured,
     printed and recorded"""
@@ -55,39 +51,37 @@ class Layout:
 
     origin: str
     query: str = ""
-    """what stands before conv1 in the trained copy, inside a container"""
+    """what comes before conv1 in the trained copy, inside a container"""
     momentum: str | None = None
     """the same for the moving average, or the teacher"""
     containers: tuple[str, ...] = ("state_dict/", "", "model/", "model_state_dict/")
-    """dictionaries around it; the momentum copy lies in the same one unless it names its own"""
+    """dictionaries that may hold it; the momentum copy is in the same one unless it names its
+    own"""
     marks: tuple[str, ...] = ()
-    """patterns of which each must match an entry or a name"""
+    """patterns that must each match an entry or a name"""
     without: tuple[str, ...] = ()
-    """patterns of which none may"""
+    """patterns that must not"""
     rename: tuple[tuple[str, str], ...] = ()
-    """patterns and what to put for them; the first that matches a name (behind the prefix) is
-    used"""
+    """patterns and replacements; the first that matches a name (after the prefix) is used"""
     heads: tuple[str, ...] = ()
-    """names behind the prefix that may be left out, beside HEADS"""
+    """names after the prefix that may be left out, beside HEADS"""
     projection: str = ""
-    """what stands before the projection head behind the prefix, where its shape is known: linear,
-    or two layers with a ReLU"""
+    """what comes before the projection head's names, after the prefix, if its shape is known:
+    linear, or two layers with a ReLU"""
     others: tuple[str, ...] = ()
-    """prefixes of further ResNets that such files hold, duplicates and copies that nobody
-    evaluates"""
+    """prefixes of further ResNets in such files: duplicates, and copies that nobody evaluates"""
     evaluated: Copy = "query"
     """the copy that the authors evaluate"""
     normalisation: str | None = "imagenet"
-    """of the inputs; None: the file does not tell, and it must be given"""
+    """of the inputs; None: unknown, so the user must give it"""
     wide_normalisation: str | None = "imagenet"
-    """the same for 2x and 4x wide networks"""
+    """the same, for 2x and 4x wide networks"""
     cifar_normalisation: str | dict[str, str] | None = None
-    """the same for a CIFAR stem; by data set where the file holds the name of that
-    (``opt.dataset``)"""
+    """the same, for a CIFAR stem; by data set if the file names that (``opt.dataset``)"""
     cifar_stem: str = "cifar"
-    """what a 3x3 stem stands for (backbones.STEMS)"""
+    """what a 3x3 stem means (resnet.STEMS)"""
     refused: str = ""
-    """why such a file cannot be evaluated, if it cannot"""
+    """why such a file cannot be evaluated"""
 
 
 HEADS = (
@@ -105,11 +99,11 @@ HEADS = (
     "queue",
     "queue_ptr",
 )
-"""Names beside the backbone's own that belong to heads wherever they stand."""
+"""Names beside the backbone's own that belong to heads in any layout."""
 
-TENSORFLOW = "(convolutions lie in memory as TensorFlow writes them)"
-"""A fact about the tensors that counts among the entries: no name tells a converted file, its
-strides do."""
+TENSORFLOW = "(convolutions have TensorFlow's memory layout)"
+"""A fact about the tensors that counts as an entry: no name marks a converted file, but its strides
+do."""
 _TF = re.escape(TENSORFLOW)
 _LIGHTNING = r"^pytorch-lightning_version$"
 _SOLO = (_LIGHTNING, r"^state_dict/(momentum_)?projector\.", r"^state_dict/classifier\.")
@@ -150,9 +144,9 @@ LAYOUTS: tuple[Layout, ...] = (
         (r"^state_dict_ema/",),
         evaluated="momentum",
     ),
-    # mmengine's EMAHook swaps the two as it saves: the averaged weights, which it evaluates, lie in
-    # state_dict. (mmcv 1.x swaps too, and keeps the others as buffers named
-    # ema_backbone_conv1_weight; BatchNorm's statistics have none, so none is loaded.)
+    # mmengine's EMAHook swaps the two when it saves: the averaged weights, which it evaluates, are
+    # in state_dict. (mmcv 1.x swaps too, and keeps the others as buffers named
+    # ema_backbone_conv1_weight; they lack BatchNorm's statistics, so they are not loaded.)
     *(
         Layout(
             "mmengine, with averaged weights",
@@ -165,8 +159,8 @@ LAYOUTS: tuple[Layout, ...] = (
         )
         for prefix in ("backbone.", "")
     ),
-    # Elsewhere the names are believed. Who evaluates which is not known, so it is the trained copy,
-    # as where there is but one.
+    # Elsewhere the names are taken at their word. Which copy is evaluated is unknown, so it is the
+    # trained one, as in files that hold only one.
     *(
         Layout(
             "another, with averaged weights",
@@ -244,7 +238,7 @@ LAYOUTS: tuple[Layout, ...] = (
         containers=("",),
         marks=(_TF,),
         refused=(
-            "its convolutions pad one side only, as TensorFlow's do; no network here does, and"
+            "its convolutions pad one side only, as TensorFlow's do; no network here does, so"
             " features would be shifted"
         ),
     ),
@@ -337,7 +331,7 @@ LAYOUTS: tuple[Layout, ...] = (
         ("state_dict/",),
         (r"^state_dict/student_backbone\.",),
         evaluated="momentum",
-    ),  # what is named "backbone" there is the teacher
+    ),  # "backbone" is the teacher there
     Layout(
         "lightly, before 2021",
         "backbone.",
@@ -365,7 +359,7 @@ LAYOUTS: tuple[Layout, ...] = (
         "backbone.",
         marks=(r"(^|/)backbone\.2\.0\.conv1\.",),
         rename=((r"^2\.", "layer1."),),
-        refused="that network has no ReLU behind its first convolution; no other does",
+        refused="that network, unlike all others, has no ReLU after its first convolution",
     ),
     Layout("sequential", marks=(r"^(\w+/)?7\.0\.conv1\.",), rename=_SEQUENTIAL),
     Layout(
@@ -394,260 +388,8 @@ LAYOUTS: tuple[Layout, ...] = (
 )
 
 
-# Recognition --------------------------------------------------------------------------------------
-
-BACKBONE = re.compile(r"(conv1|bn1|layer[1-4])\.")
-_BLOCK = re.compile(r"^(|.*?[./])layer[1-4]\.\d+\.\w+")
-_WRAPPER = re.compile(r"(?:^|(?<=[./]))(?:module|_orig_mod)\.")
-_TRANSFORMER = re.compile(r"cls_token|class_token|patch_embed|pos_embed|(^|[./])blocks\.\d")
-
-
-@dataclass(frozen=True)
-class Match:
-    """Where a file keeps its backbone. prefix: container and prefix of the copy taken, without
-    wrappers."""
-
-    layout: Layout
-    copy: Copy
-    prefix: str
-
-
-def strip(name: str) -> str:
-    """A name without what DataParallel, DistributedDataParallel and torch.compile put into it."""
-    return _WRAPPER.sub("", name)
-
-
-def recognise(
-    path: Path,
-    names: Collection[str],
-    entries: Collection[str],
-    reading: LoadOptions,
-    prefer: Copy | None = None,
-) -> Match:
-    """The one layout that explains the file, and the copy that ``reading`` asks for; where it
-    leaves that open, the one to ``prefer`` if the file holds it.
-
-    ``names`` are stripped, ``entries`` those at the file's top level. Raises UserError where no
-    layout fits or several do, and where the copy asked for is not in the file."""
-    found = sorted({match[1] for name in names if (match := _BLOCK.match(name))})
-    fitting = [
-        (layout, container)
-        for layout in LAYOUTS
-        if _marked(layout, [*entries, *names])
-        for container in layout.containers
-        if _explains(layout, container, names, found)
-    ]
-    if reading.prefix is not None and (len(fitting) != 1 or reading.weights != "auto"):
-        return _given(path, reading, found, entries)
-    if not fitting:
-        raise _unknown(path, names, found)
-    if len(fitting) > 1:
-        raise UserError(
-            "two layouts fit: "
-            + " and ".join(
-                f"{layout.origin} ({container}{layout.query})" for layout, container in fitting
-            ),
-            at=path,
-            hint=(
-                "--prefix says where the backbone lies, "
-                "--normalisation how its inputs were normalised"
-            ),
-        )
-    ((layout, container),) = fitting
-    if layout.refused:
-        raise UserError(f"{layout.origin}: {layout.refused}", at=path)
-    places: dict[Copy, str] = {}
-    for copy, prefix in (("query", layout.query), ("momentum", layout.momentum)):
-        if prefix is not None and _has_blocks(layout, container + prefix, names):
-            places[copy] = container + prefix  # type: ignore[index]
-    if reading.prefix is not None:
-        chosen = [
-            copy
-            for copy, place in places.items()
-            if strip(reading.prefix) in (place, place.rpartition("/")[2])
-        ]
-        if not chosen:
-            return _given(path, reading, found, entries)
-        return Match(layout, chosen[0], places[chosen[0]])
-    copy = (
-        reading.weights
-        if reading.weights != "auto"
-        else prefer
-        if prefer in places
-        else layout.evaluated
-    )
-    if copy not in places:
-        raise UserError(
-            f"this {layout.origin} file holds no {copy} copy of the backbone",
-            at=path,
-            hint=(
-                f"--weights {'query' if copy == 'momentum' else 'momentum'} takes the one it holds"
-            ),
-        )
-    return Match(layout, copy, places[copy])
-
-
-def backbone(layout: Layout, prefix: str, names: Iterable[str]) -> dict[str, str]:
-    """torchvision's name -> the file's, of everything behind the prefix; whether it belongs to the
-    backbone or not.
-
-    UserError where two names become one.
-    """
-    found: dict[str, str] = {}
-    for name in names:
-        behind = name.startswith(prefix) and "/" not in name[len(prefix) :]
-        if (
-            behind
-            and (other := found.setdefault(_renamed(layout, name[len(prefix) :]), name)) != name
-        ):
-            raise UserError(
-                f"two tensors of a {layout.origin} file are one in the backbone: {other} and {name}"
-            )
-    return found
-
-
-def _renamed(layout: Layout, name: str) -> str:
-    for pattern, replacement in layout.rename:
-        if re.search(pattern, name):
-            return re.sub(pattern, replacement, name)
-    return name
-
-
-def _marked(layout: Layout, keys: list[str]) -> bool:
-    def there(pattern: str) -> bool:
-        return any(re.search(pattern, key) for key in keys)
-
-    return all(map(there, layout.marks)) and not any(map(there, layout.without))
-
-
-def _explains(layout: Layout, container: str, names: Collection[str], found: list[str]) -> bool:
-    """Whether there is a backbone where the layout has it, and no other ResNet in the file."""
-    prefixes = [
-        container + prefix
-        for prefix in (layout.query, layout.momentum, *layout.others)
-        if prefix is not None
-    ]
-    if not set(found) <= set(prefixes) or not any(
-        _has_blocks(layout, prefix, names) for prefix in prefixes[:2]
-    ):
-        return False
-    renamed = (
-        (name[:end], name[end:], _renamed(layout, name[end:]))
-        for name in names
-        if layout.rename
-        for end in _splits(name)
-    )
-    return {
-        root
-        for root, tail, new in renamed
-        if new != tail and BACKBONE.match(new) and _BLOCK.match(new)
-    } <= set(prefixes)
-
-
-def _splits(name: str) -> list[int]:
-    """Where a prefix may end: before the first letter, and behind every dot and slash."""
-    return [0, *(place.end() for place in re.finditer(r"[./]", name))]
-
-
-def _has_blocks(layout: Layout, prefix: str, names: Collection[str]) -> bool:
-    return any(
-        BACKBONE.match(renamed) and _BLOCK.match(renamed)
-        for name in names
-        if name.startswith(prefix)
-        and "/" not in name[len(prefix) :]
-        and (renamed := _renamed(layout, name[len(prefix) :]))
-    )
-
-
-def _given(path: Path, reading: LoadOptions, found: list[str], entries: Collection[str]) -> Match:
-    """A backbone under torchvision's names where no layout says what it is: its normalisation must
-    be given as well."""
-    wanted = strip(reading.prefix or "")
-    chosen = [root for root in found if wanted in (root, root.rpartition("/")[2])]
-    if len(chosen) != 1:
-        raise UserError(
-            f"{len(chosen) or 'no'} ResNets under --prefix {reading.prefix!r}",
-            at=path,
-            hint=f"the file has: {', '.join(map(repr, chosen or found)) or 'none'}",
-        )
-    if TENSORFLOW in entries:
-        raise UserError(
-            "the file was converted from TensorFlow, whose networks may pad one side only; no"
-            " layout says so here",
-            at=path,
-            hint=(
-                "bring it in the layout of a converter that is known: python -m protobench layouts"
-            ),
-        )
-    return Match(
-        Layout("prefix given", normalisation=None, wide_normalisation=None), "query", chosen[0]
-    )
-
-
-def _unknown(path: Path, names: Collection[str], found: list[str]) -> UserError:
-    if not names:
-        return UserError(
-            "no known layout: the file holds no tensors",
-            at=path,
-            hint="save the network's state_dict()",
-        )
-    if not found:
-        first = ", ".join(sorted(names)[:3])
-        if any(_TRANSFORMER.search(name) for name in names):
-            return UserError(
-                "this is a vision transformer; the papers' evaluations are of ResNets",
-                at=path,
-                hint=f"its first names are {first}",
-            )
-        if all(name.startswith("optim") for name in names):
-            return UserError(
-                "the file holds the state of an optimiser, and no network",
-                at=path,
-                hint=f"its first names are {first}",
-            )
-        return UserError(
-            f"no known layout: none of its {len(names)} tensors belongs to a ResNet",
-            at=path,
-            hint=f"its first names are {first}",
-        )
-    places = [
-        (layout, container + prefix)
-        for layout in LAYOUTS
-        for container in layout.containers
-        for prefix in (layout.query, layout.momentum)
-        if prefix is not None
-    ]
-    layout, prefix = max(
-        places, key=lambda place: SequenceMatcher(None, place[1], found[0]).ratio()
-    )
-    nearest = f"nearest: {layout.origin}, which has {prefix}conv1.weight"
-    sharing = {layout.origin for layout, place in places if place == prefix}
-    if len(found) > 1:
-        nearest = "no layout has a ResNet in each of these places"
-    elif len(sharing) > 2:  # none of them is nearer than the others
-        nearest = (
-            f"{len(sharing)} known layouts have {prefix}conv1.weight, each with other things"
-            " beside it"
-        )
-    elif prefix in found:
-        nearest += " too, but other things beside it"
-    which = (
-        (found[0].rpartition("/")[2] or "''")
-        if len(found) == 1
-        else f"one of {', '.join(map(repr, found))}"
-    )
-    return UserError(
-        f"no known layout: ResNets lie under {', '.join(repr(root) for root in found)}",
-        at=path,
-        hint=(
-            f"{nearest}. If you know better: --prefix {which} --normalisation imagenet (or how its"
-            " inputs were)"
-        ),
-    )
-
-
 def normalisation(text: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and deviation from a name or six numbers; UserError for anything else."""
+    """Returns mean and std for a name or six numbers; raises UserError for anything else."""
     if text in NORMALISATIONS:
         return NORMALISATIONS[text]
     try:
@@ -656,7 +398,7 @@ def normalisation(text: str) -> tuple[tuple[float, float, float], tuple[float, f
             raise ValueError
     except ValueError:
         raise UserError(
-            f"--normalisation {text!r} is no normalisation",
+            f"--normalisation {text!r} is not a normalisation",
             hint=f"{', '.join(NORMALISATIONS)}, or six numbers: 0.49,0.48,0.45,0.25,0.24,0.26",
         ) from None
     return (a, b, c), (d, e, f)
@@ -665,8 +407,8 @@ def normalisation(text: str) -> tuple[tuple[float, float, float], tuple[float, f
 def eval_input(
     path: Path, layout: Layout, *, cifar: bool, wide: bool, dataset: object, given: str | None
 ) -> EvalInput:
-    """What the encoder expects. UserError where neither the file nor ``given`` tells the
-    normalisation."""
+    """Returns the input that the encoder expects. Raises UserError if neither the file nor
+    ``given`` tells the normalisation."""
     known = (
         layout.cifar_normalisation
         if cifar
@@ -678,9 +420,9 @@ def eval_input(
     if known is None:
         kind = "CIFAR-stem network" if cifar else "wide network" if wide else "network"
         raise UserError(
-            f"the file does not tell how the inputs of this {kind} were normalised",
+            f"the file does not say how the inputs of this {kind} were normalised",
             at=path,
-            hint=f"say it with --normalisation: {', '.join(NORMALISATIONS)}, or six numbers",
+            hint=f"give --normalisation: {', '.join(NORMALISATIONS)}, or six numbers",
         )
     mean, std = normalisation(known)
     return EvalInput(32, 32, mean, std) if cifar else EvalInput(mean=mean, std=std)

@@ -91,7 +91,8 @@ class LoadReport:
         lines = [
             f"{self.file}: {self.origin}, {self.arch}",
             f"  {self.matched}/{self.expected} backbone tensors, {self.copy} copy, {where}",
-            f"  sha256 {self.sha256[:12]}{' (verified)' * self.hash_verified}; left out: {left_out}",
+            f"  sha256 {self.sha256[:12]}{' (verified)' * self.hash_verified};"
+            f" left out: {left_out}",
             f"  input: shorter side {self.input.resize}, centre {self.input.crop},"
             f" mean {mean}, std {std}",
         ]

@@ -1,6 +1,6 @@
 """The three kinds of file that hold pickles, opened without running anything in them: torch.save's
-zip archives, its older single files, and plain pickles. Each gives one value, and says where the
-storages of its tensors lie."""
+zip archives, its older single files, and plain pickles. Each gives one value, and where the
+storages of its tensors are."""
 
 import io
 import mmap
@@ -18,7 +18,7 @@ from protobench.checkpoints import inert_pickle
 from protobench.checkpoints.inert_pickle import DamagedError, Name, Pickle
 
 Storage = tuple[torch.UntypedStorage, torch.dtype | None]
-"""Bytes, and the type of number that they were stored as; None: bytes alone."""
+"""Bytes, and the type of the numbers in them; None if they are only bytes."""
 
 DTYPES: dict[str, torch.dtype | None] = {
     "FloatStorage": torch.float32,
@@ -40,8 +40,8 @@ DTYPES: dict[str, torch.dtype | None] = {
     "QUInt2x4Storage": torch.uint8,
     "UntypedStorage": None,
 }
-"""Names of torch's classes of storages; quantised ones are never taken as numbers, but their sizes
-are needed."""
+"""Names of torch's storage classes; quantised ones are never read as numbers, but their sizes are
+needed."""
 
 STORAGE_MODULES = ("torch", "torch.cuda", "torch.storage")
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
@@ -49,20 +49,20 @@ _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
 @dataclass(frozen=True)
 class Pickled:
-    """What a file holds. ``storage`` gives the bytes behind a persistent id; DamagedError where the
-    file has none of the kind."""
+    """What a file holds. ``storage`` returns the bytes of a persistent id, or raises
+    DamagedError."""
 
     value: Any
     names: set[Name]
     size: int
-    """bytes of the pickle"""
+    """of the pickle, in bytes"""
     storage: Callable[[Any], Storage]
     plain: bool = False
-    """a pickle that torch.save has not written"""
+    """whether torch.save did not write it"""
 
 
 def read_zip(path: Path) -> Pickled:
-    """A file of torch >= 1.6, mapped into memory where its name allows it."""
+    """Reads a file of torch >= 1.6, mapped into memory if its name allows that."""
     with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
         members = {member.filename: member for member in archive.infolist()}
         root = next(
@@ -84,20 +84,20 @@ def read_zip(path: Path) -> Pickled:
         if key not in made:
             start, size = places.get(f"{root}data/{key}") or _missing(key)
             if start + size > whole.nbytes():
-                raise DamagedError("a storage beyond the file's end")
+                raise DamagedError("a storage reaches beyond the end of the file")
             part = whole[start : start + size]
             if order and order.decode("latin-1") != sys.byteorder and (width := _width(kind)) > 1:
                 part = _swapped(part, width)
             made[key] = part, DTYPES[kind.name]
         if made[key][1] != DTYPES[kind.name]:
-            raise DamagedError("one storage of two types")
+            raise DamagedError("one storage has two types")
         return made[key]
 
     return Pickled(pickle.value, pickle.names, len(content), storage)
 
 
 def read_single(buffer: mmap.mmap | bytes, file: Any) -> Pickled:
-    """A file of torch < 1.6, or a plain pickle; ``file`` reads ``buffer``."""
+    """Reads a file of torch < 1.6, or a plain pickle; ``file`` reads ``buffer``."""
     first = inert_pickle.load(file)
     if first.value != _MAGIC:
         return Pickled(first.value, first.names, file.tell(), nothing, plain=True)
@@ -126,31 +126,31 @@ def read_single(buffer: mmap.mmap | bytes, file: Any) -> Pickled:
         _, offset, count = view
         width = _width(kind)
         if min(offset, count) < 0 or (offset + count) * width > end - begin:
-            raise DamagedError("a view beyond its storage")
+            raise DamagedError("a view reaches beyond its storage")
         return made[key][offset * width : (offset + count) * width], DTYPES[kind.name]
 
     return Pickled(pickle.value, pickle.names, size, storage)
 
 
 def read_file(path: Path) -> Pickled:
-    """What torch < 1.6 or anyone's pickle.dump wrote."""
+    """Reads a file that torch < 1.6 or any pickle.dump wrote."""
     with open(path, "rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     return read_single(mapped, mapped)
 
 
 def module_class(id_: Any) -> Any:
-    """The class behind the persistent id by which torch < 1.6 kept a class with its source code;
-    None for any other."""
+    """The class in a persistent id by which torch < 1.6 stored a class with its source code; None
+    for any other id."""
     return id_[1] if isinstance(id_, tuple) and len(id_) > 1 and id_[0] == "module" else None
 
 
-# Where storages lie -------------------------------------------------------------------------------
+# Where storages are -------------------------------------------------------------------------------
 
 
 def _start(file: io.BufferedReader, member: zipfile.ZipInfo) -> int:
-    """Where a member's bytes begin: behind its own header, whose length the archive's directory
-    does not tell."""
+    """Where a member's bytes begin: after its own header, whose length is not in the archive's
+    directory."""
     file.seek(member.header_offset + 26)
     name, extra = file.read(2), file.read(2)
     return (
@@ -171,23 +171,22 @@ def _mapped(path: Path) -> torch.UntypedStorage:
     return torch.UntypedStorage.from_file(name, False, os.path.getsize(path))  # type: ignore[return-value]
 
 
-def _storage_id(id_: Any) -> tuple:
-    """The class of a storage, its key, where it lay, how many numbers it has, and perhaps a
-    view."""
+def _storage_id(id_: Any) -> tuple[Any, ...]:
+    """The class of a storage, its key, its device, how many numbers it has, and perhaps a view."""
     match id_:
         case ("storage", Name() as kind, str() | int() as key, _, int(), *view) if (
             len(view) < 2 and kind.name in DTYPES
         ):
             if kind.module in STORAGE_MODULES:
                 return kind, key, *id_[3:]
-    raise DamagedError("what it keeps outside is no storage")
+    raise DamagedError("a reference to the outside is not a storage")
 
 
 def _places(
     pickle: Pickle, keys: Any, at: int, buffer: mmap.mmap | bytes
 ) -> dict[Any, tuple[int, int]]:
-    """The storages of an old file follow its pickle in the order of ``keys``, each behind its
-    number of elements."""
+    """Where the storages of an old file are: after its pickle in the order of ``keys``, each after
+    its number of elements."""
     widths = {
         id_[2]: _width(_storage_id(id_)[0])
         for id_ in (stored.id for stored in pickle.stored)
@@ -212,7 +211,7 @@ def _width(kind: Name) -> int:
 
 
 def _swapped(part: torch.UntypedStorage, width: int) -> torch.UntypedStorage:
-    """From a machine of the other byte order."""
+    """The storage in this machine's byte order."""
     numbers = torch.tensor([], dtype=torch.uint8).set_(part)
     return numbers.view(-1, width).flip(1).contiguous().untyped_storage()
 
@@ -222,5 +221,5 @@ def _missing(key: Any) -> Any:
 
 
 def nothing(_: Any) -> Storage:
-    """For values that keep nothing outside."""
-    raise DamagedError("it keeps something outside")
+    """The ``storage`` of values that keep nothing outside the pickle."""
+    raise DamagedError("it refers to something outside")

@@ -1,4 +1,4 @@
-"""ResNets under torchvision's parameter names, from ResNet-152 down to the embedded tier's narrow
+"""ResNets with torchvision's parameter names, from ResNet-200 down to the mini tier's narrow
 ResNet-10."""
 
 import copy
@@ -16,21 +16,22 @@ from protobench.runtime.errors import UserError, choose
 
 @dataclass(frozen=True)
 class Arch:
-    """The shape of a ResNet (He et al., CVPR 2016).
-
-    width: channels of the stem and the first stage, 64 in the plain networks, 128 and 256 in
-    SimCLR's and SwAV's 2x and 4x. inner: how many times wider a bottleneck's 3x3 convolution is
-    than in the plain network (2 in Wide ResNets). stem: see STEMS."""
+    """The shape of a ResNet (He et al., CVPR 2016)."""
 
     block: str = "bottleneck"
     depths: tuple[int, int, int, int] = (3, 4, 6, 3)
     width: int = 64
+    """channels of the stem and the first stage: 64 in plain networks, 128 and 256 in SimCLR's and
+    SwAV's 2x and 4x"""
     stem: str = "imagenet"
+    """see STEMS"""
     inner: int = 1
+    """how many times wider a bottleneck's 3x3 convolution is than in the plain network: 2 in Wide
+    ResNets"""
 
 
 STEMS = {"imagenet": (7, 2, 3), "cifar": (3, 1, 1), "cifar-padded": (3, 1, 2), "mini": (3, 2, 1)}
-"""Kernel, stride, padding of conv1. Only the ImageNet stem has a max-pool behind it. solo-learn
+"""Kernel, stride and padding of conv1. Only the ImageNet stem has a max-pool after it. solo-learn
 pads its CIFAR stem by 2."""
 
 
@@ -52,24 +53,24 @@ ARCHS = {
 }
 
 CIFAR = {f"{name}-cifar": replace(ARCHS[name], stem="cifar") for name in ("resnet18", "resnet50")}
-"""To build by. They are no part of ARCHS because ``arch_name``, and so every report, says
-"resnet18, cifar stem"."""
+"""Further names to build networks by. They are not in ARCHS because ``arch_name``, and so every
+report, says "resnet18, cifar stem"."""
 
 
 def named(name: str) -> Arch:
-    """A shape by its usual name; UserError with "did you mean" for an unknown one."""
+    """Returns the shape of this name; raises UserError with "did you mean" for an unknown one."""
     known = ARCHS | CIFAR
     return known[choose("architecture", name, list(known))]
 
 
 def build(name: str) -> "ResNet":
-    """A new network by its usual name."""
+    """Returns a new network of this name."""
     return ResNet(named(name))
 
 
 class ResNet(nn.Module):
-    """A backbone: images [N, 3, H, W] to a feature map [N, C, h, w] (``features``) or its average
-    [N, C] (call)."""
+    """A backbone: maps images [N, 3, H, W] to a feature map [N, C, h, w] (``features``) or its
+    average [N, C] (call)."""
 
     def __init__(self, arch: Arch):
         super().__init__()
@@ -105,22 +106,23 @@ class ResNet(nn.Module):
         return nn.Sequential(*blocks)
 
     def stage1_input(self, x: Tensor) -> Tensor:
-        """What the stem makes of images."""
+        """Returns the stem's output."""
         x = torch.relu(self.bn1(self.conv1(x)))
         return nn.functional.max_pool2d(x, 3, 2, 1) if self.arch.stem == "imagenet" else x
 
     def features(self, x: Tensor) -> Tensor:
-        """The last stage's feature map, conv5 in the papers."""
-        return self.layer4(self.layer3(self.layer2(self.layer1(self.stage1_input(x)))))
+        """Returns the last stage's feature map, conv5 in the papers."""
+        y: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(self.stage1_input(x)))))
+        return y
 
     def forward(self, x: Tensor) -> Tensor:
-        """The pooled feature, 2048-D for a ResNet-50."""
+        """Returns the pooled feature, 2048-D for a ResNet-50."""
         return self.features(x).mean((2, 3))
 
 
 def fuse_batchnorm(backbone: ResNet) -> ResNet:
-    """A copy for evaluation alone, its BatchNorms made part of the convolutions before them: the
-    same function up to rounding, and faster, for activations go through memory once less often."""
+    """Returns a copy for evaluation only, with each BatchNorm fused into the convolution before it:
+    the same function up to rounding, but faster, with less memory traffic."""
     fused = copy.deepcopy(backbone).eval()
     for module in list(fused.modules()):
         for (name, conv), (after, norm) in pairwise(list(module.named_children())):
@@ -131,11 +133,11 @@ def fuse_batchnorm(backbone: ResNet) -> ResNet:
 
 
 def arch_of(state: dict[str, Any], cifar_stem: str = "cifar") -> Arch:
-    """Reads a ResNet's shape from tensors under torchvision's names; ``cifar_stem`` is what a 3x3
-    stem stands for.
+    """Reads a ResNet's shape from tensors with torchvision's names; ``cifar_stem`` is what a 3x3
+    stem means.
 
-    UserError where there is no ResNet, or none of a usual depth: a network that lacks a whole block
-    looks like that."""
+    Raises UserError if they are no ResNet, or one of an unusual depth: that may be a network that
+    lacks a block."""
     depths = tuple(
         len({name.split(".")[1] for name in state if name.startswith(f"layer{s}.")})
         for s in range(1, 5)
@@ -167,7 +169,7 @@ def arch_of(state: dict[str, Any], cifar_stem: str = "cifar") -> Arch:
         )
     kind = "imagenet" if stem[2] == 7 else cifar_stem
     arch = Arch("bottleneck" if bottleneck else "basic", depths, stem[0], kind, inner)  # type: ignore[arg-type]
-    # the embedded tier's network has stride 2, which no weight shows; nothing else is so narrow
+    # the mini tier's network has stride 2, which no weight shows; no other is so narrow
     if kind != "imagenet" and replace(arch, stem="mini") == ARCHS["resnet10-mini"]:
         arch = ARCHS["resnet10-mini"]
     if (arch.block, depths) not in {(known.block, known.depths) for known in ARCHS.values()}:
@@ -179,7 +181,7 @@ def arch_of(state: dict[str, Any], cifar_stem: str = "cifar") -> Arch:
 
 
 def arch_name(arch: Arch) -> str:
-    """The usual name, with the stem where that differs ("resnet18, cifar stem"), or the shape
+    """Returns the usual name, with the stem if that differs ("resnet18, cifar stem"), or the shape
     spelled out."""
     known = {value: name for name, value in ARCHS.items()}
     if arch in known:

@@ -1,6 +1,6 @@
-"""What the stand-ins of an inertly read pickle stand for: tensors, arrays, dictionaries and
-modules, made by our own functions from the arguments that the file gives. Everything else stays
-what it is, a name with data."""
+"""Turns the stand-ins of an inertly read pickle into tensors, arrays, dictionaries and modules,
+made by our own functions from the arguments in the file. Everything else remains a name with
+data."""
 
 import argparse
 import io
@@ -20,11 +20,11 @@ from protobench.checkpoints.pickled_files import Pickled, Storage
 from protobench.runtime.errors import UserError
 
 DEEPEST = 12
-"""Levels of dictionaries and lists that are looked into."""
+"""Levels of dictionaries and lists that are searched."""
 DEEPEST_MODULE = 60
 FREELY_REPEATED = 1 << 24
-"""Elements that a tensor may have beyond those of its storage, by strides of 0; more would be a
-trap."""
+"""Elements that a tensor may have beyond those of its storage, by strides of 0; more would be an
+attack."""
 
 _BUILTINS = (
     "bool",
@@ -74,7 +74,7 @@ _OPAQUE = {
         for name in ("Path", "PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")
     ),
 }
-"""Classes in nearly every checkpoint whose objects hold no tensors."""
+"""Classes found in nearly every checkpoint whose objects hold no tensors."""
 
 _STRIDED = {
     ("torch._utils", name)
@@ -95,13 +95,13 @@ _SUBCLASSES = {
     for module in ("torch._tensor", "torch.tensor")
     for name in ("_rebuild_from_type", "_rebuild_from_type_v2")
 }
-"""They call their first argument with their third."""
+"""These call their first argument with their third."""
 _SIZES = {
     ("torch._utils", "_rebuild_qtensor"): 2,
     ("torch._utils", "_rebuild_meta_tensor_no_storage"): 1,
     ("torch._utils", "_rebuild_wrapper_subclass"): 2,
 }
-"""Tensors without plain numbers, and which argument is their size."""
+"""Functions that make tensors without plain numbers, and which argument is their size."""
 _SPARSE = ("torch._utils", "_rebuild_sparse_tensor")
 _NESTED = ("torch.storage", "_load_from_bytes")
 _SIZE = ("torch", "Size")
@@ -145,21 +145,21 @@ _QUIET = {
     ),
     *((tensor.__module__, tensor.__name__) for tensor in torch._tensor_classes),
 }
-"""Names that need no word: torch reads them without running code too, or they are values of
-Python's own."""
+"""Names that are not worth reporting: torch too reads them without running code, or they are
+Python's own values."""
 _QUIET_MODULES = ("torch.nn.modules.", "torch.nn.parallel.")
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """Of a module: what state_dict would list, and the modules within."""
+    """The parts of a module: what its state_dict would list, and the modules in it."""
 
     tensors: dict[Any, Any]
     modules: Mapping[Any, Any]
 
 
 def left_as_data(names: set[Name]) -> list[str]:
-    """The classes and functions whose code a usual reader would have run, and this one has not."""
+    """Returns the classes and functions whose code an ordinary reader would have run."""
     return sorted(
         str(name)
         for name in names
@@ -168,10 +168,10 @@ def left_as_data(names: set[Name]) -> list[str]:
 
 
 def tensors(pickled: Pickled) -> dict[str, Tensor]:
-    """All tensors by ``container/…/name``, and where there are none, NumPy's arrays of floats.
+    """Returns all tensors by ``container/…/name`` or, if there are none, NumPy's arrays of floats.
 
-    A whole module's have the names that its state_dict would give them. They must not be written
-    to. DamagedError, ValueError, TypeError or RuntimeError where one of them is not as it says."""
+    Those of a whole module have the names that its state_dict would give them. They must not be
+    written to. Raises DamagedError, ValueError, TypeError or RuntimeError if one is malformed."""
     for arrays in (False, True):
         walk = _Walk(pickled, arrays)
         walk.visit(pickled.value, "", 0)
@@ -181,8 +181,8 @@ def tensors(pickled: Pickled) -> dict[str, Tensor]:
 
 
 def entries(pickled: Pickled) -> dict[str, Any]:
-    """What is at the top level, with plain values for what stands for them: options, dictionaries,
-    NumPy's numbers."""
+    """Returns what is at the top level, with plain values for stand-ins of options, dictionaries
+    and NumPy's numbers."""
     walk = _Walk(pickled, arrays=False)
     return {
         str(key): walk.plain(value) for key, value in (walk.mapping(pickled.value) or {}).items()
@@ -190,8 +190,8 @@ def entries(pickled: Pickled) -> dict[str, Any]:
 
 
 class _Walk:
-    """Through a value, to its tensors. What it may do is bounded by the pickle's size, as
-    containers can hold each other."""
+    """A search through a value for its tensors. Its work is bounded by the pickle's size, because
+    containers can contain each other."""
 
     def __init__(self, pickled: Pickled, arrays: bool):
         self.storage, self.arrays = pickled.storage, arrays
@@ -201,11 +201,11 @@ class _Walk:
     def spend(self, count: int) -> None:
         self.left -= count + 1
         if self.left < 0:
-            raise DamagedError("its parts hold each other over and over")
+            raise DamagedError("its parts contain each other over and over")
 
     def add(self, name: str, tensor: Tensor) -> None:
         if name in self.found:
-            raise UserError(f"two tensors of the name {name}")
+            raise UserError(f"two tensors have the name {name}")
         self.found[name] = tensor.detach()
 
     def named(self, prefix: str, key: Any) -> str:
@@ -239,7 +239,7 @@ class _Walk:
             yield from content.items() if isinstance(content, Mapping) else enumerate(content)
 
     def module(self, parts: _Parts, prefix: str, depth: int) -> None:
-        """Parameters, lasting buffers, then the modules within: as state_dict has them."""
+        """Adds parameters, persistent buffers, then inner modules, in state_dict's order."""
         self.spend(len(parts.tensors) + len(parts.modules))
         for key, item in parts.tensors.items():
             name = self.named(prefix, key)
@@ -250,7 +250,7 @@ class _Walk:
                 self.module(inner, self.named(prefix, key) + ".", depth + 1)
 
     def parts(self, value: Any) -> _Parts | None:
-        """Those of a module; None for anything else."""
+        """Returns the parts of a module; None for anything else."""
         attributes = self.mapping(_state(value)) if isinstance(value, StandIn) else None
         if not attributes:
             return None
@@ -266,13 +266,12 @@ class _Walk:
         )
 
     def mapping(self, value: Any) -> Mapping[Any, Any] | None:
-        """The items of a dictionary, or of what stands for one."""
+        """Returns the items of a dictionary or of its stand-in; None for anything else."""
         if isinstance(value, dict):
             return value
         if not isinstance(value, StandIn):
-            return (
-                value if isinstance(value, Mapping) else None
-            )  # one of another class: only when trusted
+            # a mapping of another class exists only if the file is trusted
+            return value if isinstance(value, Mapping) else None
         given = value.args[-1] if value.args and _which(value) in _MAPPINGS else None
         if isinstance(given, list | tuple):  # Python 2's OrderedDict
             self.spend(len(given))
@@ -284,7 +283,7 @@ class _Walk:
         return value.pairs if value.pairs or _which(value) in _MAPPINGS else None
 
     def members(self, value: Any) -> set[Any]:
-        """Of a set, as newer pickles keep it and older ones."""
+        """Returns the members of a set, in newer and older pickles' form."""
         if _which(value) in _SETS and value.args:
             value = value.args[0]
         if not isinstance(value, set | frozenset | list):
@@ -320,7 +319,7 @@ class _Walk:
         return None
 
     def rebuilt(self, value: StandIn, wrapped: int) -> Tensor | None:
-        """What one of torch's functions that make tensors would have made of its arguments."""
+        """Returns what one of torch's functions that make tensors would have returned."""
         which, args = _which(value), value.args
         if which in _STRIDED and len(args) >= 4:
             stored, offset, size, stride, *more = args
@@ -356,17 +355,16 @@ class _Walk:
     def storage_of(self, stored: Any) -> Storage:
         if isinstance(stored, Stored):
             return self.storage(stored.id)
-        if (
-            _which(stored) == _NESTED and stored.args and (data := self.raw(stored.args[0]))
-        ):  # how pickle.dump keeps a storage
+        # pickle.dump writes a storage as a nested file
+        if _which(stored) == _NESTED and stored.args and (data := self.raw(stored.args[0])):
             self.spend(len(data))
             inner = pickled_files.read_single(bytes(data), io.BytesIO(data))
             if isinstance(inner.value, Stored):
                 return inner.storage(inner.value.id)
         raise DamagedError("a tensor without a storage")
 
-    def array(self, value: StandIn) -> np.ndarray | None:
-        """An array of numbers; None for any other."""
+    def array(self, value: StandIn) -> np.ndarray[Any, Any] | None:
+        """Returns an array of numbers; None for anything else."""
         which, state, args = _which(value), value.state, value.args
         order: Any = "C"
         if which in _RECONSTRUCT and isinstance(state, tuple) and len(state) in (4, 5):
@@ -383,11 +381,11 @@ class _Walk:
             return None
         shape = _sizes(shape)
         if min(shape, default=0) < 0 or math.prod(shape) * kind.itemsize != len(data):
-            raise DamagedError("an array of another size than its data")
+            raise DamagedError("an array and its data differ in size")
         return np.frombuffer(data, kind).reshape(shape, order=order)
 
     def raw(self, value: Any) -> bytes | bytearray | None:
-        """An array's bytes: as they are, as Python 2 writes them, and as newer ones do for it."""
+        """Returns an array's bytes: plain, as Python 2 wrote them, or as newer ones do for it."""
         if _which(value) == ("_codecs", "encode") and value.args[1:] == ("latin1",):
             value = value.args[0]
         if _which(value) in _BYTES and not value.args:
@@ -399,7 +397,7 @@ class _Walk:
 
 
 def _which(value: Any) -> tuple[str, str]:
-    """Whose call the stand-in stands for."""
+    """The module and name of what a stand-in would have called; empty for anything else."""
     return (
         (value.what.module, value.what.name)
         if isinstance(value, StandIn) and isinstance(value.what, Name)
@@ -408,7 +406,7 @@ def _which(value: Any) -> tuple[str, str]:
 
 
 def _state(value: StandIn) -> Any:
-    """The attributes; a tuple begins with them where the class has slots."""
+    """The attributes; if the class has slots, they come first in a tuple."""
     return value.state[0] if isinstance(value.state, tuple) and value.state else value.state
 
 
@@ -421,8 +419,8 @@ def _strided(
     *,
     unlike: bool,
 ) -> Tensor:
-    """A view of a storage, within its bounds. ``unlike``: its numbers are others, conjugated or
-    negated as they are read."""
+    """A view of a storage, within its bounds. ``unlike``: its numbers are not those stored, but
+    conjugated or negated when they are read."""
     whole, own = stored
     if (dtype := dtype or own) is None:
         raise DamagedError("a tensor without a type")
@@ -440,18 +438,18 @@ def _strided(
 
 
 def _shape_alone(size: list[int]) -> Tensor:
-    """For a tensor that has no plain numbers: whoever wants them sees that there are none."""
+    """A meta tensor, for one that has no plain numbers."""
     return torch.empty(size, device="meta")
 
 
 def _sizes(value: Any) -> list[int]:
-    """Sizes or strides."""
+    """Sizes or strides as a list."""
     if _which(value) == _SIZE and value.args:
         value = value.args[0]
     if not isinstance(value, list | tuple) or not all(
         type(n) is int and abs(n) < 2**62 for n in value
     ):
-        raise DamagedError("a tensor whose size is no list of numbers")
+        raise DamagedError("a tensor's size is not a list of numbers")
     return list(value)
 
 
@@ -462,8 +460,8 @@ def _dtype(value: Any) -> torch.dtype | None:
     return found if isinstance(found, torch.dtype) else None
 
 
-def _number(value: Any) -> np.dtype | None:
-    """NumPy's type of number, if it is one, and in this machine's order of bytes."""
+def _number(value: Any) -> np.dtype[Any] | None:
+    """NumPy's type of number, if it is one, and in this machine's byte order."""
     name = value.args[0] if _which(value) == ("numpy", "dtype") and value.args else None
     if not isinstance(name, str) or not _NUMBER.fullmatch(name):
         return None

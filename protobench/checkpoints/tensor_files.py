@@ -1,8 +1,8 @@
 """Files of tensors, opened without running anything in them.
 
-A pickle can run any code while it is loaded; here it is read as data (protobench.inert_pickle),
-whoever wrote it. What is not a checkpoint at all, a web page or an archive of another program, is
-recognised by its first bytes, and its error says so."""
+A pickle can run any code when it is loaded; here it is read as data (inert_pickle.py), whoever
+wrote it. A file that is no checkpoint, such as a web page or another program's archive, is
+recognised by its first bytes, and the error says what it is."""
 
 import json
 import pickle
@@ -40,7 +40,7 @@ FOREIGN = {
         "convert it to PyTorch first, for SimCLR with tonylins/simclr-converter",
     ),
 }
-"""First bytes, in lower case: what the file is, and what to do."""
+"""First bytes in lower case -> what the file is, and what to do."""
 
 TENSORFLOW = re.compile(r"\.(index|meta|pb|data-\d+-of-\d+)$")
 OLDEST = ("sys_info", "pickle", "storages", "tensors")
@@ -49,34 +49,32 @@ OLDEST = ("sys_info", "pickle", "storages", "tensors")
 
 @dataclass(frozen=True)
 class TensorFile:
-    """What a file holds.
-
-    tensors: by ``container/…/name``, for example ``state_dict/module.encoder_q.conv1.weight``.
-    entries: what else is at its top level. header: ours, where an export of this suite has one.
-    mapped: whether the tensors still lie in the file, or in memory that must not be written to.
-    left_as_data: classes and functions that the file names, whose code was not run."""
+    """What a file holds."""
 
     tensors: dict[str, Tensor]
+    """by ``container/…/name``, for example ``state_dict/module.encoder_q.conv1.weight``"""
     entries: dict[str, Any]
+    """what else is at the top level"""
     header: dict[str, Any]
+    """of a file that this suite exported, otherwise empty"""
     mapped: bool = True
+    """whether the tensors are in the mapped file, or in other memory that must not be written to"""
     left_as_data: tuple[str, ...] = ()
+    """classes and functions that the file names, whose code was not run"""
 
 
 def read(path: Path, *, trust: bool = False) -> TensorFile:
-    """All tensors of a safetensors file, of anything torch.save wrote, old format or new, or of a
-    plain pickle of arrays.
+    """Reads all tensors of a safetensors file, of anything that torch.save wrote, in its old format
+    or the new one, or of a plain pickle of arrays.
 
-    ``trust`` unpickles everything, which runs whatever code the file holds. Raises UserError where
-    the file is missing, empty, damaged or no checkpoint."""
+    ``trust`` unpickles everything, which runs whatever code the file holds. Raises UserError if the
+    file is missing, empty, damaged or no checkpoint."""
     head = check(path)
     if _is_safetensors(head):
         return _read_safetensors(path)
     _refuse_foreign(path, head)
     try:
-        with warnings.catch_warnings(
-            action="ignore"
-        ):  # of arrays that cannot be written to: nobody does
+        with warnings.catch_warnings(action="ignore"):  # about read-only arrays: nobody writes
             zipped = zipfile.is_zipfile(path)
             if zipped:
                 _check_archive(path)
@@ -118,7 +116,7 @@ def read(path: Path, *, trust: bool = False) -> TensorFile:
 
 
 def check(path: Path) -> bytes:
-    """The first bytes of a file that can be read. UserError for anything else by that name."""
+    """Returns the first bytes of a file. Raises UserError if it cannot be read or is no file."""
     try:
         kind = path.stat().st_mode
         if stat.S_ISREG(kind):
@@ -127,7 +125,7 @@ def check(path: Path) -> bytes:
         what = (
             "this is a folder, not a checkpoint file"
             if stat.S_ISDIR(kind)
-            else "this is no regular file"
+            else "this is not a regular file"
         )
     except FileNotFoundError:
         what = "no such checkpoint"
@@ -139,12 +137,11 @@ def check(path: Path) -> bytes:
 
 
 def _header(path: Path, text: Any) -> dict[str, Any]:
-    """Ours, from its JSON; empty where there is none. UserError where it is not as it was
-    written."""
+    """Our header, from its JSON; empty if there is none. Raises UserError if it was changed."""
     if text is None:
         return {}
     try:
-        header = json.loads(text)
+        header: dict[str, Any] = json.loads(text)
         sealed = header.pop("sha256")
         if files.sha256(header) != sealed:
             raise ValueError("its hash differs")
@@ -159,9 +156,8 @@ DAMAGED = "it is truncated or damaged; compare its size and hash with the source
 
 
 def _is_safetensors(head: bytes) -> bool:
-    return (
-        head[4:9] == b"\0\0\0\0{"
-    )  # behind the header's length, 8 bytes of which the upper half is never used
+    # after the header's length: 8 bytes, of which the upper half is never used
+    return head[4:9] == b"\0\0\0\0{"
 
 
 def _read_safetensors(path: Path) -> TensorFile:
@@ -194,7 +190,7 @@ def _refuse_foreign(path: Path, head: bytes) -> None:
             raise UserError(f"this is {what}, not a checkpoint", at=path, hint=hint)
     if head[257:262] == b"ustar" and head[:100].rstrip(b"\0").decode("latin-1") in OLDEST:
         raise UserError(
-            "this was written by a torch before 0.1.10, as a tar archive",
+            "this is a tar archive, written by a torch before 0.1.10",
             at=path,
             hint=(
                 "torch.load(FILE, weights_only=False) still reads it and runs its code; save the"
@@ -205,7 +201,7 @@ def _refuse_foreign(path: Path, head: bytes) -> None:
         raise UserError(
             "this is a tar archive, not a checkpoint",
             at=path,
-            hint="unpack it; .pth.tar files are usually none",
+            hint="unpack it; .pth.tar files are usually no archives",
         )
     if path.suffix == ".safetensors":
         raise UserError("cannot read the checkpoint: no safetensors header", at=path, hint=DAMAGED)
@@ -249,7 +245,7 @@ def _without_tensors(path: Path, left: list[str]) -> UserError:
 
 
 def _unpickled(path: Path, zipped: bool) -> Any:
-    """With whatever code the file runs."""
+    """Unpickles the file, which runs whatever code it holds."""
     try:
         if not zipped and pickled_files.read_file(path).plain:
             with open(path, "rb") as file:
@@ -272,7 +268,8 @@ def _unpickled(path: Path, zipped: bool) -> Any:
 
 
 def _check_archive(path: Path) -> None:
-    """The zip's own checksums find any damage to the data; torch.load does not look at them."""
+    """Verifies the zip's own checksums, which find any damage to the data; torch.load ignores
+    them."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -289,7 +286,7 @@ def _check_archive(path: Path) -> None:
                 )
             if any(member.compress_type != zipfile.ZIP_STORED for member in members):
                 raise UserError(
-                    "this zip was packed again, with compression, which torch.save never uses",
+                    "this zip was repacked with compression, which torch.save never uses",
                     at=path,
                     hint="take the original file",
                 )
