@@ -93,6 +93,7 @@ def environments() -> set[str]:
     for section in tox.sections():
         parts = re.split(r"\{([^}]*)\}", section.removeprefix("testenv:"))
         found |= {"".join(chosen) for chosen in product(*(part.split(",") for part in parts))}
+    found |= {f"reproduce-{name}" for name in catalogue.exhibits()}  # toxfile.py adds them
     return {name.replace(" ", "").replace("\n", "") for name in found}
 
 

@@ -1,6 +1,6 @@
 """All tables and figures, found in the papers' folders.
 
-A paper is a folder beside this one: its ``__init__.py`` declares ``PAPER``, and every module in it
+A paper is a folder beside engine/: its ``__init__.py`` declares ``PAPER``, and every module in it
 that declares a ``TABLE`` or a ``FIGURE`` is one of its exhibits. Nothing else names them."""
 
 import pkgutil
@@ -8,12 +8,10 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
-from pathlib import Path
 
+import tables as papers
 from protobench.runtime.errors import choose
 from tables.engine.schema import Exhibit, Figure, Table
-
-PAPERS = Path(__file__).parents[1]
 
 
 @cache
@@ -43,10 +41,11 @@ def load(name: str) -> Exhibit:
 
 
 def _declared() -> Iterator[Exhibit]:
-    for folder in pkgutil.iter_modules([str(PAPERS)]):
-        if folder.ispkg and folder.name != "engine":
-            for found in pkgutil.iter_modules([str(PAPERS / folder.name)]):
-                module = import_module(f"tables.{folder.name}.{found.name}")
+    for folder in pkgutil.iter_modules(papers.__path__, "tables."):
+        if folder.ispkg and folder.name != "tables.engine":
+            paper = import_module(folder.name)
+            for found in pkgutil.iter_modules(paper.__path__, f"{folder.name}."):
+                module = import_module(found.name)
                 for declaration in ("TABLE", "FIGURE"):
                     if exhibit := getattr(module, declaration, None):
                         yield exhibit

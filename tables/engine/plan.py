@@ -70,11 +70,9 @@ class Job:
     @property
     def name(self) -> str:
         """For logs and progress."""
-        return (
-            f"{self.row.name} seed {self.seed}"
-            if not self.given
-            else f"{self.row.name} {self.checkpoint.name}"
-        )
+        if self.given:
+            return f"{self.row.name} {self.checkpoint.name}"
+        return f"{self.row.name} seed {self.seed}" if self.recipe else self.row.name
 
     @property
     def to_run(self) -> bool:

@@ -1,3 +1,5 @@
+"""The papers' numbers, claims and hyper-parameters, as printed: their excerpts lie in data/."""
+
 import re
 from pathlib import Path
 
@@ -8,7 +10,8 @@ from pretrain.recipes import pcl as pcl_recipes
 from tables.engine.catalogue import load, tables
 from tables.pcl.table1 import PLACES, TABLE, VOC
 
-EXCERPT = (Path(__file__).parent / "data" / "pcl_table1_excerpt.txt").read_text().splitlines()
+DATA = Path(__file__).parent / "data"
+EXCERPT = (DATA / "pcl_table1_excerpt.txt").read_text().splitlines()
 
 
 def test_every_number_stands_in_the_paper_row_by_row():
@@ -38,9 +41,7 @@ def test_random_and_supervised_were_not_mixed_up():
 def test_tables_of_one_line_are_as_printed(name):
     titles, numbers = (
         line.split("\t")[1:]
-        for line in (
-            (Path(__file__).parent / "data" / f"pcl_{name}_excerpt.txt").read_text().splitlines()
-        )
+        for line in ((DATA / f"pcl_{name}_excerpt.txt").read_text().splitlines())
     )
     table = load(name)
     (column,) = table.columns
@@ -61,9 +62,7 @@ def test_tables_of_one_line_are_as_printed(name):
 
 def test_table_2_is_as_printed():
     table, printed = load("table2"), []
-    for line in (
-        (Path(__file__).parent / "data" / "pcl_table2_excerpt.txt").read_text().splitlines()
-    ):
+    for line in (DATA / "pcl_table2_excerpt.txt").read_text().splitlines():
         title, _, _, *cells = line.split("\t")
         if any(cells):  # else it heads a part
             printed.append((re.sub(r" [\[(].*", "", title), *cells))
@@ -81,7 +80,7 @@ def test_table_2_is_as_printed():
 
 def test_table_3_is_as_printed():
     """Stars and daggers apart, which the notes explain."""
-    lines = (Path(__file__).parent / "data" / "pcl_table3_excerpt.txt").read_text().splitlines()[2:]
+    lines = (DATA / "pcl_table3_excerpt.txt").read_text().splitlines()[2:]
     table = load("table3")
     printed = []
     for line in lines:
