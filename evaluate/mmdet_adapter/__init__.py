@@ -1,1 +1,1 @@
-"""MMDetection around our backbones: operators, models, training, scores, plots."""
+"""Detectors built, trained and scored by MMDetection on our backbones."""

@@ -1,9 +1,9 @@
-"""MMDetection's Faster R-CNN (R50-FPN) and Mask R-CNN (R50-C4) around a backbone of ours, as its
-own configurations have them.
+"""MMDetection's Faster R-CNN (R50-FPN) and Mask R-CNN (R50-C4), as its own configurations define
+them, on one of our backbones.
 
-The backbone stays the network that the checkpoint loader filled, tensor by tensor; MMDetection
-builds the rest. For the embedded tier's narrow network strides, anchors and heads shrink with it,
-and so do the numbers of proposals."""
+The backbone is the very network that the checkpoint loader filled; MMDetection builds the rest. For
+the narrow network of the bundled synthetic data, strides, anchors, heads and the numbers of
+proposals shrink as well."""
 
 import hashlib
 from copy import deepcopy
@@ -19,20 +19,20 @@ from protobench.checkpoints.resnet import ResNet
 
 FASTER_RCNN_FPN = "pascal_voc/faster-rcnn_r50_fpn_1x_voc0712.py"
 MASK_RCNN_C4 = "mask_rcnn/mask-rcnn_r50-caffe-c4_1x_coco.py"
-"""Caffe names its source's weights; ours have torchvision's strides (in the 3x3 convolution), and
-their own normalisation."""
+"""MMDetection's file is for Caffe's weights. Ours have torchvision's strides (in the 3x3
+convolution) and their own input normalisation."""
 
 SMALL = {"rpn": 64, "nms_pre": 200, "proposals": 100, "rois": 32, "channels": 32, "fc": 256}
-"""The embedded tier's sampling (anchors, proposals before and after suppression, regions per image)
-and widths of heads."""
+"""Sizes on the bundled synthetic data: the anchors sampled per image, the proposals before and
+after suppression, the regions sampled per image, and the widths of the heads."""
 
 
 class Stages(nn.Module):
-    """A ResNet's stages as a detector's backbone: images [N, 3, H, W] to a feature map per stage of
-    ``out``, in float32.
+    """A ResNet's stages as a detector's backbone: from images [N, 3, H, W] to one float32 feature
+    map for each stage in ``out``.
 
-    ``frozen``: no parameter trains and BatchNorm keeps its statistics, in whatever mode the
-    detector is."""
+    ``frozen``: no parameter trains and BatchNorm keeps its statistics, whatever mode the detector
+    is in. ``bf16``: the stages are computed in bfloat16."""
 
     def __init__(self, resnet: ResNet, out: tuple[int, ...], *, frozen: bool, bf16: bool):
         super().__init__()
@@ -44,44 +44,43 @@ class Stages(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> "Stages":
-        """As ever, unless frozen."""
+        """Set the training mode; a frozen backbone always stays in evaluation mode."""
         return super().train(mode and not self.frozen)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """The maps, fine to coarse."""
-        found = []
+        """Return the feature maps, from the finest to the coarsest."""
+        maps = []
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
             x = self.resnet.stage1_input(x.contiguous(memory_format=torch.channels_last))
             for stage in range(1, max(self.out) + 1):
                 x = getattr(self.resnet, f"layer{stage}")(x)
                 if stage in self.out:
-                    found.append(x)
-        # boxes do not bear bfloat16: its 8 bits place a corner at pixel 1000 to within 4
-        return tuple(map_.float() for map_ in found)
+                    maps.append(x)
+        # bfloat16 is too coarse for boxes: its 8 bits place a corner near pixel 1000 to within 4
+        return tuple(map_.float() for map_ in maps)
 
 
 class Res5(nn.Module):
-    """The last stage on every region, then one BatchNorm more, as in MoCo's C4 detectors: [R, C,
-    14, 14] to [R, 2C, 7, 7]."""
+    """The last stage, applied to every region, and an extra BatchNorm, as in MoCo's C4 detectors:
+    from [R, C, 14, 14] to [R, 2C, 7, 7]."""
 
     def __init__(self, stage: nn.Module, channels: int, *, bf16: bool):
         super().__init__()
         self.stage, self.norm, self.bf16 = stage, nn.BatchNorm2d(channels), bf16
 
     def forward(self, x: Tensor) -> Tensor:
-        """The regions' features."""
+        """Return the regions' features in float32."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
             x = self.stage(x)
-        return self.norm(x.float())
+        normalised: Tensor = self.norm(x.float())
+        return normalised
 
 
 def frozen(detector: nn.Module) -> str:
-    """SHA-256 of the backbone's tensors, once it is sure that none of them can train. RuntimeError
-    where one can."""
+    """Return the SHA-256 of the backbone's tensors. Raises RuntimeError if a parameter or a
+    BatchNorm of it can train."""
     backbone = detector.get_submodule("backbone")
-    trainable = sum(
-        parameter.numel() for parameter in backbone.parameters() if parameter.requires_grad
-    )
+    trainable = sum(p.numel() for p in backbone.parameters() if p.requires_grad)
     if trainable or any(module.training for module in backbone.modules()):
         raise RuntimeError(
             f"the backbone should be frozen: {trainable} of its parameters train, or its BatchNorm"
@@ -94,9 +93,10 @@ def frozen(detector: nn.Module) -> str:
 
 
 def faster_rcnn(encoder: Encoder, num_classes: int, *, small: bool) -> nn.Module:
-    """Faster R-CNN with FPN on the frozen backbone (PCL, appendix E: "all the conv layers",
+    """Build Faster R-CNN with FPN on the frozen backbone (PCL, appendix E: "all the conv layers",
     BatchNorm included)."""
-    config, (channels, stride) = _config(FASTER_RCNN_FPN, encoder), _shape(encoder.backbone)
+    config = _config(FASTER_RCNN_FPN, encoder)
+    channels, stride = _stage_channels(encoder.backbone), _first_stride(encoder.backbone)
     bf16 = encoder.precision == "bf16"
     config.backbone = {
         "type": lambda: Stages(deepcopy(encoder.backbone), (1, 2, 3, 4), frozen=True, bf16=bf16)
@@ -105,25 +105,26 @@ def faster_rcnn(encoder: Encoder, num_classes: int, *, small: bool) -> nn.Module
     config.rpn_head.anchor_generator.strides = [stride * 2**level for level in range(5)]
     extractor = config.roi_head.bbox_roi_extractor
     extractor.featmap_strides = [stride * 2**level for level in range(4)]
-    extractor.finest_scale = (
-        14 * stride
-    )  # 56 pixels, the finest map's largest region, at ResNet-50's stride of 4
+    # the largest region that the finest map takes: 56 pixels at ResNet-50's stride of 4
+    extractor.finest_scale = 14 * stride
     config.roi_head.bbox_head.num_classes = num_classes
     if small:
-        for part in (config.neck, config.rpn_head, extractor):
-            part["out_channels" if "out_channels" in part else "feat_channels"] = SMALL["channels"]
+        config.neck.out_channels = extractor.out_channels = SMALL["channels"]
+        config.rpn_head.feat_channels = SMALL["channels"]
         config.rpn_head.in_channels = config.roi_head.bbox_head.in_channels = SMALL["channels"]
         config.roi_head.bbox_head.fc_out_channels = SMALL["fc"]
         _sample_less(config)
-    return _build(config)
+    detector: nn.Module = _build(config)
+    return detector
 
 
 def mask_rcnn(encoder: Encoder, num_classes: int, *, small: bool) -> nn.Module:
-    """Mask R-CNN on conv4 with conv5 as its head (C4); everything trains, BatchNorm too, as in
-    MoCo's configuration, whose extra BatchNorm it has."""
-    config, (channels, stride) = _config(MASK_RCNN_C4, encoder), _shape(encoder.backbone)
+    """Build Mask R-CNN on conv4 with conv5 as its head (C4). Everything trains, BatchNorm included,
+    as in MoCo's configuration; the extra BatchNorm is also from there."""
+    config = _config(MASK_RCNN_C4, encoder)
+    channels, stride = _stage_channels(encoder.backbone), _first_stride(encoder.backbone)
     bf16, backbone = encoder.precision == "bf16", deepcopy(encoder.backbone)
-    layer4 = backbone.layer4  # before Stages takes it away
+    layer4 = backbone.layer4  # taken before Stages removes it
     config.backbone = {"type": lambda: Stages(backbone, (3,), frozen=False, bf16=bf16)}
     config.roi_head.shared_head = {"type": lambda **_: Res5(layer4, channels[3], bf16=bf16)}
     config.rpn_head.in_channels = config.rpn_head.feat_channels = channels[2]
@@ -133,34 +134,32 @@ def mask_rcnn(encoder: Encoder, num_classes: int, *, small: bool) -> nn.Module:
     for head in (config.roi_head.bbox_head, config.roi_head.mask_head):
         head.in_channels, head.num_classes = channels[3], num_classes
     config.train_cfg.rpn.allowed_border = -1
-    config.train_cfg.rpn.assigner.min_pos_iou = (
-        1e-6  # Detectron2 gives every object its best anchors, however poor
-    )
+    # as in Detectron2, every object gets its best anchors, however poor
+    config.train_cfg.rpn.assigner.min_pos_iou = 1e-6
     if small:
         config.rpn_head.anchor_generator.scales = [1, 2, 4, 8]
         config.roi_head.mask_head.conv_out_channels = SMALL["channels"]
         _sample_less(config)
-    detector = _build(config)
-    nn.init.normal_(
-        detector.roi_head.mask_head.conv_logits.weight, std=0.001
-    )  # as Detectron2 starts its masks
+    detector: nn.Module = _build(config)
+    # as Detectron2 initialises its masks
+    mask_logits = detector.get_submodule("roi_head.mask_head.conv_logits")
+    nn.init.normal_(mask_logits.get_parameter("weight"), std=0.001)
     return detector
 
 
-def _shape(backbone: ResNet) -> tuple[list[int], int]:
-    """Channels of the four stages, and the stride of the first."""
+def _stage_channels(backbone: ResNet) -> list[int]:
     last = backbone.out_channels
-    return [
-        last // 8,
-        last // 4,
-        last // 2,
-        last,
-    ], (4 if backbone.arch.stem == "imagenet" else backbone.conv1.stride[0])
+    return [last // 8, last // 4, last // 2, last]
+
+
+def _first_stride(backbone: ResNet) -> int:
+    """Return the stride of the first stage's map in pixels."""
+    return 4 if backbone.arch.stem == "imagenet" else backbone.conv1.stride[0]
 
 
 def _config(name: str, encoder: Encoder) -> Any:
-    """A model of MMDetection's own configuration ``name``, fed with what ``encoder`` expects
-    (RGB)."""
+    """Return the model part of MMDetection's configuration ``name``, with RGB input normalised as
+    ``encoder`` expects."""
     operators.provide()
     import mmdet
     from mmengine.config import Config
@@ -187,11 +186,8 @@ def _build(config: Any) -> Any:
 
     MMLogger.get_current_instance().setLevel("ERROR")  # it would print every tensor
     detector = MODELS.build(config)
-    for part in (
-        detector.neck if detector.with_neck else None,
-        detector.rpn_head,
-        detector.roi_head,
-    ):
-        if part is not None:
-            part.init_weights()
+    if detector.with_neck:
+        detector.neck.init_weights()
+    detector.rpn_head.init_weights()
+    detector.roi_head.init_weights()
     return detector

@@ -1,11 +1,11 @@
-"""MMDetection without a compiler: the few compiled operators that its detectors here call, from
-torchvision.
+"""MMDetection without a compiler: torchvision's operators in place of mmcv's compiled ones.
 
 MMDetection 3.3 needs mmcv 2.1, whose operators do not build with current torch (C++20). mmcv-lite
-has all of mmcv but these; this file puts ``mmcv._ext`` in their place. NMS and RoIAlign are
-torchvision's, which gave the same as mmcv's compiled ones on a CPU (80 cases of NMS; RoIAlign
-forward and backward, largest difference 0). Every other operator raises NotImplementedError, by
-name, when it is called. Where a compiled mmcv is installed, that is used and nothing here is."""
+is mmcv without them; this module supplies the missing ``mmcv._ext``. NMS and RoIAlign, the only
+operators that our detectors call, are torchvision's, which gave the same results as mmcv's compiled
+ones on a CPU (80 cases of NMS; RoIAlign forward and backward, largest difference 0). Every other
+operator raises NotImplementedError with its name when it is called. A compiled mmcv, where one is
+installed, takes precedence."""
 
 import importlib
 import sys
@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 import torch
-import torchvision  # noqa: F401 (registers torch.ops.torchvision)
+import torchvision  # noqa: F401 (importing it registers torch.ops.torchvision)
 from torch import Tensor
 
 from protobench.runtime.errors import UserError
@@ -28,11 +28,12 @@ INSTALL = "uv pip install -e '.[detection]', or use the environments that tox ma
 
 
 def nms(boxes_N4: Tensor, scores_N: Tensor, iou_threshold: float, offset: int) -> Tensor:
-    """Indices of the boxes kept by greedy non-maximum suppression, by falling score. A box is (x2 -
-    x1 + offset) wide."""
+    """Return the indices of the boxes kept by greedy non-maximum suppression, highest score first.
+    A box is (x2 - x1 + offset) wide."""
     if offset:
         boxes_N4 = boxes_N4 + boxes_N4.new_tensor([0, 0, offset, offset])
-    return torch.ops.torchvision.nms(boxes_N4, scores_N, iou_threshold)
+    kept: Tensor = torch.ops.torchvision.nms(boxes_N4, scores_N, iou_threshold)
+    return kept
 
 
 def roi_align_forward(
@@ -49,19 +50,13 @@ def roi_align_forward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """Average-pooled RoIAlign (He et al., ICCV 2017) into ``output_RCHW``."""
+    """Write average-pooled RoIAlign (He et al., ICCV 2017) into ``output_RCHW``."""
     _average_only(pool_mode)
-    output_RCHW.copy_(
-        torch.ops.torchvision.roi_align(
-            input_NCHW,
-            rois_R5,
-            spatial_scale,
-            aligned_height,
-            aligned_width,
-            sampling_ratio,
-            aligned,
-        )
+    size = (aligned_height, aligned_width)
+    pooled = torch.ops.torchvision.roi_align(
+        input_NCHW, rois_R5, spatial_scale, *size, sampling_ratio, aligned
     )
+    output_RCHW.copy_(pooled)
 
 
 def roi_align_backward(
@@ -78,20 +73,13 @@ def roi_align_backward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """Its gradient into ``grad_input_NCHW``."""
+    """Write the gradient of ``roi_align_forward`` into ``grad_input_NCHW``."""
     _average_only(pool_mode)
-    grad_input_NCHW.copy_(
-        torch.ops.torchvision._roi_align_backward(
-            grad_RCHW,
-            rois_R5,
-            spatial_scale,
-            aligned_height,
-            aligned_width,
-            *grad_input_NCHW.shape,
-            sampling_ratio,
-            aligned,
-        )
+    sizes = (aligned_height, aligned_width, *grad_input_NCHW.shape)
+    gradient = torch.ops.torchvision._roi_align_backward(
+        grad_RCHW, rois_R5, spatial_scale, *sizes, sampling_ratio, aligned
     )
+    grad_input_NCHW.copy_(gradient)
 
 
 def _average_only(pool_mode: int) -> None:
@@ -100,8 +88,8 @@ def _average_only(pool_mode: int) -> None:
 
 
 class _Operators(ModuleType):
-    """``mmcv._ext``: mmcv.ops asks for about a hundred names when it is imported and calls those
-    that a detector needs."""
+    """The module ``mmcv._ext``. On import mmcv.ops looks up about a hundred operators in it; it
+    calls only those that a detector needs."""
 
     nms = staticmethod(nms)
     roi_align_forward = staticmethod(roi_align_forward)
@@ -118,29 +106,25 @@ class _Operators(ModuleType):
 
 
 def check() -> None:
-    """UserError where MMDetection or what it stands on is not installed. Imports nothing; whether
-    it works, ``provide`` tells."""
-    if missing := [
-        package
-        for package in ("mmdet", "mmengine", "mmcv", "cv2", "pycocotools")
-        if find_spec(package) is None
-    ]:
+    """Raise UserError if MMDetection or one of its requirements is not installed. Nothing is
+    imported: whether they work is for ``provide`` to find out."""
+    packages = ("mmdet", "mmengine", "mmcv", "cv2", "pycocotools")
+    if missing := [package for package in packages if find_spec(package) is None]:
         raise UserError(f"MMDetection is not installed: no {', '.join(missing)}", hint=INSTALL)
 
 
 @cache
 def provide() -> Literal["torchvision", "mmcv"]:
-    """Makes MMDetection importable and returns whose operators it runs on. UserError where it is
+    """Make MMDetection importable and return whose operators it runs on. Raises UserError if it is
     missing or broken."""
     check()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about their dependencies, which are newer than they
+        warnings.simplefilter("ignore")  # their dependencies are newer than they are
         try:
             if NAME not in sys.modules and find_spec(NAME) is None:
                 module = _Operators(NAME)
-                module.__spec__ = ModuleSpec(
-                    NAME, None
-                )  # without a loader mmengine counts mmcv as the lite one
+                # without a loader mmengine takes mmcv for the lite one
+                module.__spec__ = ModuleSpec(NAME, None)
                 sys.modules[NAME] = module
             for package in (
                 "mmcv.ops",
@@ -152,12 +136,11 @@ def provide() -> Literal["torchvision", "mmcv"]:
             from mmengine.registry import DefaultScope
 
             DefaultScope.get_instance("protobench", scope_name="mmdet")
-        except Exception as failure:  # whatever a broken package raises
+        except Exception as failure:  # a broken package may raise anything
             raise UserError(
                 f"MMDetection is installed but broken: {type(failure).__name__}: {failure}",
                 hint=INSTALL,
             ) from failure
-    warnings.filterwarnings(
-        "ignore", "indexing with dtype torch.uint8"
-    )  # as its mask branch does in every step
+    # the mask branch indexes this way in every step
+    warnings.filterwarnings("ignore", "indexing with dtype torch.uint8")
     return "torchvision" if isinstance(sys.modules[NAME], _Operators) else "mmcv"

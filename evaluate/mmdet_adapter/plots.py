@@ -1,5 +1,5 @@
-"""What a detection record shows: its detections on a few test images, and a precision-recall curve
-per class."""
+"""Plots of a detection record: detections on a few test images, and a precision-recall curve per
+class."""
 
 import base64
 import io
@@ -12,11 +12,11 @@ from PIL import Image
 
 from protobench.runtime import files
 
-FOUND, TRUTH = "#e69f00", "#56b4e9"
+DETECTED, TRUTH = "#e69f00", "#56b4e9"
 
 
 def detections(record: dict[str, Any], axes: list[Any]) -> None:
-    """An image to each of ``axes``: what is there in dashes, what was found solid, with class and
+    """Draw one image on each of ``axes``: true boxes dashed, detected ones solid with class and
     score."""
     for axis, shown in zip(axes, record["shown"], strict=False):
         picture = Image.open(io.BytesIO(base64.b64decode(shown["jpeg"])))
@@ -25,7 +25,7 @@ def detections(record: dict[str, Any], axes: list[Any]) -> None:
         for _, *box in shown["truth"]:
             _rectangle(axis, box, TRUTH, (0, (2, 2)))
         for title, score, *box in shown["found"]:
-            _rectangle(axis, box, FOUND, "-")
+            _rectangle(axis, box, DETECTED, "-")
             axis.text(
                 box[0],
                 box[1] - 0.02 * height,
@@ -41,21 +41,21 @@ def detections(record: dict[str, Any], axes: list[Any]) -> None:
 
 
 def curves(record: dict[str, Any], axis: Any) -> None:
-    """Precision over recall at IoU 0.5, a line per class, the best and the worst by name."""
-    of_class, recalls = (
-        record["runs"][0]["classes"],
-        np.linspace(0, 1, len(next(iter(record["curves"].values()), [0]))),
-    )
-    ranked = sorted(record["curves"], key=lambda title: -of_class[title])
+    """Draw precision over recall at IoU 0.5, one line per class; the legend names the best and the
+    worst three."""
+    ap_of, curve_of = record["runs"][0]["classes"], record["curves"]
+    points = len(next(iter(curve_of.values()), [0]))
+    recalls = np.linspace(0, 1, points)
+    ranked = sorted(curve_of, key=lambda title: -ap_of[title])
     for place, title in enumerate(ranked):
         named = place < 3 or place >= len(ranked) - 3
         axis.plot(
             recalls,
-            record["curves"][title],
+            curve_of[title],
             linewidth=1.4 if named else 0.7,
             alpha=1.0 if named else 0.5,
             color=None if named else "grey",
-            label=f"{title} {of_class[title]:.0f}" if named else None,
+            label=f"{title} {ap_of[title]:.0f}" if named else None,
             linestyle="-" if place < 3 else "--" if named else "-",
         )
     axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
@@ -70,7 +70,8 @@ def curves(record: dict[str, Any], axis: Any) -> None:
 
 
 def save(record: dict[str, Any], path: Path) -> None:
-    """Writes ``<record>-detections.png`` and ``<record>-curves.png`` beside it and prints where."""
+    """Write ``<record>-detections.png`` and ``<record>-curves.png`` beside the record and print
+    their paths."""
     import matplotlib
 
     matplotlib.use("agg")

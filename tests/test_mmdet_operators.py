@@ -1,5 +1,5 @@
-"""The adapter: torchvision's operators where mmcv's are called, refusals by name, and what is told
-where packages are missing."""
+"""torchvision's operators in place of mmcv's, refusals of the others by name, and the errors for
+missing or broken packages."""
 
 import sys
 import types
@@ -19,6 +19,7 @@ pytestmark = pytest.mark.usefixtures("mmdet")
 
 
 def overlap(a, b, offset):
+    """Return the intersection over union of two boxes."""
     width = min(a[2], b[2]) - max(a[0], b[0]) + offset
     height = min(a[3], b[3]) - max(a[1], b[1]) + offset
     inside = max(width, 0) * max(height, 0)
@@ -30,7 +31,7 @@ def overlap(a, b, offset):
 
 
 def greedy(boxes, scores, threshold, offset):
-    """Non-maximum suppression as it is defined."""
+    """Return the boxes kept by non-maximum suppression, straight from its definition."""
     kept = []
     for index in sorted(range(len(boxes)), key=lambda index: -scores[index]):
         if all(overlap(boxes[index], boxes[other], offset) <= threshold for other in kept):
@@ -57,19 +58,19 @@ def test_nms_is_greedy_suppression(seed, count, offset, threshold):
     np.testing.assert_array_equal(kept[:, :4].numpy(), boxes[index.numpy()])
 
 
-def test_roi_align_averages_and_gives_its_gradient_back():
-    """On a plane the mean over a bin is the value in its middle; the gradient is torchvision's own,
-    through autograd."""
+def test_roi_align_averages_and_has_the_right_gradient():
+    """On a plane the mean over a bin is the value at its centre; the gradient is compared with
+    autograd's through torchvision's operator."""
     from mmcv.ops import RoIAlign
 
     y, x = torch.meshgrid(torch.arange(12.0), torch.arange(12.0), indexing="ij")
     plane = (3 * x + 5 * y)[None, None].clone().requires_grad_()
     rois = torch.tensor([[0, 2.0, 3.0, 18.0, 19.0]])
-    found = RoIAlign(2, spatial_scale=0.5, sampling_ratio=2, aligned=True)(plane, rois)
-    middle = torch.tensor([[3 * 2.5 + 5 * 3, 3 * 6.5 + 5 * 3], [3 * 2.5 + 5 * 7, 3 * 6.5 + 5 * 7]])
-    torch.testing.assert_close(found[0, 0], middle)
+    pooled = RoIAlign(2, spatial_scale=0.5, sampling_ratio=2, aligned=True)(plane, rois)
+    centres = torch.tensor([[3 * 2.5 + 5 * 3, 3 * 6.5 + 5 * 3], [3 * 2.5 + 5 * 7, 3 * 6.5 + 5 * 7]])
+    torch.testing.assert_close(pooled[0, 0], centres)
     weights = torch.tensor([[[[1.0, 2], [3, 4]]]])
-    (found * weights).sum().backward()
+    (pooled * weights).sum().backward()
     other = plane.detach().clone().requires_grad_()
     (torchvision.ops.roi_align(other, rois, 2, 0.5, 2, aligned=True) * weights).sum().backward()
     torch.testing.assert_close(plane.grad, other.grad, rtol=0, atol=0)
@@ -92,13 +93,13 @@ def test_other_operators_refuse_by_name_when_called():
         )
 
 
-def test_a_compiled_mmcv_is_used_instead(monkeypatch):
+def test_a_compiled_mmcv_takes_precedence(monkeypatch):
     assert operators.provide() == "torchvision"
     monkeypatch.setitem(sys.modules, operators.NAME, types.ModuleType(operators.NAME))
     assert operators.provide.__wrapped__() == "mmcv"
 
 
-def test_a_missing_package_is_named_with_what_installs_it(monkeypatch):
+def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch):
     find = operators.find_spec
     monkeypatch.setattr(
         operators, "find_spec", lambda name: None if name == "mmdet" else find(name)
@@ -113,7 +114,7 @@ def test_a_missing_package_is_named_with_what_installs_it(monkeypatch):
         assert "[detection]" in mistake.value.hint
 
 
-def test_a_broken_package_is_told(monkeypatch):
+def test_a_broken_package_is_reported(monkeypatch):
     def broken(name):
         raise AssertionError("MMCV==2.2.0 is used but incompatible")
 
@@ -130,9 +131,8 @@ def test_operators_give_the_same_on_a_gpu():
 
     rng = np.random.default_rng(0)
     corner = torch.from_numpy(rng.uniform(0, 90, (300, 2)).astype(np.float32))
-    boxes = torch.cat(
-        [corner, corner + torch.from_numpy(rng.uniform(1, 40, (300, 2)).astype(np.float32))], 1
-    )
+    size = torch.from_numpy(rng.uniform(1, 40, (300, 2)).astype(np.float32))
+    boxes = torch.cat([corner, corner + size], 1)
     scores = torch.from_numpy(rng.permutation(300).astype(np.float32))
     for offset in (0, 1):
         cpu, gpu = (
@@ -140,11 +140,12 @@ def test_operators_give_the_same_on_a_gpu():
             for device in ("cpu", "cuda")
         )
         torch.testing.assert_close(cpu, gpu)
-    grads, values = [], torch.from_numpy(rng.standard_normal((2, 8, 40, 40)).astype(np.float32))
+    values = torch.from_numpy(rng.standard_normal((2, 8, 40, 40)).astype(np.float32))
+    results = []
     for device in ("cpu", "cuda"):
         x = values.clone().to(device).requires_grad_()
         rois = torch.cat([torch.arange(300)[:, None] % 2, boxes], 1).to(device)
         out = RoIAlign(7, spatial_scale=0.25, sampling_ratio=0, aligned=True)(x, rois)
         out.square().sum().backward()
-        grads.append((out.detach().cpu(), x.grad.cpu()))
-    torch.testing.assert_close(*zip(*grads, strict=True), rtol=1e-4, atol=1e-4)
+        results.append((out.detach().cpu(), x.grad.cpu()))
+    torch.testing.assert_close(*zip(*results, strict=True), rtol=1e-4, atol=1e-4)
