@@ -1,4 +1,4 @@
-"""Images with boxes: the embedded scenes, VOC's annotations and COCO's files, and what is refused
+"""Images with boxes: the bundled scenes, VOC's annotations and COCO's files, and what is refused
 of them."""
 
 import json
@@ -78,8 +78,8 @@ def test_the_top_object_hides_the_one_below():
     first, second = scenes._masks([below, above], 8, 6)
     assert second.sum() == 24
     assert first.sum() == 24 - 8
-    assert scenes._seen([below, above], 8, 6) == pytest.approx([16 / 24, 1])
-    assert scenes._seen([below, above], 8, 3) == pytest.approx([14 / 24, 0]), (
+    assert scenes._visible_shares([below, above], 8, 6) == pytest.approx([16 / 24, 1])
+    assert scenes._visible_shares([below, above], 8, 3) == pytest.approx([14 / 24, 0]), (
         "two rows at the border are not seen"
     )
 
@@ -628,7 +628,7 @@ def test_leftovers_beside_cocos_files_are_no_data(kit):
         ),
         (
             lambda c: c["annotations"][4]["segmentation"].update(counts="PPPP"),
-            r"compressed run lengths that are cut short",
+            r"compressed run lengths that are truncated",
         ),
         (
             lambda c: c["annotations"][4]["segmentation"].update(counts="a b"),

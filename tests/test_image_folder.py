@@ -70,7 +70,7 @@ def test_files_that_are_no_images_are_counted(tmp_path, capsys):
     assert len(image_list.image_folder(tmp_path, "x")) == 2
     told = capsys.readouterr().err
     assert (
-        "left out of x: 3 files that are no images (2 with .heic, 1 with .txt; the first"
+        "left out of x: 3 files that are not images (2 with .heic, 1 with .txt; the first"
         " cat/1.heic)" in told
     )
 

@@ -250,7 +250,7 @@ def test_bad_pictures_full_disks_and_damaged_files_are_told(photos, own_cache, m
     monkeypatch.setattr(
         files.shutil, "disk_usage", lambda folder: type("Disk", (), {"free": 10**6})
     )
-    with pytest.raises(UserError, match=r"the decoded pictures need 0\.0\d+ GB"):
+    with pytest.raises(UserError, match=r"the decoded images need 0\.0\d+ GB"):
         raw_pictures.keep(photos, 0)
     monkeypatch.undo()
     monkeypatch.setenv("PROTOBENCH_CACHE", str(own_cache.parent))

@@ -13,10 +13,10 @@ from protobench.runtime.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class Objects:
-    """What one image holds.
+    """The annotated objects of one image.
 
     boxes_N4: float32, (x1, y1, x2, y2) in pixels from 0. labels_N: int64. ignored_N: bool, objects
-    that neither count as found nor as missed (VOC's difficult ones, COCO's crowds)."""
+    that count neither as detected nor as missed (VOC's difficult ones, COCO's crowds)."""
 
     width: int
     height: int
@@ -24,7 +24,7 @@ class Objects:
     labels_N: np.ndarray
     ignored_N: np.ndarray
     masks: tuple[Any, ...] = ()
-    """one per object where the data set has them: float64 polygons [x y x y …], or run lengths
+    """one per object where the data set has masks: float64 polygons [x y x y …], or run lengths
     {size, counts: [int, …]} as COCO writes them"""
 
     def __len__(self) -> int:
@@ -32,7 +32,7 @@ class Objects:
 
     @property
     def content(self) -> list[Any]:
-        """All of it as JSON-like values, for a hash."""
+        """All fields as JSON values, for hashing."""
         masks = [
             mask if isinstance(mask, dict) else [part.tolist() for part in mask]
             for mask in self.masks
@@ -49,8 +49,8 @@ class Objects:
 
 @dataclass(frozen=True, eq=False)
 class BoxList(ImageList):
-    """Images in a fixed order, each with its ``objects``; labels int64 [N, C] as VOC's: 1 present,
-    0 only ignored, -1 absent."""
+    """Images in a fixed order, each with its ``objects``. Labels are int64 [N, C] as VOC's: 1
+    present, 0 only ignored objects, -1 absent."""
 
     objects: tuple[Objects, ...] = ()
 
@@ -65,20 +65,18 @@ class BoxList(ImageList):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the images' (see ImageList), every box and every mask."""
-        content = files.sha256_text(
-            "\n".join(files.sha256(found.content) for found in self.objects)
-        )
+        """Hash of the images (see ImageList), all boxes and all masks."""
+        content = files.sha256_text("\n".join(files.sha256(one.content) for one in self.objects))
         return files.sha256([ImageList.fingerprint.func(self), content])  # type: ignore[attr-defined]
 
     def sized(self, index: int) -> np.ndarray:
-        """The image as uint8 [H, W, 3] in RGB; UserError where it is not of the size its annotation
-        tells, since boxes would then lie elsewhere."""
-        pixels, found = np.asarray(self.read(index)), self.objects[index]
-        if pixels.shape[:2] != (found.height, found.width):
+        """The image as uint8 [H, W, 3] in RGB. UserError where its size is not the one in its
+        annotation, since boxes would then be misplaced."""
+        pixels, annotation = np.asarray(self.read(index)), self.objects[index]
+        if pixels.shape[:2] != (annotation.height, annotation.width):
             raise UserError(
                 f"{self.name}: the image is {pixels.shape[1]} x {pixels.shape[0]} pixels, its"
-                f" annotation says {found.width} x {found.height}",
+                f" annotation says {annotation.width} x {annotation.height}",
                 at=self.root / self.paths[index],
                 hint=(
                     "images and annotations belong to different releases, or the image was resized"
@@ -88,10 +86,10 @@ class BoxList(ImageList):
 
 
 def presence(objects: list[Objects], classes: int) -> np.ndarray:
-    """[N, C]: 1 where an image has an object of the class, 0 where all of them are ignored ones, -1
-    where it has none."""
+    """int64 [N, C]: 1 where an image has an object of the class, 0 where all such objects are
+    ignored, -1 where it has none."""
     labels_NC = np.full((len(objects), classes), -1, dtype=np.int64)
-    for row, found in zip(labels_NC, objects, strict=True):
-        row[found.labels_N[found.ignored_N]] = 0
-        row[found.labels_N[~found.ignored_N]] = 1
+    for row, image in zip(labels_NC, objects, strict=True):
+        row[image.labels_N[image.ignored_N]] = 0
+        row[image.labels_N[~image.ignored_N]] = 1
     return labels_NC

@@ -1,8 +1,8 @@
-"""Which images of a list can be decoded: all of them, fully, side by side, with results kept from
-one run to the next.
+"""Which images of a list can be decoded. All are decoded fully, in parallel, and results are kept
+from one run to the next.
 
-Only a full decode tells: a truncated JPEG passes every shorter test, and half a picture is as good
-as none."""
+Only a full decode can tell: a truncated JPEG passes every shorter test, and half an image is as
+good as none."""
 
 import hashlib
 import json
@@ -28,25 +28,26 @@ VERSION = 1
 """Raise when what counts as readable changes."""
 
 CHUNK = 256
-"""Images that are read, and noted as done, together."""
+"""How many images are read, and recorded as done, together."""
 
 
 @dataclass(frozen=True)
 class DecodeReport:
-    """What reading a whole list showed."""
+    """What decoding a whole list showed."""
 
     bad: dict[int, str]
     """index -> why it cannot be decoded"""
     digests: np.ndarray
-    """uint64 [N], the beginning of each file's SHA-256, or of its pixels' in a list that holds
+    """uint64 [N], the beginning of the SHA-256 of each file, or of its pixels in a list that holds
     them; 0 where it cannot be decoded"""
 
 
 def check(images: ImageList, workers: int) -> DecodeReport:
-    """Decodes and hashes every image on ``workers`` threads. What an earlier or stopped run found
-    good is taken from the cache for files whose size and time are as they were; what it found bad
-    is read again, as a disk may recover. Pixels in memory are only hashed: nothing is left to
-    decode."""
+    """Decodes and hashes every image on ``workers`` threads.
+
+    Images that an earlier or stopped run decoded are taken from the cache, where size and
+    modification time of their files are unchanged; bad ones are read again, as a disk may recover.
+    Pixels in memory are only hashed, as nothing is left to decode."""
     if images.pixels is not None:
         return DecodeReport(
             {},
@@ -86,27 +87,25 @@ def check(images: ImageList, workers: int) -> DecodeReport:
             bad |= {int(i): why for i, why in line["bad"].items()}
             if line is not known.get(start):
                 with files.writing(path), open(path, "a", encoding="utf-8") as file:
-                    file.write(
-                        "\n" + json.dumps(line)
-                    )  # in front: a kill may have cut the line before
+                    # the line break comes first: a kill may have truncated the line before
+                    file.write("\n" + json.dumps(line))
     return DecodeReport(dict(sorted(bad.items())), digests)
 
 
 def leave_out(lists: Lists, limit: int) -> Lists:
-    """The lists without their unreadable images, which must not exceed ``limit`` in all; 0 reads
-    nothing and changes nothing.
+    """The lists without their unreadable images, of which there may be ``limit`` in total; with 0
+    nothing is read and nothing changed.
 
-    Raises UserError for more of them, the first ten named, and where a class loses its last image.
-    """
+    UserError where there are more, and where a class loses its last image."""
     if limit < 0:
         raise UserError(f"--skip-bad-images {limit}: at least 0")
     if limit == 0:
         return lists
-    found = [check(images, os.cpu_count() or 1).bad for images in lists]
+    bad_of = [check(images, os.cpu_count() or 1).bad for images in lists]
     bad = [
         f"{images.root / images.paths[i]}: {why}"
-        for images, of in zip(lists, found, strict=True)
-        for i, why in of.items()
+        for images, own in zip(lists, bad_of, strict=True)
+        for i, why in own.items()
     ]
     if len(bad) > limit:
         raise UserError(
@@ -120,13 +119,13 @@ def leave_out(lists: Lists, limit: int) -> Lists:
     kept = tuple(
         (
             replace(
-                images.subset(np.setdiff1d(np.arange(len(images)), list(of))),
-                unreadable=tuple(images.paths[i] for i in of),
+                images.subset(np.setdiff1d(np.arange(len(images)), list(own))),
+                unreadable=tuple(images.paths[i] for i in own),
             )
-            if of
+            if own
             else images
         )
-        for images, of in zip(lists, found, strict=True)
+        for images, own in zip(lists, bad_of, strict=True)
     )
     for images in kept:
         for of_class, title in enumerate(images.classes):
@@ -147,7 +146,8 @@ def leave_out(lists: Lists, limit: int) -> Lists:
 
 
 def _known(path: Path) -> dict[int, dict[str, Any]]:
-    """Chunks found good before, by their first index; a line cut short by a kill is none."""
+    """The chunks that were decoded before, by their first index. A line truncated by a kill is
+    skipped."""
     known = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
@@ -166,7 +166,7 @@ def _as_they_come(
     known: dict[int, dict[str, Any]],
     workers: int,
 ) -> Iterator[dict[str, Any]]:
-    """The chunks' results, a few of them in flight."""
+    """The results of the chunks as they are finished; a few are in progress at a time."""
     todo = iter(chunks)
     pending = {
         pool.submit(_read, images, chunk, known.get(chunk.start))
@@ -179,17 +179,16 @@ def _as_they_come(
                 pool.submit(_read, images, chunk, known.get(chunk.start))
                 for chunk in islice(todo, len(done))
             }
-            for future in sorted(
-                done, key=lambda future: future.exception() is not None
-            ):  # what is done is kept first
+            # results before exceptions, so that what is done is kept
+            for future in sorted(done, key=lambda future: future.exception() is not None):
                 yield future.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _read(images: ImageList, chunk: range, known: dict[str, Any] | None) -> dict[str, Any]:
-    """``{"start", "state", "digests", "bad"}`` of a chunk; ``known`` itself where its files are as
-    they were."""
+    """``{"start", "state", "digests", "bad"}`` of a chunk; ``known`` itself where its files are
+    unchanged."""
     state = files.sha256([_state(images.root / images.paths[i]) for i in chunk])
     if known is not None and known.get("state") == state:
         return known
@@ -208,7 +207,7 @@ def _read(images: ImageList, chunk: range, known: dict[str, Any] | None) -> dict
 
 def _state(path: Path) -> tuple[int, int] | None:
     try:
-        found = os.stat(path)
+        state = os.stat(path)
     except OSError:
         return None
-    return found.st_size, found.st_mtime_ns
+    return state.st_size, state.st_mtime_ns

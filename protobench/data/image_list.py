@@ -1,4 +1,4 @@
-"""A list of labelled images: what every data set is turned into, and how one image is read."""
+"""A list of labelled images, which every reader returns, and how one image is read."""
 
 import hashlib
 import os
@@ -24,12 +24,12 @@ warnings.simplefilter(
 )  # read() refuses what Pillow would only warn about
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
-"""Of image files, in lower case: torchvision's list."""
+"""Suffixes of image files, in lower case: torchvision's list."""
 HASHED_BYTES = 2**30
-"""Files of a list that are together no larger are hashed whole: VOC07 takes a second, and is read
+"""Lists of files up to this total size are hashed completely: VOC07 takes a second, and is read
 anyway."""
 SAMPLED_FILES = 256
-"""How many of a larger list are hashed."""
+"""How many files of a larger list are hashed."""
 
 
 List = TypeVar("List", bound="ImageList")
@@ -40,7 +40,7 @@ class ImageList:
     """Images in a fixed order.
 
     labels: int64 [N] (one class each) or int64 [N, C] with 1 present, -1 absent, 0 difficult (VOC).
-    UserError where they do not fit the classes, or the pixels not the paths."""
+    UserError where labels do not fit the classes, or pixels do not fit the paths."""
 
     name: str
     root: Path
@@ -48,10 +48,10 @@ class ImageList:
     labels: np.ndarray
     classes: tuple[str, ...]
     unreadable: tuple[str, ...] = ()
-    """paths that were left out because they cannot be decoded (readable.py)"""
+    """paths that were left out because they cannot be decoded (decoding.py)"""
     pixels: np.ndarray | None = None
-    """uint8 [N, H, W, 3], of a data set that is kept in arrays; no file is read then, and paths are
-    mere names"""
+    """uint8 [N, H, W, 3], for a data set held in memory; no file is read then, and paths are only
+    names"""
 
     def __post_init__(self) -> None:
         shape = (
@@ -66,12 +66,12 @@ class ImageList:
                 f" {len(self.classes)} classes, or outside {low} to {high}",
                 at=self.root,
             )
-        if (found := self.pixels) is not None and (
-            found.dtype != np.uint8 or found.shape != (len(self), *found.shape[1:3], 3)
+        if (pixels := self.pixels) is not None and (
+            pixels.dtype != np.uint8 or pixels.shape != (len(self), *pixels.shape[1:3], 3)
         ):
             raise UserError(
-                f"{self.name}: pixels of shape {found.shape} and type {found.dtype} for {len(self)}"
-                " images",
+                f"{self.name}: pixels of shape {pixels.shape} and type {pixels.dtype} for"
+                f" {len(self)} images",
                 at=self.root,
             )
 
@@ -100,24 +100,22 @@ class ImageList:
 
     @cached_property
     def states(self) -> np.ndarray:
-        """int64 [N, 2]: size in bytes and time of the last change in nanoseconds of every file.
-        UserError for a file that is not there. 1.28 million files take seconds, as nothing is
-        opened."""
-        found = np.empty((len(self), 2), np.int64)
+        """int64 [N, 2]: size in bytes and modification time in nanoseconds of every file. UserError
+        for a missing file. 1.28 million files take seconds, as none is opened."""
+        states = np.empty((len(self), 2), np.int64)
         root = str(self.root)
         try:
-            for row, path in zip(
-                found, self.paths, strict=True
-            ):  # threads would wait for one another longer than for the disk
+            # threads would wait for one another longer than for the disk
+            for row, path in zip(states, self.paths, strict=True):
                 state = os.stat(f"{root}/{path}")
                 row[:] = state.st_size, state.st_mtime_ns
         except OSError as failure:
             raise self._cannot_read(failure) from failure
-        return found
+        return states
 
     @property
     def hashed_whole(self) -> bool:
-        """Whether the fingerprint holds the contents of every file."""
+        """Whether the fingerprint covers the contents of every file."""
         return (
             self.pixels is not None
             or len(self) <= SAMPLED_FILES
@@ -126,11 +124,11 @@ class ImageList:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of all names and labels and of all contents (pixels, or files of up to 1 GiB in
-        all). It is the same on every machine, so that records can be compared.
+        """Hash of all names, labels and contents (pixels, or files of up to 1 GiB in total). It is
+        the same on every machine, so that records can be compared.
 
-        Of a larger data set, which would take as long to read as to evaluate on, every file's size
-        and the contents of 256 files spread over the list are hashed."""
+        A larger data set would take as long to read as to evaluate on. There the size of every
+        file and the contents of 256 files spread over the list are hashed."""
         if self.pixels is not None:
             contents = [str(self.pixels.shape), hashlib.sha256(self.pixels.tobytes()).hexdigest()]
             return files.sha256([self.paths, self.labels.tolist(), self.classes, contents])
@@ -153,9 +151,9 @@ class ImageList:
 
     @cached_property
     def cache_key(self) -> str:
-        """What is kept of these images on this machine is known by: the fingerprint and, where that
-        does not hold every file's contents, the size and the time of the last change of every file.
-        A file that was replaced never goes unnoticed."""
+        """The key of what is cached of these images on this machine: the fingerprint and, where
+        that does not cover every file's contents, the size and modification time of every file. So
+        a replaced file never goes unnoticed."""
         if self.hashed_whole:
             return self.fingerprint
         return files.sha256([self.fingerprint, hashlib.sha256(self.states.tobytes()).hexdigest()])
@@ -188,14 +186,12 @@ class ImageList:
                 f"{self.name}: image not found", at=path, hint="unpack the data set again"
             ) from failure
         except Exception as failure:  # decoders raise whatever they like
-            if resource_errors.explained(
-                failure
-            ):  # of little memory the file is not to blame, and must not be left out for it
+            if resource_errors.explained(failure):  # out of memory: the file is not to blame
                 raise
             raise UserError(
                 f"{self.name}: cannot decode image {index}: {failure}",
                 at=path,
-                hint="replace the file; a half-read image is never evaluated",
+                hint="replace the file; a partly decoded image is never evaluated",
             ) from failure
 
 
@@ -224,9 +220,9 @@ def pair(train: List, test: List) -> tuple[List, List]:
 
 
 def text_of(path: Path) -> str:
-    """A list file's text; UserError where it is not UTF-8."""
+    """The text of a list file. UserError where it is not UTF-8."""
     try:
-        return path.read_text(encoding="utf-8-sig")  # some editors put a mark in front
+        return path.read_text(encoding="utf-8-sig")  # some editors write a byte order mark
     except UnicodeDecodeError as failure:
         raise UserError(
             f"this list is not UTF-8 text: {failure}", at=path, hint="take the released list"
@@ -236,30 +232,30 @@ def text_of(path: Path) -> str:
 
 
 def image_folder(root: Path, name: str, *, leaves: bool = False) -> ImageList:
-    """``root/<class>/**/*.jpg`` as torchvision reads it: classes in sorted order, the images of a
-    class from its folder and those within, in the order of their paths. ``leaves``: every folder
-    that holds images is a class, by its path below ``root``.
+    """Reads ``root/<class>/**/*.jpg`` as torchvision does: classes in sorted order, and the images
+    of a class from its folder and the folders within, sorted by path. With ``leaves``, every folder
+    that holds images is a class, named by its path under ``root``.
 
-    What systems and tools leave there (leftovers.py), and files that are no images, are left out
-    with a notice. Names are compared as Unicode text, however they are composed. UserError for a
-    folder that is missing, cannot be read, is flat, or holds a class without images."""
+    Files that systems and tools leave there (leftovers.py), and files that are not images, are left
+    out with a notice. Names are compared as normalised Unicode. UserError for a folder that is
+    missing, cannot be read, is flat, or holds a class without images."""
     try:
-        found = _walk(root, name)
+        walked = _walk(root, name)
     except OSError as failure:
         raise UserError(
             f"{name}: cannot read this folder: {failure.strerror}",
             at=failure.filename or root,
             hint="check permissions, links and the disk",
         ) from failure
-    images_of: dict[str, list[str]] = {} if leaves else {title: [] for title in found.classes}
-    for folder, names in sorted(found.images.items()):
+    images_of: dict[str, list[str]] = {} if leaves else {title: [] for title in walked.classes}
+    for folder, names in sorted(walked.images.items()):
         images_of.setdefault(folder if leaves else folder.partition("/")[0], []).extend(
             f"{folder}/{name}" for name in names
         )
     for title, paths in images_of.items():
         if not paths:
             others = Counter(
-                Path(path).suffix or path for path in found.others if path.startswith(f"{title}/")
+                Path(path).suffix or path for path in walked.others if path.startswith(f"{title}/")
             )
             raise UserError(
                 f"{name}: class {title!r} has no image"
@@ -285,7 +281,7 @@ def image_folder(root: Path, name: str, *, leaves: bool = False) -> ImageList:
                 ),
             )
     ordered = [titles[title] for title in sorted(titles)]
-    _tell(found, name, leaves=leaves)
+    _report(walked, name, leaves=leaves)
     return ImageList(
         name,
         root,
@@ -297,29 +293,29 @@ def image_folder(root: Path, name: str, *, leaves: bool = False) -> ImageList:
 
 @dataclass
 class _Walked:
-    """What lies in and below the folders of a root; paths are relative to it."""
+    """What lies in a root and its folders; paths are relative to the root."""
 
     classes: list[str]
     images: dict[str, list[str]] = field(default_factory=dict)
-    """folder -> names of the images right in it, sorted"""
+    """folder -> names of the images directly in it, sorted"""
     others: list[str] = field(default_factory=list)
-    """files that are no images"""
+    """files that are not images"""
     leftovers: list[str] = field(default_factory=list)
 
 
 def _walk(root: Path, name: str) -> _Walked:
     if not root.is_dir():
         raise UserError(
-            f"{name}: no such folder", at=root, hint="expected one folder per class below it"
+            f"{name}: no such folder", at=root, hint="expected one folder per class in it"
         )
     with os.scandir(root) as entries:
         kinds = [(entry.name, entry.is_dir()) for entry in entries]
     folders = sorted(title for title, is_folder in kinds if is_folder)
-    found = _Walked(
+    walked = _Walked(
         [title for title in folders if not is_leftover(title)],
         leftovers=[f"{title}/" for title in folders if is_leftover(title)],
     )
-    if not found.classes:
+    if not walked.classes:
         flat = any(
             Path(title).suffix.lower() in EXTENSIONS for title, is_folder in kinds if not is_folder
         )
@@ -329,17 +325,17 @@ def _walk(root: Path, name: str) -> _Walked:
             at=root,
             hint="sort the images into one folder per class (ImageNet's val too)",
         )
-    for title in found.classes:
-        _walk_class(str(root), title, found)
-    return found
+    for title in walked.classes:
+        _walk_class(str(root), title, walked)
+    return walked
 
 
-def _walk_class(root: str, title: str, found: _Walked) -> None:
+def _walk_class(root: str, title: str, walked: _Walked) -> None:
     if _leads_back(f"{root}/{title}"):
         return
     for place, inner, names in os.walk(f"{root}/{title}", onerror=_raise, followlinks=True):
         folder = place[len(root) + 1 :]
-        found.leftovers += [f"{folder}/{other}/" for other in inner if is_leftover(other)]
+        walked.leftovers += [f"{folder}/{other}/" for other in inner if is_leftover(other)]
         inner[:] = [
             other
             for other in inner
@@ -348,10 +344,10 @@ def _walk_class(root: str, title: str, found: _Walked) -> None:
         kept = [other for other in names if not is_leftover(other)]
         images = sorted(other for other in kept if os.path.splitext(other)[1].lower() in EXTENSIONS)
         if images:
-            found.images[folder] = images
+            walked.images[folder] = images
         if len(images) < len(names):
-            found.leftovers += [f"{folder}/{other}" for other in names if is_leftover(other)]
-            found.others += [
+            walked.leftovers += [f"{folder}/{other}" for other in names if is_leftover(other)]
+            walked.others += [
                 f"{folder}/{other}"
                 for other in kept
                 if os.path.splitext(other)[1].lower() not in EXTENSIONS
@@ -363,27 +359,27 @@ def _raise(failure: OSError) -> None:
 
 
 def _leads_back(path: str) -> bool:
-    """Whether a folder is a link to one that it lies in."""
+    """Whether a folder is a link to a folder that contains it."""
     return os.path.islink(path) and f"{os.path.realpath(os.path.dirname(path))}/".startswith(
         f"{os.path.realpath(path)}/"
     )
 
 
-def _tell(found: _Walked, name: str, *, leaves: bool) -> None:
+def _report(walked: _Walked, name: str, *, leaves: bool) -> None:
     """Prints what was left out, and where images lie deeper than usual."""
-    if found.leftovers:
+    if walked.leftovers:
         notice(
-            f"left out of {name}: {len(found.leftovers)} files or folders of systems and tools"
-            f" ({some(found.leftovers)})"
+            f"left out of {name}: {len(walked.leftovers)} files or folders of systems and tools"
+            f" ({some(walked.leftovers)})"
         )
-    if found.others:
-        kinds = Counter(os.path.splitext(path)[1] or "no suffix" for path in found.others)
+    if walked.others:
+        kinds = Counter(os.path.splitext(path)[1] or "no suffix" for path in walked.others)
         notice(
-            f"left out of {name}: {len(found.others)} files that are no images"
+            f"left out of {name}: {len(walked.others)} files that are not images"
             f" ({', '.join(f'{n} with {kind}' for kind, n in kinds.most_common(3))}; the first"
-            f" {sorted(found.others)[0]})"
+            f" {sorted(walked.others)[0]})"
         )
-    if not leaves and (deeper := sorted(folder for folder in found.images if "/" in folder)):
+    if not leaves and (deeper := sorted(folder for folder in walked.images if "/" in folder)):
         notice(
             f"{name}: images lie in folders within the class folders ({some(deeper)}); the"
             " outermost folder is their class, as in torchvision"

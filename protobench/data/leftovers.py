@@ -1,4 +1,4 @@
-"""What operating systems and tools leave in folders of data, told by its name alone."""
+"""What operating systems and tools leave in folders of data, recognised by its name alone."""
 
 NAMES = frozenset(
     {
@@ -12,12 +12,12 @@ NAMES = frozenset(
         "icon\r",
     }
 )
-"""Beside names with a dot in front: macOS's .DS_Store and ._<name>, Jupyter's .ipynb_checkpoints.
-In lower case, as Windows' names are the same in any."""
+"""In lower case, as Windows ignores case. Names that begin with a dot (macOS's .DS_Store and
+._<name>, Jupyter's .ipynb_checkpoints) are leftovers too."""
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a file or folder of this name (no path) is none of the data: hidden, kept by the
-    system, or an editor's backup. A second copy such as "a (1).jpg" is not: its owner has to say
-    which of the two counts."""
+    """Whether a file or folder of this name (not a path) does not belong to the data: hidden, kept
+    by the system, or an editor's backup. A second copy such as "a (1).jpg" is no leftover: its
+    owner has to decide which of the two counts."""
     return name.startswith(".") or name.endswith("~") or name.lower() in NAMES

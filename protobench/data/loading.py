@@ -1,5 +1,4 @@
-"""Batches of images read by worker processes; a broken file comes back as an error that names
-it."""
+"""Batches of images read by worker processes. A broken file raises an error that names it."""
 
 import os
 import signal
@@ -19,7 +18,7 @@ from protobench.runtime import resource_errors, signals
 from protobench.runtime.errors import UserError
 
 
-class CentreCrops(Dataset):
+class CentreCrops(Dataset[Tensor | UserError]):
     """The evaluation input of every image, uint8 [3, H, W]."""
 
     def __init__(self, images: ImageList, input_: EvalInput):
@@ -33,15 +32,13 @@ class CentreCrops(Dataset):
             return torch.from_numpy(self.input.pixels(self.images.read(index)).copy()).permute(
                 2, 0, 1
             )
-        except (
-            UserError
-        ) as mistake:  # handed over, not raised: a DataLoader would bury it in a worker's traceback
-            return mistake
+        except UserError as mistake:
+            return mistake  # not raised: a DataLoader would bury it in a worker's traceback
 
 
-class RandomCrops(Dataset):
-    """A random crop of every image, uint8 [3, H, W]; a function of (seed, epoch, image) alone.
-    Indexed by (epoch, image)."""
+class RandomCrops(Dataset[Tensor | UserError]):
+    """A random crop of every image, uint8 [3, H, W], indexed by (epoch, image); a function of
+    (seed, epoch, image) alone."""
 
     def __init__(self, images: ImageList, input_: EvalInput, seed: int):
         self.images, self.input, self.seed = images, input_, seed
@@ -61,8 +58,8 @@ class RandomCrops(Dataset):
 
 
 def normaliser(input_: EvalInput, device: str) -> Callable[[Tensor], Tensor]:
-    """What takes pixels uint8 [N, 3, H, W] to a network's input on ``device``: less the mean, by
-    the deviation, channels last."""
+    """A function from pixels, uint8 [N, 3, H, W], to a network's input on ``device``: minus the
+    mean, divided by the standard deviation, channels last."""
     mean, std = (
         torch.tensor(value, device=device).view(3, 1, 1) * 255
         for value in (input_.mean, input_.std)
@@ -76,22 +73,23 @@ def normaliser(input_: EvalInput, device: str) -> Callable[[Tensor], Tensor]:
 
 
 def batches(
-    dataset: Dataset,
+    dataset: Dataset[Any],
     *,
     workers: int,
     device: str,
-    stack: Callable[[list], Any] = torch.stack,
+    stack: Callable[[list[Any]], Any] = torch.stack,
     **how: Any,
 ) -> Iterator[Any]:
-    """Items in order, ``stack``ed, in pinned memory where they go to a GPU. Raises the UserError of
-    an unreadable image, and where workers run out of memory, shared memory or open files."""
+    """Batches of the items of ``dataset`` in order, combined by ``stack``, in pinned memory where
+    they go to a GPU. Raises the UserError of an unreadable image, and a UserError where workers run
+    out of memory, shared memory or open files."""
     workers, collate = min(workers, os.cpu_count() or 1), partial(_collate, stack)
     loader = DataLoader(
         dataset,
         num_workers=workers,
         collate_fn=collate,
         pin_memory=device != "cpu",
-        worker_init_fn=_deaf,
+        worker_init_fn=_ignore_signals,
         **how,
     )
     try:
@@ -101,20 +99,21 @@ def batches(
             yield batch
         return
     except (RuntimeError, OSError, MemoryError) as failure:
-        if not (told := resource_errors.explained(failure)):
+        if not (explained := resource_errors.explained(failure)):
             raise
-        told.add_note(traceback.format_exc())  # for --debug
+        explained.add_note(traceback.format_exc())  # for --debug
         traceback.clear_frames(failure.__traceback__)
-    raise told  # not from the failure: it would hold on to the workers, and whoever let go of it wait ten seconds for them
+    # not "from failure": that would keep the workers alive, and freeing them takes ten seconds
+    raise explained
 
 
-def _deaf(worker: int) -> None:
-    """A worker leaves it to its parent to stop, which may want the rest of a step: schedulers,
-    torchrun and terminals send their signals to whole groups of processes. (It ends with its
-    parent, for which torch looks.)"""
+def _ignore_signals(worker: int) -> None:
+    """Leaves stopping to the parent, which may need the batches of the current step: schedulers,
+    torchrun and terminals send signals to whole process groups. (torch ends a worker whose parent
+    is gone.)"""
     for number in signals.SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _collate(stack: Callable[[list], Any], batch: list) -> Any:
+def _collate(stack: Callable[[list[Any]], Any], batch: list[Any]) -> Any:
     return next((item for item in batch if isinstance(item, UserError)), None) or stack(batch)

@@ -1,8 +1,8 @@
-"""Pictures kept decoded, so that no epoch decodes them again: one file of bytes that is mapped, and
-their sizes beside it.
+"""Images kept decoded, so that no epoch decodes them again: a memory-mapped file of pixels, and a
+file of their sizes beside it.
 
-A picture is kept with its short side at 256 pixels, or as it is where that is shorter: of
-ImageNet's training set about 330 GB."""
+An image is kept with its short side at 256 pixels, or as it is where that is shorter: about 330 GB
+for ImageNet's training set."""
 
 import contextlib
 import math
@@ -23,7 +23,7 @@ from protobench.runtime.errors import UserError
 from protobench.runtime.progress import progress
 
 VERSION = 1
-"""Raise when what is kept of a picture changes."""
+"""Raise when what is kept of an image changes."""
 
 SIDE = 256
 """The short side of a kept image, pixels; shorter ones are kept as they are."""
@@ -32,16 +32,15 @@ SYNC_SECONDS = 60.0
 
 
 class RawPictures:
-    """Read by number: uint8 [H, W, 3], a view of the mapped file. ``extent_I2``: width and height
-    of the pictures as they were.
+    """The kept images by number: uint8 [H, W, 3], views of the mapped file. ``extent_I2`` holds
+    their original widths and heights.
 
-    Raises UserError for files that are damaged.
-    """
+    UserError for damaged files."""
 
     def __init__(self, path: Path):
         self.path = path
         damaged = UserError(
-            "the pictures kept here are damaged",
+            "the decoded images kept here are damaged",
             at=path,
             hint=f"delete it and {_sizes(path).name}; both are made again",
         )
@@ -56,9 +55,8 @@ class RawPictures:
             raise damaged
 
     def __reduce__(self) -> tuple[type, tuple[Path]]:
-        return RawPictures, (
-            self.path,
-        )  # a worker maps the file itself; NumPy would send it every byte
+        # a worker maps the file itself; NumPy would send it every byte
+        return RawPictures, (self.path,)
 
     def __len__(self) -> int:
         return len(self._end_I)
@@ -70,11 +68,11 @@ class RawPictures:
 
 
 def keep(images: ImageList, workers: int) -> RawPictures:
-    """Every picture of the list, from the cache; decoded into it first where it is not there. A
-    stopped run goes on where it was.
+    """The decoded images of the list from the cache, after decoding them into it where they are
+    missing. A stopped run resumes where it was.
 
-    Known by the list's cache_key, so a file changed in place is noticed. Raises UserError for an
-    image that cannot be read, and where the disk has no room."""
+    The cache is keyed by the list's cache_key, so a file changed in place is noticed. UserError for
+    an image that cannot be read, and where disk space does not suffice."""
     identity = [VERSION, SIDE, PIL.__version__, images.cache_key]
     path = files.cache_dir() / "raw" / f"{files.sha256(identity)[:32]}.u8"
     if not path.exists():
@@ -84,14 +82,13 @@ def keep(images: ImageList, workers: int) -> RawPictures:
     return RawPictures(path)
 
 
-def small(picture: Image.Image) -> np.ndarray:
-    """The picture with its short side at ``SIDE`` at most."""
-    scale = SIDE / min(picture.size)
+def small(image: Image.Image) -> np.ndarray:
+    """The image, shrunk to a short side of ``SIDE`` where that is longer."""
+    scale = SIDE / min(image.size)
     if scale < 1:
-        picture = picture.resize(
-            (round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BILINEAR
-        )
-    return np.asarray(picture)
+        size = round(image.width * scale), round(image.height * scale)
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    return np.asarray(image)
 
 
 def _sizes(path: Path) -> Path:
@@ -99,12 +96,12 @@ def _sizes(path: Path) -> Path:
 
 
 def _write(path: Path, images: ImageList, workers: int, batch_size: int = 256) -> None:
-    """Bytes first, then the sizes that count them as on the disk; the name says when all are
-    there."""
+    """Writes pixels first, then the sizes of those that are on the disk; the file gets its final
+    name when all are there."""
     growing = path.with_suffix(".partial")
-    sizes = _kept(growing, path)
+    sizes = _resumable(growing, path)
     if not sizes:
-        _sizes(path).unlink(missing_ok=True)  # of other bytes
+        _sizes(path).unlink(missing_ok=True)  # they belong to other pixels
     todo = [
         range(i, min(i + batch_size, len(images)))
         for i in range(len(sizes), len(images), batch_size)
@@ -114,17 +111,17 @@ def _write(path: Path, images: ImageList, workers: int, batch_size: int = 256) -
     with files.opened(growing, "r+b" if sizes else "wb") as file:
         file.seek(3 * sum(height * width for height, width, *_ in sizes))
         file.truncate()
-        for step, pictures in enumerate(
+        for step, decoded in enumerate(
             progress(loader, desc=f"decoding {images.name}", unit=" batches", total=len(todo))
         ):
             if step == 0:
-                mean = math.ceil(sum(pixels.size for pixels, _ in pictures) / len(pictures))
+                mean = math.ceil(sum(pixels.size for pixels, _ in decoded) / len(decoded))
                 files.require_disk_space(
-                    path.parent, mean * (len(images) - len(sizes)), "the decoded pictures"
+                    path.parent, mean * (len(images) - len(sizes)), "the decoded images"
                 )
             with files.writing(path):
-                file.writelines(pixels.tobytes() for pixels, _ in pictures)
-                sizes += [(*pixels.shape[:2], *extent) for pixels, extent in pictures]
+                file.writelines(pixels.tobytes() for pixels, _ in decoded)
+                sizes += [(*pixels.shape[:2], *extent) for pixels, extent in decoded]
                 if time.monotonic() - synced > SYNC_SECONDS or step == len(todo) - 1:
                     files.sync(file)
                     files.write_atomic(
@@ -135,9 +132,9 @@ def _write(path: Path, images: ImageList, workers: int, batch_size: int = 256) -
         os.replace(growing, path)
 
 
-def _kept(growing: Path, path: Path) -> list[tuple[int, ...]]:
-    """Sizes of the pictures that a stopped run left on the disk; none where the bytes are not what
-    they count."""
+def _resumable(growing: Path, path: Path) -> list[tuple[int, ...]]:
+    """The sizes of the images that a stopped run left on the disk; none where the pixels do not fit
+    them."""
     with contextlib.suppress(OSError, ValueError, EOFError, IndexError):
         size_I4 = np.load(_sizes(path))
         if growing.stat().st_size >= 3 * size_I4[:, :2].prod(1, dtype=np.int64).sum():
@@ -145,7 +142,7 @@ def _kept(growing: Path, path: Path) -> list[tuple[int, ...]]:
     return []
 
 
-class _Small(Dataset):
+class _Small(Dataset[tuple[np.ndarray, tuple[int, int]] | UserError]):
     def __init__(self, images: ImageList):
         self.images = images
 
@@ -154,7 +151,7 @@ class _Small(Dataset):
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, tuple[int, int]] | UserError:
         try:
-            picture = self.images.read(index)
-            return small(picture), picture.size
+            image = self.images.read(index)
+            return small(image), image.size
         except UserError as mistake:
             return mistake

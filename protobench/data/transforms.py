@@ -14,15 +14,15 @@ NORMALISATIONS = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
 }
-"""Name: mean and standard deviation that inputs in 0 to 1 are normalised by. "0-1": left as they
-are."""
+"""Name -> mean and standard deviation by which inputs in 0 to 1 are normalised. "0-1": not
+normalised."""
 
 
 @dataclass(frozen=True)
 class EvalInput:
-    """What an encoder expects. It belongs to the checkpoint, not to the evaluation.
+    """The input that an encoder expects. It belongs to the checkpoint, not to the evaluation.
 
-    ``warp`` squeezes the whole image to crop x crop instead of cropping (Goyal et al., ICCV 2019).
+    ``warp`` resizes the whole image to crop x crop instead of cropping (Goyal et al., ICCV 2019).
     """
 
     resize: int = 256
@@ -32,8 +32,8 @@ class EvalInput:
     warp: bool = False
 
     def random_pixels(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
-        """uint8 [crop, crop, 3]: a random part of 8 to 100 % of the area and aspect 3/4 to 4/3,
-        resized and flipped half of the time: what linear probes and fine-tuning train on
+        """uint8 [crop, crop, 3]: a random crop with 8 to 100 % of the area and an aspect of 3/4 to
+        4/3, resized, and flipped half of the time. Linear probes and fine-tuning train on it
         (torchvision's RandomResizedCrop and flip, at their defaults)."""
         width, height = image.size
         for _ in range(10):
@@ -48,7 +48,7 @@ class EvalInput:
                     int(rng.integers(0, height - h + 1)),
                 )
                 break
-        else:  # as there: the largest centred part of an allowed aspect
+        else:  # as in torchvision: the largest centred part of an allowed aspect
             w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
             left, top = (width - w) // 2, (height - h) // 2
         part = image.crop((left, top, left + w, top + h))
@@ -56,8 +56,8 @@ class EvalInput:
         return pixels[:, ::-1] if rng.random() < 0.5 else pixels
 
     def pixels(self, image: Image.Image) -> np.ndarray:
-        """uint8 [crop, crop, 3]: shorter side to ``resize`` (PIL bilinear, antialiased), then the
-        centre."""
+        """uint8 [crop, crop, 3]: the shorter side is resized to ``resize`` (PIL bilinear,
+        antialiased), then the centre is cropped."""
         if self.warp:
             return np.asarray(image.resize((self.crop, self.crop), Image.Resampling.BILINEAR))
         width, height = image.size

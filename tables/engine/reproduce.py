@@ -152,7 +152,7 @@ def _check(config: Reproduce, exhibit: Exhibit) -> None:
                 " under it"
             ),
         )
-    if config.tier == "paper" and config.data is not None and bundled.is_embedded(config.data):
+    if config.tier == "paper" and config.data is not None and bundled.is_root(config.data):
         for what, there in (
             ("CIFAR", any(dataset.startswith("cifar") for _, dataset in exhibit.scores)),
             ("VOC and COCO", any(name == "detection" for name, _ in exhibit.scores)),

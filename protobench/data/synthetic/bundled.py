@@ -1,10 +1,11 @@
-"""The embedded data: a small world written once, in the folder layouts of the real data sets.
+"""The bundled synthetic data: a small world written once, in the folder layouts of the real data
+sets.
 
 Its root has the structure that ``--data`` expects of the real ones, so one code path reads both::
 
-    imagenet/{train,val}/<class>/*.jpg       20 categories, one object each           (ImageNet's role)
-    VOCdevkit/VOC2007/{JPEGImages,Annotations,ImageSets/Main}   one or two objects    (VOC07's role)
-    places205/{trainvalsplit_places205/*.csv,data/vision/...}   10 scenes             (Places205's role)
+    imagenet/{train,val}/<class>/*.jpg                          20 categories, one object each
+    VOCdevkit/VOC2007/{JPEGImages,Annotations,ImageSets/Main}   one or two objects
+    places205/{trainvalsplit_places205/*.csv,data/vision/...}   10 scenes
 
 Ten categories are real handwritten digits (scikit-learn's), ten are procedural shapes. A sprite
 instance (a person's digit, a variant of a shape) belongs to one split only, so no evaluation sees
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 from PIL import Image
 
 from protobench import keyed
@@ -55,24 +57,23 @@ SPLITS = {
 }
 SCENES = tuple(f"{texture}-scene" for texture in TEXTURES)
 TITLES = tuple(f"c{number:02d}-{category}" for number, category in enumerate(CATEGORIES))
-"""The folders of the 20 categories in ImageNet's layout."""
+"""The folder names of the 20 categories in ImageNet's layout."""
 
 
 def ensure(
     root: Path | None = None, counts: dict[str, int] | None = None, seed: int = SEED
 ) -> Path:
-    """The root of the embedded data; made on first use (10 000 images in well under 30 s), verified
-    on every other.
+    """The root of the bundled data. It is made on first use (10 000 images in well under 30 s) and
+    verified on every later one.
 
-    Raises UserError where the files there are not those that were written.
-    """
+    UserError where the files there are not those that were written."""
     counts = SPLITS | (counts or {})
     identity = {
         "version": VERSION,
         "seed": seed,
         "size": SIZE,
         "counts": counts,
-        "pillow": Image.__version__,
+        "pillow": PIL.__version__,
     }
     return made(
         "mini", root, identity, lambda temporary: _write_world(World(seed), temporary, counts)
@@ -82,8 +83,8 @@ def ensure(
 def made(
     name: str, root: Path | None, identity: dict[str, Any], write: Callable[[Path], None]
 ) -> Path:
-    """``root``, by default in the cache, with what ``write`` puts into a folder: made at first,
-    verified later."""
+    """``root``, by default in the cache, with what ``write`` writes into a folder: made on first
+    use and verified later."""
     root = root or files.cache_dir() / f"{name}-v{identity['version']}-{files.sha256(identity)[:8]}"
     lock = root.with_name(root.name + ".lock")
     with files.exclusive_lock(lock):
@@ -105,13 +106,13 @@ def made(
 
 
 def verify(root: Path) -> str:
-    """Reads every file back and returns the fingerprint; UserError if one byte differs from what
-    was written."""
+    """Reads every file back and returns the fingerprint. UserError if a byte differs from what was
+    written."""
     try:
         manifest = json.loads((root / "manifest.json").read_text())
     except ValueError as failure:
         raise UserError(
-            "the embedded data's manifest is damaged",
+            "the manifest of the bundled data is damaged",
             at=root,
             hint="delete this folder; it is made again",
         ) from failure
@@ -122,27 +123,27 @@ def verify(root: Path) -> str:
             name for name in hashes.keys() | written.keys() if hashes.get(name) != written.get(name)
         )
         raise UserError(
-            f"the embedded data was changed: {len(changed)} files, the first is"
+            f"the bundled data was changed: {len(changed)} files, the first is"
             f" {changed[0] if changed else '?'}",
             at=root,
             hint="delete this folder; it is made again in seconds",
         )
-    return manifest["fingerprint"]
+    return str(manifest["fingerprint"])
 
 
-def is_embedded(root: Path) -> bool:
-    """Whether this is a root that was made here, by its manifest alone; ``verify`` holds the files
-    against it."""
+def is_root(folder: Path) -> bool:
+    """Whether this folder is a root of bundled data, by its manifest alone; ``verify`` compares the
+    files with it."""
     try:
-        manifest = json.loads((root / "manifest.json").read_text(encoding="utf-8"))
-        return manifest["fingerprint"] == files.sha256(manifest["files"])
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        return bool(manifest["fingerprint"] == files.sha256(manifest["files"]))
     except (OSError, ValueError, LookupError, TypeError):
         return False
 
 
 def holds(classes: Sequence[str]) -> bool:
-    """Whether these are classes of the embedded data, which no other data set has: so it is known
-    wherever it lies."""
+    """Whether these are classes of the bundled data. No other data set has them, so it is
+    recognised wherever it lies."""
     return bool(classes) and {title.rpartition("/")[2] for title in classes} <= {
         *TITLES,
         *CATEGORIES,
@@ -151,9 +152,9 @@ def holds(classes: Sequence[str]) -> bool:
 
 
 def is_used(data: Path | None) -> bool:
-    """Whether an evaluation's --data means embedded data: none was given, or its root, or any
-    folder of it or of a copy, which its classes tell."""
-    if data is None or any(is_embedded(place) for place in (data, *data.resolve().parents[:2])):
+    """Whether --data means the bundled data: none was given, or its root, or any folder of it or of
+    a copy, which the classes show."""
+    if data is None or any(is_root(place) for place in (data, *data.resolve().parents[:2])):
         return True
     folders = [*data.glob("train/*"), *data.glob("imagenet/train/*")]
     lists = [
@@ -166,15 +167,15 @@ def is_used(data: Path | None) -> bool:
         for root in ("", "places205/")
         for path in data.glob(f"{root}data/vision/torralba/deeplearning/images256/*/*")
     ]
-    found = [folder.name for folder in folders or scenes] or [
+    titles = [folder.name for folder in folders or scenes] or [
         path.name.removesuffix("_trainval.txt") for path in lists
     ]
-    return holds([title for title in found if not is_leftover(title)]) or _coco_titles(data)
+    return holds([title for title in titles if not is_leftover(title)]) or _holds_coco(data)
 
 
-def _coco_titles(data: Path) -> bool:
-    """Whether COCO's annotations here are those of the embedded scenes; of the real ones, 20 MB and
-    more, nothing is read."""
+def _holds_coco(data: Path) -> bool:
+    """Whether COCO's annotations here are those of the bundled scenes. The real ones, 20 MB and
+    more, are not read."""
     for path in (data / place / "annotations" / "instances_val2017.json" for place in ("", "coco")):
         with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
             if path.stat().st_size < 10_000_000:
@@ -193,8 +194,8 @@ def _hashes(root: Path) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Thing:
-    """An object in a scene: category, box (xmin, ymin, xmax, ymax; 1-based, inclusive, as VOC
+class SceneObject:
+    """An object in an image: category, box (xmin, ymin, xmax, ymax; 1-based, inclusive, as VOC
     writes) and difficulty."""
 
     category: int
@@ -224,7 +225,7 @@ class World:
         ]
 
     def instances(self, split: str, category: int) -> np.ndarray:
-        """Numbers of the category's sprite instances that belong to this split."""
+        """The numbers of the category's sprite instances that belong to this split."""
         low, high = {
             "imagenet-train": (0, 0.6),
             "imagenet-val": (0.6, 1),
@@ -238,7 +239,7 @@ class World:
     def sprite(
         self, split: str, category: int, side: tuple[float, float], rng: np.random.Generator
     ) -> Sprite:
-        """An object of the category at a random place, ``side`` (from, to) pixels wide."""
+        """An object of the category at a random position, ``side`` (from, to) pixels wide."""
         mask = self.masks[category][rng.choice(self.instances(split, category))]
         length = rng.uniform(*side)
         slack = max(SIZE - length, 0) / 2 + 1
@@ -260,9 +261,9 @@ class World:
         number: int,
         favourites: tuple[int, ...] = (),
         texture: int | None = None,
-    ) -> tuple[np.ndarray, list[Thing]]:
-        """A main object (26 to 38 pixels) and, in 40 % of the images, a small one where it hides
-        least."""
+    ) -> tuple[np.ndarray, list[SceneObject]]:
+        """A main object (26 to 38 pixels) and, in 40 % of the images, a small one at the position
+        where it hides least."""
         rng = keyed.generator(self.seed, split, number)
         main = (
             int(rng.choice(favourites))
@@ -278,7 +279,7 @@ class World:
                 min(tries, key=lambda sprite: float((sprite.alpha(SIZE) * covered).sum()))
             )
         texture = int(rng.integers(len(TEXTURES))) if texture is None else texture
-        things: list[Thing] = []
+        things: list[SceneObject] = []
         seen = np.ones((SIZE, SIZE))
         for category, sprite in reversed(
             list(zip(categories, sprites, strict=True))
@@ -292,12 +293,14 @@ class World:
                 int(columns.max()) + 1,
                 int(rows.max()) + 1,
             )
-            things.insert(0, Thing(category, box, difficult=sprite.side < 14 or visible < 0.75))
+            things.insert(
+                0, SceneObject(category, box, difficult=sprite.side < 14 or visible < 0.75)
+            )
             seen = seen * (1 - alpha)
         return compose(TEXTURES[texture], sprites, rng, SIZE), things
 
     def scene(self, split: str, number: int) -> tuple[np.ndarray, int]:
-        """Places205's role: scene s is always texture s, and nine times in ten one of its two
+        """Places205's role: scene s always has texture s, and in nine of ten cases one of its two
         favourite categories."""
         label = number % len(SCENES)
         favourites = (label, len(DIGITS) + (3 * label + 1) % len(SHAPES))
@@ -305,7 +308,7 @@ class World:
 
 
 def _write_world(world: World, root: Path, counts: dict[str, int]) -> None:
-    steps = progress(desc="embedded data", unit=" images", total=sum(counts.values()))
+    steps = progress(desc="bundled data", unit=" images", total=sum(counts.values()))
     for _ in _write_splits(world, root, counts):
         steps.update(1)
     steps.close()
@@ -341,7 +344,8 @@ def write_voc_image(
     image: np.ndarray,
     things: list[tuple[int, tuple[int, int, int, int], bool]],
 ) -> None:
-    """An image and its annotation; ``things`` are (category, box as VOC writes it, difficult)."""
+    """Writes an image and its annotation; ``things`` are (category, box as VOC writes it,
+    difficult)."""
     save(image, voc / "JPEGImages" / f"{name}.jpg")
     height, width = image.shape[:2]
     objects = "".join(
@@ -362,17 +366,15 @@ def write_voc_image(
 
 
 def write_voc_lists(voc: Path, split: str, listed: dict[str, list[tuple[int, bool]]]) -> None:
-    """The split's list and its label file per class; ``listed`` holds each image's (category,
-    difficult)."""
+    """Writes the split's list and a label file per class; ``listed`` holds the (category,
+    difficult) of each image's objects."""
     main = voc / "ImageSets" / "Main"
     write(main / f"{split}.txt", "".join(f"{name}\n" for name in listed))
     for category, title in enumerate(CATEGORIES):
         lines = []
         for name, things in listed.items():
             mine = [difficult for other, difficult in things if other == category]
-            label = (
-                -1 if not mine else 0 if all(mine) else 1
-            )  # 0: there, but only as difficult objects
+            label = -1 if not mine else 0 if all(mine) else 1  # 0: only difficult objects
             lines.append(f"{name} {label:2d}\n")
         write(main / f"{title}_{split}.txt", "".join(lines))
 
@@ -390,12 +392,12 @@ def _write_places(world: World, places: Path, counts: dict[str, int]) -> Iterato
 
 
 def save(image: np.ndarray, path: Path) -> None:
-    """As a JPEG of high quality."""
+    """Writes a JPEG of high quality."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image).save(path, quality=95, subsampling=0)
 
 
 def write(path: Path, text: str) -> None:
-    """With Unix line ends on every platform."""
+    """Writes text with Unix line ends on every platform."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, newline="\n")

@@ -1,14 +1,16 @@
-"""The embedded data for detection: larger scenes of one to four objects, in the layouts of VOC and
-COCO.
+"""The bundled synthetic data for detection: larger scenes of one to four objects, in the layouts of
+VOC and COCO.
 
 Its root has the structure that ``--data`` expects of the real data sets::
 
-    VOCdevkit/{VOC2007,VOC2012}/{JPEGImages,Annotations,ImageSets/Main}   trainval of both, test of 2007
-    coco/{train2017,val2017,annotations/instances_{train,val}2017.json}   with a mask of every object
+    VOCdevkit/{VOC2007,VOC2012}/{JPEGImages,Annotations,ImageSets/Main}
+        trainval of both years, test of 2007
+    coco/{train2017,val2017,annotations/instances_{train,val}2017.json}
+        with a mask of every object
 
-Objects, textures and noise are those of the other embedded data (mini.py), at the scale at which
-encoders saw them in pretraining, and of the same splits: no object of pretraining stands in a
-scene, none of a training scene in a test scene."""
+Objects, textures and noise are those of the other bundled data (bundled.py), at the scale at which
+encoders see them in pretraining, and from the same splits: no object of pretraining occurs in a
+scene, and no object of a training scene in a test scene."""
 
 import json
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+import PIL
 
 from protobench import keyed
 from protobench.data.synthetic import bundled
@@ -34,16 +36,17 @@ SPLITS = {
     "coco-val": 200,
 }
 SIZES = ((128, 96), (128, 96), (96, 128))
-"""Width and height; two thirds of the scenes are landscapes."""
+"""Width and height; two thirds of the scenes are in landscape format."""
 SIDE = (18.0, 40.0)
-"""Pixels across an object's square; pretraining's have 28 to 40."""
+"""Side of an object's square, pixels; in pretraining it is 28 to 40."""
 VISIBLE, DIFFICULT = 0.4, 0.75
-"""An object of which less is seen is not drawn; of which less is seen is difficult."""
+"""Visible fractions: an object that shows less than the first is not placed; one that shows less
+than the second is difficult."""
 
 
 @dataclass(frozen=True, eq=False)
-class Thing:
-    """An object in a scene. mask: bool [H, W], the pixels where it is seen."""
+class MaskedObject:
+    """An object in a scene. mask: bool [H, W], the pixels where it is visible."""
 
     category: int
     mask: np.ndarray
@@ -51,17 +54,18 @@ class Thing:
 
     @property
     def box(self) -> tuple[int, int, int, int]:
-        """Of the mask: first and last column and row, (x1, y1, x2, y2), from 0 and inclusive."""
+        """The box of the mask, (x1, y1, x2, y2): first and last column and row, from 0,
+        inclusive."""
         rows, columns = np.nonzero(self.mask)
         return int(columns.min()), int(rows.min()), int(columns.max()), int(rows.max())
 
 
-def scene(world: World, split: str, number: int) -> tuple[np.ndarray, list[Thing]]:
+def scene(world: World, split: str, number: int) -> tuple[np.ndarray, list[MaskedObject]]:
     """A scene, uint8 [H, W, 3], and its objects; a function of (seed, split, number) alone."""
     rng = keyed.generator(world.seed, "scene", split, number)
     width, height = SIZES[rng.integers(len(SIZES))]
     square = max(width, height)
-    source = (
+    pool = (
         "voc-test"
         if split.endswith(("test", "val")) and not split.endswith("trainval")
         else "voc-trainval"
@@ -71,8 +75,8 @@ def scene(world: World, split: str, number: int) -> tuple[np.ndarray, list[Thing
     categories: list[int] = []
     for _ in range(rng.integers(1, 5)):
         category = int(rng.integers(len(CATEGORIES)))
-        mask = world.masks[category][rng.choice(world.instances(source, category))]
-        for _ in range(8):  # the first place where neither it nor what lies below it is hidden
+        mask = world.masks[category][rng.choice(world.instances(pool, category))]
+        for _ in range(8):  # the first position where neither it nor what lies under it is hidden
             side = rng.uniform(*SIDE)
             centre = (
                 rng.uniform(side / 2 - 4, width - side / 2 + 4),
@@ -80,7 +84,7 @@ def scene(world: World, split: str, number: int) -> tuple[np.ndarray, list[Thing
             )
             sprite = Sprite(mask, centre, side, rng.normal(0, 0.12), bright(rng))
             alpha = sprite.alpha(square)
-            if min(_seen([*alphas, alpha], width, height)) >= VISIBLE:
+            if min(_visible_shares([*alphas, alpha], width, height)) >= VISIBLE:
                 sprites, alphas, categories = (
                     [*sprites, sprite],
                     [*alphas, alpha],
@@ -88,27 +92,27 @@ def scene(world: World, split: str, number: int) -> tuple[np.ndarray, list[Thing
                 )
                 break
     image = compose(TEXTURES[rng.integers(len(TEXTURES))], sprites, rng, square)[:height, :width]
-    seen, masks = _seen(alphas, width, height), _masks(alphas, width, height)
+    shares, masks = _visible_shares(alphas, width, height), _masks(alphas, width, height)
     return image, [
-        Thing(category, mask, share < DIFFICULT)
-        for category, mask, share in zip(categories, masks, seen, strict=True)
+        MaskedObject(category, mask, visible < DIFFICULT)
+        for category, mask, visible in zip(categories, masks, shares, strict=True)
     ]
 
 
 def _masks(alphas: list[np.ndarray], width: int, height: int) -> list[np.ndarray]:
-    """Where each object is seen; later ones lie on top."""
-    found: list[np.ndarray] = []
+    """The pixels where each object is visible; later ones lie on top."""
+    masks: list[np.ndarray] = []
     free = np.ones((height, width), bool)
     for alpha in reversed(alphas):
         solid = alpha[:height, :width] > alpha.max() / 2
-        found.insert(0, solid & free)
+        masks.insert(0, solid & free)
         free = free & ~solid
-    return found
+    return masks
 
 
-def _seen(alphas: list[np.ndarray], width: int, height: int) -> list[float]:
-    """The share of each object that is inside the picture and not covered; 0 where less than 3
-    pixels across are left."""
+def _visible_shares(alphas: list[np.ndarray], width: int, height: int) -> list[float]:
+    """The fraction of each object that is inside the image and not covered; 0 where what is left is
+    less than 3 pixels wide or high."""
     shares = []
     for alpha, mask in zip(alphas, _masks(alphas, width, height), strict=True):
         across = min(mask.any(0).sum(), mask.any(1).sum())
@@ -119,15 +123,15 @@ def _seen(alphas: list[np.ndarray], width: int, height: int) -> list[float]:
 def ensure(
     root: Path | None = None, counts: dict[str, int] | None = None, seed: int = bundled.SEED
 ) -> Path:
-    """The root of the embedded scenes; made on first use, verified on every other, as
-    mini.ensure."""
+    """The root of the bundled scenes, made on first use and verified on every later one, as in
+    bundled.ensure."""
     counts = SPLITS | (counts or {})
     identity = {
         "version": VERSION,
         "world": bundled.VERSION,
         "seed": seed,
         "counts": counts,
-        "pillow": Image.__version__,
+        "pillow": PIL.__version__,
     }
     return bundled.made(
         "scenes", root, identity, lambda temporary: _write(World(seed), temporary, counts)
@@ -135,17 +139,17 @@ def ensure(
 
 
 def root_of(data: Path | None) -> Path:
-    """``data``, or the embedded scenes where that is None or the root of the other embedded data,
-    which has none."""
+    """``data``, or the bundled scenes where that is None or the root of the other bundled data,
+    which has no scenes."""
     return (
         data
-        if data is not None and (not bundled.is_embedded(data) or (data / "coco").is_dir())
+        if data is not None and (not bundled.is_root(data) or (data / "coco").is_dir())
         else ensure()
     )
 
 
 def _write(world: World, root: Path, counts: dict[str, int]) -> None:
-    bar = progress(desc="embedded scenes", unit=" images", total=sum(counts.values()))
+    bar = progress(desc="bundled scenes", unit=" images", total=sum(counts.values()))
     for year, split in ((2007, "trainval"), (2012, "trainval"), (2007, "test")):
         voc, listed = root / "VOCdevkit" / f"VOC{year}", {}
         for number in range(counts[f"voc{year}-{split}"]):
@@ -207,7 +211,8 @@ def _write_coco(world: World, coco: Path, split: str, count: int, bar: Any) -> N
 
 
 def _run_lengths(mask: np.ndarray) -> list[int]:
-    """COCO's uncompressed encoding: lengths of alternating runs of 0 and 1, down the columns,
-    beginning with 0."""
+    """The mask in COCO's uncompressed encoding: lengths of alternating runs of 0 and 1, down the
+    columns, beginning with 0."""
     flat = np.concatenate([[0], mask.T.ravel().astype(np.int8), [0]])
-    return np.diff([0, *np.flatnonzero(np.diff(flat)), mask.size]).tolist()
+    lengths: list[int] = np.diff([0, *np.flatnonzero(np.diff(flat)), mask.size]).tolist()
+    return lengths

@@ -1,8 +1,8 @@
-"""The pixels of the embedded data: handwritten digits, ten procedural shapes, ten textures, and how
+"""The pixels of the bundled data: handwritten digits, ten procedural shapes, ten textures, and how
 they are composed.
 
-Everything is float64 until the last rounding, so that a platform's last-digit differences do not
-reach the pixels."""
+Everything is float64 until the last rounding, so that differences between platforms in the last
+digit do not reach the pixels."""
 
 import colorsys
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 MASK = 24
-"""Sprites are soft masks [24, 24] in 0..1."""
+"""Side of a sprite's mask, pixels; masks are soft, in 0..1."""
 
 SHAPES = (
     "ring",
@@ -60,7 +60,8 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def shape(name: str, rng: np.random.Generator) -> np.ndarray:
-    """One variant of a shape as a mask [24, 24]: its own rotation, aspect, shear and thickness."""
+    """One variant of a shape as a mask [24, 24], with rotation, aspect, shear and thickness of its
+    own."""
     y, x = (np.mgrid[0:MASK, 0:MASK] + 0.5) / MASK * 2 - 1
     angle, shear = rng.normal(0, 0.1), rng.normal(0, 0.12)
     aspect, thick = np.exp(rng.normal(0, 0.1)), rng.uniform(0.75, 1.3)
@@ -70,7 +71,8 @@ def shape(name: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def _distance(name: str, x: np.ndarray, y: np.ndarray, thick: float) -> np.ndarray:
-    """Signed distance (roughly; negative inside) to the shape in the square -1..1, y downwards."""
+    """The approximate signed distance (negative inside) to the shape in the square -1..1, with y
+    downwards."""
     radius = np.hypot(x, y)
     match name:
         case "ring":
@@ -147,8 +149,8 @@ def _smooth(field: np.ndarray, passes: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Sprite:
-    """An object to draw: its mask, centre (x, y), box side in pixels, rotation in radians and
-    colour (RGB, 0..1)."""
+    """An object to draw: its mask, centre (x, y), side of its box in pixels, rotation in radians
+    and colour (RGB, 0..1)."""
 
     mask: np.ndarray
     centre: tuple[float, float]
@@ -157,7 +159,7 @@ class Sprite:
     colour: tuple[float, float, float]
 
     def alpha(self, size: int) -> np.ndarray:
-        """Coverage [size, size] in 0..1: the mask under rotation and scale, bilinear."""
+        """Coverage [size, size] in 0..1: the mask rotated and scaled, bilinear."""
         y, x = np.mgrid[0:size, 0:size] + 0.5
         dx, dy = x - self.centre[0], y - self.centre[1]
         cos, sin = np.cos(self.rotation), np.sin(self.rotation)
@@ -173,14 +175,14 @@ class Sprite:
 
 
 def bright(rng: np.random.Generator) -> tuple[float, float, float]:
-    """An object's colour: any hue and saturation, value at least 0.6."""
+    """A random colour of an object: any hue and saturation, value at least 0.6."""
     return colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.1, 1), rng.uniform(0.6, 1))
 
 
 def compose(
     background: str, sprites: list[Sprite], rng: np.random.Generator, size: int
 ) -> np.ndarray:
-    """The image, uint8 [size, size, 3]: a dark texture, the sprites over it in order, sensor
+    """The image, uint8 [size, size, 3]: a dark texture, the sprites over it in order, and sensor
     noise."""
     dark, other = (
         np.array(colorsys.hsv_to_rgb(rng.random(), rng.random(), rng.uniform(0.12, 0.42)))
