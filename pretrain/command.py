@@ -11,7 +11,7 @@ import tyro
 from pretrain.recipes.common import KEEP_EVERY, Recipe
 from protobench.data.image_list import ImageList
 from protobench.runtime import cli
-from protobench.runtime.errors import UserError
+from protobench.runtime.errors import UserError, choose
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def train(recipe: Recipe, run: Run) -> Path:
     torch.set_num_threads(run.threads)
     out = run.out or Path("runs") / f"{recipe.method}-{run.seed}"
     with distributed.main_process_first():
-        dataset = DATASETS[cli.choose("data set", recipe.dataset, tuple(DATASETS))]
+        dataset = DATASETS[choose("data set", recipe.dataset, tuple(DATASETS))]
         images = dataset.training_images(run.data or bundled.ensure(), run.skip_bad_images)
         if images.labels.ndim != 1:
             raise UserError(

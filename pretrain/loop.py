@@ -409,7 +409,7 @@ def update(
     with autocast(precision, index_N.device):
         value = loss(views, index_N)
     optimizer.zero_grad(set_to_none=True)
-    value.backward()  # type: ignore[no-untyped-call]
+    value.backward()
     optimizer.step()
     return value.detach()
 
