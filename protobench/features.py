@@ -1,4 +1,4 @@
-"""Features of a data set, extracted once per (weights, data, input, pooling) and kept as
+"""The features of a data set, extracted once per (weights, data, input, pooling) and cached as
 memory-mapped arrays."""
 
 import contextlib
@@ -33,7 +33,7 @@ VERSION = 2
 """Raise when features change for equal inputs."""
 
 SYNC_SECONDS = 60.0
-"""How much of an extraction a kill can lose."""
+"""How much of an extraction is lost at most when it is killed."""
 
 
 def extract(
@@ -47,14 +47,14 @@ def extract(
     batch_size: int = 256,
     cache: Path | None = None,
 ) -> np.ndarray:
-    """float32 [N, D] in the order of ``images``, mapped from the cache; computed first where it has
-    not been.
+    """Return features float32 [N, D] in the order of ``images``, memory-mapped from the cache;
+    compute them first if they are not there.
 
-    They are written there batch by batch, so the data's size does not matter to memory, and a
-    stopped extraction goes on where it was. Under torchrun the processes share the batches, and
-    each gets all features. In bf16 the difference from fp32 goes into ``encoder.report``. Raises
-    UserError for unreadable images, for features that are not finite or all alike (a collapsed
-    encoder), and where the disk has no room."""
+    Batches are written as they are computed, so memory does not limit the size of the data and a
+    stopped extraction resumes where it was. Under torchrun the ranks share the batches, and each
+    returns all features. In bf16 the difference from fp32 is added to ``encoder.report``. Raises
+    UserError if an image cannot be read, if features are not finite or all equal (a collapsed
+    encoder), or if the disk is too small."""
     input_ = replace(encoder.input, warp=warp)
     weights = [encoder.report.sha256, encoder.report.prefix, encoder.report.arch]
     identity = {
@@ -75,48 +75,37 @@ def extract(
     input_check.verify(encoder, images, input_)
     path = (cache or files.cache_dir() / "features") / f"{files.sha256(identity)}.npy"
     how, started = "taken from the cache", time.perf_counter()
-    if not distributed.broadcast_from_main(lambda: _is_there(path)):
-        with (
-            files.exclusive_lock(path.with_suffix(".lock"))
-            if distributed.is_main()
-            else contextlib.nullcontext()
-        ):
-            if not distributed.broadcast_from_main(
-                lambda: _is_there(path)
-            ):  # two evaluations at once: the second waits for the first one's
-                _write(
-                    path,
-                    images,
-                    input_,
-                    Forward(encoder, input_, pooling, device),
-                    device,
-                    workers,
-                    batch_size,
-                )
+    if not distributed.broadcast_from_main(lambda: _is_complete(path)):
+        lock = files.exclusive_lock(path.with_suffix(".lock"))
+        with lock if distributed.is_main() else contextlib.nullcontext():
+            # another evaluation may have written the features while this one waited for the lock
+            if not distributed.broadcast_from_main(lambda: _is_complete(path)):
+                forward = Forward(encoder, input_, pooling, device)
+                _write(path, images, input_, forward, device, workers, batch_size)
                 if distributed.is_main():
                     _finish(path, images, encoder)
                 distributed.barrier()
                 how = f"{time.perf_counter() - started:.1f} s"
-    if not _is_there(path):
+    if not _is_complete(path):
         raise UserError(
-            "the features that the first process has written are not to be seen by another",
+            "this process cannot see the features that rank 0 has written",
             at=path,
             hint="PROTOBENCH_CACHE must name a folder on a file system that all machines share",
         )
-    found: np.ndarray = np.load(path, mmap_mode="r")
-    print(f"features of {images.name}: {found.shape[0]} x {found.shape[1]}, {how}")
-    return found
+    x_ND: np.ndarray = np.load(path, mmap_mode="r")
+    print(f"features of {images.name}: {x_ND.shape[0]} x {x_ND.shape[1]}, {how}")
+    return x_ND
 
 
-def _is_there(path: Path) -> bool:
-    """Whether the cache holds the file, and not one cut short."""
+def _is_complete(path: Path) -> bool:
+    """Return whether the file exists and is not truncated."""
     with contextlib.suppress(OSError, ValueError, EOFError):
         return len(np.load(path, mmap_mode="r")) > 0
     return False
 
 
 def _finish(path: Path, images: ImageList, encoder: Encoder) -> None:
-    """Gives written features their name, if they are good."""
+    """Check the written features and move them to ``path``; delete them if they are bad."""
     partial, counter = path.with_suffix(".partial"), path.with_suffix(".rows")
     try:
         _check(np.load(partial, mmap_mode="r"), images, encoder.report.file)
@@ -138,65 +127,54 @@ def _write(
     workers: int,
     batch_size: int,
 ) -> None:
-    """Features to .partial, an .npy file; goes on behind the rows that its .rows counts as on the
-    disk. Of several processes each computes every so-manyth batch, and the first writes them all in
-    their order."""
+    """Write features to .partial, an .npy file, resuming after the rows that .rows counts as synced
+    to the disk.
+
+    Of W ranks, rank r computes batches r, r + W, …; rank 0 writes all rows in the order of the
+    images."""
     partial, counter = path.with_suffix(".partial"), path.with_suffix(".rows")
+    world_size, rank = distributed.world_size(), distributed.rank()
     done = distributed.broadcast_from_main(lambda: _rows_kept(partial, counter))
-    parts = [
-        range(i, min(i + batch_size, len(images))) for i in range(done, len(images), batch_size)
-    ]
+    starts = range(done, len(images), batch_size)
+    parts = [range(start, min(start + batch_size, len(images))) for start in starts]
     if not parts:
         return
-    rounds = [
-        parts[i : i + distributed.world_size()]
-        for i in range(0, len(parts), distributed.world_size())
-    ]
+    # in each round every rank computes one batch, but for the last round
+    rounds = [parts[i : i + world_size] for i in range(0, len(parts), world_size)]
+    crops = CentreCrops(images, input_)
     mine = iter(
-        batches(
-            CentreCrops(images, input_),
-            workers=workers,
-            device=device,
-            batch_sampler=parts[distributed.rank() :: distributed.world_size()],
-        )
+        batches(crops, workers=workers, device=device, batch_sampler=parts[rank::world_size])
     )
     synced = time.monotonic()
-    with (
-        files.opened(partial, "r+b" if done else "wb")
-        if distributed.is_main()
-        else contextlib.nullcontext()
-    ) as file:
-        for now in progress(
-            rounds, desc=f"features {images.name}", unit=" batches", total=len(rounds)
-        ):
+    opened = files.opened(partial, "r+b" if done else "wb")
+    with opened if distributed.is_main() else contextlib.nullcontext() as file:
+        bar = progress(rounds, desc=f"features {images.name}", unit=" batches", total=len(rounds))
+        for this_round in bar:
             pixels = next(mine, None)
-            found = None if pixels is None else compute(pixels).float().cpu()
-            rows = distributed.gather_rows_to_main(
-                found, [len(now[i]) if i < len(now) else 0 for i in range(distributed.world_size())]
-            )
+            own = None if pixels is None else compute(pixels).float().cpu()
+            sizes = [len(part) for part in this_round]
+            sizes += [0] * (world_size - len(sizes))
+            rows = distributed.gather_rows_to_main(own, sizes)
             if rows is None or file is None:
                 continue
             with files.writing(path):
-                if now is rounds[0]:
-                    header = _header(len(images), rows.shape[1])
-                    files.require_disk_space(
-                        path.parent,
-                        len(header) + rows.shape[1] * 4 * (len(images) - done),
-                        "the features",
-                    )
+                if this_round is rounds[0]:
+                    header, row_bytes = _header(len(images), rows.shape[1]), rows.shape[1] * 4
+                    needed = len(header) + row_bytes * (len(images) - done)
+                    files.require_disk_space(path.parent, needed, "the features")
                     file.write(header)
-                    file.seek(len(header) + done * rows.shape[1] * 4)
+                    file.seek(len(header) + done * row_bytes)
                     file.truncate()
                 file.write(rows.numpy().tobytes())
-                if now is rounds[-1] or time.monotonic() - synced > SYNC_SECONDS:
+                if this_round is rounds[-1] or time.monotonic() - synced > SYNC_SECONDS:
                     files.sync(file)
                     synced = time.monotonic()
-                    files.write_text(counter, f"{now[-1].stop} {file.tell()}")
+                    files.write_text(counter, f"{this_round[-1].stop} {file.tell()}")
 
 
 def _rows_kept(partial: Path, counter: Path) -> int:
-    """How many rows an earlier, stopped extraction left on the disk; 0 where the file is not what
-    its counter says."""
+    """Return how many rows a stopped extraction left on the disk; 0 if the file is shorter than its
+    counter says."""
     try:
         rows, size = map(int, counter.read_text().split())
         return rows if partial.stat().st_size >= size else 0
@@ -205,34 +183,32 @@ def _rows_kept(partial: Path, counter: Path) -> int:
 
 
 def _header(rows: int, columns: int) -> bytes:
-    """Of an .npy file of float32 [rows, columns]."""
+    """Return the header of an .npy file of float32 [rows, columns]."""
     buffer = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        buffer, {"descr": "<f4", "fortran_order": False, "shape": (rows, columns)}
-    )
+    layout = {"descr": "<f4", "fortran_order": False, "shape": (rows, columns)}
+    np.lib.format.write_array_header_1_0(buffer, layout)
     return buffer.getvalue()
 
 
 class Forward:
-    """Pixels uint8 [N, 3, H, W] to features [N, D] on ``device``: normalised, through the frozen
-    backbone, pooled.
+    """From pixels uint8 [N, 3, H, W] to features float32 [N, D] on ``device``: normalised, passed
+    through the frozen backbone and pooled.
 
-    ``backbone`` is a copy of the encoder's, its BatchNorms folded. UserError where an embedding is
-    asked of a checkpoint without a projection head."""
+    ``backbone`` is a copy of the encoder's with its BatchNorms fused into the convolutions. Raises
+    UserError for an embedding if the checkpoint has no projection head."""
 
     def __init__(self, encoder: Encoder, input_: EvalInput, pooling: Pooling, device: str):
-        self.projection = (
-            encoder.projection.to(device) if encoder.projection and pooling == "embedding" else None
-        )
-        if pooling == "embedding" and self.projection is None:
-            raise UserError(
-                f"{encoder.report.file} holds no projection head of a known shape, so there is"
-                " no embedding",
-                hint="evaluate the pooled feature instead: --feature pooled",
-            )
-        self.backbone = (
-            fuse_batchnorm(encoder.backbone).to(device).to(memory_format=torch.channels_last)
-        )
+        self.projection: torch.nn.Module | None = None
+        if pooling == "embedding":
+            if encoder.projection is None:
+                raise UserError(
+                    f"{encoder.report.file} holds no projection head of a known shape, so there is"
+                    " no embedding",
+                    hint="evaluate the pooled feature instead: --feature pooled",
+                )
+            self.projection = encoder.projection.to(device)
+        fused = fuse_batchnorm(encoder.backbone).to(device)
+        self.backbone = fused.to(memory_format=torch.channels_last)
         self.pooling, self.normalise = pooling, normaliser(input_, device)
         self.precision = torch.autocast(
             torch.device(device).type, torch.bfloat16, enabled=encoder.precision == "bf16"
@@ -240,49 +216,50 @@ class Forward:
 
     @torch.inference_mode()
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        """The features."""
+        """Return the features."""
         with self.precision:
-            return _pool(
-                self.backbone.features(self.normalise(pixels)), self.pooling, self.projection
-            ).float()
+            map_NCHW = self.backbone.features(self.normalise(pixels))
+            return _pool(map_NCHW, self.pooling, self.projection).float()
 
 
 def agreement(
     encoder: Encoder, images: ImageList, input_: EvalInput, pooling: Pooling, device: str
 ) -> Bf16Agreement:
-    """How far bf16 features differ from fp32 ones: least and mean cosine over up to 64 images
-    spread over a list."""
+    """Return how well bf16 features agree with fp32 ones: the lowest and the mean cosine similarity
+    over up to 64 images spread evenly over ``images``."""
     sample = images.subset(np.unique(np.linspace(0, len(images) - 1, 64).astype(int)))
-    (pixels,) = batches(
-        CentreCrops(sample, input_), workers=0, device=device, batch_size=len(sample)
-    )
+    crops = CentreCrops(sample, input_)
+    (pixels,) = batches(crops, workers=0, device=device, batch_size=len(sample))
     fast, exact = (
         Forward(replace(encoder, precision=precision), input_, pooling, device)(pixels)
         for precision in ("bf16", "fp32")
     )
     cosines = torch.nn.functional.cosine_similarity(fast, exact, dim=1)
-    found = Bf16Agreement(
+    measured = Bf16Agreement(
         images=len(sample),
         min_cosine=round(float(cosines.min()), 6),
         mean_cosine=round(float(cosines.mean()), 6),
     )
     print(
-        f"bf16: cosine with fp32 features over {len(sample)} images: least {found.min_cosine},"
-        f" mean {found.mean_cosine}"
+        f"bf16: cosine with fp32 features over {len(sample)} images: lowest {measured.min_cosine},"
+        f" mean {measured.mean_cosine}"
     )
-    return found
+    return measured
 
 
 def unit_norm(x_ND: np.ndarray) -> np.ndarray:
-    """Each row divided by its norm; a zero row stays zero. float32 [N, D]."""
-    return x_ND / np.maximum(np.linalg.norm(x_ND, axis=1, keepdims=True), 1e-12)
+    """Return each row divided by its norm; a zero row stays zero."""
+    unit_ND: np.ndarray = x_ND / np.maximum(np.linalg.norm(x_ND, axis=1, keepdims=True), 1e-12)
+    return unit_ND
 
 
 def _pool(
     map_NCHW: torch.Tensor, pooling: Pooling, projection: torch.nn.Module | None
 ) -> torch.Tensor:
+    """Return features [N, D] of the last stage's maps."""
     if projection is not None:
-        return projection(map_NCHW.mean((2, 3)))
+        embedding: torch.Tensor = projection(map_NCHW.mean((2, 3)))
+        return embedding
     if pooling == "average":
         return map_NCHW.mean((2, 3))
     side = map_NCHW.shape[-1]
@@ -290,6 +267,7 @@ def _pool(
 
 
 def _check(features: np.ndarray, images: ImageList, file: str) -> None:
+    """Raise UserError if features are not finite, or equal for all images."""
     low, high = np.full(features.shape[1], np.inf), np.full(features.shape[1], -np.inf)
     for start in range(0, len(features), 65_536):  # 0.5 GB of 2048-D features at a time
         part = features[start : start + 65_536]
@@ -300,9 +278,8 @@ def _check(features: np.ndarray, images: ImageList, file: str) -> None:
                 hint="training diverged, or the weights are damaged; nothing is scored",
             )
         low, high = np.minimum(low, part.min(0)), np.maximum(high, part.max(0))
-    if len(features) > 1 and (high - low).max() < 1e-6 * max(
-        np.abs(low).max(), np.abs(high).max(), 1e-12
-    ):
+    largest = max(np.abs(low).max(), np.abs(high).max(), 1e-12)
+    if len(features) > 1 and (high - low).max() < 1e-6 * largest:
         raise UserError(
             f"the encoder gives the same feature for every image of {images.name}: it has"
             " collapsed",

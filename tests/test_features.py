@@ -23,9 +23,8 @@ def encoder(encoder_file):
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_features_do_not_depend_on_the_number_of_workers(encoder, world, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        os, "cpu_count", lambda: 8
-    )  # otherwise workers are cut to the cores there are
+    # without this, workers would be limited to the machine's cores
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
     test = voc.read(world, "test")
     first, *others = [
         features.extract(encoder, test, workers=n, batch_size=50, cache=tmp_path / str(n))
@@ -36,7 +35,7 @@ def test_features_do_not_depend_on_the_number_of_workers(encoder, world, tmp_pat
         np.testing.assert_array_equal(first, other)
 
 
-def test_extraction_happens_once_and_anew_when_anything_changes(encoder, world, tmp_path):
+def test_features_are_extracted_once_and_again_when_anything_changes(encoder, world, tmp_path):
     test = voc.read(world, "test")
     features.extract(encoder, test, cache=tmp_path)
     written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.npy")}
@@ -54,8 +53,8 @@ def test_extraction_happens_once_and_anew_when_anything_changes(encoder, world, 
     assert len(list(tmp_path.glob("*.npy"))) == 4
 
 
-def test_other_weights_under_the_same_key_are_extracted_anew(encoder_file, world, tmp_path):
-    """The header's key says how an encoder was made; features follow what it is."""
+def test_other_weights_under_the_same_key_are_extracted_again(encoder_file, world, tmp_path):
+    """A key says how an encoder was trained; its features depend on its weights."""
     test = voc.read(world, "test").subset(np.arange(20))
     first = encoders.load(encoder_file)
     torch.manual_seed(5)
@@ -76,9 +75,8 @@ def test_pooling_follows_the_papers(encoder, world, tmp_path):
     test = voc.read(world, "test").subset(np.arange(8))
     average = features.extract(encoder, test, cache=tmp_path)
     wide = features.extract(encoder, test, pooling="2x2", cache=tmp_path).reshape(8, 128, 4)
-    np.testing.assert_allclose(
-        wide.mean(2), average, atol=1e-5
-    )  # the embedded map is 2x2: nothing overlaps
+    # the small network's map is 2x2: no windows overlap
+    np.testing.assert_allclose(wide.mean(2), average, atol=1e-5)
     map_NCHW = torch.arange(49.0).view(1, 1, 7, 7)
     expected = [map_NCHW[0, 0, i : i + 6, j : j + 6].mean().item() for i in (0, 1) for j in (0, 1)]
     np.testing.assert_allclose(features._pool(map_NCHW, "2x2", None)[0].tolist(), expected)
@@ -91,13 +89,9 @@ def test_a_corrupt_image_is_named_even_from_a_worker(encoder, tmp_path, workers)
         Image.new("RGB", (40, 40)).save(tmp_path / name / "x.jpg")
     victim = tmp_path / "b" / "x.jpg"
     victim.write_bytes(victim.read_bytes()[:300])
+    images = image_list.image_folder(tmp_path, "x")
     with pytest.raises(UserError) as error:
-        features.extract(
-            encoder,
-            image_list.image_folder(tmp_path, "x"),
-            workers=workers,
-            cache=tmp_path / "cache",
-        )
+        features.extract(encoder, images, workers=workers, cache=tmp_path / "cache")
     assert error.value.at == victim
 
 
@@ -109,11 +103,11 @@ def test_collapsed_and_nan_encoders_are_refused(encoder_file, world, tmp_path):
             parameter.zero_()
     with pytest.raises(UserError, match="collapsed"):
         features.extract(collapsed, test, cache=tmp_path)
-    spoilt = encoders.load(encoder_file)
+    broken = encoders.load(encoder_file)
     with torch.no_grad():
-        spoilt.backbone.bn1.weight.fill_(float("nan"))
+        broken.backbone.bn1.weight.fill_(float("nan"))
     with pytest.raises(UserError, match="NaN"):
-        features.extract(spoilt, test, cache=tmp_path)
+        features.extract(broken, test, cache=tmp_path)
     assert not list(tmp_path.glob("*.npy"))
 
 
@@ -125,7 +119,7 @@ def test_gpu_features_agree_with_the_cpu(encoder_file, world, tmp_path):
     np.testing.assert_allclose(gpu, cpu, rtol=1e-3, atol=1e-3)
 
 
-def test_a_stopped_extraction_goes_on_behind_what_is_on_the_disk(
+def test_a_stopped_extraction_resumes_after_the_rows_on_the_disk(
     encoder, world, tmp_path, monkeypatch
 ):
     test = voc.read(world, "test")
@@ -144,14 +138,14 @@ def test_a_stopped_extraction_goes_on_behind_what_is_on_the_disk(
         features.extract(encoder, test, batch_size=16, cache=tmp_path / "cut")
     (partial,) = (tmp_path / "cut").glob("*.partial")
     with open(partial, "ab") as file:
-        file.write(b"half a row")  # what was being written when it was killed
+        file.write(b"half a row")  # as if killed while writing
     again = features.extract(encoder, test, batch_size=16, cache=tmp_path / "cut")
     assert seen == [*range(71), *range(64, 120)]
     np.testing.assert_array_equal(again, whole)
     assert not [*(tmp_path / "cut").glob("*.partial"), *(tmp_path / "cut").glob("*.rows")]
 
 
-def test_a_partial_file_shorter_than_its_counter_says_is_begun_anew(
+def test_a_partial_file_shorter_than_its_counter_says_is_started_over(
     encoder, world, tmp_path, monkeypatch
 ):
     test = voc.read(world, "test")
@@ -161,27 +155,26 @@ def test_a_partial_file_shorter_than_its_counter_says_is_begun_anew(
     with pytest.raises(ZeroDivisionError):
         features.extract(encoder, test, batch_size=16, cache=tmp_path / "cut")
     monkeypatch.undo()
-    reads = []
-    real = image_list.ImageList.read
-    monkeypatch.setattr(
-        image_list.ImageList, "read", lambda self, index: reads.append(index) or real(self, index)
-    )
+    real, reads = image_list.ImageList.read, []
+
+    def recorded(self, index):
+        reads.append(index)
+        return real(self, index)
+
+    monkeypatch.setattr(image_list.ImageList, "read", recorded)
     (partial,) = (tmp_path / "cut").glob("*.partial")
     copy = tmp_path / "copy"
     shutil.copytree(tmp_path / "cut", copy)
-    np.testing.assert_array_equal(
-        features.extract(encoder, test, batch_size=16, cache=tmp_path / "cut"), whole
-    )
-    assert not reads, "everything was there"
+    resumed = features.extract(encoder, test, batch_size=16, cache=tmp_path / "cut")
+    np.testing.assert_array_equal(resumed, whole)
+    assert not reads, "all rows were on the disk"
     with open(copy / partial.name, "r+b") as file:
         file.truncate(5000)
     np.testing.assert_array_equal(features.extract(encoder, test, batch_size=16, cache=copy), whole)
     assert len(reads) == 120
 
 
-def test_a_full_disk_is_told_before_anything_is_computed_in_vain(
-    encoder, world, tmp_path, monkeypatch
-):
+def test_a_full_disk_is_reported_before_features_are_written(encoder, world, tmp_path, monkeypatch):
     from collections import namedtuple
 
     monkeypatch.setattr(files.shutil, "disk_usage", lambda _: namedtuple("usage", "free")(1000))
@@ -201,14 +194,12 @@ def test_evaluations_share_one_extraction(encoder_file, world, tmp_path, monkeyp
     assert len(list((tmp_path / "features").glob("*.npy"))) == 2
 
 
-def test_bf16_is_another_encoder_and_its_distance_from_fp32_is_recorded(
+def test_bf16_is_another_encoder_and_its_agreement_with_fp32_is_recorded(
     encoder_file, world, tmp_path
 ):
     test = voc.read(world, "test")
-    exact, fast = (
-        encoders.load(encoder_file),
-        encoders.load(encoder_file, LoadOptions(precision="bf16")),
-    )
+    exact = encoders.load(encoder_file)
+    fast = encoders.load(encoder_file, LoadOptions(precision="bf16"))
     assert exact.key != fast.key
     a, b = (np.array(features.extract(encoder, test, cache=tmp_path)) for encoder in (exact, fast))
     assert not np.array_equal(a, b)

@@ -1,4 +1,4 @@
-"""On features whose answer is known, against scikit-learn, and through the command line."""
+"""fullsvm on features whose score is known, against scikit-learn, and from the command line."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ CLASSES = 4
 
 
 def _problem(n=240, noise=0.5, seed=0):
-    """Multi-label images whose first features are their labels."""
+    """Return features and labels of multi-label images; the first features are the noisy labels."""
     rng = np.random.default_rng(seed)
     labels = np.where(rng.random((n, CLASSES)) < 0.3, 1, -1)
     x = rng.normal(size=(n, 24)) * noise
@@ -23,38 +23,28 @@ def _problem(n=240, noise=0.5, seed=0):
     return x, labels
 
 
-def test_features_that_are_the_labels_score_100_and_shuffled_ones_chance():
+def test_features_that_are_the_labels_score_100_and_random_ones_chance():
     x, labels = _problem(noise=0.01)
     assert fullsvm.score(x, labels, x, labels, (0.5,))["value"] == pytest.approx(100, abs=0.01)
     rng = np.random.default_rng(1)
     x, labels = rng.normal(size=(1500, 24)), np.where(rng.random((1500, CLASSES)) < 0.3, 1, -1)
-    assert fullsvm.score(x[:700], labels[:700], x[700:], labels[700:], (0.5,))[
-        "value"
-    ] == pytest.approx(31, abs=4)
+    run = fullsvm.score(x[:700], labels[:700], x[700:], labels[700:], (0.5,))
+    assert run["value"] == pytest.approx(31, abs=4)
 
 
 @pytest.mark.parametrize("drop", [False, True])
-def test_equals_scikit_learn_and_difficult_images_are_as_the_protocol_says(drop):
+def test_scores_equal_scikit_learn_and_difficult_images_follow_the_protocol(drop):
     x, labels = _problem(noise=1.5)
     labels[np.random.default_rng(3).random(labels.shape) < 0.1] = 0
     run = fullsvm.score(x[:160], labels[:160], x[160:], labels[160:], (0.5,), drop_difficult=drop)
     train, test = normalise(x[:160]), normalise(x[160:])
-    scores = np.stack(
-        [
-            LinearSVC(
-                C=0.5,
-                class_weight={1: 2, -1: 1},
-                intercept_scaling=1.0,
-                tol=1e-6,
-                max_iter=100_000,
-                random_state=0,
-            )
-            .fit(train, np.where(labels[:160, c] == 1, 1, -1))
-            .decision_function(test)
-            for c in range(CLASSES)
-        ],
-        axis=1,
-    )
+    weights = {1: 2, -1: 1}
+    svm = LinearSVC(C=0.5, class_weight=weights, tol=1e-6, max_iter=100_000, random_state=0)
+    decisions = [
+        svm.fit(train, np.where(labels[:160, c] == 1, 1, -1)).decision_function(test)
+        for c in range(CLASSES)
+    ]
+    scores = np.stack(decisions, axis=1)
     truth = labels[160:]
     expected = 100 * average_precision(scores, truth == 1, truth != 0 if drop else None)
     assert run["per_class"] == pytest.approx(expected, abs=0.3)
@@ -71,15 +61,15 @@ def test_several_costs_are_chosen_by_cross_validation_on_training_images_alone()
             LinearSVC(class_weight={True: 2, False: 1}, tol=1e-6, max_iter=100_000, random_state=0),
             {"C": list(grid)},
             cv=StratifiedKFold(3),
-            scoring=_ap,
+            scoring=_average_precision,
         ).fit(train, positive)
         means = dict(zip(grid, theirs.cv_results_["mean_test_score"], strict=True))
         assert means[cost] == pytest.approx(max(means.values()), abs=2e-3)
     other = fullsvm.score(x[:160], labels[:160], x[160:], -labels[160:], grid)
-    assert other["costs"] == run["costs"], "the test set has no say"
+    assert other["costs"] == run["costs"], "the test set has no influence"
 
 
-def _ap(model, x, y):
+def _average_precision(model, x, y):
     return average_precision_score(y, model.decision_function(x))
 
 
@@ -108,14 +98,14 @@ def test_a_checkpoint_is_scored_and_recorded(command, encoder_file, world, tmp_p
 @pytest.mark.parametrize(
     "flags", [("--costs", 0), ("--costs", 1, 1), ("--costs", "nan"), ("--protocol", "voc")]
 )
-def test_senseless_parameters_are_refused(command, encoder_file, world, tmp_path, flags):
+def test_invalid_parameters_are_refused(command, encoder_file, world, tmp_path, flags):
     code, _, err = command(fullsvm.EVALUATION.main, *_args(encoder_file, world, tmp_path, *flags))
     assert code == 2
     assert "Traceback" not in err
     assert not list(tmp_path.glob("*.json"))
 
 
-def test_a_class_too_rare_to_cross_validate_is_told():
+def test_a_class_too_rare_to_cross_validate_is_refused():
     x, labels = _problem()
     labels[:, 2] = -1
     labels[:2, 2] = 1

@@ -104,14 +104,14 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
     monkeypatch.setattr(
         operators, "find_spec", lambda name: None if name == "mmdet" else find(name)
     )
-    for refused in (
+    for call in (
         operators.check,
         operators.provide.__wrapped__,
         lambda: detection.EVALUATION.load_data(None, "voc07"),
     ):
-        with pytest.raises(UserError, match="MMDetection is not installed: no mmdet") as mistake:
-            refused()
-        assert "[detection]" in mistake.value.hint
+        with pytest.raises(UserError, match="MMDetection is not installed: no mmdet") as error:
+            call()
+        assert "[detection]" in error.value.hint
 
 
 def test_a_broken_package_is_reported(monkeypatch):
