@@ -493,7 +493,7 @@ def _evaluated(folder, ckpt, world, scene_data):
     }
     found = {}
     for module, config in configs.items():
-        path = module.evaluate(module.Config(ckpt, **config, **how))
+        path = module.EVALUATION.execute(module.Config(ckpt, **config, **how))
         found[module.__name__.rpartition(".")[2]] = path and json.loads(path.read_text())
     return found
 
