@@ -28,7 +28,7 @@ def _list(labels):
 
 
 def _multilabel(n=300, seed=0):
-    """One label for sure, more with luck, some difficult."""
+    """Return labels [n, CLASSES] with at least one class per image, some of them difficult."""
     rng = np.random.default_rng(seed)
     labels = rng.choice([-1, 0, 1], (n, CLASSES), p=[0.85, 0.05, 0.1])
     labels[np.arange(n), rng.integers(0, CLASSES, n)] = 1
@@ -45,31 +45,31 @@ def _all(images, config):
     )
 
 
-# Draws --------------------------------------------------------------------------------------------
+# Support sets -------------------------------------------------------------------------------------
 
 
-def test_pooled_draws_hold_k_of_each_class_with_all_their_labels():
+def test_pcl_support_sets_hold_k_images_of_each_class_with_all_their_labels():
     labels = _multilabel()
-    drawn = _all(_list(labels), _config())
-    assert [(d.k, d.draw) for d in drawn] == [(k, n) for k in (1, 2, 4) for n in range(3)]
-    for draw in drawn:
-        pool = draw.rows[0]
-        assert len(pool) == draw.k * CLASSES
-        assert all(rows is pool for rows in draw.rows)
-        for c, positive in enumerate(draw.positive):
+    sets = _all(_list(labels), _config())
+    assert [(s.k, s.draw) for s in sets] == [(k, n) for k in (1, 2, 4) for n in range(3)]
+    for support in sets:
+        pool = support.rows[0]
+        assert len(pool) == support.k * CLASSES
+        assert all(rows is pool for rows in support.rows)
+        for c, positive in enumerate(support.positive):
             np.testing.assert_array_equal(positive, labels[pool, c] == 1)
-            chosen = pool[c * draw.k : (c + 1) * draw.k]
-            assert len(set(chosen.tolist())) == draw.k, "without replacement within a class"
+            chosen = pool[c * support.k : (c + 1) * support.k]
+            assert len(set(chosen.tolist())) == support.k, "without replacement within a class"
             assert (labels[chosen, c] == 1).all()
-    assert any(positive.sum() > draw.k for draw in drawn for positive in draw.positive), (
+    assert any(positive.sum() > support.k for support in sets for positive in support.positive), (
         "co-occurring classes get more"
     )
 
 
-def test_a_draw_is_a_function_of_seed_k_and_number():
+def test_a_support_set_is_a_function_of_seed_k_and_draw():
     many = _all(_list(_multilabel()), _config())
     few = _all(_list(_multilabel()), _config(shots=(4,), draws=1))
-    assert few[0].subset == next(d for d in many if (d.k, d.draw) == (4, 0)).subset
+    assert few[0].subset == next(s for s in many if (s.k, s.draw) == (4, 0)).subset
     other = _all(_list(_multilabel()), _config(shots=(4,), draws=1, seed=1))
     assert other[0].subset != few[0].subset
 
@@ -86,8 +86,8 @@ def test_every_positive_is_equally_likely():
 
 
 def test_the_released_sequence_is_python_s_random_from_seed_0():
-    """As the released script draws: lists rebuilt per draw in image order, classes in order, k
-    after k."""
+    """The released script rebuilds each class's list in image order for every draw and visits
+    the classes in order, one k after another."""
     labels = _multilabel()
     random.seed(0)
     expected = []
@@ -99,16 +99,16 @@ def test_the_released_sequence_is_python_s_random_from_seed_0():
                 random.shuffle(images)
                 pool += images[:k]
             expected.append(pool)
-    drawn = _all(_list(labels), _config(draw_order="released"))
-    assert [draw.rows[0].tolist() for draw in drawn] == expected
+    sets = _all(_list(labels), _config(draw_order="released"))
+    assert [support.rows[0].tolist() for support in sets] == expected
 
 
-def test_goyal_draws_k_and_19k_clean_images_per_class():
+def test_goyal_support_sets_hold_k_positives_and_19k_negatives_per_class():
     labels = _multilabel(1500)
-    for draw in _all(_list(labels), _config(protocol="goyal")):
-        for c, (rows, positive) in enumerate(zip(draw.rows, draw.positive, strict=True)):
-            assert positive.sum() == draw.k
-            assert len(rows) == len(set(rows.tolist())) == 20 * draw.k
+    for support in _all(_list(labels), _config(protocol="goyal")):
+        for c, (rows, positive) in enumerate(zip(support.rows, support.positive, strict=True)):
+            assert positive.sum() == support.k
+            assert len(rows) == len(set(rows.tolist())) == 20 * support.k
             np.testing.assert_array_equal(labels[rows, c], np.where(positive, 1, -1))
 
 
@@ -129,10 +129,10 @@ def test_features_that_are_the_labels_score_100():
     labels = _multilabel()
     labels[labels == 0] = -1
     x = (labels == 1).astype(float)
-    # with few images of several labels each, a class cannot be told from its company; with k = 16
-    # it can
-    drawn = _all(_list(labels), _config(shots=(16,)))
-    assert {run["value"] for run in lowshot.score(x, x, labels, drawn, (100.0,))} == {100.0}
+    # from few images with several labels each, a class cannot be told from classes that occur
+    # with it; with k = 16 it can
+    sets = _all(_list(labels), _config(shots=(16,)))
+    assert {run["value"] for run in lowshot.score(x, x, labels, sets, (100.0,))} == {100.0}
     single = np.arange(300) % CLASSES
     runs = lowshot.score(
         np.eye(CLASSES)[single],
@@ -168,11 +168,11 @@ def test_scores_equal_scikit_learns_svm_with_the_paper_s_settings(drop_difficult
     train, test = (
         (y == 1) @ directions + rng.normal(size=(300, 40)) for y in (labels, test_labels)
     )
-    drawn = _all(_list(labels), _config(shots=(4,)))
-    ours = lowshot.score(train, test, test_labels, drawn, (0.5,), drop_difficult=drop_difficult)
+    sets = _all(_list(labels), _config(shots=(4,)))
+    ours = lowshot.score(train, test, test_labels, sets, (0.5,), drop_difficult=drop_difficult)
     train_n = train / (np.linalg.norm(train, axis=1) + 1e-5)[:, None]
     test_n = test / (np.linalg.norm(test, axis=1) + 1e-5)[:, None]
-    for draw, run in zip(drawn, ours, strict=True):
+    for support, run in zip(sets, ours, strict=True):
         scores = np.stack(
             [
                 LinearSVC(
@@ -183,7 +183,7 @@ def test_scores_equal_scikit_learns_svm_with_the_paper_s_settings(drop_difficult
                     max_iter=2000,
                     random_state=0,
                 )
-                .fit(train_n[draw.rows[c]], np.where(draw.positive[c], 1, -1))
+                .fit(train_n[support.rows[c]], np.where(support.positive[c], 1, -1))
                 .decision_function(test_n)
                 for c in range(CLASSES)
             ],
