@@ -99,10 +99,13 @@ def train(recipe: Recipe, run: Run) -> Path:
 
 
 def _record(encoder: Path, images: ImageList, dataset: str) -> None:
-    """Write the records of the training into the run folder and print the monitors."""
+    """Write the records of the training into the run folder and print the monitors; nothing where
+    the training was not monitored."""
     from pretrain import history
     from protobench import records
 
+    if not history.is_monitored(encoder):
+        return
     folder = encoder.parent / "records"
     for path in folder.glob("*.json"):  # of the same training, which has one history
         path.unlink()

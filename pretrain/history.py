@@ -22,6 +22,14 @@ VERSION = 1
 """Raise when a record changes for an equal training."""
 
 
+def is_monitored(ckpt: Path) -> bool:
+    """Return whether the monitor measured the training beside ``ckpt`` from its beginning to its
+    end. Methods without an embedding are not measured."""
+    history = json.loads((ckpt.parent / "course.json").read_text())
+    measured = [monitor["epochs"] for monitor in history["probes"]]
+    return {0, len(history["epochs"])} <= set(measured)
+
+
 def result_key(kind: str, encoder_key: str, images: ImageList, dataset: str) -> ResultKey:
     """Return what the record of this kind is found by: the run alone determines it."""
     return ResultKey(kind, dataset, VERSION, encoder_key, (images.fingerprint,), {})

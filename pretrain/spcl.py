@@ -195,7 +195,7 @@ class SPCL(Method):
         self.register_buffer("labels", labels, persistent=False)
         self.prototypes: list[Tensor] = []
         self.classes = self.groups = labels.numpy()
-        self.similarity, self.drawn = Similarity(), dict[str, float]()
+        self.similarity, self.pair_statistics = Similarity(), dict[str, float]()
         self.terms: dict[str, list[Tensor]] = {}
 
     def networks(self) -> Networks:
@@ -274,7 +274,7 @@ class SPCL(Method):
             self.groups, steps, size, rng, one_anchor=self.recipe.anchors == "step"
         )
         first, partner, other = np.split(self.classes[batches_SN], [size // 4, size // 2], 1)
-        self.drawn = {
+        self.pair_statistics = {
             "positives_of_one_class": float((first == partner).mean()),
             "negatives_of_one_class": float((np.concatenate([first, partner], 1) == other).mean()),
         }
@@ -320,7 +320,7 @@ class SPCL(Method):
         negative pairs that are of one true class."""
         losses = {name: float(torch.stack(values).mean()) for name, values in self.terms.items()}
         self.terms = {}
-        return losses | self.similarity.epoch() | self.drawn
+        return losses | self.similarity.epoch() | self.pair_statistics
 
     def renewed(self) -> list[nn.Parameter]:
         """See ``Method``."""

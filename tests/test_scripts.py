@@ -9,24 +9,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = [
-    "pretrain/moco.py",
-    "pretrain/simclr.py",
-    "pretrain/pcl.py",
-    "pretrain/supervised.py",
-    "pretrain/untrained.py",
-    "evaluate/lowshot.py",
-    "evaluate/fullsvm.py",
-    "evaluate/linear.py",
-    "evaluate/knn.py",
-    "evaluate/ami.py",
-    "evaluate/semisup.py",
-    "evaluate/detection.py",
-    "evaluate/tsne.py",
-    "evaluate/gallery.py",
-    "protobench/__main__.py",
-    "tables/__main__.py",
-]
+SCRIPTS = sorted(
+    path.relative_to(ROOT).as_posix()
+    for folder in ("pretrain", "evaluate", "protobench", "tables")
+    for path in (ROOT / folder).glob("*.py")
+    if 'if __name__ == "__main__"' in path.read_text(encoding="utf-8")
+)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -1,1 +1,1 @@
-"""Two random views of every image: what is drawn, and how it is applied."""
+"""Random views of images: their parameters, how they are rendered, and how they are batched."""

@@ -1,4 +1,4 @@
-"""Probes measure what they say, change nothing, and are the same after a kill."""
+"""The monitor measures what it says, changes nothing, and is the same after a kill."""
 
 import json
 from dataclasses import replace
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from pretrain import command as pretrain_command
 from pretrain import loop, moco, monitor, optim
 from pretrain.recipes import moco as moco_recipes
 from pretrain.recipes import pcl, supervised
@@ -30,7 +31,7 @@ def _timeless(found):
     ]
 
 
-def test_a_training_is_probed_nine_times_at_its_ends_and_between():
+def test_a_training_is_measured_nine_times_at_its_ends_and_between():
     assert [e for e in range(41) if monitor.due(e, 40)] == [0, 5, 10, 15, 20, 25, 30, 35, 40]
     assert [e for e in range(201) if monitor.due(e, 200)] == list(range(0, 201, 25))
     assert [e for e in range(4) if monitor.due(e, 3)] == [0, 1, 2, 3]
@@ -70,20 +71,20 @@ def test_embeddings_that_are_the_classes_agree_wholly():
     assert found["feature_mi"] == pytest.approx(found["upper_bound"], abs=0.15)
 
 
-def test_probes_do_not_touch_the_training(train_images, tmp_path, monkeypatch):
-    with_probes = loop.pretrain(MOCO, train_images, tmp_path / "with", seed=1)
+def test_the_monitor_does_not_affect_the_training(train_images, tmp_path, monkeypatch):
+    monitored = loop.pretrain(MOCO, train_images, tmp_path / "with", seed=1)
     monkeypatch.setattr(monitor, "due", lambda done, epochs: False)
     without = loop.pretrain(MOCO, train_images, tmp_path / "without", seed=1)
-    a, b = (encoders.load(path).backbone.state_dict() for path in (with_probes, without))
+    a, b = (encoders.load(path).backbone.state_dict() for path in (monitored, without))
     assert all(torch.equal(a[name], b[name]) for name in a)
     course = _course(tmp_path / "with")
     assert [line["epochs"] for line in course["probes"]] == [0, 1, 2, 3]
     assert [line["epoch"] for line in course["epochs"]] == [0, 1, 2]
-    assert course["key"] == encoders.load(with_probes).key
+    assert course["key"] == encoders.load(monitored).key
     assert _course(tmp_path / "without")["probes"] == []
 
 
-def test_a_probe_that_cannot_be_taken_does_not_stop_the_training(
+def test_a_measurement_that_fails_does_not_stop_the_training(
     train_images, tmp_path, monkeypatch, capsys
 ):
     def fails(*_, **__):
@@ -96,7 +97,7 @@ def test_a_probe_that_cannot_be_taken_does_not_stop_the_training(
     assert _course(tmp_path)["probes"] == []
 
 
-def test_a_classifier_has_no_embedding_to_probe(train_images, tmp_path):
+def test_a_classifier_has_no_embedding_to_measure(train_images, tmp_path):
     recipe = replace(
         supervised.MINI,
         train=replace(supervised.MINI.train, epochs=1, batch_size=32),
@@ -105,7 +106,26 @@ def test_a_classifier_has_no_embedding_to_probe(train_images, tmp_path):
     assert _course(tmp_path)["probes"] == []
 
 
-def test_probes_look_at_the_momentum_encoder_as_pcl_s_clustering_does(train_images, tmp_path):
+def test_a_method_without_embedding_leaves_no_record(command, world, tmp_path):
+    """Nor does that keep the command from succeeding."""
+    code, out, err = command(
+        lambda: pretrain_command._main("doc", supervised.RECIPES),
+        "mini",
+        "--data",
+        world,
+        "--epochs",
+        1,
+        "--batch-size",
+        32,
+        "--out",
+        tmp_path / "run",
+    )
+    assert code == 0, err
+    assert str(tmp_path / "run" / "encoder.safetensors") in out
+    assert not (tmp_path / "run" / "records").exists()
+
+
+def test_the_monitor_uses_the_momentum_encoder_as_pcl_s_clustering_does(train_images, tmp_path):
     method = moco.build(MOCO, torch.empty(0), 0, 1)
     with torch.no_grad():
         for parameter in method.encoder_k.parameters():
@@ -133,7 +153,7 @@ def test_a_kill_before_the_course_was_written_loses_none_of_it(train_images, tmp
     )
 
 
-def test_a_killed_run_keeps_its_probes(train_images, tmp_path, monkeypatch):
+def test_a_killed_run_keeps_its_measurements(train_images, tmp_path, monkeypatch):
     loop.pretrain(MOCO, train_images, tmp_path / "whole", seed=1)
     real, steps = optim.learning_rate, []
 
