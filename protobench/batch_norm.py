@@ -1,9 +1,9 @@
 """BatchNorm that does not depend on how many processes share a batch.
 
-Either its statistics are those of the whole batch (``synchronise``: SimCLR's "global BN", and what
-one process does anyway), or those of groups of it (MoCo), of which each process has some; then
-``RunningStatistics`` become what one process would have, through whose hands all groups go in turn.
-"""
+Its statistics are either those of the whole batch (``synchronise``: SimCLR's "global BN", and what
+a single process does anyway), or those of groups of it (MoCo), of which each rank has some. In that
+case ``RunningStatistics`` makes the running statistics what a single process would have, which sees
+all groups in turn."""
 
 from typing import Any
 
@@ -14,8 +14,9 @@ from protobench.runtime import distributed
 
 
 def synchronise(module: nn.Module) -> nn.Module:
-    """The module with BatchNorms that see the batches of all processes; parameters, buffers and
-    their names stay. Torch's own are for GPUs alone: on a CPU they are ``_OnCPU``."""
+    """Returns the module with BatchNorms that see the batches of all ranks, and the same
+    parameters, buffers and names. Torch's own only work on GPUs: on a CPU they are
+    ``_SyncBatchNormCPU``."""
     return (
         nn.SyncBatchNorm.convert_sync_batchnorm(module)
         if next(module.parameters()).is_cuda
@@ -26,19 +27,19 @@ def synchronise(module: nn.Module) -> nn.Module:
 def _synchronise_on_cpu(module: nn.Module) -> nn.Module:
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, _OnCPU.of(child))
+            setattr(module, name, _SyncBatchNormCPU.of(child))
         else:
             _synchronise_on_cpu(child)
     return module
 
 
-class _OnCPU(nn.BatchNorm2d):
-    """In training, mean and variance of x [n, C, H, W] over all processes, with gradient."""
+class _SyncBatchNormCPU(nn.BatchNorm2d):
+    """In training, normalises x [n, C, H, W] by mean and variance over all ranks, with gradient."""
 
     @staticmethod
-    def of(norm: nn.BatchNorm2d) -> "_OnCPU":
-        """A BatchNorm with the parameters and buffers of ``norm``."""
-        found = _OnCPU(
+    def of(norm: nn.BatchNorm2d) -> "_SyncBatchNormCPU":
+        """Returns a BatchNorm with the parameters and buffers of ``norm``."""
+        found = _SyncBatchNormCPU(
             norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats
         )
         found.weight, found.bias = norm.weight, norm.bias
@@ -47,14 +48,14 @@ class _OnCPU(nn.BatchNorm2d):
         return found.train(norm.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """As BatchNorm2d of the whole batch."""
+        """Computes BatchNorm2d of the whole batch."""
         if not self.training:
             return super().forward(x)
         y, count = (
             x.float() if x.dtype == torch.bfloat16 else x,
             x.new_tensor([x.numel() // x.shape[1]], dtype=torch.float64),
         )
-        n = distributed.all_reduce_sum(count).to(y.dtype)  # processes may have unequal shares
+        n = distributed.all_reduce_sum(count).to(y.dtype)  # shards may differ in size
         mean_C = distributed.all_reduce_sum(y.sum((0, 2, 3))) / n
         centred = y - mean_C[:, None, None]
         variance_C = distributed.all_reduce_sum(centred.square().sum((0, 2, 3))) / n
@@ -71,12 +72,12 @@ class _OnCPU(nn.BatchNorm2d):
 
 
 class RunningStatistics:
-    """The running means and variances of a module whose BatchNorms see ``groups`` groups a step in
-    each process.
+    """The running means and variances of a module whose BatchNorms see ``groups`` groups per step
+    on each rank.
 
-    A group g changes statistics r to (1 - m) r + m s_g. Processes start a step from the same r and
-    end it with their own r_p; what follows from all groups in order of rank is r d^P + sum_p (r_p -
-    d r) d^(P - 1 - p), where d = (1 - m)^groups and P processes."""
+    A group g changes statistics r to (1 - m) r + m s_g. P ranks start a step from the same r and
+    end it with their own r_p. All groups in the order of ranks would give
+    r d^P + sum_p (r_p - d r) d^(P - 1 - p), where d = (1 - m)^groups."""
 
     def __init__(self, module: nn.Module, groups: int):
         norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
@@ -88,12 +89,12 @@ class RunningStatistics:
         self.start()
 
     def start(self) -> None:
-        """To be called before the first step, and where the buffers were set."""
+        """Call this before the first step, and after the buffers were set."""
         self.before = self._flat()
 
     @torch.no_grad()
     def merge(self) -> None:
-        """To be called after each step."""
+        """Call this after each step. Collective."""
         processes = distributed.world_size()
         later = self.before * self.decay**processes
         for number, after in enumerate(distributed.all_gather(self._flat())):

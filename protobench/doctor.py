@@ -53,7 +53,7 @@ def environment() -> Iterator[Finding]:
     """System, versions and GPUs, and whether torch can use the GPUs that the driver lists."""
     from torch.utils.collect_env import get_env_info
 
-    env = get_env_info()  # type: ignore[no-untyped-call]
+    env = get_env_info()
     gpus = "; ".join((env.nvidia_gpu_models or "").splitlines())
     found = (
         f"Python {env.python_version}, {env.os}; torch {env.torch_version}, built for CUDA"

@@ -12,21 +12,22 @@ from protobench.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class Clustering:
-    """centroids float32 [K, D]; assignment int64 [N]; distance float32 [N], Euclidean, to the own
-    centroid."""
+    """The result of k-means."""
 
     centroids: np.ndarray
+    """float32 [K, D]"""
     assignment: np.ndarray
+    """the cluster of each image, int64 [N]"""
     distance: np.ndarray
+    """Euclidean distance to its centroid, float32 [N]"""
 
 
 HOURS_ON_A_CPU = 1e9
-"""N x K from which a GPU that faiss cannot see is an error; ImageNet's K = 2048 is 2.6e9, its K =
-25 000 is 3.2e10."""
-
+"""N x K above which it is an error that faiss sees no GPU: 2.6e9 for ImageNet's K = 2048, 3.2e10
+for its K = 25 000."""
 
 BLOCK = 2**16
-"""Images looked at together: half a gigabyte of 2048 features."""
+"""Images processed together: half a gigabyte of 2048-D features."""
 
 
 def kmeans(
@@ -39,17 +40,19 @@ def kmeans(
     points_per_centroid: int = 1000,
     gpu: bool = False,
 ) -> Clustering:
-    """Lloyd's iterations in L2, the best of ``nredo`` starts (settings of the released PCL code).
+    """Runs Lloyd's algorithm in L2 and returns the best of ``nredo`` starts (settings of the
+    released PCL code).
 
-    Learns from at most ``points_per_centroid`` x K images, drawn at random; features in half
-    precision are drawn before, and assigned in blocks, so that memory beyond them is bounded.
-    ``gpu``: on a GPU, under torchrun on those of all processes of this machine, which wait (faiss
-    copies the centroids to each and divides the images); small problems fall back to the CPU where
-    it sees none, with the same result up to rounding. Raises UserError for K > N, for features that
-    are not finite, and for a large problem without the GPU asked for."""
+    Trains on at most ``points_per_centroid`` x K images, drawn at random: fp32 input is passed
+    unchanged, faiss subsamples itself; fp16 input is subsampled to fp32. Assigns in blocks, so the
+    memory beyond the features is bounded. ``gpu``: runs on a GPU, under torchrun on those of all
+    processes on this machine, which wait (faiss copies the centroids to each and divides the
+    images); without one, small problems run on the CPU, with the same result up to rounding. Raises
+    UserError for K > N, for features that are not finite, and for a large problem if ``gpu`` is set
+    and faiss sees none."""
     if k > len(x_ND):
         raise UserError(
-            f"k-means: {k} clusters asked of {len(x_ND)} images",
+            f"k-means: {k} clusters of {len(x_ND)} images",
             hint=(
                 "lower --num-clusters, in pretraining --num-prototypes; 25000, 50000 and 100000 are"
                 " for ImageNet"
@@ -90,8 +93,8 @@ def kmeans(
 
 
 def whitened(x_ND: np.ndarray, dims: int, *, seed: int, points: int = 500_000) -> np.ndarray:
-    """Float32 [N, dims] of unit length: PCA, each component scaled to variance 1. UserError for
-    more than there are."""
+    """Returns float32 [N, dims]: PCA, each component scaled to variance 1, then rows to unit
+    length. Raises UserError if the features span fewer dimensions."""
     if not 1 <= dims <= min(x_ND.shape):
         raise UserError(
             f"PCA to {dims} dimensions of {len(x_ND)} features with {x_ND.shape[1]}",
@@ -113,8 +116,8 @@ def _blocks(x_ND: np.ndarray) -> list[np.ndarray]:
 
 
 def _sample(x_ND: np.ndarray, points: int, seed: int) -> np.ndarray:
-    """Of half precision, at most ``points`` rows in single precision; single precision as it is,
-    faiss draws of it itself."""
+    """Subsamples fp16 features to at most ``points`` rows of fp32; returns fp32 features unchanged,
+    because faiss subsamples them itself."""
     if x_ND.dtype == np.float32:
         return np.ascontiguousarray(x_ND)
     chosen = np.arange(len(x_ND))

@@ -1,8 +1,8 @@
-"""How well two partitions agree: mutual information adjusted for chance, and its relatives.
+"""Agreement of two partitions: mutual information adjusted for chance, and related scores.
 
 Exact and fast at ImageNet's size: the contingency table is sparse, and the expected information of
-random partitions depends on the cluster sizes alone, of which only a few hundred differ. Nothing of
-size (clusters x classes) is made."""
+random partitions depends only on the cluster sizes, of which only a few hundred differ. Nothing of
+size (clusters x classes) is allocated."""
 
 from typing import Any
 
@@ -11,15 +11,14 @@ from scipy.special import digamma, gammaln
 
 
 def agreement(clusters: np.ndarray, classes: np.ndarray) -> dict[str, float]:
-    """AMI (Vinh et al., JMLR 2010) by the ``arithmetic`` and ``max`` mean of entropies, ``nmi``,
-    ``ari``, ``purity``.
+    """Returns AMI (Vinh et al., JMLR 2010) with the arithmetic mean (``ami``) and the maximum
+    (``ami_max``) of the entropies, ``nmi``, ``ari`` and ``purity`` of two partitions, int [N], with
+    any labels.
 
-    Both int [N], any labels. AMI and ARI are 1 for equal partitions and 0 on average for
-    independent ones."""
+    AMI and ARI are 1 for equal partitions and 0 on average for independent ones."""
     cells, a_R, b_C = contingency(clusters, classes)
-    if (
-        len(cells[2]) == len(a_R) == len(b_C)
-    ):  # the same partition; where all clusters are single images, AMI would be 0 / 0
+    if len(cells[2]) == len(a_R) == len(b_C):
+        # the same partition; AMI would be 0 / 0 if all clusters were single images
         return dict.fromkeys(("ami", "ami_max", "nmi", "ari", "purity"), 1.0)
     n = len(clusters)
     information = mutual_information(cells, a_R, b_C)
@@ -46,7 +45,7 @@ def agreement(clusters: np.ndarray, classes: np.ndarray) -> dict[str, float]:
 def contingency(
     clusters: np.ndarray, classes: np.ndarray
 ) -> tuple[tuple[np.ndarray, ...], np.ndarray, np.ndarray]:
-    """The non-empty cells (row, column, count) and both marginals, all int64."""
+    """Returns the non-empty cells (row, column, count) and both marginals, all int64."""
     _, row = np.unique(clusters, return_inverse=True)
     _, column = np.unique(classes, return_inverse=True)
     columns = int(column.max()) + 1
@@ -55,13 +54,13 @@ def contingency(
 
 
 def entropy(sizes: np.ndarray) -> float:
-    """Of a partition with these sizes, in nats."""
+    """Returns the entropy of a partition with these sizes, in nats."""
     p = sizes / sizes.sum()
     return float(-(p * np.log(p)).sum())
 
 
 def mutual_information(cells: tuple[np.ndarray, ...], a_R: np.ndarray, b_C: np.ndarray) -> float:
-    """In nats, from the non-empty cells of the contingency table."""
+    """Returns the mutual information in nats, from the contingency table's non-empty cells."""
     row, column, count = cells
     n = a_R.sum()
     return max(
@@ -73,8 +72,8 @@ def mutual_information(cells: tuple[np.ndarray, ...], a_R: np.ndarray, b_C: np.n
 
 
 def expected_mutual_information(a_R: np.ndarray, b_C: np.ndarray) -> float:
-    """The mean mutual information, in nats, of random partitions with these sizes (hypergeometric;
-    Vinh et al., Eq. 24a).
+    """Returns the mean mutual information, in nats, of random partitions with these sizes
+    (hypergeometric; Vinh et al., Eq. 24a).
 
     Sums over each pair of *different* sizes once, times how often it occurs.
     """
@@ -108,8 +107,8 @@ def expected_mutual_information(a_R: np.ndarray, b_C: np.ndarray) -> float:
 
 
 def _adjusted(information: float, expected: float, mean: float) -> float:
-    """(I - E[I]) / (mean entropy - E[I]); 1 where both partitions are trivial, as nothing is left
-    to agree on."""
+    """Returns (I - E[I]) / (mean entropy - E[I]); 1 if both partitions are trivial, because there
+    is nothing left to agree on."""
     slack = mean - expected
     if abs(slack) < np.finfo(np.float64).eps:
         return 1.0
@@ -117,19 +116,20 @@ def _adjusted(information: float, expected: float, mean: float) -> float:
 
 
 def ross(x_ND: Any, labels: np.ndarray, k: int = 3) -> float:
-    """Mutual information, in nats, of vectors (torch, float [N, D]) and discrete labels [N], by
-    nearest neighbours (Ross, PLOS ONE 2014): psi(N) + <psi(k)> - <psi(N_class)> - <psi(m)>, where m
-    counts the points, itself included, nearer than the k-th neighbour of the own class.
+    """Estimates the mutual information, in nats, of vectors (torch, float [N, D]) and discrete
+    labels [N] by nearest neighbours (Ross, PLOS ONE 2014): psi(N) + <psi(k)> - <psi(N_class)> -
+    <psi(m)>, where m counts the points, itself included, nearer than the k-th neighbour in the same
+    class.
 
-    Classes of one image say nothing and are left out; k shrinks to what a class has. Its bound is
-    the labels' entropy. It breaks down where points coincide. Blockwise: memory does not grow with
+    Classes of one image are left out; k shrinks to what a class has. The labels' entropy is an
+    upper bound. The estimate breaks down if points coincide. Blockwise: memory does not grow with
     N^2."""
     import torch
 
     _, label, size = np.unique(labels, return_inverse=True, return_counts=True)
     kept = torch.from_numpy(size[label] > 1).to(x_ND.device)
     x_ND, label_N = x_ND[kept].double(), torch.from_numpy(label).to(x_ND.device)[kept]
-    x_ND = x_ND - x_ND.mean(0)  # distances of nearly equal vectors would drown in rounding
+    x_ND = x_ND - x_ND.mean(0)  # or rounding would swamp distances of nearly equal vectors
     size_N = torch.from_numpy(size).to(x_ND.device)[label_N]
     n, square_N = len(x_ND), (x_ND * x_ND).sum(1)
     if n == 0:

@@ -1011,7 +1011,7 @@ SHM = RuntimeError(
     "unable to allocate shared memory(shm) for file </torch_4711_815_0>: No space left on device"
     " (28)"
 )
-SMALL = "shared memory, through which workers hand over images, is too small"
+SMALL = "shared memory, through which workers pass images, is too small"
 
 
 @pytest.mark.parametrize(
@@ -1111,7 +1111,7 @@ def test_too_many_open_files_are_not_the_image_s_fault(
         refused(
             main,
             *args(folder, tmp_path, "--workers", workers),
-            told="may not open so many files",
+            told="may not open that many files",
             hint="ulimit -n",
         )
     finally:
@@ -1122,7 +1122,7 @@ def test_too_many_open_files_are_not_the_image_s_fault(
     ("failure", "told"),
     [
         (MemoryError(), "memory is too small"),
-        (OSError(24, "Too many open files"), "may not open so many files"),
+        (OSError(24, "Too many open files"), "may not open that many files"),
     ],
     ids=str,
 )
@@ -1173,9 +1173,9 @@ def test_no_image_is_left_out_for_want_of_memory_or_handles(
         ("unable to write to file </torch_1_2_3>: No space left on device (28)", "shared memory"),
         (
             "Too many open files. Communication with the workers is no longer possible.",
-            "open so many files",
+            "open that many files",
         ),
-        ("received 0 items of ancdata", "open so many files"),
+        ("received 0 items of ancdata", "open that many files"),
         ("DataLoader worker (pid 7) is killed by signal: Segmentation fault.", "reads images died"),
         ("[Errno 12] Cannot allocate memory", "machine's memory"),
         ("std::bad_alloc", "machine's memory"),

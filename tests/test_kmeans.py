@@ -53,7 +53,7 @@ def test_the_gpus_of_all_processes_of_a_machine_are_used(seen, processes, used, 
 
 
 def test_impossible_clusterings_are_refused():
-    with pytest.raises(UserError, match="25 clusters asked of 20 images"):
+    with pytest.raises(UserError, match="25 clusters of 20 images"):
         kmeans(np.zeros((20, 3)), 25, seed=0)
     with pytest.raises(UserError, match="NaN"):
         kmeans(np.full((20, 3), np.nan), 2, seed=0)

@@ -147,8 +147,8 @@ def test_the_same_prefix_without_its_marks_is_not_enough(tmp_path):
         tmp_path, {"state_dict": under("module.encoder.", network("resnet18", 0).state_dict())}
     )
     assert (
-        "nearest: SimSiam, which has state_dict/encoder.conv1.weight too, but other things"
-        " beside it" in told
+        "nearest: SimSiam, which has state_dict/encoder.conv1.weight too, but beside other names"
+        in told
     )
     assert "--prefix encoder." in told
 

@@ -1,1 +1,2 @@
-"""What a program needs whatever it computes: command line, errors, files, processes, signals, state."""
+"""What a program needs whatever it computes: command line, errors, files, processes, signals,
+state."""

@@ -1,5 +1,5 @@
-"""How every script of the suite starts and ends: flags by tyro, errors in one form, exit codes in
-one place."""
+"""How every script starts and ends: flags by tyro, errors in one format, exit codes in one
+place."""
 
 import contextlib
 import io
@@ -17,15 +17,13 @@ from protobench.runtime import resource_errors
 from protobench.runtime.errors import Terminated, UserError, choose
 
 SAME, DIFFERS, TROUBLE, INCOMPLETE, STOPPED, INTERRUPTED = 0, 1, 2, 3, 75, 130
-"""Exit codes, after diff(1). 75: stopped by SIGTERM, 130: by Ctrl-C; everything finished until then
-is kept."""
+"""Exit codes, after diff(1). 75: stopped by SIGTERM, 130: by Ctrl-C; what was finished is kept."""
 UNREAD = 141
-"""The reader of our output, ``head`` for example, has seen enough. Shells show it for any tool that
-writes on into a closed pipe; 0 would say that a table agrees with its paper when the verdict may
-not have been reached."""
+"""The exit code when the reader of our output, for example ``head``, has closed the pipe, as shells
+show it for any tool. 0 would say that a table agrees with its paper, which may be undecided."""
 
 PATIENCE = 5.0
-"""Seconds after which a process of several tells an error that the first one has not had."""
+"""Seconds before ranks other than 0 print their error, so that rank 0's comes first."""
 
 T = TypeVar("T")
 
@@ -35,7 +33,7 @@ def _terminated(*_: Any) -> None:
 
 
 def parse(config: Callable[..., T], description: str, args: Sequence[str] | None = None) -> T:
-    """Reads the command line into ``config``, a dataclass; unknown flags are refused with the
+    """Reads the command line into ``config``, a dataclass. Refuses unknown flags, naming the
     nearest known one."""
     import tyro
 
@@ -75,18 +73,16 @@ def dispatch(
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Runs ``main`` and exits: its return value, 2 with a plain message on UserError, 130 on
-    Ctrl-C, 141 where nobody reads on.
+    """Runs ``main`` and exits with its return value; with 2 and a plain message on an error, 75 on
+    SIGTERM, 130 on Ctrl-C, 141 if the reader of our output is gone.
 
-    ``--debug`` anywhere on the command line shows the traceback of a user's mistake too.
-    """
+    ``--debug`` anywhere on the command line also shows the traceback of an error."""
     debug = "--debug" in sys.argv
     if debug:
         sys.argv.remove("--debug")
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(
-            errors="backslashreplace"
-        )  # names of files may hold what cannot be printed; stderr does so anyway
+        # file names may hold what cannot be printed; stderr does this anyway
+        sys.stdout.reconfigure(errors="backslashreplace")
     signal.signal(signal.SIGTERM, _terminated)
     signal.signal(signal.SIGUSR2, _terminated)
     try:
@@ -123,8 +119,8 @@ def run(main: Callable[[], int | None]) -> None:
 
 
 def _called(main: Callable[[], int | None]) -> Any:
-    """The code that ``main`` returns or exits with, as the parser does after --help, when all that
-    was printed is written."""
+    """Returns the code that ``main`` returns, or exits with as the parser does after --help, once
+    everything printed is written."""
     try:
         code: Any = main() or SAME
     except SystemExit as ending:
@@ -135,18 +131,17 @@ def _called(main: Callable[[], int | None]) -> Any:
 
 
 def _unread() -> bool:
-    """Whether the reader of our output or messages is gone, so that it is our own pipe that has
-    broken."""
+    """Whether the reader of our output or messages is gone, so that the broken pipe is our own."""
     gone = select.poll()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, AttributeError):  # no file, or none at all
-            gone.register(stream.fileno(), 0)  # asked for nothing, poll tells of errors alone
+            gone.register(stream.fileno(), 0)  # for no event, poll reports only errors
     return bool(gone.poll(0))
 
 
 def _discard_unwritten() -> None:
-    """Sends what could not be written to nowhere: Python would try again at exit, with a message
-    and a code of its own."""
+    """Discards what could not be written: Python would try again at exit, and exit with its own
+    message and code."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream:
@@ -156,8 +151,8 @@ def _discard_unwritten() -> None:
 
 
 def _complain(text: str, debug: bool) -> None:
-    """Prints an error. Of several processes the first does so at once; torchrun then ends the
-    others, which would repeat it."""
+    """Prints an error. Rank 0 prints at once; torchrun then ends the others before they repeat
+    it."""
     if debug:
         _say(traceback.format_exc().rstrip())
     if rank := _rank():
@@ -168,11 +163,11 @@ def _complain(text: str, debug: bool) -> None:
 
 
 def _say(text: str) -> None:
-    """Prints a message, if anybody reads it: the exit code tells the same."""
+    """Prints a message, unless nobody reads it: the exit code says the same."""
     with contextlib.suppress(BrokenPipeError):
         print(text, file=sys.stderr)
 
 
 def _rank() -> int:
-    """Of this process in a torchrun."""
+    """The rank that torchrun gave this process."""
     return int(os.environ.get("RANK", "0"))

@@ -1,5 +1,4 @@
-"""Colours on a terminal, and only there: never in a file or a pipe, and not where NO_COLOR is set
-(no-color.org)."""
+"""Colours on a terminal: never in a file or a pipe, and not if NO_COLOR is set (no-color.org)."""
 
 import os
 import re
@@ -15,17 +14,13 @@ WORDS = {
 
 
 def painted(text: str) -> str:
-    """Verdicts and their symbols coloured; the text itself where nothing would show them."""
+    """Colours verdicts and their symbols; returns the text unchanged where colours would not
+    show."""
     if not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return text
     for colour, words in WORDS.items():
         pattern = "|".join(
             word if not word.isascii() else rf"(?:(?<=^)|(?<=\d )){word}\b" for word in words
         )
-        text = re.sub(
-            pattern,
-            lambda found, colour=colour: f"\x1b[{colour}m{found[0]}\x1b[0m",
-            text,
-            flags=re.MULTILINE,
-        )  # type: ignore[misc]
+        text = re.sub(f"({pattern})", f"\x1b[{colour}m\\1\x1b[0m", text, flags=re.MULTILINE)
     return text

@@ -1,4 +1,4 @@
-"""Which device a script runs on."""
+"""The device that a script runs on."""
 
 import torch
 
@@ -6,7 +6,8 @@ from protobench.runtime.errors import UserError
 
 
 def device_of(device: str) -> str:
-    """Resolves "auto" to cuda where there is one. UserError where cuda is asked for and absent."""
+    """Resolves "auto" to cuda if there is a GPU. Raises UserError for an absent or unknown
+    device."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device.split(":")[0] not in ("cpu", "cuda"):
@@ -14,12 +15,12 @@ def device_of(device: str) -> str:
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(
             "no GPU that torch can use",
-            hint="--device cpu, or a torch build for this machine's driver",
+            hint="--device cpu, or install a torch for this machine's driver",
         )
     if device.startswith("cuda:") and not (
         device[5:].isdigit() and int(device[5:]) < torch.cuda.device_count()
     ):
         raise UserError(
-            f"no GPU {device!r}: this machine has {torch.cuda.device_count()}, from cuda:0 on"
+            f"no GPU {device!r}: this machine has {torch.cuda.device_count()}, from cuda:0"
         )
     return device

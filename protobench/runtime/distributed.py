@@ -1,9 +1,8 @@
-"""The processes of one torchrun, each with a rank; without torchrun there is one, of rank 0, and
-nothing here does anything.
+"""The ranks of one torchrun and what they exchange. Without torchrun there is one process of rank
+0, and nothing here communicates.
 
-What all processes compute alike they need not exchange: the global batch's order, its views and all
-draws are functions of keys. What is exchanged goes through torch.distributed: tensors of a GPU by
-NCCL, everything else by gloo."""
+What all ranks can compute is not exchanged: the order of the global batch, its views and all random
+draws are functions of keys. GPU tensors are exchanged by NCCL, everything else by gloo."""
 
 import contextlib
 import os
@@ -23,33 +22,32 @@ from protobench.runtime.errors import UserError
 T = TypeVar("T")
 
 
-# Who is there -------------------------------------------------------------------------------------
+# Processes ----------------------------------------------------------------------------------------
 
 
 def init(device: str) -> str:
-    """Meets the other processes, if there are any, and returns this one's device: its own GPU where
-    ``device`` is cuda.
+    """Joins the process group if torchrun started several processes, and returns this rank's
+    device: its own GPU if ``device`` is cuda. From then on only the main process prints.
 
-    All but the first print nothing from then on.
-    """
+    Raises UserError for a numbered GPU, and if this machine has fewer GPUs than processes."""
     if launched_world_size() > 1 and not dist.is_initialized():
         on_gpu = device.startswith("cuda")
         if ":" in device:
             raise UserError(
-                f"--device {device} for {launched_world_size()} processes, each of which takes a"
-                " GPU of its own",
+                f"--device {device} for {launched_world_size()} processes, each of which needs its"
+                " own GPU",
                 hint="--device cuda",
             )
         if on_gpu:
             local = int(os.environ.get("LOCAL_RANK", "0"))
             if local >= torch.cuda.device_count():
                 raise UserError(
-                    f"process {local + 1} of this machine, which has {torch.cuda.device_count()}"
-                    " GPUs",
+                    f"process {local + 1} on this machine, which has"
+                    f" {torch.cuda.device_count()} GPUs",
                     hint="lower torchrun's --nproc_per_node",
                 )
             torch.cuda.set_device(local)
-        # the others wait while the first clusters millions of images
+        # long, because the others wait while the main process clusters millions of images
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(days=1)
         )
@@ -61,55 +59,56 @@ def init(device: str) -> str:
 
 
 def shutdown() -> None:
-    """Parts from the others."""
+    """Leaves the process group."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def launched_world_size() -> int:
-    """How many processes torchrun started, whether or not they have met."""
+    """Returns how many processes torchrun started, joined or not."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def world_size() -> int:
-    """How many processes work together."""
+    """Returns how many processes work together."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def local_world_size() -> int:
-    """How many of them are on this machine."""
+    """Returns how many of them run on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """This process's rank."""
+    """Returns this process's rank."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes."""
+    """Whether this is the main process, rank 0, which writes files and prints."""
     return rank() == 0
 
 
-# Who does what ------------------------------------------------------------------------------------
+# Work shared out ----------------------------------------------------------------------------------
 
 
 def shard(n: int, of_rank: int | None = None) -> range:
-    """This process's part of 0 … n - 1, or that of ``of_rank``; the parts of all are contiguous, in
-    order of rank, and differ by one at most."""
+    """Returns this rank's shard of range(n), or that of ``of_rank``. Shards are contiguous, in the
+    order of ranks, and their sizes differ by one at most."""
     of_rank = rank() if of_rank is None else of_rank
     return range(n * of_rank // world_size(), n * (of_rank + 1) // world_size())
 
 
 def shard_of(x: T) -> T:
-    """This process's part of an array, a tensor or a list, along its first dimension."""
+    """Returns this rank's shard of an array, a tensor or a list along its first dimension."""
     part = shard(len(x))  # type: ignore[arg-type]
-    return x[part.start : part.stop]  # type: ignore[index]
+    own: T = x[part.start : part.stop]  # type: ignore[index]
+    return own
 
 
 @contextlib.contextmanager
 def main_process_first() -> Iterator[None]:
-    """The others wait until the first process is through: it fills the caches that they read."""
+    """Runs the block on the main process first, which fills caches that the others read."""
     if not is_main():
         dist.barrier()
     yield
@@ -118,19 +117,20 @@ def main_process_first() -> Iterator[None]:
 
 
 def broadcast_from_main(make: Callable[[], T]) -> T:
-    """What the first process makes, in all of them."""
+    """Calls ``make`` on the main process and returns its result on all ranks."""
     if not dist.is_initialized():
         return make()
     made: list[Any] = [make() if is_main() else None]
     dist.broadcast_object_list(made, device=torch.device("cpu"))
-    return made[0]
+    result: T = made[0]
+    return result
 
 
-# What is exchanged --------------------------------------------------------------------------------
+# Collectives -------------------------------------------------------------------------------------
 
 
 def all_gather(x: Tensor) -> list[Tensor]:
-    """Every process's tensor, in order of rank; all have one shape."""
+    """Returns the tensors of all ranks, in order; they must have the same shape."""
     if not dist.is_initialized():
         return [x]
     parts = [
@@ -143,14 +143,13 @@ def all_gather(x: Tensor) -> list[Tensor]:
 def data_parallel(
     module: nn.Module, *, static_graph: bool = False, unused: bool = False
 ) -> nn.Module:
-    """The module, for a forward pass in whose backward pass gradients become the mean over all
-    processes. Parameters without gradient are allowed where the graph is static, or, ``unused``, in
-    any step. Buffers are left alone."""
+    """Wraps a module in DistributedDataParallel: backward passes average gradients over all ranks.
+    Parameters may lack a gradient if the graph is static or, with ``unused``, in any step. Buffers
+    are not broadcast."""
     if not dist.is_initialized():
         return module
-    with warnings.catch_warnings(
-        action="ignore", category=FutureWarning
-    ):  # of a name that older versions alone know
+    # about a name that only older versions know
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
         return DistributedDataParallel(
             module,
             broadcast_buffers=False,
@@ -160,21 +159,22 @@ def data_parallel(
 
 
 def concat_all_gather(x: Tensor, dim: int = 0) -> Tensor:
-    """All processes' parts as one tensor; without gradient."""
+    """Concatenates the tensors of all ranks, without gradient."""
     return x.detach() if not dist.is_initialized() else torch.cat(all_gather(x.detach()), dim)
 
 
 def concat_all_gather_with_grad(x: Tensor, dim: int = 0) -> Tensor:
-    """The same, and every process's loss reaches every part: in the backward pass the gradients of
-    all are added up.
+    """Concatenates the tensors of all ranks. The backward pass sums the gradients of all ranks'
+    losses for each part.
 
-    A loss of the whole batch, computed by each process, then has the right gradient where these are
-    averaged, as DistributedDataParallel does. (Putting one's own part into ``concat_all_gather`` is
-    the common mistake: the loss is right, and the gradient smaller by the number of processes.)"""
-    return _Whole.apply(x, dim) if dist.is_initialized() else x
+    If every rank computes the loss of the whole batch, averaging gradients as
+    DistributedDataParallel does then gives the right one. (The common mistake is to put one's own
+    part with gradient into ``concat_all_gather``: the loss is right, but the gradient is too small
+    by a factor of the world size.)"""
+    return _ConcatAllGather.apply(x, dim) if dist.is_initialized() else x
 
 
-class _Whole(torch.autograd.Function):
+class _ConcatAllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dim: int) -> Tensor:
         ctx.dim = dim
@@ -182,17 +182,17 @@ class _Whole(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        total = _Sum.forward(ctx, gradient)
+        total = _AllReduceSum.forward(ctx, gradient)
         part = shard(total.shape[ctx.dim])
         return total.narrow(ctx.dim, part.start, len(part)), None
 
 
 def all_reduce_sum(x: Tensor) -> Tensor:
-    """The sum over all processes, with gradient: its own gradient is summed likewise."""
-    return _Sum.apply(x) if dist.is_initialized() else x
+    """Sums over all ranks; the backward pass sums gradients likewise."""
+    return _AllReduceSum.apply(x) if dist.is_initialized() else x
 
 
-class _Sum(torch.autograd.Function):
+class _AllReduceSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         x = x.clone(memory_format=torch.contiguous_format)
@@ -201,16 +201,16 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return _Sum.forward(ctx, gradient)
+        return _AllReduceSum.forward(ctx, gradient)
 
 
 def all_reduce_mean(x: Tensor) -> Tensor:
-    """The mean over all processes; without gradient."""
+    """Averages over all ranks, without gradient."""
     return all_reduce_sum(x.detach()) / world_size()
 
 
 def all_reduce_max(*values: int) -> list[int]:
-    """The largest that any process gives, of each value."""
+    """Returns the maximum over all ranks of each value."""
     if not dist.is_initialized():
         return list(values)
     agreed = torch.tensor(values)
@@ -219,9 +219,9 @@ def all_reduce_max(*values: int) -> list[int]:
 
 
 def gather_rows_to_main(rows: Tensor | None, sizes: list[int]) -> Tensor | None:
-    """The rows [n, D] of all processes in the first one, in order of rank, without gradient and on
-    the CPU; None in the others. ``sizes``: how many each has; one without any may give None. They
-    travel filled up to equal sizes, what fills is dropped."""
+    """Returns the rows [n, D] of all ranks on the main process, in order, without gradient and on
+    the CPU; None on the others. ``sizes`` are the numbers of rows; a rank without any may give
+    None. (Rows are padded to equal size for the collective and unpadded on the main process.)"""
     if not dist.is_initialized():
         return rows
     (columns,) = all_reduce_max(0 if rows is None else rows.shape[1])
@@ -234,8 +234,8 @@ def gather_rows_to_main(rows: Tensor | None, sizes: list[int]) -> Tensor | None:
 
 
 def gather_to_main(values: list[T]) -> list[T]:
-    """The values of all processes in the first one, in order of rank; what the others get is of no
-    use."""
+    """Returns the values of all ranks on the main process, in order; the others get no meaningful
+    result."""
     if not dist.is_initialized():
         return values
     found: list[Any] | None = [None] * world_size() if is_main() else None
@@ -244,6 +244,6 @@ def gather_to_main(values: list[T]) -> list[T]:
 
 
 def barrier() -> None:
-    """Until all are here."""
+    """Waits until all ranks are here."""
     if dist.is_initialized():
         dist.barrier()

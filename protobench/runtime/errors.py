@@ -4,11 +4,12 @@ import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 
 class UserError(Exception):
-    """Something in the input is wrong. Says what, where, and how to fix it; exits with 2 and no
-    traceback."""
+    """Something in the input is wrong. Says what, where, and how to fix it; a script exits with 2
+    and no traceback."""
 
     def __init__(self, what: str, *, at: Path | str | None = None, hint: str | None = None):
         super().__init__(what)
@@ -22,9 +23,7 @@ class UserError(Exception):
             lines.append(f"  hint: {self.hint}")
         return printable("\n".join(lines))
 
-    def __reduce__(
-        self,
-    ):  # keyword-only arguments do not survive the default pickling between processes
+    def __reduce__(self) -> tuple[Any, ...]:  # by default, pickling loses keyword-only arguments
         return _rebuild, (self.what, self.at, self.hint)
 
 
@@ -46,13 +45,13 @@ def _rebuild(what: str, at: Path | str | None, hint: str | None) -> UserError:
 
 
 def printable(text: str) -> str:
-    """Control characters and undecodable bytes, which names in files may hold, written out."""
+    """Escapes control characters and undecodable bytes, which file names may hold."""
     return decodable(
         re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
     )
 
 
 def decodable(text: str) -> str:
-    """The text where it is UTF-8, as nearly all is; undecodable bytes written out, so that it can
-    be hashed and recorded."""
+    """Escapes undecodable bytes, so that the text can be hashed and recorded; other text is
+    returned unchanged."""
     return text.encode("utf-8", "backslashreplace").decode()

@@ -1,5 +1,4 @@
-"""Files that are either whole or absent, their hashes, and where the suite keeps what it can make
-again."""
+"""Files that are either whole or absent, locks, hashes, and the cache folder."""
 
 import contextlib
 import hashlib
@@ -16,8 +15,8 @@ from protobench.runtime.errors import UserError
 
 
 def cache_dir() -> Path:
-    """$PROTOBENCH_CACHE, or protobench/ in the user's cache folder: embedded data, features and
-    decoded pictures."""
+    """Returns the folder for bundled synthetic data, features and decoded images:
+    $PROTOBENCH_CACHE, or protobench/ in the user's cache folder."""
     if path := os.environ.get("PROTOBENCH_CACHE"):
         return Path(path)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "protobench"
@@ -26,9 +25,9 @@ def cache_dir() -> Path:
 def write_atomic(
     path: Path, write: Callable[[BinaryIO], Any], renamed: Callable[[], Path] | None = None
 ) -> None:
-    """Writes through a temporary file, fsync, rename and fsync of the folder: a reader, or a kill,
-    never sees half a file, and what is there when this returns survives a power cut. ``renamed``:
-    what the path is to be, where only the writing tells."""
+    """Writes a file by a temporary file, fsync, rename and fsync of the folder: nobody ever sees
+    half a file, and once this returns it survives a power cut. ``renamed`` gives the final path if
+    it is only known after writing. Raises UserError if the system refuses."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with writing(path):
@@ -45,8 +44,7 @@ def write_atomic(
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turns what the system says against writing ``path`` (a full disk, no permission) into a
-    UserError."""
+    """Turns an OSError in the block (a full disk, no permission) into a UserError."""
     try:
         yield
     except OSError as failure:
@@ -59,8 +57,8 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def opened(path: Path, mode: str) -> Iterator[BinaryIO]:
-    """An open file. What the system says against opening it, or at the end against writing what was
-    still to be written, becomes a UserError; what is raised in between passes as it is."""
+    """Opens a file. Turns OSErrors on opening and closing into UserErrors; exceptions in the block
+    propagate."""
     with writing(path):
         file = open(path, mode)  # noqa: SIM115 (closed below)
     try:
@@ -74,9 +72,9 @@ def require_disk_space(
     folder: Path,
     size: int,
     what: str,
-    hint: str = "make room, or set PROTOBENCH_CACHE to a folder on another disk",
+    hint: str = "free some space, or set PROTOBENCH_CACHE to a folder on another disk",
 ) -> None:
-    """UserError where the disk has not ``size`` bytes left for ``what``."""
+    """Raises UserError if the disk has fewer than ``size`` bytes free for ``what``."""
     if (free := shutil.disk_usage(folder).free) < size:
         raise UserError(
             f"{what} need {size / 1e9:.2g} GB, {free / 1e9:.2g} GB are free", at=folder, hint=hint
@@ -114,9 +112,9 @@ def exclusive_folder(folder: Path, hint_if_busy: str) -> Iterator[None]:
 
 
 def sweep(folder: Path, name: str = "*") -> None:
-    """Removes what killed processes left half written, of files of one ``name`` (a pattern)."""
+    """Removes the temporary files of killed processes, of files whose name matches ``name``."""
     for stale in folder.glob(f".{name}.*.tmp"):
-        with contextlib.suppress(OSError, ValueError, IndexError):  # of names that are not ours
+        with contextlib.suppress(OSError, ValueError, IndexError):  # other programs' names
             if not _alive(int(stale.suffixes[-2][1:])):
                 stale.unlink()
 
@@ -128,17 +126,17 @@ def _alive(pid: int) -> bool:
         return False
     except PermissionError:
         return True
-    return pid != os.getpid()  # a process that has our number and is dead
+    return pid != os.getpid()  # a dead process had our id
 
 
 def sync(file: BinaryIO) -> None:
-    """Returns when what was written is on the disk."""
+    """Returns once what was written is on the disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:
-    """The same for names in a folder; some network file systems cannot, and need not."""
+    """The same for the names in a folder; some network file systems do not support it."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -148,28 +146,29 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """``write_atomic`` for text, UTF-8 with Unix line ends on every platform."""
+    """Writes text as ``write_atomic`` does, in UTF-8 with Unix line ends on every platform."""
     write_atomic(path, lambda file: file.write(text.encode()))
 
 
 def canonical_json(value: Any) -> str:
-    """One spelling per value: sorted keys, no spaces, no NaN. What hashes are taken of."""
+    """Returns the one spelling of a value of which hashes are taken: sorted keys, no spaces, no
+    NaN."""
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
 
 
 def sha256(value: Any) -> str:
-    """Hash of a JSON-like value's canonical spelling."""
+    """Returns the SHA-256 of a JSON-like value's canonical spelling."""
     return sha256_text(canonical_json(value))
 
 
 def sha256_text(text: str) -> str:
-    """Hash of a text in UTF-8."""
+    """Returns the SHA-256 of a text in UTF-8."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def sha256_file(path: Path) -> str:
-    """Hash of a file's bytes, read in pieces."""
+    """Returns the SHA-256 of a file, read in pieces."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

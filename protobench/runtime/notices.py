@@ -1,5 +1,4 @@
-"""What a user should know although the work goes on: printed to standard error, once, by the first
-of several processes."""
+"""Notices to the user, printed to standard error by rank 0 only."""
 
 import os
 import sys
@@ -15,7 +14,7 @@ def notice(text: str) -> None:
 
 
 def some(names: Sequence[str], shown: int = 3) -> str:
-    """The first few of a list of names, and how many more there are."""
+    """Returns the first few names of a list, and how many more there are."""
     return ", ".join(names[:shown]) + (
         f" and {len(names) - shown} more" if len(names) > shown else ""
     )

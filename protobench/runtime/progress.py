@@ -1,5 +1,5 @@
-"""A progress bar with ETA on a terminal; one plain line a minute in a log file (none for what takes
-less than half)."""
+"""A progress bar with ETA on a terminal; in a log file one plain line a minute, none for work of
+less than half a minute."""
 
 import os
 import sys
@@ -9,9 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-tqdm.set_lock(
-    threading.RLock()
-)  # its own would be a semaphore between processes, which a stopped worker leaks
+# its own lock would be a semaphore shared by processes, which a stopped worker leaks
+tqdm.set_lock(threading.RLock())
 
 
 class _Lines:
@@ -25,9 +24,9 @@ class _Lines:
         sys.stderr.flush()
 
 
-def progress(iterable: Iterable | None = None, *, desc: str, unit: str, total: float) -> Any:
-    """tqdm over ``iterable``, or a bar to ``update`` by hand where there is none."""
-    if os.environ.get("RANK", "0") != "0":  # one bar, not one per process of torchrun
+def progress(iterable: Iterable[Any] | None = None, *, desc: str, unit: str, total: float) -> Any:
+    """Returns tqdm over ``iterable``, or a bar to ``update`` by hand if that is None."""
+    if os.environ.get("RANK", "0") != "0":  # one bar, not one per rank
         return tqdm(iterable, desc=desc, unit=unit, total=total, disable=True)
     counts = "{n:.0f}/{total:.0f}{unit} {elapsed}<{remaining}{postfix}"
     if sys.stderr.isatty():

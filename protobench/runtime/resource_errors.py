@@ -1,8 +1,8 @@
-"""What a machine runs out of, told so that a user can act on it: GPU memory, shared memory, open
+"""Explains what a machine ran out of, so that a user can act on it: GPU memory, shared memory, open
 files, memory.
 
-Recognised by the words of the libraries: torch raises a plain RuntimeError for most of it, and what
-fails in a process that reads images comes back as text."""
+Failures are recognised by the libraries' messages: torch raises a plain RuntimeError for most of
+them, and a failure in a worker process comes back as text."""
 
 import re
 from collections.abc import Iterator
@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from protobench.runtime.errors import UserError
 
 SAME_PROTOCOL = (
-    "a smaller --batch-size, where there is one, is another protocol, so nothing lowers it by"
-    " itself"
+    "a smaller --batch-size, where there is one, is another protocol, so it is never lowered"
+    " automatically"
 )
 
 KNOWN: tuple[tuple[re.Pattern[str], str, str | None, str], ...] = (
@@ -24,12 +24,12 @@ KNOWN: tuple[tuple[re.Pattern[str], str, str | None, str], ...] = (
         None,
         (
             f"more GPUs, with torchrun, keep the protocol; {SAME_PROTOCOL}. Fewer --workers do not"
-            " help; nvidia-smi tells who else is on it"
+            " help; nvidia-smi shows what else uses it"
         ),
     ),
     (
         re.compile(r"Too many open files|received 0 items of ancdata"),
-        "this process may not open so many files",
+        "this process may not open that many files",
         None,
         "raise the limit (ulimit -n 65536), or lower --workers",
     ),
@@ -38,9 +38,9 @@ KNOWN: tuple[tuple[re.Pattern[str], str, str | None, str], ...] = (
             r"shared memory ?\(shm\)|out of shared memory|</torch_\d+.*(No space|allocate)|Bus"
             r" error"
         ),
-        "the shared memory, through which workers hand over images, is too small",
+        "the shared memory, through which workers pass images, is too small",
         "/dev/shm",
-        "--workers 0 needs none; or a larger one (docker run --shm-size=8g, or --ipc=host)",
+        "--workers 0 needs none; or enlarge it (docker run --shm-size=8g, or --ipc=host)",
     ),
     (
         re.compile(
@@ -55,21 +55,20 @@ KNOWN: tuple[tuple[re.Pattern[str], str, str | None, str], ...] = (
         "a process that reads images died",
         None,
         (
-            "most often memory ran out: lower --workers, to 0 if need be, or give more of it or of"
+            "most often memory ran out: lower --workers, to 0 if need be, or enlarge memory or"
             " /dev/shm (docker run --shm-size=8g)"
         ),
     ),
 )
-"""Words of a failure, what they mean, where, and what helps. The first that fits counts: that a
-worker died tells least."""
+"""A pattern of messages, what they mean, where, and a hint. The first match counts: that a worker
+died says least."""
 
 LONGEST = 160
-"""Letters of a library's own words that are passed on."""
+"""Characters of a library's own message that are shown."""
 
 
 def explained(failure: BaseException) -> UserError | None:
-    """What ``failure``, or what it came from, says of the machine's limits; None where it says
-    nothing of them."""
+    """Returns what ``failure``, or its cause, says about the machine's limits; None if nothing."""
     told = [f"{type(one).__name__}: {one}" for one in _chain(failure)]
     for pattern, what, where, hint in KNOWN:
         for words in told:
@@ -79,7 +78,7 @@ def explained(failure: BaseException) -> UserError | None:
 
 
 def _chain(failure: BaseException) -> Iterator[BaseException]:
-    """The failure, and what it was raised from or during, as a traceback would show them."""
+    """Yields the failure and what it was raised from or during, as a traceback shows them."""
     seen: set[int] = set()
     one: BaseException | None = failure
     while one is not None and id(one) not in seen:
@@ -89,7 +88,7 @@ def _chain(failure: BaseException) -> Iterator[BaseException]:
 
 
 def _line(words: str, pattern: re.Pattern[str]) -> str:
-    """The last line that says it: what comes from a worker is a whole traceback, its message at the
-    end."""
+    """Returns the last line that matches: a worker's failure is a whole traceback, with the message
+    at the end."""
     line = [line for line in words.splitlines() if pattern.search(line)][-1].strip(" :")
     return line if len(line) <= LONGEST else line[: LONGEST - 1] + "…"

@@ -1,4 +1,4 @@
-"""Two processes, and four, against one: gradients in float64, queue, statistics, clusters,
+"""Two ranks, and four, against one process: gradients in float64, queue, statistics, clusters,
 features, weights, checkpoints."""
 
 import json
@@ -374,9 +374,7 @@ def _refusals():
 def test_batches_that_cannot_be_shared_are_refused():
     for batch, groups in parallel.run(_refusals, processes=4):
         assert "moco: a batch of 30 images does not split over 4 processes" in batch
-        assert (
-            "the 6 groups that BatchNorm takes a batch in do not split over 4 processes" in groups
-        )
+        assert "its 6 BatchNorm groups do not split over 4 processes" in groups
 
 
 def _torchrun(*words, processes=2):
