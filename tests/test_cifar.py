@@ -262,7 +262,7 @@ def test_check_data_names_trouble_and_absence(command, world, tmp_path, monkeypa
 
 
 def test_pretraining_and_probing_on_it_from_the_command_line(command, tmp_path, monkeypatch):
-    """A network too small for anything, so that it takes seconds: the embedded tier's."""
+    """A network too small for anything, so that it takes seconds: the mini tier's."""
     _write(tmp_path, "cifar10", monkeypatch)
     flags = (
         "--data",
