@@ -10,6 +10,7 @@ import re
 import runpy
 import shlex
 import shutil
+import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
@@ -18,9 +19,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import torchvision
+from origins import ORIGINS
+from PIL import Image
 
 from pretrain import loop
 from pretrain.recipes import simclr as simclr_recipes
@@ -57,8 +61,14 @@ def commands(text: str) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
+EXTENDING = "docs/extending.md"
 COMMANDS = list(
-    dict.fromkeys(c for block in BLOCKS if block.language == "sh" for c in commands(block.text))
+    dict.fromkeys(
+        command
+        for block in BLOCKS
+        if block.language == "sh" and block.page != EXTENDING
+        for command in commands(block.text)
+    )
 )
 
 QUICK = {
@@ -249,6 +259,18 @@ def test_the_readmes_table_is_that_of_the_reference_run(tmp_path, command):
     assert_shown(text_blocks("README.md")[0], out)
 
 
+def test_what_is_printed_of_a_checkpoint_looks_like_that(tmp_path, command):
+    from protobench.__main__ import main
+
+    origin = ORIGINS["MoCo v2 or PCL v2"]
+    mine, other = (torchvision.models.resnet18().state_dict() for _ in range(2))
+    state = {name: t for name, t in mine.items() if not name.startswith("fc.")}
+    path = origin.save(tmp_path / "checkpoint_0199.pth.tar", origin.build(state, other))
+    code, out, err = command(main, "inspect", path)
+    assert code == 0, err
+    assert_shown(text_blocks("docs/checkpoints.md")[0], out, shape)
+
+
 # The pages themselves -----------------------------------------------------------------------------
 
 
@@ -279,3 +301,77 @@ def test_numbers_shown_in_docs_are_those_of_the_reference_run():
             r"\d+\.\d+ ±\d+\.\d+|[+-]\d+\.\d+ \[[^]]+\]", (ROOT / page).read_text()
         ):
             assert number in printed, f"{page}: {number}"
+
+
+# Extending the suite ------------------------------------------------------------------------------
+
+ONE_AFTER_ANOTHER = """
+import runpy, shlex, sys
+for line in sys.stdin:
+    name, *arguments = shlex.split(line)
+    sys.argv = [name, *arguments]
+    run = runpy.run_path if name.endswith(".py") else runpy.run_module
+    try:
+        run(name, run_name="__main__")
+    except SystemExit as ending:
+        print(f"{name}: exit {ending.code}")
+"""
+
+
+@pytest.fixture
+def extended(tmp_path) -> Path:
+    """A copy of the suite with the files of docs/extending.md in their places."""
+    for package in ("protobench", "pretrain", "evaluate", "tables"):
+        shutil.copytree(
+            ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    text = (ROOT / EXTENDING).read_text()
+    shown = re.findall(r"^`(\S+)`\n\n```\w+\n((?:.*\n)*?)```$", text, re.MULTILINE)
+    for name, content in shown:
+        assert not (tmp_path / name).exists(), f"{name} is a file of the suite"
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert len(shown) == len([block for block in blocks(EXTENDING) if block.language != "sh"])
+    return tmp_path
+
+
+def pets(root: Path) -> None:
+    """Eight images of each of two breeds, in train/ and in test/."""
+    rng = np.random.default_rng(0)
+    for split, breed, number in product(("train", "test"), ("Beagle", "Pug"), range(8)):
+        path = root / "pets" / split / breed / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(path)
+
+
+def test_the_examples_of_extending_the_suite_work(extended, world):
+    pets(extended / "root")
+    stand_ins = {"FILE": "run/encoder.safetensors", "ROOT": "root"}
+    lines = []
+    for block in blocks(EXTENDING):
+        for command in commands(block.text) if block.language == "sh" else ():
+            words = re.sub(r"^python (-m )?", "", command).split()
+            words = [stand_ins.get(word, word) for word in words]
+            if words[0].startswith("pretrain/"):
+                words += ["--out", "run"]
+            if words[0].endswith(".py") and "--data" not in words:
+                words += ["--data", str(world)]
+            lines.append(shlex.join(words))
+    done = subprocess.run(
+        [sys.executable, "-c", ONE_AFTER_ANOTHER],
+        cwd=extended,
+        input="\n".join(lines),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert re.findall(r"^(\S+): exit (.*)$", done.stdout, re.MULTILINE) == [
+        ("pretrain/simsiam.py", "0"),
+        ("evaluate/class_means.py", "0"),
+        ("tables", "0"),
+        ("tables", "3"),  # incomplete: nothing was run
+        ("protobench", "1"),  # fewer images than published
+        ("evaluate/class_means.py", "0"),
+    ], done.stdout + done.stderr
+    assert "simsiam-table4: Linear classification on ImageNet" in done.stdout
+    assert done.stdout.count("nearest class mean, ") == 2
