@@ -121,10 +121,10 @@ def test_without_mmdetection_detection_is_not_run_and_says_why(world, monkeypatc
         "runs": tmp_path,
     }
     (job,) = plan.make_plan(load("table5"), "quick", **how)
-    assert {score.state for score in job.scores} == {"impossible"}
-    assert all("MMDetection is not installed" in score.why for score in job.scores)
+    assert {task.state for task in job.tasks} == {"impossible"}
+    assert all("MMDetection is not installed" in task.why for task in job.tasks)
     (job,) = plan.make_plan(load("table7"), "quick", **how)
-    assert {score.state for score in job.scores} == {"to run"}
+    assert {task.state for task in job.tasks} == {"to run"}
 
 
 @pytest.mark.usefixtures("mmdet")

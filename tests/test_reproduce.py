@@ -173,7 +173,7 @@ def test_a_plan_of_which_a_part_can_be_made_tells_the_rest(command, tmp_path, wo
 def test_what_is_there_already_is_no_reason_to_fail(tmp_path):
     """A record of an encoder whose other data set has gone."""
     row = catalogue.load("table1").row("random")
-    scores = (
+    tasks = (
         plan.EvalTask("lowshot", "voc07", "done"),
         plan.EvalTask("lowshot", "places205", "impossible", "gone"),
     )
@@ -187,10 +187,10 @@ def test_what_is_there_already_is_no_reason_to_fail(tmp_path):
         "",
         "to run",
         "",
-        scores,
+        tasks,
     )
     assert plan.why_nothing([job]) == ""
-    assert plan.why_nothing([replace(job, scores=scores[1:])]) == "gone"
+    assert plan.why_nothing([replace(job, tasks=tasks[1:])]) == "gone"
     assert plan.why_nothing([]) == ""
 
 
@@ -436,9 +436,9 @@ def test_the_bar_counts_epochs_and_scores_of_jobs_under_way(world, monkeypatch, 
         results=tmp_path,
         runs=tmp_path / "runs",
     )
-    training, first = plan.training_seconds(job), job.scores[0]
+    training, first = plan.training_seconds(job), job.tasks[0]
     assert training == job.row.mini_seconds
-    assert plan.estimate(job) == training + sum(map(plan.score_seconds, job.scores))
+    assert plan.estimate(job) == training + sum(map(plan.task_seconds, job.tasks))
     (tmp_path / "moco-1-old-score-0123.json").touch()
     bar = executor._JobsBar([job], tmp_path)
     bar.show([job])
@@ -450,7 +450,7 @@ def test_the_bar_counts_epochs_and_scores_of_jobs_under_way(world, monkeypatch, 
     assert "moco:1" in bar.bar.postfix
     (tmp_path / f"moco-1-{first.evaluation}-{first.dataset}-0123456789ab.json").touch()
     bar.show([job])
-    assert bar.bar.n == pytest.approx(training / 2 + plan.score_seconds(first))
+    assert bar.bar.n == pytest.approx(training / 2 + plan.task_seconds(first))
     bar.show([])
     assert bar.bar.n == pytest.approx(plan.estimate(job))
     bar.bar.close()

@@ -335,9 +335,9 @@ def _looks_untrained(
     random = table.control("lower")
     if random is None or row.settings != random.settings:  # no Random, or of another feature
         return ""
-    for score in {column.score: None for column in table.columns if column.controlled}:
+    for task in {column.task: None for column in table.columns if column.controlled}:
         inside = []
-        for column in (column for column in table.columns if column.score == score):
+        for column in (column for column in table.columns if column.task == task):
             own, lowest = runs[row.name, column.title], runs[random.name, column.title]
             printed = table.numbers[random.name, column.title] if tier == "paper" else ""
             if not own or not (printed or lowest):

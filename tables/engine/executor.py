@@ -179,12 +179,12 @@ class _JobsBar:
                 done += plan.estimate(job)
                 continue
             scored = [
-                score
-                for score in job.scores
-                if score.state == "to run"
-                and f"{job.row.name}-{job.seed}-{score.evaluation}-{score.dataset}" in written
+                task
+                for task in job.tasks
+                if task.state == "to run"
+                and f"{job.row.name}-{job.seed}-{task.evaluation}-{task.dataset}" in written
             ]
-            done += sum(map(plan.score_seconds, scored))
+            done += sum(map(plan.task_seconds, scored))
             if job.trains and job.recipe:
                 log, epochs = job.checkpoint.parent / "log.jsonl", job.recipe.train.epochs
                 finished = log.read_bytes().count(b"\n") if log.exists() else 0

@@ -18,7 +18,7 @@ from markupsafe import Markup, escape
 from protobench.runtime import files
 from tables.engine import compare, pictures, reference, show
 from tables.engine.compare import Cell, Outcome
-from tables.engine.runs import score_of, select_records
+from tables.engine.runs import select_records, task_of
 from tables.engine.schema import (
     TIERS,
     ClaimResult,
@@ -219,7 +219,7 @@ def _cell(outcome: Outcome, row: Row, title: str, found: RecordsByRow) -> dict[s
     record_of = {
         (record["subject"]["seed"], run["draw"]): record["record_id"][:12]
         for record in found.get(row.name, [])
-        if score_of(record) == cell.column.score
+        if task_of(record) == cell.column.task
         for run in record["runs"]
     }
     facts = [

@@ -8,7 +8,7 @@ from PIL import Image
 
 from protobench.runtime import files
 from tables.engine import show
-from tables.engine.runs import score_of
+from tables.engine.runs import task_of
 from tables.engine.schema import Drawing, Figure, RecordsByRow, Tier
 
 COLOURS = ("#0072b2", "#e69f00", "#000000", "#009e73")
@@ -98,6 +98,6 @@ def missing(figure: Figure, found: RecordsByRow) -> list[str]:
     return [
         row.name
         for row in figure.rows
-        if not {score for score in figure.scores if score[0] not in row.lacks}
-        <= {score_of(record) for record in found.get(row.name, []) if figure.shows(record)}
+        if not {task for task in figure.tasks if task[0] not in row.lacks}
+        <= {task_of(record) for record in found.get(row.name, []) if figure.shows(record)}
     ]

@@ -1,4 +1,4 @@
-"""What a table needs: which encoders and scores exist, which are to be made, which cannot be, and
+"""What a table needs: which encoders and records exist, which are to be made, which cannot be, and
 what that costs."""
 
 import dataclasses
@@ -18,7 +18,7 @@ from protobench.data.image_list import ImageList
 from protobench.data.synthetic import bundled
 from protobench.records import ModelInfo
 from protobench.runtime.errors import UserError, choose
-from tables.engine.schema import Exhibit, Figure, Row, Tier
+from tables.engine.schema import Exhibit, Figure, Row, TaskKey, Tier
 
 State = Literal["done", "to run", "impossible"]
 NO_ENCODER = "no encoder"
@@ -26,7 +26,7 @@ FETCHED = Path("checkpoints")
 """Where python -m protobench fetch puts files."""
 RESNET50_BYTES = 0.1e9
 PAPER_SCORE_MINUTES, BUNDLED_SCORE_SECONDS = 30.0, 3.0
-"""The cost of one score where the evaluation does not tell: on the real data with one recent GPU,
+"""The cost of one evaluation that does not tell its own: on the real data with one recent GPU,
 and on the bundled data with one core of the reference machine."""
 
 
@@ -49,7 +49,7 @@ class EvalTask:
 
 @dataclass(frozen=True)
 class Job:
-    """One encoder and its scores, which one process makes in one go."""
+    """One encoder and its evaluations, which one process makes in one go."""
 
     row: Row
     seed: int
@@ -65,7 +65,7 @@ class Job:
     """of the recipe or of the file; equal for what may be averaged"""
     encoder: State
     why: str
-    scores: tuple[EvalTask, ...]
+    tasks: tuple[EvalTask, ...]
 
     @property
     def name(self) -> str:
@@ -77,9 +77,7 @@ class Job:
     @property
     def to_run(self) -> bool:
         """Whether anything is left to do that can be done."""
-        return self.encoder != "impossible" and any(
-            score.state == "to run" for score in self.scores
-        )
+        return self.encoder != "impossible" and any(task.state == "to run" for task in self.tasks)
 
     @property
     def trains(self) -> bool:
@@ -114,14 +112,14 @@ def make_plan(
     skip_bad_images: int = 0,
 ) -> list[Job]:
     """All jobs of a table, in its row order. Reads data lists and records, computes nothing, writes
-    nothing but the embedded data. Raises UserError for unknown or cited rows and for given
+    nothing but the bundled synthetic data. Raises UserError for unknown or cited rows and for given
     checkpoints that do not exist."""
     chosen = _chosen_rows(table, tier, rows, given)
     given = _fetched(table, chosen) | given
     root = data if tier == "paper" else bundled.ensure()
     sources = {
-        score: _try(lambda score=score: load_data(score[0], score[1], _need(root), skip_bad_images))
-        for score in table.scores
+        task: _try(lambda task=task: load_data(task[0], task[1], _need(root), skip_bad_images))
+        for task in table.tasks
     }
     have = records.read_all(results / tier / "records")
     jobs = []
@@ -229,10 +227,10 @@ def load_data(name: str, dataset: str, root: Path, skip_bad_images: int) -> tupl
     return evaluation(name).load_data(root, dataset, skip_bad_images)
 
 
-def score_config(job: Job, score: EvalTask, *, data: Path | None, **where: Any) -> Any:
-    """How a cell's scores are computed: the evaluation's defaults, which are the paper's protocol,
+def eval_config(job: Job, task: EvalTask, *, data: Path | None, **where: Any) -> Any:
+    """How a cell's values are computed: the evaluation's defaults, which are the paper's protocol,
     and the row's settings."""
-    return _config(job.row, job.checkpoint, score.evaluation, score.dataset, data, **where)
+    return _config(job.row, job.checkpoint, task.evaluation, task.dataset, data, **where)
 
 
 def _config(
@@ -252,7 +250,7 @@ def _need(root: Path | None) -> Path:
             "no --data given",
             hint=(
                 "--data ROOT with imagenet/, VOCdevkit/, places205/, coco/ and CIFAR's folders"
-                " below it"
+                " under it"
             ),
         )
     return root
@@ -273,7 +271,7 @@ def _job(
     given: Path | None,
     images: ImageList | None,
     why_not: str,
-    sources: dict[tuple[str, str], tuple[Any, str]],
+    sources: dict[TaskKey, tuple[Any, str]],
     have: dict[str, Any],
     runs: Path,
     data: Path | None,
@@ -295,16 +293,16 @@ def _job(
         else:
             key = run_key(recipe, images, seed)
             state, why = ("done", "") if exported_key(checkpoint) == key else ("to run", "")
-    scores = []
+    tasks = []
     for (name, dataset), (lists, missing) in sources.items():
         if name in row.lacks:
             continue
         if lists is None:
-            scores.append(EvalTask(name, dataset, "impossible", missing))
+            tasks.append(EvalTask(name, dataset, "impossible", missing))
         elif key is None:
-            scores.append(EvalTask(name, dataset, "impossible", NO_ENCODER))
+            tasks.append(EvalTask(name, dataset, "impossible", NO_ENCODER))
         elif given is not None and name in history.KINDS:
-            scores.append(
+            tasks.append(
                 EvalTask(
                     name,
                     dataset,
@@ -321,7 +319,7 @@ def _job(
                 )
             )
             record = records.key(result.to_json(), {"row": row.name, "seed": seed})
-            scores.append(
+            tasks.append(
                 EvalTask(name, dataset, "done" if record in have else "to run", key=record)
             )
     return Job(
@@ -334,7 +332,7 @@ def _job(
         identity,
         state,
         why,
-        tuple(scores),
+        tuple(tasks),
     )
 
 
@@ -358,17 +356,17 @@ def _provenance(table: Exhibit, row: Row, given: Path, sha256: str) -> str:
 
 
 def why_nothing(jobs: list[Job]) -> str:
-    """Why none of the scores is there or can be made: every reason, once. Empty where any is or
+    """Why none of the records is there or can be made: every reason, once. Empty where any is or
     can."""
-    scores = [score for job in jobs for score in job.scores]
-    if not scores or any(score.state != "impossible" for score in scores):
+    tasks = [task for job in jobs for task in job.tasks]
+    if not tasks or any(task.state != "impossible" for task in tasks):
         return ""
     reasons = [job.why for job in jobs if job.encoder == "impossible"]
     reasons += [
-        score.why
+        task.why
         for job in jobs
-        for score in job.scores
-        if job.encoder != "impossible" or score.why != NO_ENCODER
+        for task in job.tasks
+        if job.encoder != "impossible" or task.why != NO_ENCODER
     ]
     return "; ".join(dict.fromkeys(reasons))
 
@@ -380,17 +378,17 @@ def describe(table: Exhibit, tier: Tier, jobs: list[Job], workers: int) -> str:
         if row.cited:
             lines.append(f"  {row.name:<12} cited: {row.cited}")
         for job in (job for job in jobs if job.row is row):
-            scores = ", ".join(
-                f"{score.name} {score.state}{f' ({score.why})' if score.why else ''}"
-                for score in job.scores
+            tasks = ", ".join(
+                f"{task.name} {task.state}{f' ({task.why})' if task.why else ''}"
+                for task in job.tasks
             )
             needed = job.to_run or job.encoder == "impossible"
             encoder = job.encoder if needed else "done" if job.encoder == "done" else "not needed"
             lines.append(
-                f"  {job.name:<22} encoder {encoder}{f' ({job.why})' if job.why else ''}; {scores}"
+                f"  {job.name:<22} encoder {encoder}{f' ({job.why})' if job.why else ''}; {tasks}"
             )
     units = [job.encoder for job in jobs if job.trains or job.encoder != "to run"]
-    units += [score.state for job in jobs for score in job.scores]
+    units += [task.state for job in jobs for task in job.tasks]
     lines.append(
         f"units: {units.count('done')} cached, {units.count('to run')} to run,"
         f" {units.count('impossible')} impossible"
@@ -434,27 +432,27 @@ def _scoring_hours(job: Job) -> float:
     """On one recent GPU, of what is left to score."""
     return (
         sum(
-            evaluation(score.evaluation).minutes.get(score.dataset, PAPER_SCORE_MINUTES)
-            for score in job.scores
-            if score.state == "to run" and score.evaluation not in history.KINDS
+            evaluation(task.evaluation).minutes.get(task.dataset, PAPER_SCORE_MINUTES)
+            for task in job.tasks
+            if task.state == "to run" and task.evaluation not in history.KINDS
         )
         / 60
     )
 
 
 def estimate(job: Job) -> float:
-    """Seconds of one core for a job of the embedded tier, on the reference machine; for order and
+    """Seconds of one core for a job of the bundled tier, on the reference machine; for order and
     progress only."""
     return training_seconds(job) + sum(
-        score_seconds(score) for score in job.scores if score.state == "to run"
+        task_seconds(task) for task in job.tasks if task.state == "to run"
     )
 
 
-def score_seconds(score: EvalTask) -> float:
-    """Of one score."""
-    if score.evaluation in history.KINDS:
+def task_seconds(task: EvalTask) -> float:
+    """The same for one evaluation."""
+    if task.evaluation in history.KINDS:
         return 0.5
-    return evaluation(score.evaluation).seconds.get(score.dataset, BUNDLED_SCORE_SECONDS)
+    return evaluation(task.evaluation).seconds.get(task.dataset, BUNDLED_SCORE_SECONDS)
 
 
 def training_seconds(job: Job) -> float:

@@ -99,7 +99,7 @@ def reproduce(config: Reproduce, exhibit: Exhibit) -> int:
         raise UserError(f"nothing of {exhibit.name} can be made: {why}")
     if config.plan:
         return cli.SAME
-    requested_keys = frozenset(score.key for job in jobs for score in job.scores if score.key)
+    requested_keys = frozenset(task.key for job in jobs for task in job.tasks if task.key)
     executor = _executor(config, exhibit, requested_keys)
     running = [job for job in jobs if job.to_run]
     failed: list[str] = []
@@ -154,8 +154,8 @@ def _check(config: Reproduce, exhibit: Exhibit) -> None:
         )
     if config.tier == "paper" and config.data is not None and bundled.is_root(config.data):
         for what, there in (
-            ("CIFAR", any(dataset.startswith("cifar") for _, dataset in exhibit.scores)),
-            ("VOC and COCO", any(name == "detection" for name, _ in exhibit.scores)),
+            ("CIFAR", any(dataset.startswith("cifar") for _, dataset in exhibit.tasks)),
+            ("VOC and COCO", any(name == "detection" for name, _ in exhibit.tasks)),
         ):
             if there:
                 raise UserError(
@@ -185,7 +185,7 @@ def _load_given(jobs: list[Job]) -> None:
     from protobench.checkpoints import encoders
 
     for job in jobs:
-        if job.given and any(score.state != "done" for score in job.scores):
+        if job.given and any(task.state != "done" for task in job.tasks):
             print(encoders.load(job.checkpoint).summary())
 
 
@@ -221,17 +221,17 @@ def _impossible(jobs: list[Job]) -> list[str]:
     """What of the plan cannot be made, and why: encoders, then evaluations of others."""
     encoders = [job for job in jobs if job.encoder == "impossible"]
     return [f"{job.name}: {job.why}" for job in encoders] + [
-        f"{job.name}, {score.name}: {score.why}"
+        f"{job.name}, {task.name}: {task.why}"
         for job in jobs
-        for score in job.scores
-        if score.state == "impossible" and job.encoder != "impossible"
+        for task in job.tasks
+        if task.state == "impossible" and job.encoder != "impossible"
     ]
 
 
 def _set(config: Reproduce, exhibit: Exhibit) -> Exhibit:
     """The table with detectors trained at --lr, or, in the quick tier, in a few steps."""
     if config.lr is not None and (
-        config.tier != "paper" or any(name != "detection" for name, _ in exhibit.scores)
+        config.tier != "paper" or any(name != "detection" for name, _ in exhibit.tasks)
     ):
         raise UserError(
             "--lr belongs to the paper tier of tables 5 and 6 and their figure", hint="leave it out"
@@ -239,7 +239,7 @@ def _set(config: Reproduce, exhibit: Exhibit) -> Exhibit:
     if config.lr is not None and not 0 < config.lr < math.inf:
         raise UserError("--lr is positive")
     settings: tuple[tuple[str, Any], ...] = () if config.lr is None else (("lr", config.lr),)
-    if config.tier == "quick" and any(name == "detection" for name, _ in exhibit.scores):
+    if config.tier == "quick" and any(name == "detection" for name, _ in exhibit.tasks):
         settings = (("iterations", 20),)
     if not settings:
         return exhibit

@@ -9,7 +9,7 @@ import numpy as np
 
 from protobench import records
 from protobench.runtime import files
-from tables.engine.schema import Column, Exhibit, RecordsByRow, Tier
+from tables.engine.schema import Column, Exhibit, RecordsByRow, TaskKey, Tier
 
 Runs = dict[tuple[int, int], float]
 """(pretraining seed, draw) -> value"""
@@ -49,7 +49,7 @@ def select_records(
     found = {
         key: record
         for key, record in have.items()
-        if score_of(record) in exhibit.scores
+        if task_of(record) in exhibit.tasks
         and record["subject"]["row"] in names
         and record["subject"]["seed"] is not None
     }
@@ -60,26 +60,26 @@ def select_records(
         key=lambda record: (_as_printed(record, exhibit.expected_params), record["finished"]),
         reverse=True,
     )
-    kept: dict[tuple[str, int, tuple[str, str]], dict[str, Any]] = {}
-    data_of: dict[tuple[str, str], str] = {}
+    kept: dict[tuple[str, int, TaskKey], dict[str, Any]] = {}
+    data_of: dict[TaskKey, str] = {}
     params_of: dict[tuple[Any, ...], str] = {}
     recipe_of: dict[str, str] = {}
     stale = 0
     for record in [*requested.values(), *others]:
-        unit, row, score = record["unit"], record["subject"]["row"], score_of(record)
+        unit, row, task = record["unit"], record["subject"]["row"], task_of(record)
         data, params = files.sha256([unit["version"], unit["data"]]), files.sha256(unit["params"])
         recipe, settings = record["subject"]["recipe"], exhibit.row(row).settings
         if (  # the first record of each kind sets what all others must have
-            data_of.setdefault(score, data) != data
-            or params_of.setdefault((score, settings), params) != params
+            data_of.setdefault(task, data) != data
+            or params_of.setdefault((task, settings), params) != params
             or recipe_of.setdefault(row, recipe) != recipe
         ):
             stale += 1
             continue
-        kept.setdefault((row, record["subject"]["seed"], score), record)
+        kept.setdefault((row, record["subject"]["seed"], task), record)
     rows: RecordsByRow = {}
-    for row, seed, score in sorted(kept):
-        rows.setdefault(row, []).append(kept[row, seed, score])
+    for row, seed, task in sorted(kept):
+        rows.setdefault(row, []).append(kept[row, seed, task])
     return Collected(rows, stale)
 
 
@@ -87,7 +87,7 @@ def _as_printed(record: dict[str, Any], printed: dict[str, Any]) -> bool:
     return all(record["unit"]["params"].get(what) == value for what, value in printed.items())
 
 
-def score_of(record: dict[str, Any]) -> tuple[str, str]:
+def task_of(record: dict[str, Any]) -> TaskKey:
     """Evaluation and data set."""
     return record["unit"]["evaluation"], record["unit"]["data_name"]
 
@@ -107,7 +107,7 @@ def runs_of(found: list[dict[str, Any]], column: Column) -> Runs:
     return {
         (record["subject"]["seed"], run["draw"]): run[column.value]
         for record in found
-        if score_of(record) == column.score
+        if task_of(record) == column.task
         for run in record["runs"]
         if column.k in (None, run.get("k"))
     }

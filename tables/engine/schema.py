@@ -18,6 +18,8 @@ the plumbing. paper: real data."""
 TIERS: tuple[Tier, ...] = ("paper", "mini", "quick")
 """In the order of the page."""
 
+TaskKey = tuple[str, str]
+"""(evaluation, data set): what a record of an encoder is about"""
 RecordsByRow = dict[str, list[dict[str, Any]]]
 """row name -> its records, one per seed and data set"""
 
@@ -75,8 +77,8 @@ class Column:
     """whether the control rows have it, and must come out in it"""
 
     @property
-    def score(self) -> tuple[str, str]:
-        """The record that fills it: evaluation and data set."""
+    def task(self) -> TaskKey:
+        """What the record that fills it is about."""
         return self.evaluation, self.dataset
 
 
@@ -166,8 +168,8 @@ class Exhibit(ABC):
 
     @property
     @abstractmethod
-    def scores(self) -> tuple[tuple[str, str], ...]:
-        """The records that it is made of: all (evaluation, data set)."""
+    def tasks(self) -> tuple[TaskKey, ...]:
+        """What the records that it is made of are about."""
 
     @property
     def source(self) -> str:
@@ -198,7 +200,7 @@ class Figure(Exhibit):
     """what is shown, of what, by which estimator"""
     alternative: str
     """the same for those who do not see it: what to find where"""
-    records_of: tuple[tuple[str, str], ...]
+    records_of: tuple[TaskKey, ...]
     """evaluation and data set of the records that it is drawn from"""
     draw: Callable[[RecordsByRow], Drawing]
     shows: Callable[[dict[str, Any]], bool] = lambda record: True
@@ -207,7 +209,7 @@ class Figure(Exhibit):
     """judges the paper's statements about the figure on the same records"""
 
     @property
-    def scores(self) -> tuple[tuple[str, str], ...]:
+    def tasks(self) -> tuple[TaskKey, ...]:
         """``records_of``."""
         return self.records_of
 
@@ -237,9 +239,9 @@ class Table(Exhibit):
     """where paper and protocol leave a choice, and which was made"""
 
     @property
-    def scores(self) -> tuple[tuple[str, str], ...]:
+    def tasks(self) -> tuple[TaskKey, ...]:
         """Those of its columns."""
-        return tuple(dict.fromkeys(column.score for column in self.columns))
+        return tuple(dict.fromkeys(column.task for column in self.columns))
 
     @cached_property
     def _printed(self) -> dict[str, dict[str, str]]:

@@ -96,7 +96,7 @@ class SlurmJob:
             )
         try:
             if self.task:
-                work.score(self.job, self.task, self.context)
+                work.evaluate(self.job, self.task, self.context)
             else:
                 work.train(self.job, self.context)
         except Terminated:  # saved
@@ -186,7 +186,7 @@ class SlurmCluster:
                     1,
                     failed,
                 )
-                for task in job.scores
+                for task in job.tasks
                 if task.state == "to run"
             ]
         if not self.waits:

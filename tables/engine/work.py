@@ -68,7 +68,7 @@ def train(job: Job, context: RunContext) -> None:
     )
 
 
-def score(job: Job, task: EvalTask, context: RunContext) -> None:
+def evaluate(job: Job, task: EvalTask, context: RunContext) -> None:
     """Evaluates the job's encoder and writes the record."""
     records = context.results / context.tier / "records"
     if task.evaluation in history.KINDS:
@@ -77,7 +77,7 @@ def score(job: Job, task: EvalTask, context: RunContext) -> None:
         )
         history.write(task.evaluation, job.checkpoint, images, task.dataset, records, job.model())
         return
-    config = plan.score_config(
+    config = plan.eval_config(
         job,
         task,
         data=context.source,
@@ -95,10 +95,10 @@ def everything(job: Job, context: RunContext) -> None:
     if job.trains:
         train(job, context)
     failures = []
-    for task in job.scores:
+    for task in job.tasks:
         if task.state == "to run":
             try:
-                score(job, task, context)
+                evaluate(job, task, context)
             except Exception as failure:
                 explained = _explained(failure)
                 print(f"{task.name}: {explained}")
