@@ -14,12 +14,12 @@ from pathlib import Path
 from alternate import Figure, middle, show
 
 PUBLISHED = "torch.load(path, map_location='cpu', weights_only=True)"
-OURS = "checkpoints.load(path)"
+OURS = "encoders.load(path)"
 MEASURE = """
 import json, resource, sys, threading, time
 from pathlib import Path
 import torch
-from protobench import checkpoints
+from protobench.checkpoints import encoders
 path = Path(sys.argv[1])
 torch.ones(1).sum()
 

@@ -1020,12 +1020,12 @@ SMALL = "shared memory, through which workers pass images, is too small"
         (
             partial(fail_with, SHM),
             SMALL,
-            "--workers 0 needs none; or a larger one (docker run --shm-size",
+            "--workers 0 needs none; or enlarge it (docker run --shm-size",
         ),
         (
             partial(die, signal.SIGBUS),
             SMALL,
-            "--workers 0 needs none; or a larger one (docker run --shm-size",
+            "--workers 0 needs none; or enlarge it (docker run --shm-size",
         ),
         (
             partial(die, signal.SIGKILL),

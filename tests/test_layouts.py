@@ -342,7 +342,8 @@ def test_normalisations_that_the_file_does_not_tell_must_be_given(tmp_path):
         288,
     )
     for wrong in ("imagnet", "1,2,3", "0.5,0.5,0.5,0.2,0.2,0", "nan,0,0,1,1,1"):
-        assert "is not a normalisation" in _refused(tmp_path, cifar, LoadOptions(normalisation=wrong))
+        told = _refused(tmp_path, cifar, LoadOptions(normalisation=wrong))
+        assert "is not a normalisation" in told
     assert "--resize is at least --crop" in _refused(
         tmp_path, cifar, LoadOptions(normalisation="cifar10", crop=64)
     )

@@ -121,8 +121,11 @@ def test_a_real_command_without_a_reader_ends_quietly(words, unbuffered):
 @pytest.mark.parametrize("flags", [(), ("--debug",)])
 def test_a_broken_pipe_to_another_process_is_told(flags):
     code = (
-        "import os; from protobench.runtime import cli\ndef main():\n    r, w = os.pipe(); os.close(r);"
-        " print('first')\n    os.write(w, b'work')\ncli.run(main)"
+        "import os; from protobench.runtime import cli\n"
+        "def main():\n"
+        "    r, w = os.pipe(); os.close(r); print('first')\n"
+        "    os.write(w, b'work')\n"
+        "cli.run(main)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, *flags], cwd=ROOT, capture_output=True, text=True
