@@ -129,7 +129,7 @@ def _count(last: int | None) -> Callable[[], int]:
         operation()
         real(handle)
 
-    def hashed(self: Any, data: Any, real: Any = run_state._Hashing.write) -> int:
+    def hashed(self: Any, data: Any, real: Any = run_state._HashingWriter.write) -> int:
         def half() -> None:
             self.file.write(memoryview(data).cast("B")[: memoryview(data).nbytes // 2])
             self.file.flush()
@@ -139,7 +139,7 @@ def _count(last: int | None) -> Callable[[], int]:
         return real(self, data)
 
     sys.addaudithook(audited)
-    os.fsync, run_state._Hashing.write = fsync, hashed  # type: ignore[method-assign, assignment]
+    os.fsync, run_state._HashingWriter.write = fsync, hashed  # type: ignore[method-assign, assignment]
     return lambda: so_far
 
 
