@@ -105,7 +105,7 @@ class Outcome:
 
         Differs: a cell is short. Where 5 runs or more can tell, it must also be beyond chance over
         the whole table; without a p-value nothing can tell, and it counts. With ``strict`` also a
-        cell above its margin and a claim that is weaker or reversed. The embedded tier has nothing
+        cell above its margin and a claim that is weaker or reversed. The bundled tier has nothing
         to compare cell by cell, so it differs only by ``strict``."""
         cells = list(self.cells.values())
         if self.failed or any(cell.verdict == "invalid" for cell in cells):

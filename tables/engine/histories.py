@@ -1,4 +1,5 @@
-"""Curves over the epochs of a pretraining, out of course records: what Figures 3 and 4 share."""
+"""Curves over the epochs of a pretraining, from the records of training histories: what Figures 3
+and 4 share."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,7 +7,7 @@ from typing import Any
 import numpy as np
 
 HEADER = ("row", "seed", "epochs", "K", "quantity", "value")
-"""Of the CSV that ``lines`` fills."""
+"""The header of the CSV that ``lines`` fills."""
 Value = Callable[[dict[str, Any]], float]
 """A number out of a probe."""
 
@@ -70,5 +71,5 @@ def lines(
 
 
 def numbers(records: list[dict[str, Any]]) -> list[str]:
-    """All K, rising."""
+    """All K of the monitor's clusterings, sorted."""
     return sorted(records[0]["probes"][0]["clusters"], key=int)

@@ -449,14 +449,14 @@ def estimate(job: Job) -> float:
 
 
 def task_seconds(task: EvalTask) -> float:
-    """The same for one evaluation."""
+    """Seconds of one core for one evaluation of the bundled tier."""
     if task.evaluation in history.KINDS:
         return 0.5
     return evaluation(task.evaluation).seconds.get(task.dataset, BUNDLED_SCORE_SECONDS)
 
 
 def training_seconds(job: Job) -> float:
-    """Of a job's pretraining; 0 where there is none."""
+    """Seconds of one core for a job's pretraining; 0 where there is none."""
     full = job.row.recipe("mini")
     if not job.trains or job.recipe is None:
         return 0.0

@@ -24,7 +24,7 @@ def draw(found: RecordsByRow) -> Drawing:
 
 
 def claims(found: RecordsByRow) -> tuple[ClaimResult, ...]:
-    """Of text and caption, on the last probes; the rise on the first as well."""
+    """Judges text and caption on the last probes, the increase on the first as well."""
     k = histories.numbers(found["pcl"])[1]
     sd, prototypes, features = (
         histories.of_clusters(k, "sd"),

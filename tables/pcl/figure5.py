@@ -69,7 +69,7 @@ def draw(found: RecordsByRow) -> Drawing:
 
 
 def claims(found: RecordsByRow) -> tuple[ClaimResult, ...]:
-    """Of the text, on the share of nearest neighbours in the plane that are of one class."""
+    """Judges the text on the share of nearest neighbours in the plane that are of one class."""
     value = {
         row: {r["subject"]["seed"]: r["runs"][0]["value"] for r in found[row]}
         for row in ("moco", "pcl")

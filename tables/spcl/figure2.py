@@ -160,7 +160,7 @@ def _similarities(
 
 
 def claims(found: RecordsByRow) -> tuple[ClaimResult, ...]:
-    """Of section 4.3, on the last epoch."""
+    """Judges section 4.3 on the last epoch."""
 
     def last(row: Row, what: str) -> dict[int, float]:
         return {seed: values[-1] for seed, values in by_epoch(found, row, what).items()}

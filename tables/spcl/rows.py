@@ -1,4 +1,4 @@
-"""The encoders of SPCL's ablations: one recipe each for CIFAR-10 and for the embedded data that
+"""The encoders of SPCL's ablations: one recipe each for CIFAR-10 and for the synthetic data that
 stands in for it."""
 
 from collections.abc import Callable
@@ -68,17 +68,18 @@ SYMMETRIC_WANG = spcl(
 )
 
 NUM_PROTOTYPES = (25, 100, 400), (8, 512, 4096)
-"""K of Figure 2(a), embedded and on CIFAR-10 (the paper: "from 8 to 4096"); the second is the one
-of all other rows."""
+"""K of Figure 2(a), on synthetic data and on CIFAR-10 (the paper: "from 8 to 4096"); the second is
+the one of all other rows."""
 BATCH_SIZES = (32, 128, 512), (128, 512, 4096)
-"""Of Figure 2(a), likewise ("from 128 to 4096"). The learning rate goes with the batch: SimCLR's
-rule, the paper has none."""
+"""Batch sizes of Figure 2(a), likewise ("from 128 to 4096"). The learning rate goes with the batch:
+SimCLR's rule, the paper has none."""
 TEMPERATURES = (0.1, 0.2, 0.5), (0.1, 0.5, 1.0)
-"""Of Figure 2(b); the paper's are in its picture only. The second is the one of all other rows."""
+"""Temperatures of Figure 2(b); the paper's are in its picture only. The second is the one of all
+other rows."""
 
 
 Values = tuple[tuple[Any, ...], tuple[Any, ...]]
-"""Of the mini and of the paper's tier."""
+"""The values of the mini tier and of the paper's."""
 
 
 def _of_batch(recipe: Any, size: int) -> Any:
