@@ -24,7 +24,8 @@ path = Path(sys.argv[1])
 torch.ones(1).sum()
 
 def private():  # MiB of this process alone; pages mapped from the file are the file's
-    words = dict(line.split(":") for line in open("/proc/self/smaps_rollup").read().splitlines()[1:])
+    rollup = Path("/proc/self/smaps_rollup").read_text()
+    words = dict(line.split(":") for line in rollup.splitlines()[1:])
     return int(words["Private_Dirty"].split()[0]) / 1024
 
 before, peak, done = private(), 0.0, False

@@ -1,4 +1,4 @@
-"""Shared by all tests: a tiny embedded world, tiny encoders, and a way to run a command line in
+"""Shared by all tests: a tiny bundled world, tiny encoders, and a way to run a command line in
 this process."""
 
 import os
@@ -86,13 +86,13 @@ def cache(shared) -> Path:
 
 @pytest.fixture(scope="session")
 def world(shared) -> Path:
-    """A tiny embedded world: never write into it."""
+    """A tiny bundled world: never write into it."""
     return bundled.ensure(shared / "world", TINY)
 
 
 @pytest.fixture(scope="session")
 def scene_data(shared) -> Path:
-    """Tiny embedded scenes for detection: never write into them."""
+    """Tiny bundled scenes for detection: never write into them."""
     return scenes.ensure(shared / "scenes", SCENES)
 
 
@@ -113,13 +113,13 @@ def train_images(world) -> ImageList:
 
 @pytest.fixture(scope="session")
 def encoder_file(once) -> Path:
-    """An untrained embedded-tier encoder in our own format."""
+    """An untrained mini-tier encoder in our own format."""
     return once("encoder", lambda folder: loop.pretrain(untrained.MINI, None, folder, seed=0))
 
 
 @pytest.fixture(scope="session")
 def moco_file(once, train_images) -> Path:
-    """An embedded-tier MoCo after one epoch: it has a head and a momentum encoder."""
+    """An mini-tier MoCo after one epoch: it has a head and a momentum encoder."""
     recipe = replace(moco.MINI, train=replace(moco.MINI.train, epochs=1, batch_size=64), queue=64)
     return once("moco", lambda folder: loop.pretrain(recipe, train_images, folder, seed=0))
 

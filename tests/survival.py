@@ -240,7 +240,7 @@ def record_operations(folder: Path) -> tuple[int, int]:
 
 
 def table1(folder: Path, count: int, flags: list[str]) -> str:
-    """The embedded Table 1 undisturbed, and killed at random moments of its time; what differs
+    """The bundled Table 1 undisturbed, and killed at random moments of its time; what differs
     between the two sets of files."""
 
     def start(name: str) -> subprocess.Popen:

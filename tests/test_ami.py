@@ -62,7 +62,7 @@ def test_pooled_features_need_no_head(command, encoder_file, world, tmp_path):
     assert "128-D pooled feature of the query encoder" in out
 
 
-def test_embedded_data_has_a_default_of_its_own(world):
+def test_bundled_data_has_a_default_of_its_own(world):
     assert (
         ami.Config("x").clusters
         == ami.Config("x", world).clusters

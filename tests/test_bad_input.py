@@ -78,14 +78,14 @@ def folder(tmp_path) -> Path:
 
 @pytest.fixture
 def kit(world, tmp_path) -> Path:
-    """A copy of the embedded VOC that may be spoilt."""
+    """A copy of the bundled VOC that may be spoilt."""
     shutil.copytree(world / "VOCdevkit", tmp_path / "data" / "VOCdevkit")
     return tmp_path / "data" / "VOCdevkit" / "VOC2007"
 
 
 @pytest.fixture
 def boxes(scene_data, tmp_path) -> Path:
-    """A copy of the embedded scenes in VOC's layout that may be spoilt."""
+    """A copy of the bundled scenes in VOC's layout that may be spoilt."""
     shutil.copytree(scene_data / "VOCdevkit", tmp_path / "data" / "VOCdevkit")
     return tmp_path / "data" / "VOCdevkit" / "VOC2007"
 

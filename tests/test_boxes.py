@@ -112,7 +112,7 @@ def test_run_lengths_are_pycocotools():
         np.testing.assert_array_equal(coco_mask.decode(coco_mask.frPyObjects(encoded, 7, 5)), mask)
 
 
-def test_a_folder_of_embedded_data_is_embedded_data(scene_data, tmp_path):
+def test_a_folder_of_embedded_data_is_bundled_data(scene_data, tmp_path):
     assert all(
         bundled.is_used(folder)
         for folder in (None, scene_data, scene_data / "coco", scene_data / "VOCdevkit" / "VOC2007")
@@ -120,7 +120,7 @@ def test_a_folder_of_embedded_data_is_embedded_data(scene_data, tmp_path):
     assert not bundled.is_used(tmp_path)
 
 
-def test_the_other_embedded_data_means_the_scenes(scene_data, world, tmp_path, monkeypatch):
+def test_the_other_bundled_data_means_the_scenes(scene_data, world, tmp_path, monkeypatch):
     monkeypatch.setattr(scenes, "ensure", lambda: scene_data.parent)
     assert scenes.root_of(scene_data) == scene_data
     assert scenes.root_of(tmp_path) == tmp_path
@@ -252,7 +252,8 @@ LABELIMG = """<?xml version="1.0" ?>
 """
 
 CHALLENGE = """<annotation><folder>VOC2007</folder><filename>000005.jpg</filename>
-	<source><database>The VOC2007 Database</database><annotation>PASCAL VOC2007</annotation><image>flickr</image></source>
+	<source><database>The VOC2007 Database</database>
+	<annotation>PASCAL VOC2007</annotation><image>flickr</image></source>
 	<owner><flickrid>archintent louisville</flickrid><name>?</name></owner>
 	<size><width>100</width><height>50</height><depth>3</depth></size><segmented>0</segmented>
 	<object><name>dog</name><pose>Rear</pose><truncated>0</truncated><difficult>0</difficult>

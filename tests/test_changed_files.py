@@ -116,7 +116,7 @@ def test_a_stopped_training_does_not_resume_on_other_images(
 # The bundled data, given by its folder ------------------------------------------------------------
 
 
-def test_the_embedded_folder_is_treated_as_no_folder_is(world, encoder_file, tmp_path, command):
+def test_the_bundled_folder_is_treated_as_no_folder_is(world, encoder_file, tmp_path, command):
     for place in (world, world / "imagenet"):
         words = [
             "--ckpt",

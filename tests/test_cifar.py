@@ -196,7 +196,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path, monkeypatch):
     )
 
 
-def test_the_embedded_images_stand_in_and_only_they(world, tmp_path):
+def test_the_bundled_images_stand_in_and_only_they(world, tmp_path):
     train, test = DATASETS["cifar100"].read_both(world)
     assert (train.name, test.name, len(train), len(test)) == (
         "cifar100-train",

@@ -230,7 +230,7 @@ def test_a_rate_is_refused_before_anything_is_trained(lr):
         reproduce._set(reproduce.Reproduce("table5", "paper", lr=lr), load("table5"))
 
 
-def test_embedded_scenes_are_refused_as_real_data(command, scene_data):
+def test_bundled_scenes_are_refused_as_real_data(command, scene_data):
     from tables import __main__ as tables_main
 
     code, _, err = command(

@@ -222,10 +222,7 @@ def test_places_that_no_layout_has_together_name_none_as_the_nearest(tmp_path):
     assert "no layout has a ResNet in each of these places" in told
     assert "nearest" not in told
     told = _refused(tmp_path, {"state_dict": under("backbone.", state)})
-    assert (
-        "known layouts have state_dict/backbone.conv1.weight, each beside other names"
-        in told
-    )
+    assert "known layouts have state_dict/backbone.conv1.weight, each beside other names" in told
     assert "nearest" not in told
     assert "--prefix backbone." in told
 

@@ -131,7 +131,7 @@ def test_what_records_are_found_by_stays_as_it_is():
 
 
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
-def test_cifar_has_a_cosine_and_the_embedded_stand_in_a_sweep(dataset):
+def test_cifar_has_a_cosine_and_the_bundled_stand_in_a_sweep(dataset):
     common = {
         "batch_size": 256,
         "sgd_momentum": 0.9,

@@ -174,7 +174,7 @@ def test_the_paper_s_hyper_parameters():
     assert (augment.min_area, augment.jitter_p, augment.grayscale, augment.blur) == (0.2, 1, 0.2, 0)
 
 
-def test_embedded_pcl_inherits_mocos_values():
+def test_bundled_pcl_inherits_mocos_values():
     moco, pcl = moco_recipes.MINI, pcl_recipes.MINI
     for name in (
         "arch",

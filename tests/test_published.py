@@ -148,7 +148,7 @@ def test_the_readers_ask(tmp_path, scene_data, world, capsys):
         cifar.read(tmp_path, "cifar10", "train")
 
 
-def test_the_embedded_data_is_known_by_its_classes(world, scene_data, tmp_path):
+def test_the_bundled_data_is_known_by_its_classes(world, scene_data, tmp_path):
     for root in (world, scene_data):
         for folder in (root, root / "VOCdevkit", root / "VOCdevkit" / "VOC2007"):
             assert bundled.is_used(folder)

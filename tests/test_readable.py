@@ -178,7 +178,7 @@ def test_an_evaluation_fails_by_default_and_records_what_it_left_out(
 # check-data ---------------------------------------------------------------------------------------
 
 
-def test_the_embedded_data_is_whole_and_claims_to_be_nothing_else(command, root, monkeypatch):
+def test_the_bundled_data_is_whole_and_claims_to_be_nothing_else(command, root, monkeypatch):
     monkeypatch.setattr(verify.bundled, "ensure", lambda: root)
     code, out, _ = command(main.main, "check-data")
     assert code == 0
@@ -215,7 +215,7 @@ def test_data_given_is_held_against_what_was_published(command, root, monkeypatc
     assert "fingerprints" in out
 
 
-def test_embedded_data_is_known_wherever_it_lies(command, root):
+def test_bundled_data_is_known_wherever_it_lies(command, root):
     (root / "manifest.json").unlink()
     code, out, err = command(main.main, "check-data", root / "imagenet")
     assert code == 0

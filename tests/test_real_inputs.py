@@ -1,7 +1,8 @@
 """Real files, where the folder PROTOBENCH_REAL_INPUTS has them; each is skipped, visibly, where it
 is not there:
 
-augnet/model.pth       AugNet's ResNet-50 (arXiv 2106.06250), a self-supervised checkpoint: pip download imgsim==0.1.2, unzip
+augnet/model.pth       AugNet's ResNet-50 (arXiv 2106.06250), a self-supervised checkpoint:
+                       pip download imgsim==0.1.2, unzip
 cifar10-jpeg/          CIFAR-10's 60,000 pictures as train|test/<class>/NNNN.jpg
 photos/                photographs of ImageNet as *.JPEG, one a class
 """

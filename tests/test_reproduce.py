@@ -1,4 +1,4 @@
-"""The whole job on real embedded data, in the tier that trains one epoch; in child processes, as a
+"""The whole job on real bundled data, in the tier that trains one epoch; in child processes, as a
 user runs it."""
 
 import shutil
@@ -219,7 +219,7 @@ def _encoder_q(path, arch=None):
 
 
 def test_the_paper_tier_scores_given_checkpoints(command, tmp_path):
-    """Real layouts with embedded pictures and a small network in MoCo's layout: everything but the
+    """Real layouts with bundled pictures and a small network in MoCo's layout: everything but the
     paper's data."""
     data = bundled.ensure(
         tmp_path / "data",

@@ -617,6 +617,6 @@ def test_parameters_are_table_1_s():
     assert round(sum(parameter.numel() for parameter in method.parameters()) / 1e6) == 36
 
 
-def test_embedded_spcl_inherits_simclr_s_values():
+def test_bundled_spcl_inherits_simclr_s_values():
     for name in ("arch", "augment", "input", "train", "dim", "temperature"):
         assert getattr(simclr.MINI, name) == getattr(spcl_recipes.MINI, name), name

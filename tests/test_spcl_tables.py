@@ -262,7 +262,7 @@ def test_other_images_than_those_of_the_training_are_refused(moco_file, tmp_path
         history.write("similarity", moco_file, imagenet.read(small, "train"), "imagenet", tmp_path)
 
 
-def test_embedded_images_never_pass_for_cifar(command, world, encoder_file, tmp_path):
+def test_bundled_images_never_pass_for_cifar(command, world, encoder_file, tmp_path):
     code, out, err = command(
         linear.EVALUATION.main,
         "--ckpt",

@@ -238,10 +238,10 @@ def test_missing_rows_are_incomplete_and_nothing_at_all_too(command, tmp_path):
     assert not (tmp_path / "typo").exists()
 
 
-def test_embedded_numbers_are_never_subtracted_from_the_paper_s(command, tmp_path):
+def test_bundled_numbers_are_never_subtracted_from_the_paper_s(command, tmp_path):
     _fill(tmp_path, "mini", seeds=(1, 2, 3), pcl=-7.0)
     code, out, _ = _diff(command, tmp_path)
-    assert code == 0, "the embedded tier cannot differ from the paper"
+    assert code == 0, "the mini tier cannot differ from the paper"
     assert "60 off-protocol" in out
     assert "not comparable" in out
     with open(tmp_path / "mini" / "table1.cells.csv", newline="", encoding="utf-8") as file:
@@ -249,7 +249,7 @@ def test_embedded_numbers_are_never_subtracted_from_the_paper_s(command, tmp_pat
     assert _diff(command, tmp_path, "--strict")[0] == 1, "a reversed claim counts if asked"
 
 
-def test_embedded_controls_in_the_wrong_order_are_invalid(command, tmp_path):
+def test_bundled_controls_in_the_wrong_order_are_invalid(command, tmp_path):
     _fill(tmp_path, "mini", seeds=(1, 2, 3), supervised=-60.0)
     code, out, _ = _diff(command, tmp_path)
     assert code == 2
