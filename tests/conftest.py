@@ -119,7 +119,7 @@ def encoder_file(once) -> Path:
 
 @pytest.fixture(scope="session")
 def moco_file(once, train_images) -> Path:
-    """An mini-tier MoCo after one epoch: it has a head and a momentum encoder."""
+    """A mini-tier MoCo after one epoch: it has a head and a momentum encoder."""
     recipe = replace(moco.MINI, train=replace(moco.MINI.train, epochs=1, batch_size=64), queue=64)
     return once("moco", lambda folder: loop.pretrain(recipe, train_images, folder, seed=0))
 

@@ -210,7 +210,7 @@ def test_a_checkpoint_is_scored_recorded_and_unmoved(
     (record,) = records.read_all(tmp_path).values()
     assert record["feature"]["dim"] == (512 if dataset == "places205" else 128)
     assert record["data"]["held_out"] == (20 if dataset == "cifar10" else 0), (
-        "there the embedded default tries three rates"
+        "there the bundled default tries three rates"
     )
     assert not list(tmp_path.glob(".linear-*")), "the state is gone when the record is there"
     code, _, err = command(

@@ -114,7 +114,7 @@ def test_every_table_and_figure_has_a_stamp_and_an_alternative(built):
     sections = text.split("<section ")[1:]
     assert len(sections) == len(catalogue.exhibits())
     for section in sections:
-        assert "MINI: embedded data" in section
+        assert "MINI: bundled synthetic data" in section
         for image in re.findall("<img[^>]*>", section):
             assert re.search('alt="[^"]{40,}"', image)
 

@@ -46,7 +46,7 @@ def stamp(picture: Any, tier: Tier) -> None:
     """Writes the tier onto the picture, which may be passed on without its page."""
     if tier != "paper":
         picture.suptitle(
-            f"{tier.upper()}: embedded data, not comparable with the paper's figure",
+            f"{tier.upper()}: bundled synthetic data, not comparable with the paper's figure",
             fontsize=8,
             color="#b00020",
         )

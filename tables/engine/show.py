@@ -34,10 +34,10 @@ LEGEND = (
 )
 STAMPS = {
     "mini": (
-        "MINI: embedded data and small networks. These numbers are not comparable with the paper's,"
-        " which stand beside them for orientation; only the claims (orderings) are checked."
+        "MINI: bundled synthetic data and small networks. These numbers are not comparable with the"
+        " paper's, which stand beside them for orientation; only the claims (orderings) are checked."
     ),
-    "quick": "QUICK: one epoch on embedded data. Tests the plumbing; the numbers mean nothing.",
+    "quick": "QUICK: one epoch on bundled data. Tests the plumbing; the numbers mean nothing.",
     "paper": "PAPER: real data, the paper's protocol.",
 }
 

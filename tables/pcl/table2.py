@@ -95,7 +95,7 @@ TABLE = Table(
             " neither."
         ),
         (
-            "Embedded tier: 3 random subsets of 40 and 400 images in batches of 20. Rates as in the"
+            "Mini tier: 3 random subsets of 40 and 400 images in batches of 20. Rates as in the"
             " paper or scaled down with the batch, whichever left Random and Supervised the lower"
             " training loss in one run of each: scaled at 1 %, the paper's at 10 %."
         ),

@@ -96,7 +96,7 @@ TABLE = Table(
             " without affine part, of which the paper says nothing; x 0.1 at 24 and 32 of 40"
             " epochs."
         ),
-        "Embedded tier: 10 epochs instead of 100 and 40.",
+        "Mini tier: 10 epochs instead of 100 and 40.",
         (
             "The paper stars MoCo's 79.2 and 48.9 (its own evaluation of the released model) and"
             " daggers LocalAgg, ADMIM and SimCLR (1000 epochs); it took MoCo's 60.6 from its"

@@ -90,7 +90,7 @@ TABLE = Table(
             " is installed."
         ),
         (
-            "Embedded tier: scenes of one to four objects, 240 and 600 for training, 400 for the"
+            "Mini tier: scenes of one to four objects, 240 and 600 for training, 400 for the"
             " test; narrow heads, fewer regions, 6 epochs, one training per pretraining seed. The"
             " rate of 0.02 left Random and Supervised of seed 1 the lowest training loss of 0.005,"
             " 0.02 and 0.05, at which Supervised diverged."

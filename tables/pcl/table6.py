@@ -73,7 +73,7 @@ TABLE = Table(
         ),
         "One GPU: BatchNorm sees all 16 images, as MoCo's synchronised one does over 8 GPUs.",
         (
-            "Embedded tier: 320 scenes for training, 200 for the test; narrow heads, fewer regions,"
+            "Mini tier: 320 scenes for training, 200 for the test; narrow heads, fewer regions,"
             " 200 batches of 8. The rate of 0.05 left Random and Supervised of seed 1 the lowest"
             " sum of training losses of 0.005, 0.02 (the paper's) and 0.05."
         ),

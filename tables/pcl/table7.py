@@ -46,7 +46,7 @@ TABLE = Table(
     ),
     paper_runs=1,
     expected_data={"imagenet": {"classes": 1000, "test images": 1_281_167}},
-    unit={"ImageNet": "k = 25 000 (embedded tier: 100)"},
+    unit={"ImageNet": "k = 25 000 (mini tier: 100)"},
     decimals=3,
     margin_reason=(
         "fixed before any run: below a third of PCL's lead over MoCo (0.125). It has to cover that"

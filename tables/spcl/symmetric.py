@@ -60,6 +60,6 @@ TABLE = Table(
             "The differences printed, 0.07 and 0.11, are no larger than the +- in the paper's Table"
             " 2: expect undecided."
         ),
-        "Embedded tier: the embedded ImageNet stands in (20 categories, K = 100).",
+        "Mini tier: the bundled ImageNet stands in (20 categories, K = 100).",
     ),
 )

@@ -120,7 +120,7 @@ TABLE = Table(
             " says how the paper is read."
         ),
         (
-            "Embedded tier: SPCL has SimCLR's hyper-parameters and K = 100; nothing was tuned for"
+            "Mini tier: SPCL has SimCLR's hyper-parameters and K = 100; nothing was tuned for"
             " it, except that heads which start anew keep the peak rate (see pretrain/spcl.py)."
         ),
     ),

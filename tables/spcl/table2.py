@@ -160,7 +160,7 @@ TABLE = Table(
             "TP and FN are what the paper calls distances: mean cosines after g_c, on the training"
             " batches of the last epoch. FN: images of one true class, without an anchor's partner,"
             " which was drawn because it lies near (one of fifty images of the class in batches of"
-            " 512 on CIFAR-10, one of six in the embedded ones). Without the contrastive loss"
+            " 512 on CIFAR-10, one of six in the bundled ones). Without the contrastive loss"
             " nothing trains g_c: those are the similarities of a random map."
         ),
         (
@@ -184,7 +184,7 @@ TABLE = Table(
             " spcl-leak)."
         ),
         (
-            "Embedded tier: the embedded ImageNet stands in for CIFAR-10 (20 categories); the probe"
+            "Mini tier: the bundled ImageNet stands in for CIFAR-10 (20 categories); the probe"
             " has 10 epochs, its rate chosen among 0.1, 1 and 10 on held-out training images. 20"
             " epochs; SPCL has SimCLR's hyper-parameters and K = 100, and nothing was tuned, except"
             " that heads which start anew keep the peak rate: a choice made after seeing that their"
