@@ -47,7 +47,7 @@ class Config(EvalConfig):
     restarts: int = 5
     """random starts; the one with the least inertia counts"""
     seed: int = 0
-    """of the starts"""
+    """seed of the starts"""
 
     @property
     def clusters(self) -> tuple[int, ...]:

@@ -123,7 +123,7 @@ class Config(EvalConfig):
     sgd_momentum: float = 0.9
     weight_decay: float = 1e-4
     seed: int = 0
-    """of initial heads, order, flips and sampled regions"""
+    """seed of initial heads, order, flips and sampled regions"""
 
     @property
     def on_coco(self) -> bool:

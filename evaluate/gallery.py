@@ -48,7 +48,7 @@ class Config(EvalConfig):
     coarse_images: int = 10
     """images shown of each coarse cluster"""
     seed: int = 0
-    """of the clusters and images drawn"""
+    """seed of the clusters and images drawn"""
 
     @property
     def copies(self) -> tuple[Copy | None, ...]:

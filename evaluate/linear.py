@@ -63,7 +63,7 @@ class Config(EvalConfig):
     batch_norm: bool | None = None
     """BatchNorm of the features, without affine parameters; default for places205 only"""
     seed: int = 0
-    """of initialisation, order and crops"""
+    """seed of initialisation, order and crops"""
 
     def params(self) -> dict[str, Any]:
         """Return what determines the score of an encoder on given images."""

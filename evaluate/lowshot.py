@@ -57,7 +57,7 @@ class Config(EvalConfig):
     draws: int = 5
     """independent support sets per k"""
     seed: int = 0
-    """of the support sets, which depend on (seed, k, draw) alone and are the same for every
+    """seed of the support sets, which depend on (seed, k, draw) alone and are the same for every
     checkpoint"""
     draw_order: Literal["keyed", "released"] = "keyed"
     """released: the very sequence of the released script (random.seed(0), all k in turn); pcl on

@@ -72,7 +72,7 @@ class Config(EvalConfig):
     batch_norm: Literal["train", "frozen"] = "train"
     """whether its statistics follow the batches"""
     seed: int = 0
-    """of subsets, initialisation, order and crops"""
+    """seed of subsets, initialisation, order and crops"""
 
     @property
     def percent(self) -> int:

@@ -38,7 +38,7 @@ class Config(EvalConfig):
     feature: Literal["embedding", "pooled"] = "embedding"
     """what is shown"""
     seed: int = 0
-    """of the images drawn"""
+    """seed of the images drawn"""
 
     @property
     def copies(self) -> tuple[Copy | None, ...]:

@@ -52,7 +52,7 @@ class ResultKey:
     evaluation: str
     data_name: str
     version: int
-    """of the evaluation"""
+    """version of the evaluation"""
     encoder: str
     """the encoder's key"""
     data: tuple[str, ...]
@@ -72,7 +72,7 @@ class ModelInfo:
     row: str
     """the table's row, or the file's name"""
     seed: int | None = None
-    """of pretraining"""
+    """seed of pretraining"""
     source: str = ""
     """"retrained", "released checkpoint ..." (the paper's own encoder), or another file"""
     recipe: str | None = None

@@ -176,6 +176,20 @@ def test_our_own_export_round_trips(tmp_path):
         assert torch.equal(encoder.backbone.state_dict()[name], tensor)
 
 
+def test_a_head_that_could_not_be_loaded_again_is_not_exported(tmp_path, backbone):
+    head = torch.nn.Sequential(torch.nn.Linear(512, 8), torch.nn.BatchNorm1d(8))
+    with pytest.raises(ValueError, match="export the backbone alone"):
+        encoders.export(
+            tmp_path / "x.safetensors",
+            backbone,
+            key="k",
+            input_=EvalInput(),
+            trained=None,
+            projection=head,
+        )
+    assert not list(tmp_path.iterdir())
+
+
 def test_our_header_keeps_what_no_weight_shows(tmp_path):
     shape = Arch("basic", (1, 1, 1, 1), 8, "cifar-padded")
     encoders.export(

@@ -164,7 +164,7 @@ def test_what_a_target_cannot_express_is_refused(command, source, tmp_path):
             program.main, "export", padded, tmp_path / "plain.pth", "--layout", target
         )
         assert code == 2
-        assert f"{target} would load a resnet18, cifar-padded stem in part" in err
+        assert f"{target} would load a resnet18, cifar-padded stem only in part" in err
     code, _, err = command(program.main, "export", padded, tmp_path / "again.safetensors")
     assert code == 0, err
     for name in ("x-deadbeef.pth", "PCL_v1_epoch200.pth.tar"):

@@ -392,7 +392,7 @@ def test_groups_are_what_the_recipe_names():
     leaking = _method(pairs="labels")
     leaking.start_epoch(0, _extract)
     leaking.draw_batches(0, 50)
-    assert leaking.drawn == {"positives_of_one_class": 1.0, "negatives_of_one_class": 0.0}
+    assert leaking.pair_statistics == {"positives_of_one_class": 1.0, "negatives_of_one_class": 0.0}
 
 
 def test_heads_start_anew_as_configured():

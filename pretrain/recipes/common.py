@@ -68,9 +68,9 @@ class Train:
     sgd_momentum: float = 0.9
     weight_decay: float = 1e-4
     precision: Literal["fp32", "bf16"] = "fp32"
-    """of the networks, by autocast, in training steps and in feature extraction for clustering;
-    weights and losses are always fp32. The papers' code trains in fp32: bf16 is off protocol. (On a
-    GPU, convolutions in fp32 may run in TF32, which is torch's default.)"""
+    """precision of the networks, by autocast, in training steps and in feature extraction for
+    clustering; weights and losses are always fp32. The papers' code trains in fp32: bf16 is off
+    protocol. (On a GPU, convolutions in fp32 may run in TF32, which is torch's default.)"""
     compile: bool = False
     """compile the networks with torch.compile: a minute or two once, then faster steps on a GPU"""
 

@@ -18,7 +18,7 @@ class MoCo(Recipe):
     queue: int = 65536
     """number of negatives kept; a multiple of the batch size"""
     momentum: float = 0.999
-    """of the key encoder"""
+    """momentum of the key encoder"""
     bn_groups: int = 8
     """BatchNorm sees the batch in this many groups, with the keys shuffled among them: what the
     original did on 8 GPUs, so that a query cannot find its key by their common statistics; 1

@@ -48,7 +48,7 @@ class Encoder:
     """the projection head of this copy, if the file has one of known shape: maps pooled features
     [N, D] to [N, C]"""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """of the network's arithmetic"""
+    """precision of the network's arithmetic"""
     input_certain: bool = True
     """whether the input's normalisation is known, from our header or the user, and not assumed for
     the file's origin"""
@@ -275,6 +275,14 @@ def _take(
     return state
 
 
+HEADS = {
+    frozenset({"weight", "bias"}): [""],
+    frozenset({"0.weight", "0.bias", "2.weight", "2.bias"}): ["0.", "2."],
+}
+"""The projection heads that can be loaded, by the names of their tensors: a linear layer, or two
+with a ReLU between them. Each has the prefixes of its layers."""
+
+
 def _projection_state(match: Match, found: State, arch: Arch) -> State:
     """Returns the copy's projection head by its own names ("weight", "0.weight"); empty if it has
     none of known shape that fits."""
@@ -284,10 +292,7 @@ def _projection_state(match: Match, found: State, arch: Arch) -> State:
         for name, tensor in found.items()
         if prefix and name.startswith(prefix)
     }
-    layers = {
-        frozenset({"weight", "bias"}): [""],
-        frozenset({"0.weight", "0.bias", "2.weight", "2.bias"}): ["0.", "2."],
-    }.get(frozenset(head), [])
+    layers = HEADS.get(frozenset(head), [])
     width = arch.width * 8 * (4 if arch.block == "bottleneck" else 1)
     for layer in layers:
         weight, bias = head[f"{layer}weight"], head[f"{layer}bias"]
@@ -485,7 +490,13 @@ def export(
     """Writes a backbone as safetensors with torchvision's names and, if given, its projection head
     (``projection.…``) and the momentum encoder's backbone and head (``momentum.…``). The header
     holds its shape, the input that it expects, hashes of its weights, and ``trained``: how it was
-    trained."""
+    trained. Raises ValueError for a head that could not be loaded again."""
+    for head in (projection, momentum and momentum[1]):
+        if head and frozenset(head.state_dict()) not in HEADS:
+            raise ValueError(
+                "a projection head is a linear layer, or two with a ReLU between them; this one has"
+                f" {', '.join(head.state_dict())}; export the backbone alone"
+            )
     copies = {"query": _with_head(backbone, projection)} | (
         {"momentum": _with_head(*momentum)} if momentum else {}
     )

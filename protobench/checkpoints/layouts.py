@@ -41,8 +41,8 @@ class LoadOptions:
     sha256: str | None = None
     """refuse the file unless its hash begins with this"""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """of the network's arithmetic. bf16 is faster; how far extracted features differ is measured,
-    printed and recorded"""
+    """precision of the network's arithmetic. bf16 is faster; how far extracted features differ is
+    measured, printed and recorded"""
 
 
 @dataclass(frozen=True)

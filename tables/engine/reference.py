@@ -39,7 +39,7 @@ class Pair:
 
     @property
     def difference(self) -> float:
-        """Ours less theirs."""
+        """Our mean minus the committed one."""
         return (self.cell.mean or 0.0) - self.mean
 
     def told(self, decimals: int) -> str:

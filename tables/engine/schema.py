@@ -210,7 +210,7 @@ class Figure(Exhibit):
 
     @property
     def tasks(self) -> tuple[TaskKey, ...]:
-        """``records_of``."""
+        """The records that it is drawn from (``records_of``)."""
         return self.records_of
 
 

@@ -34,8 +34,9 @@ LEGEND = (
 )
 STAMPS = {
     "mini": (
-        "MINI: bundled synthetic data and small networks. These numbers are not comparable with the"
-        " paper's, which stand beside them for orientation; only the claims (orderings) are checked."
+        "MINI: bundled synthetic data and small networks. These numbers are not comparable with"
+        " the paper's, which stand beside them for orientation; only the claims (orderings) are"
+        " checked."
     ),
     "quick": "QUICK: one epoch on bundled data. Tests the plumbing; the numbers mean nothing.",
     "paper": "PAPER: real data, the paper's protocol.",
@@ -170,7 +171,7 @@ def summary(outcome: Outcome, strict: bool = False) -> str:
 
 
 def text(outcome: Outcome, strict: bool = False) -> str:
-    """For the terminal: aligned, ours | paper in every cell, then claims and the summary."""
+    """Returns the table for the terminal: ours | paper in every cell, then claims and summary."""
     table = outcome.table
     lines = [
         f"{table.name}: {table.title}",
@@ -216,7 +217,7 @@ def grid_csv(outcome: Outcome) -> str:
 
 
 def cells_csv(outcome: Outcome) -> str:
-    """One line per cell, for programs."""
+    """Returns one line per cell, for programs."""
 
     def shown(value: float | None) -> str:
         return "" if value is None else f"{value:.4f}"
@@ -272,7 +273,7 @@ def csv_text(header: list[str], rows: list[list[str]]) -> str:
 
 
 def markdown(outcome: Outcome, strict: bool = False) -> str:
-    """For GitHub."""
+    """Returns the table in GitHub's Markdown."""
     table = outcome.table
     lines = [
         f"# {table.name}: {table.title}",
@@ -322,7 +323,7 @@ def plain(text: str) -> str:
 
 
 def latex(outcome: Outcome) -> str:
-    """For papers: booktabs, ours with its spread; the tier is part of the caption."""
+    """Returns the table for papers: booktabs, ours with its spread, the tier in the caption."""
     table = outcome.table
     symbols = {"±": "$\\pm$", "–": "--", "—": "---", "·": "", "✗": "(invalid)"}
     frame = pd.DataFrame(

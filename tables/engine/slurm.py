@@ -128,7 +128,7 @@ class Publication:
 
     @property
     def name(self) -> str:
-        """For logs."""
+        """The job's name in logs."""
         return f"table-{self.exhibit.name}"
 
     def __call__(self) -> int:
