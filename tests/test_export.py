@@ -170,7 +170,7 @@ def test_what_a_target_cannot_express_is_refused(command, source, tmp_path):
     for name in ("x-deadbeef.pth", "PCL_v1_epoch200.pth.tar"):
         code, _, err = command(program.main, "export", source, tmp_path / name)
         assert code == 2
-        assert "published file's, or promises a hash" in err
+        assert "published file's name, or promises a hash" in err
     code, _, err = command(program.main, "export", source, source)
     assert code == 2
     assert "overwrite the checkpoint itself" in err
