@@ -37,13 +37,23 @@ from protobench.runtime.errors import UserError
 
 
 @in_fp32
-def info_nce(q_NC: Tensor, k_NC: Tensor, queue_KC: Tensor, temperature: float) -> Tensor:
+def info_nce(
+    q_NC: Tensor,
+    k_NC: Tensor,
+    queue_KC: Tensor,
+    temperature: float,
+    log_weight_NK: Tensor | None = None,
+) -> Tensor:
     """PCL's Eq. 1, the mean over i: -log exp(q.k+ / T) / sum_j exp(q.k_j / T), where j runs over
-    k+ and the queue. Inputs have unit norm."""
+    k+ and the queue. Inputs have unit norm. With ``log_weight_NK``, the terms of the queue are
+    weighted."""
     pos_N1 = (q_NC * k_NC).sum(1, keepdim=True)
     neg_NK = q_NC @ queue_KC.T
     target_N = torch.zeros(len(q_NC), dtype=torch.long, device=q_NC.device)
-    return F.cross_entropy(torch.cat([pos_N1, neg_NK], 1) / temperature, target_N)
+    logits = torch.cat([pos_N1, neg_NK], 1) / temperature
+    if log_weight_NK is not None:
+        logits = logits + F.pad(log_weight_NK, (1, 0))
+    return F.cross_entropy(logits, target_N)
 
 
 @torch.no_grad()
@@ -140,16 +150,19 @@ class MoCo(Method):
 
     def loss(self, views: list[Tensor], index_N: Tensor) -> Tensor:
         """InfoNCE of this process's share of the batch. Advances the key encoder and the queue by
-        one step.
-
-        The queue is cloned because the backward pass still reads it after the keys have been
-        added."""
+        one step."""
         q_NC, k_NC = self.embed(views)
-        loss = info_nce(
-            q_NC, distributed.shard_of(k_NC), self.queue.clone(), self.recipe.temperature
-        )
+        loss = self.instance_loss(q_NC, k_NC, index_N)
         self.enqueue(k_NC)
         return loss
+
+    def instance_loss(self, q_NC: Tensor, k_NC: Tensor, index_N: Tensor) -> Tensor:
+        """InfoNCE of this process's queries [n, C] against keys [N, C] of the global batch and the
+        queue, which is cloned because the backward pass still reads it after the keys have been
+        added."""
+        return info_nce(
+            q_NC, distributed.shard_of(k_NC), self.queue.clone(), self.recipe.temperature
+        )
 
     def get_extra_state(self) -> dict[str, Any]:
         """The counters, for checkpoints."""

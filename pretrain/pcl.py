@@ -42,10 +42,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pretrain.method import Extract
-from pretrain.moco import MoCo, info_nce
+from pretrain.moco import MoCo
 from pretrain.precision import in_fp32
 from pretrain.recipes import pcl as recipes
-from protobench.kmeans import kmeans
+from protobench.kmeans import Clustering, kmeans
 from protobench.runtime import distributed
 from protobench.runtime.errors import UserError
 
@@ -147,7 +147,7 @@ class PCL(MoCo):
         """E-step: clusters the momentum features of all images and returns statistics of the
         clusters. Only the main process clusters; the result is broadcast."""
         self.prototypes = []
-        if epoch < self.recipe.warmup:
+        if epoch < self.recipe.warmup or not self.recipe.num_prototypes:
             return {}
         features_IC = extract(self.encoder_k)
         clusterings = distributed.broadcast_from_main(
@@ -179,10 +179,7 @@ class PCL(MoCo):
         self, features_IC: np.ndarray, m: int, k: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Centroids [K, C], their phi [K] and the prototype of every image [I]."""
-        recipe = self.recipe
-        clusters = kmeans(
-            features_IC, k, seed=m, niter=recipe.niter, nredo=recipe.nredo, gpu=self.queue.is_cuda
-        )
+        recipe, clusters = self.recipe, self._kmeans(features_IC, m, k)
         phi_K = np.full(k, recipe.temperature)
         if recipe.concentration == "estimated":
             phi_K = concentration(
@@ -195,6 +192,10 @@ class PCL(MoCo):
                 clip_percentiles=recipe.clip_percentiles,
             )
         return clusters.centroids, phi_K, clusters.assignment
+
+    def _kmeans(self, features_IC: np.ndarray, m: int, k: int) -> Clustering:
+        recipe, gpu = self.recipe, self.queue.is_cuda
+        return kmeans(features_IC, k, seed=m, niter=recipe.niter, nredo=recipe.nredo, gpu=gpu)
 
     def get_extra_state(self) -> dict[str, Any]:
         """The counters and the epoch's clusters, for checkpoints."""
@@ -213,9 +214,7 @@ class PCL(MoCo):
         """ProtoNCE (Eq. 11) of this process's share: InfoNCE plus the mean of the prototype terms
         over the M granularities."""
         q_NC, k_NC = self.embed(views)
-        loss = info_nce(
-            q_NC, distributed.shard_of(k_NC), self.queue.clone(), self.recipe.temperature
-        )
+        loss = self.instance_loss(q_NC, k_NC, index_N)
         terms = []
         for m, (prototypes_KC, phi_K, prototype_I) in enumerate(self.prototypes):
             positive_N = prototype_I[index_N]

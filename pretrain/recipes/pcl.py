@@ -18,7 +18,7 @@ class PCL(MoCo):
     """paper: r = 16000, which is no multiple of the batch of 256; the released code uses 16384"""
     temperature: float = 0.1
     num_prototypes: tuple[int, ...] = (25_000, 50_000, 100_000)
-    """K, one clustering each"""
+    """K, one clustering each; none: MoCo"""
     num_negatives: int = 16384
     """negative prototypes per step; all of them where there are not that many"""
     alpha: float = 10.0
