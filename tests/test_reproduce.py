@@ -17,6 +17,7 @@ from protobench import records
 from protobench.checkpoints import resnet
 from protobench.checkpoints.resnet import Arch
 from protobench.data.synthetic import bundled
+from protobench.runtime import processes
 from tables import __main__ as tables_main
 from tables.engine import catalogue, executor, plan
 
@@ -90,9 +91,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_next_run_continues(command, tmp_p
     assert len(list(folder.glob("*.json"))) == 4
     assert not list((tmp_path / "runs").rglob(".*.tmp"))
 
-    monkeypatch.setattr(
-        executor, "ProcessPoolExecutor", lambda *_, **__: pytest.fail("nothing is left to do")
-    )
+    monkeypatch.setattr(processes, "pool", lambda *_, **__: pytest.fail("nothing is left to do"))
     code, again, _ = _reproduce(command, tmp_path, "--tier", "quick", *flags)
     assert code == 3
     assert again == out

@@ -3,20 +3,15 @@
 
 import contextlib
 import math
-import multiprocessing
 import os
-import signal
-import threading
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from protobench.runtime import resource_errors
-from protobench.runtime.errors import UserError
+from protobench.runtime import processes
 from protobench.runtime.progress import progress
 from tables.engine import plan, work
 from tables.engine.plan import Job
@@ -54,33 +49,22 @@ class LocalProcesses:
         threads = 1 if parallel > 1 else 0
         failed = []
         records = context.results / context.tier / "records"
-        with _bar(jobs, records) as bar, _threads_per_process(threads):
-            pool = ProcessPoolExecutor(
-                min(parallel, len(jobs)),
-                mp_context=multiprocessing.get_context("spawn"),
-                initializer=_start_worker,
-                initargs=(threads,),
-            )
-            try:
-                pending: dict[Future[None], Job] = {
-                    pool.submit(run_job, job, context): job
-                    for job in sorted(jobs, key=plan.estimate, reverse=True)
-                }
-                while pending:
-                    finished, _ = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
-                    for future in finished:
-                        job = pending.pop(future)
-                        if failure := future.exception():
-                            log = log_folder(job, context) / "output.log"
-                            failed.append(f"{job.name}: {_explained(failure)}\n  log: {log}")
-                    bar.show(pending.values())
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                for process in multiprocessing.active_children():
-                    process.terminate()
-                pool.shutdown()
-                raise
-            pool.shutdown()
+        with (
+            _bar(jobs, records) as bar,
+            processes.pool(min(parallel, len(jobs)), threads) as pool,
+        ):
+            pending: dict[Future[None], Job] = {
+                pool.submit(run_job, job, context): job
+                for job in sorted(jobs, key=plan.estimate, reverse=True)
+            }
+            while pending:
+                finished, _ = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    job = pending.pop(future)
+                    if failure := future.exception():
+                        log = log_folder(job, context) / "output.log"
+                        failed.append(f"{job.name}: {processes.explained(failure)}\n  log: {log}")
+                bar.show(pending.values())
         return failed
 
 
@@ -101,48 +85,6 @@ def run_job(job: Job, context: RunContext) -> None:
         contextlib.redirect_stderr(log),
     ):
         work.everything(job, context)
-
-
-def _explained(failure: BaseException) -> object:
-    if isinstance(failure, UserError):
-        return failure
-    if isinstance(failure, BrokenProcessPool):
-        return "a process died (out of memory?)"
-    return resource_errors.explained(failure) or repr(failure)
-
-
-def _start_worker(threads: int) -> None:
-    # The parent ends its workers, whose files are whole at any moment.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    if threads:
-        import torch
-
-        torch.set_num_threads(threads)
-
-
-def _end_with(parent: int) -> None:
-    """Ends this worker when its parent is gone, killed for example: nobody would collect its
-    results."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
-
-
-@contextlib.contextmanager
-def _threads_per_process(threads: int) -> Iterator[None]:
-    """Sets OMP_NUM_THREADS for children: faiss and BLAS read it when they are loaded, before any
-    code of ours runs."""
-    before = os.environ.get("OMP_NUM_THREADS")
-    if threads:
-        os.environ["OMP_NUM_THREADS"] = str(threads)
-    try:
-        yield
-    finally:
-        os.environ.pop("OMP_NUM_THREADS", None)
-        if before is not None:
-            os.environ["OMP_NUM_THREADS"] = before
 
 
 @contextlib.contextmanager
