@@ -240,11 +240,16 @@ class PCL(MoCo):
         )
 
 
-def build(recipe: recipes.PCL, labels: Tensor, num_classes: int, seed: int) -> PCL:
-    """See method.py; labels are not used. UserError where there are more prototypes than images."""
+def check_prototypes(recipe: recipes.PCL, labels: Tensor) -> None:
+    """UserError where there are more prototypes than images."""
     if recipe.train.epochs and max(recipe.num_prototypes, default=0) > len(labels):
         raise UserError(
             f"PCL: {max(recipe.num_prototypes)} clusters requested of {len(labels)} images",
             hint="lower --num-prototypes; the paper's 25000, 50000 and 100000 are for ImageNet",
         )
+
+
+def build(recipe: recipes.PCL, labels: Tensor, num_classes: int, seed: int) -> PCL:
+    """See method.py; labels are not used. UserError where there are more prototypes than images."""
+    check_prototypes(recipe, labels)
     return PCL(recipe, seed)

@@ -22,6 +22,7 @@ from tiny import tiny_methods
 from pretrain import loop, optim, simclr
 from pretrain.augment import loader
 from pretrain.recipes import moco, pcl, spcl
+from pretrain.recipes.collisions import dial
 from protobench import batch_norm
 from protobench.checkpoints import encoders
 from protobench.data import image_list
@@ -44,6 +45,7 @@ METHODS = tiny_methods() | {
     "moco in shuffled groups": replace(MOCO, bn_groups=4),
     "pcl": PCL,
     "pcl with drawn negatives, in groups": replace(PCL, num_negatives=10, bn_groups=4),
+    "collisions, permuted": dial(PCL, 0.0, "permuted"),
     "spcl": SPCL,
     "spcl, some weights 0": replace(SPCL, beta=0.0, alpha=0.0),
     "spcl in halves": replace(SPCL, negatives="halves"),

@@ -15,6 +15,7 @@ from pretrain import loop, optim, pcl
 from pretrain.augment import loader
 from pretrain.recipes import moco, simclr, spcl
 from pretrain.recipes import pcl as pcl_recipes
+from pretrain.recipes.collisions import dial
 from protobench.checkpoints import encoders
 from protobench.data import image_list, loading
 from protobench.runtime import files, signals
@@ -36,6 +37,7 @@ METHODS = tiny_methods(epochs=3) | {
     "moco in shuffled groups": replace(MOCO, bn_groups=4),
     "pcl": PCL,
     "pcl with drawn negatives": PCL_DRAWS,
+    "collisions, permuted": dial(PCL, 16.0, "permuted"),
     "simclr with LARS": replace(
         _short(simclr.MINI), train=replace(simclr.PAPER.train, epochs=3, batch_size=32)
     ),
