@@ -40,7 +40,7 @@ def rows() -> Iterator[Figure]:
     share = statistics.median(e_step) / statistics.median(spent["PCL"])
     yield Figure(
         "an epoch of mini PCL, E-step included, relative to MoCo, wall time",
-        f"{middle(ratios)}×; the E-step is {100 * share:.0f} % of it; over 40 epochs with 4 of"
+        f"{middle(ratios)}×; the E-step is {100 * share:.0f} % of it; over 20 epochs with 2 of"
         f" warm-up {1 + 0.9 * (statistics.median(ratios) - 1):.2f}×",
         "≤ 1.4×",
     )

@@ -124,20 +124,20 @@ def test_margins_are_what_their_reason_says():
 
 def test_rows_of_both_tiers_differ_in_the_same_fields():
     for row in table2.TABLE.rows[3:]:
-        for tier, base in (("mini", spcl.MINI_ABLATION), ("paper", spcl.CIFAR10)):
+        for tier, base in (("mini", spcl.MINI), ("paper", spcl.CIFAR10)):
             recipe = row.recipe(tier)
             changed = {name for name in vars(base) if getattr(recipe, name) != getattr(base, name)}
             assert changed <= {"alpha", "beta", "gamma", "pairs", "prototypes"}, row.name
-    assert rows.LEAK.mini == replace(spcl.MINI_ABLATION, pairs="labels")
+    assert rows.LEAK.mini == replace(spcl.MINI, pairs="labels")
 
 
 def test_a_sweep_shares_the_encoder_that_all_tables_have():
     for family in (rows.BY_PROTOTYPES, rows.BY_BATCH, rows.SPCL_BY_TEMPERATURE):
-        assert [row.mini == spcl.MINI_ABLATION for row in family].count(True) == 1
+        assert [row.mini == spcl.MINI for row in family].count(True) == 1
         assert next(row for row in family if row.name == "spcl") == rows.SPCL
     for row in rows.BY_BATCH:
         for base, recipe in (
-            (spcl.MINI_ABLATION, row.mini),
+            (spcl.MINI, row.mini),
             (spcl.CIFAR10, row.paper),
         ):
             assert recipe.train.lr / recipe.train.batch_size == pytest.approx(

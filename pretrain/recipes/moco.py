@@ -58,7 +58,7 @@ MINI_FIELDS: dict[str, Any] = {
     "temperature": 0.1,
     "bn_groups": 1,
 }
-"""1240 steps in all: a queue of an eighth of the data and an encoder average over 100 steps.
+"""620 steps in all: a queue of an eighth of the data and an encoder average over 100 steps.
 BatchNorm over the whole batch: groups of 32 made no difference in a trial (kNN 64.5 against 65.4)
 and cost time."""
 MINI = mini(V1, **MINI_FIELDS, train=MINI_TRAIN)

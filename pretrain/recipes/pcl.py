@@ -1,7 +1,7 @@
 """Recipes of PCL, which builds on MoCo."""
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pretrain.recipes import moco
 from pretrain.recipes.common import MINI_TRAIN, Train, mini
@@ -36,13 +36,6 @@ class PCL(MoCo):
     nredo: int = 5
     """k-means iterations and restarts (released code)"""
 
-    def extra_identity(self) -> dict[str, Any]:
-        """Marks the random stream of negatives where they are drawn: before this mark was added,
-        they came from another stream."""
-        batch = self.train.batch_size
-        drawn = any(self.num_negatives < k - batch for k in self.num_prototypes)
-        return {"negatives": "permutation"} if drawn else {}
-
 
 V1 = PCL()
 """temperature 0.1 as the paper says; the released command line defaults to 0.2."""
@@ -55,7 +48,7 @@ MINI = mini(
     **moco.MINI_FIELDS,
     num_prototypes=(50, 100, 200),
     num_negatives=512,
-    warmup=4,
+    warmup=2,
     train=MINI_TRAIN,
 )
 """K: 2.5, 5 and 10 clusters per category (the paper: 25, 50, 100); a tenth of the epochs as

@@ -28,8 +28,5 @@ CIFAR10 = on_cifar(SimCLR(temperature=0.5), "cifar10")
 
 MINI = mini(PAPER, dim=64, temperature=0.2, train=replace(MINI_TRAIN, lr=0.12))
 """SGD at twice MoCo's rate, as both views carry gradients; LARS is made for far larger batches."""
-MINI_ABLATION = replace(MINI, train=replace(MINI.train, epochs=20))
-"""Half the epochs: the ablation's ten trained rows, three seeds each, take two cores some twenty
-minutes as it is."""
 
 RECIPES = {"paper": PAPER, "cifar10": CIFAR10, "mini": MINI}

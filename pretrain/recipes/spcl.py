@@ -1,6 +1,6 @@
 """Recipes of SPCL."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from pretrain.recipes import simclr
@@ -87,6 +87,5 @@ CIFAR10, CIFAR100 = on_cifar(SPCL(), "cifar10"), on_cifar(SPCL(), "cifar100")
 MINI = mini(IMAGENET, dim=64, temperature=0.2, num_prototypes=(100,), train=simclr.MINI.train)
 """SimCLR's values unchanged. K: five clusters per category, 40 images each (the paper on CIFAR: 51
 and 98); PCL's middle one."""
-MINI_ABLATION = replace(MINI, train=simclr.MINI_ABLATION.train)
 
 RECIPES = {"cifar10": CIFAR10, "cifar100": CIFAR100, "imagenet": IMAGENET, "mini": MINI}

@@ -23,7 +23,7 @@ MOCO = Row(
     "MoCo",
     moco.MINI,
     moco.V1,
-    mini_seconds=65,
+    mini_seconds=33,
     gpu_hours=424,
     gpu_hours_source="53 h on 8 V100 (MoCo's README)",
 )
@@ -32,7 +32,7 @@ PCL = Row(
     "PCL",
     pcl.MINI,
     pcl.V1,
-    mini_seconds=87,
+    mini_seconds=45,
     gpu_hours=672,
     gpu_hours_source="about a week on 4 V100 (PCL's author, issue 2 of its repository)",
 )
@@ -48,7 +48,7 @@ SIMCLR = Row(
     "SimCLR",
     simclr.MINI,
     simclr.PAPER,
-    mini_seconds=92,
+    mini_seconds=46,
     gpu_hours=424,
     gpu_hours_source="estimate: as MoCo",
 )
@@ -57,7 +57,7 @@ PCL_V2 = Row(
     "PCL v2",
     pcl.MINI_V2,
     pcl.V2,
-    mini_seconds=87,
+    mini_seconds=45,
     gpu_hours=672,
     gpu_hours_source="as PCL",
 )

@@ -17,9 +17,7 @@ SUPERVISED = replace(
 )
 SIMCLR = replace(
     encoders.SIMCLR,
-    mini=simclr.MINI_ABLATION,
     paper=simclr.CIFAR10,
-    mini_seconds=46,
     gpu_hours=11,
     gpu_hours_source=COST,
 )
@@ -36,7 +34,7 @@ def spcl(
     return Row(
         name,
         title,
-        replace(spcl_recipes.MINI_ABLATION, **changes),
+        replace(spcl_recipes.MINI, **changes),
         replace(paper, **changes),
         mini_seconds=65,
         gpu_hours=13,

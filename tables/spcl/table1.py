@@ -11,8 +11,6 @@ from tables.spcl import PAPER, rows
 TOP1 = Column("Top-1", "ImageNet-1K", "linear probe", "linear", "imagenet", margin=0.5)
 SPCL = replace(
     rows.SPCL,
-    mini=spcl.MINI,
-    mini_seconds=125,
     paper=spcl.IMAGENET,
     gpu_hours=482 * 8,
     gpu_hours_source=(
