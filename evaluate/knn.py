@@ -29,6 +29,7 @@ import numpy as np
 
 from evaluate import chance
 from evaluate.evaluation import Context, EvalConfig, Evaluation, Metric, Scores
+from protobench import outcomes
 from protobench.checkpoints.layouts import Copy
 from protobench.records import Record, Run
 from protobench.runtime import cli
@@ -89,8 +90,9 @@ def score(
     *,
     device: str = "cpu",
 ) -> list[Run]:
-    """Return one run per k: ``{"k", "draw", "value", "top5"}``, in percent. Rows may have any norm,
-    they are compared by their cosine; labels are int [N] and [M]."""
+    """Return one run per k: ``{"k", "draw", "value", "top5", "right"}``, in percent; ``right`` are
+    the outcomes behind ``value`` (outcomes.py). Rows may have any norm, they are compared by their
+    cosine; labels are int [N] and [M]."""
     import torch
 
     classes = int(max(bank_labels.max(), labels.max())) + 1
@@ -101,18 +103,22 @@ def score(
     truth_M1 = torch.from_numpy(labels)[:, None]
     runs = []
     for k in ks:
-        right = np.zeros(2)
+        right_MR = np.zeros((len(labels), min(5, classes)), dtype=bool)
         for part in torch.arange(len(labels)).split(4096):
             vote_QC = weight_MK.new_zeros(len(part), classes).scatter_add_(
                 1, neighbour_MK[part, :k], weight_MK[part, :k]
             )
             best_QR = vote_QC.topk(min(5, classes))
             # a class without a vote is no answer
-            right_QR = (best_QR.indices == truth_M1[part]) & (best_QR.values > 0)
-            right += int(right_QR[:, 0].sum()), int(right_QR.sum())
-        top1, top5 = 100 * right / len(labels)
+            right_MR[part] = (best_QR.indices == truth_M1[part]) & (best_QR.values > 0)
         runs.append(
-            {"k": k, "draw": 0, "value": round(float(top1), 6), "top5": round(float(top5), 6)}
+            {
+                "k": k,
+                "draw": 0,
+                "value": round(float(100 * right_MR[:, 0].mean()), 6),
+                "top5": round(float(100 * right_MR.any(1).mean()), 6),
+                "right": {"value": outcomes.pack(right_MR[:, 0])},
+            }
         )
     return runs
 

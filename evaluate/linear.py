@@ -33,7 +33,7 @@ import numpy as np
 
 from evaluate import chance
 from evaluate.evaluation import Context, EvalConfig, Evaluation, Metric, Scores
-from protobench import keyed
+from protobench import keyed, outcomes
 from protobench.data.image_list import ImageList
 from protobench.data.synthetic import bundled
 from protobench.records import Record
@@ -268,23 +268,25 @@ def _resume(heads: Heads, saved: Any) -> tuple[int, int]:
     return epochs, steps
 
 
-def accuracies(
-    heads: Heads, x_ND: np.ndarray, labels: np.ndarray, device: str
-) -> tuple[list[float], list[float]]:
-    """Return top-1 and top-5 accuracy in percent, per head."""
+def hits(heads: Heads, x_ND: np.ndarray, labels: np.ndarray, device: str) -> np.ndarray:
+    """Return whether the label is the first, and among the first five answers: bool [2, L, N]."""
     import torch
 
-    right = np.zeros((2, len(heads.rate_L)))
+    found_2LN = np.zeros((2, len(heads.rate_L), len(x_ND)), dtype=bool)
     for start in range(0, len(x_ND), 4096):
-        part_ND = np.array(x_ND[start : start + 4096])  # a copy: cached features are read-only
+        part = slice(start, start + 4096)
+        part_ND = np.array(x_ND[part])  # a copy: cached features are read-only
         logits_LNC = heads.logits(torch.from_numpy(part_ND).to(device))
-        hit = (
-            logits_LNC.topk(min(5, logits_LNC.shape[2])).indices.cpu().numpy()
-            == labels[start : start + 4096, None]
-        )
-        right += hit[:, :, 0].sum(1), hit.any(2).sum(1)
-    top1, top5 = 100 * right / len(x_ND)
-    return top1.round(6).tolist(), top5.round(6).tolist()
+        answers_LNR = logits_LNC.topk(min(5, logits_LNC.shape[2])).indices.cpu().numpy()
+        hit_LNR = answers_LNR == labels[part, None]
+        found_2LN[0, :, part], found_2LN[1, :, part] = hit_LNR[:, :, 0], hit_LNR.any(2)
+    return found_2LN
+
+
+def accuracies(hits_2LN: np.ndarray) -> tuple[list[float], list[float]]:
+    """Return top-1 and top-5 accuracy in percent, per head."""
+    top1, top5 = (100 * hits_2LN.mean(2)).round(6).tolist()
+    return top1, top5
 
 
 def run(config: Config, context: Context) -> Scores | None:
@@ -330,7 +332,8 @@ def run(config: Config, context: Context) -> Scores | None:
         held_ND = context.features(training.subset(everything[held]), params["pooling"])
     if not distributed.is_main():
         return None
-    top1, top5 = accuracies(heads, test_ND, test.labels, device)
+    hits_2LN = hits(heads, test_ND, test.labels, device)
+    top1, top5 = accuracies(hits_2LN)
     alive = heads.alive_L.tolist()
     sweep = [
         {"lr": rate, "top1": a, "top5": b, "diverged": not ok}
@@ -338,12 +341,20 @@ def run(config: Config, context: Context) -> Scores | None:
     ]
     best = 0
     if held_ND is not None:
-        chosen_by, _ = accuracies(heads, held_ND, training.labels[held], device)
+        chosen_by, _ = accuracies(hits(heads, held_ND, training.labels[held], device))
         sweep = [{**line, "held_out": value} for line, value in zip(sweep, chosen_by, strict=True)]
         best = max((i for i, ok in enumerate(alive) if ok), key=lambda i: chosen_by[i])
     right = round(top1[best] * len(test) / 100)
     return Scores(
-        [{"draw": 0, "value": top1[best], "top5": top5[best], "lr": rates[best]}],
+        [
+            {
+                "draw": 0,
+                "value": top1[best],
+                "top5": top5[best],
+                "lr": rates[best],
+                "right": {"value": outcomes.pack(hits_2LN[0, best])},
+            }
+        ],
         Metric("top-1", "%", len(test)),
         warnings=(chance.accuracy_remark(right, test.labels, trained=context.trained),),
         data={"held_out": int(held.sum())},

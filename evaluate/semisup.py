@@ -31,7 +31,7 @@ import numpy as np
 from evaluate import chance
 from evaluate.evaluation import Context, EvalConfig, Evaluation, Metric, Scores, training_and_test
 from evaluate.subsets import drawn, listed, names
-from protobench import keyed
+from protobench import keyed, outcomes
 from protobench.data.image_list import ImageList
 from protobench.data.synthetic import bundled
 from protobench.records import Record
@@ -290,12 +290,13 @@ def train(
 
 
 def right(network: Any, batches: Iterable[Any], labels: np.ndarray) -> Any:
-    """Count the correct top-1 and top-5 answers over all ``batches`` of inputs, in the order of
-    ``labels`` [N]; int64 [2]. Raises UserError if a logit is not finite."""
+    """Return whether the label is the first, and among the first five answers, over all
+    ``batches`` of inputs in the order of ``labels`` [N]: uint8 [N, 2]. Raises UserError if a logit
+    is not finite."""
     import torch
 
     network.eval()
-    found, start = torch.zeros(2, dtype=torch.long), 0
+    found_N2, start = torch.zeros(len(labels), 2, dtype=torch.uint8), 0
     for x in batches:
         with torch.inference_mode():
             logits_NC = network(x).cpu()
@@ -305,14 +306,16 @@ def right(network: Any, batches: Iterable[Any], labels: np.ndarray) -> Any:
                 hint="lower --backbone-lr or --head-lr; nothing is recorded",
             )
         truth_N1 = torch.from_numpy(labels[start : start + len(x)])[:, None]
-        start += len(x)
         hit_NR = logits_NC.topk(min(5, logits_NC.shape[1])).indices == truth_N1
-        found += torch.stack([hit_NR[:, 0].sum(), hit_NR.sum()])
-    return found
+        found_N2[start : start + len(x)] = torch.stack([hit_NR[:, 0], hit_NR.any(1)], 1)
+        start += len(x)
+    return found_N2
 
 
 def run(config: Config, context: Context) -> Scores | None:
     """Fine-tune on every draw's subset and score the networks on the validation images."""
+    import torch
+
     from protobench.checkpoints import input_check
     from protobench.data.loading import CentreCrops, batches, normaliser
     from protobench.runtime import distributed
@@ -377,8 +380,10 @@ def run(config: Config, context: Context) -> Scores | None:
         )
         crops = batches(CentreCrops(val.subset(mine), encoder.input), batch_size=BATCH, **where)
         inputs = map(normaliser(encoder.input, context.device), crops)
-        hits = right(tuning.network, inputs, val.labels[mine])
-        top1, top5 = (100 * distributed.all_reduce_sum(hits).numpy() / len(val)).round(6).tolist()
+        own_V2 = torch.zeros(len(val), 2, dtype=torch.uint8)
+        own_V2[mine] = right(tuning.network, inputs, val.labels[mine])
+        hits_V2 = distributed.all_reduce_sum(own_V2).numpy()  # no image is tested by two ranks
+        top1, top5 = (100 * hits_V2.mean(0)).round(6).tolist()
         runs.append(
             {
                 "draw": draw,
@@ -387,6 +392,10 @@ def run(config: Config, context: Context) -> Scores | None:
                 "train_loss": round(loss, 4),
                 "classes": len(np.unique(training.labels[subsets[draw]])),
                 "subset": files.sha256(subsets[draw].tolist())[:16],
+                "right": {
+                    "value": outcomes.pack(hits_V2[:, 1]),
+                    "top1": outcomes.pack(hits_V2[:, 0]),
+                },
             }
         )
         saved = fresh

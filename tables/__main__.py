@@ -7,12 +7,14 @@ Examples:
     python -m tables reproduce table1 --plan
     python -m tables reproduce table1 --help          # more on running
     python -m tables reproduce figure3
+    python -m tables compare a.pth b.pth  # two scored checkpoints, image by image
     python -m tables page  # results/index.html and one page per table, from what is there
     python -m tables list
 """
 
+import json
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import tyro
@@ -43,13 +45,29 @@ class Page:
     results: Path = Path("results")
 
 
+@dataclass(frozen=True)
+class Compare:
+    """Compare two scored encoders on the same test images: McNemar's exact test, and the difference
+    with its interval, for every classification that both have in common."""
+
+    a: tyro.conf.Positional[str]
+    """a checkpoint's file or name, a table's row (pcl) or one pretraining of it (pcl-1), all by the
+    records in --results; or a record's file, or a folder of records"""
+    b: tyro.conf.Positional[str]
+    """the other one, likewise"""
+    results: Path = Path("results/scores")
+    """folder of the records; those of a table's rows lie in results/mini/records"""
+    json: bool = False
+    """print JSON"""
+
+
 def main() -> int:
     """The command line."""
     command, args = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
     if command in ("-h", "--help"):
         print(__doc__)
         return cli.SAME
-    match choose("command", command, ("reproduce", "diff", "page", "list")):
+    match choose("command", command, ("reproduce", "diff", "compare", "page", "list")):
         case "list":
             for exhibit in [*catalogue.tables().values(), *catalogue.figures().values()]:
                 print(f"{exhibit.name}: {exhibit.title}; {exhibit.paper.citation}")
@@ -59,6 +77,17 @@ def main() -> int:
             diff = cli.parse(Diff, __doc__ or "", args)
             exhibit = catalogue.load(diff.table)
             return publish.publish(exhibit, diff.tier, diff.results, strict=diff.strict)
+        case "compare":
+            from tables.engine import paired
+
+            chosen = cli.parse(Compare, __doc__ or "", args)
+            found, left_out = paired.compare(
+                paired.read(chosen.a, chosen.results), paired.read(chosen.b, chosen.results)
+            )
+            if chosen.json:
+                print(json.dumps([asdict(comparison) for comparison in found], indent=1))
+            else:
+                print(paired.table(found, (chosen.a, chosen.b), left_out))
         case "page":
             from tables.engine import publish
 

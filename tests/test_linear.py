@@ -63,10 +63,10 @@ def test_features_that_are_the_classes_score_100_and_shuffled_labels_chance():
     heads = _heads([1.0], 6, 6)
     for _ in range(50):
         heads.step(x, y, 1.0)
-    assert linear.accuracies(heads, x.numpy(), y.numpy(), "cpu") == ([100.0], [100.0])
+    assert linear.accuracies(linear.hits(heads, x.numpy(), y.numpy(), "cpu")) == ([100.0], [100.0])
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(3000, 6)).astype(np.float32), rng.integers(0, 6, 3000)
-    top1, top5 = linear.accuracies(heads, x, y, "cpu")
+    top1, top5 = linear.accuracies(linear.hits(heads, x, y, "cpu"))
     assert top1[0] == pytest.approx(100 / 6, abs=4)
     assert top5[0] == pytest.approx(500 / 6, abs=4)
 
