@@ -21,12 +21,13 @@ if __name__ == "__main__":  # before torch is imported, so that --help is instan
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from pretrain.method import Method, Networks
 from pretrain.precision import in_fp32
 from pretrain.recipes import simclr as recipes
 from pretrain.similarity import Similarity
+from protobench.checkpoints import heads
 from protobench.checkpoints.resnet import build as build_backbone
 from protobench.runtime import distributed
 
@@ -50,11 +51,9 @@ class SimCLR(Method):
         self.recipe, self.similarity = recipe, Similarity()
         self.labels: Tensor
         self.register_buffer("labels", labels, persistent=False)
-        self.backbone = build_backbone(recipe.arch)
-        width = self.backbone.out_channels
-        self.projection = nn.Sequential(
-            nn.Linear(width, width), nn.ReLU(), nn.Linear(width, recipe.dim)
-        )
+        self.backbone = build_backbone(recipe.arch, zero_gamma=recipe.zero_gamma)
+        width, head = self.backbone.out_channels, heads.mlp_with_batch_norm
+        self.projection = (head if recipe.head_bn else heads.mlp)(width, width, recipe.dim)
 
     def networks(self) -> Networks:
         """See ``Method``."""

@@ -51,7 +51,8 @@ Memory of the clustering: features are kept at unit length in half precision, Im
 precision); images are assigned in blocks of 0.5 GB: 9.5 GB at most. With ``whiten`` 256: 5.2 GB,
 4.1 GB to learn from, then 1.3 GB in their place.
 
-Shapes: N batch, C embedding, D feature, I images, K prototypes, S steps."""
+Shapes: N batch, V views of it, M both views of a share of it, C embedding, D feature, I images,
+K prototypes, S steps."""
 
 if __name__ == "__main__":  # before torch is imported, so that --help is instant
     from pretrain import command
@@ -66,12 +67,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pretrain.method import Extract, Method, Networks
 from pretrain.precision import in_fp32
 from pretrain.recipes import spcl as recipes
 from pretrain.similarity import Similarity
 from protobench import keyed
+from protobench.checkpoints import heads
 from protobench.checkpoints.resnet import build as build_backbone
 from protobench.kmeans import kmeans, whitened
 from protobench.runtime import distributed
@@ -178,11 +181,9 @@ class SPCL(Method):
         super().__init__()
         self.recipe, self.seed = recipe, seed
         _check(recipe, labels, num_classes)
-        self.backbone = build_backbone(recipe.arch)
-        width = self.backbone.out_channels
-        self.projection = nn.Sequential(
-            nn.Linear(width, width), nn.ReLU(), nn.Linear(width, recipe.dim)
-        )
+        self.backbone = build_backbone(recipe.arch, zero_gamma=recipe.zero_gamma)
+        width, head = self.backbone.out_channels, heads.mlp_with_batch_norm
+        self.projection = (head if recipe.head_bn else heads.mlp)(width, width, recipe.dim)
         seen = width if recipe.distance == "elementwise" else 1
         self.metric = (
             nn.Sequential(nn.Linear(seen, width), nn.ReLU(), nn.Linear(width, 1))
@@ -282,13 +283,16 @@ class SPCL(Method):
 
     def loss(self, views: list[Tensor], index_N: Tensor) -> Tensor:
         """Eq. 5. All views pass the network together, as in SimCLR. The layout of a batch is that
-        of ``draw_batches``. Each process passes its share through the backbone; heads and losses,
-        which cost little, are computed for the global batch in every process."""
+        of ``draw_batches``. Each process passes its share through the backbone and g_c, whose
+        BatchNorm sees the global batch; the other heads and the losses, which cost little, are
+        computed for the global batch in every process."""
         recipe, n = self.recipe, len(index_N)
-        h_VND = distributed.concat_all_gather_with_grad(
-            self.backbone(torch.cat(views)).view(2, len(views[0]), -1), dim=1
+        h_MD = self.backbone(torch.cat(views))
+        z_MC = F.normalize(self.projection(h_MD), dim=1)
+        h_VND, (a_NC, b_NC) = (
+            distributed.concat_all_gather_with_grad(x.view(2, len(views[0]), -1), dim=1)
+            for x in (h_MD, z_MC)
         )
-        a_NC, b_NC = F.normalize(self.projection(h_VND), dim=2)
         pair_N = torch.arange(n, device=index_N.device)
         pair_N[n // 4 : n // 2] -= n // 4  # partners
         self.similarity.add(a_NC.detach(), b_NC.detach(), self.labels[index_N], index_N, pair_N)
@@ -330,11 +334,16 @@ class SPCL(Method):
         """What is re-initialised every epoch, and so has but one epoch to learn."""
         return self.renewed() if self.recipe.renewed_rate == "peak" else []
 
-    def _renewed_layers(self) -> list[nn.Linear]:
+    def _renewed_layers(self) -> list[nn.Linear | _BatchNorm]:
         on_classes = self.recipe.prototypes == "labels"  # they keep their meaning
-        heads: list[nn.Module] = [] if on_classes else [self.prototype_heads]
-        heads += [self.projection, self.metric] if self.recipe.reset == "all" else []
-        return [layer for head in heads for layer in head.modules() if isinstance(layer, nn.Linear)]
+        renewed: list[nn.Module] = [] if on_classes else [self.prototype_heads]
+        renewed += [self.projection, self.metric] if self.recipe.reset == "all" else []
+        return [
+            layer
+            for head in renewed
+            for layer in head.modules()
+            if isinstance(layer, nn.Linear | _BatchNorm)
+        ]
 
     def _clusterings(self) -> tuple[int, ...]:
         """The numbers of clusters for which a clustering is needed."""
@@ -379,8 +388,12 @@ class SPCL(Method):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(keyed.seed(self.seed, "heads", epoch))
             for layer in self._renewed_layers():
-                fresh = nn.Linear(layer.in_features, layer.out_features)
-                layer.load_state_dict(fresh.state_dict())
+                if isinstance(layer, nn.Linear):
+                    bias = layer.bias is not None
+                    fresh = nn.Linear(layer.in_features, layer.out_features, bias)
+                    layer.load_state_dict(fresh.state_dict())
+                else:
+                    layer.reset_parameters()
 
 
 class _Unit(nn.Module):

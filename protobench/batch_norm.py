@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # 1d, 2d, and those already converted
 
 from protobench.runtime import distributed
 
@@ -26,18 +27,18 @@ def synchronise(module: nn.Module) -> nn.Module:
 
 def _synchronise_on_cpu(module: nn.Module) -> nn.Module:
     for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
+        if isinstance(child, _BatchNorm):
             setattr(module, name, _SyncBatchNormCPU.of(child))
         else:
             _synchronise_on_cpu(child)
     return module
 
 
-class _SyncBatchNormCPU(nn.BatchNorm2d):
-    """In training, normalises x [n, C, H, W] by mean and variance over all ranks, with gradient."""
+class _SyncBatchNormCPU(_BatchNorm):
+    """In training, normalises x [n, C, …] by mean and variance over all ranks, with gradient."""
 
     @staticmethod
-    def of(norm: nn.BatchNorm2d) -> "_SyncBatchNormCPU":
+    def of(norm: _BatchNorm) -> "_SyncBatchNormCPU":
         """Returns a BatchNorm with the parameters and buffers of ``norm``."""
         found = _SyncBatchNormCPU(
             norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats
@@ -48,7 +49,7 @@ class _SyncBatchNormCPU(nn.BatchNorm2d):
         return found.train(norm.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Computes BatchNorm2d of the whole batch."""
+        """Computes BatchNorm of the whole batch."""
         if not self.training:
             return super().forward(x)
         y, count = (
@@ -56,19 +57,23 @@ class _SyncBatchNormCPU(nn.BatchNorm2d):
             x.new_tensor([x.numel() // x.shape[1]], dtype=torch.float64),
         )
         n = distributed.all_reduce_sum(count).to(y.dtype)  # shards may differ in size
-        mean_C = distributed.all_reduce_sum(y.sum((0, 2, 3))) / n
-        centred = y - mean_C[:, None, None]
-        variance_C = distributed.all_reduce_sum(centred.square().sum((0, 2, 3))) / n
+        others, by_channel = (0, *range(2, x.ndim)), (-1, *[1] * (x.ndim - 2))
+        mean_C = distributed.all_reduce_sum(y.sum(others)) / n
+        centred = y - mean_C.view(by_channel)
+        variance_C = distributed.all_reduce_sum(centred.square().sum(others)) / n
         with torch.no_grad():
             self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
             share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum  # type: ignore[arg-type]
             self.running_mean.lerp_(mean_C.to(self.running_mean.dtype), share)  # type: ignore[union-attr]
             self.running_var.lerp_((variance_C * n / (n - 1)).to(self.running_var.dtype), share)  # type: ignore[union-attr]
-        scaled = (
-            centred * (self.weight * (variance_C + self.eps).rsqrt())[:, None, None]
-            + self.bias[:, None, None]
-        )
+        scale_C = (variance_C + self.eps).rsqrt()
+        if not self.affine:
+            return (centred * scale_C.view(by_channel)).to(x.dtype)
+        scaled = centred * (self.weight * scale_C).view(by_channel) + self.bias.view(by_channel)
         return scaled.to(x.dtype)
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        """Accepts what BatchNorm1d and BatchNorm2d accept: the converted module had its own."""
 
 
 class RunningStatistics:

@@ -1,6 +1,7 @@
 """The report of a loaded file, its hashes, and that no mutation of a valid file gives a
 half-loaded network."""
 
+import copy
 import math
 import os
 import re
@@ -15,7 +16,7 @@ from origins import linear, moco, training, under
 
 from pretrain.moco import MoCo
 from pretrain.recipes import moco as moco_recipes
-from protobench.checkpoints import encoders, resnet
+from protobench.checkpoints import encoders, heads, resnet
 from protobench.checkpoints.layouts import LoadOptions
 from protobench.checkpoints.resnet import Arch
 from protobench.data.transforms import EvalInput
@@ -188,6 +189,49 @@ def test_a_head_that_could_not_be_loaded_again_is_not_exported(tmp_path, backbon
             projection=head,
         )
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", [heads.linear, heads.mlp, heads.mlp_with_batch_norm])
+def test_every_head_round_trips(tmp_path, backbone, kind):
+    """With its statistics, of the momentum copy too."""
+    ours = [kind(512, 32, 8) for _ in range(2)]
+    for head in ours:
+        for _ in range(3):
+            head.train()(torch.randn(6, 512))
+    encoders.export(
+        tmp_path / "x.safetensors",
+        backbone,
+        key="k",
+        input_=EvalInput(),
+        trained=None,
+        projection=ours[0],
+        momentum=(copy.deepcopy(backbone), ours[1]),
+    )
+    x = torch.randn(4, 512)
+    for name, head in zip(("query", "momentum"), ours, strict=True):
+        found = encoders.load(tmp_path / "x.safetensors", prefer=name)
+        assert found.report.copy == name
+        assert torch.equal(found.projection(x), head.eval()(x))
+        assert {name: list(t.shape) for name, t in head.state_dict().items()} == (
+            found.report.projection
+        )
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"1.running_var": torch.full((32,), -1.0)},
+        {"1.running_mean": torch.full((32,), float("nan"))},
+        {"1.bias": torch.zeros(31)},
+        {"4.weight": None},
+    ],
+    ids=str,
+)
+def test_a_damaged_head_is_left_out_whole(tmp_path, backbone, damage):
+    head = heads.mlp_with_batch_norm(512, 32, 8).state_dict() | damage
+    head = {name: tensor for name, tensor in head.items() if tensor is not None}
+    state = under("encoder_q.", backbone.state_dict()) | under("encoder_q.fc.", head)
+    assert encoders.load(_save(tmp_path / "x.pth", {"state_dict": state})).projection is None
 
 
 def test_our_header_keeps_what_no_weight_shows(tmp_path):

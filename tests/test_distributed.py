@@ -49,6 +49,7 @@ METHODS = tiny_methods() | {
     "spcl": SPCL,
     "spcl, some weights 0": replace(SPCL, beta=0.0, alpha=0.0),
     "spcl in halves": replace(SPCL, negatives="halves"),
+    "spcl, all heads anew": replace(SPCL, reset="all"),
 }
 IMAGES = 200
 

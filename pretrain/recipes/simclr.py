@@ -14,6 +14,11 @@ class SimCLR(Recipe):
     dim: int = 128
     """size of the embedding"""
     temperature: float = 0.1
+    head_bn: bool = True
+    """BatchNorm after both layers of the projection head (google-research/simclr). Others'
+    implementations often have none"""
+    zero_gamma: bool = True
+    """the last BatchNorm of every residual block starts with the scale 0 (the same)"""
 
 
 PAPER = SimCLR(

@@ -20,6 +20,12 @@ class SPCL(Recipe):
     """size of the embedding after g_c"""
     temperature: float = 0.5
     """not in the paper; the released code's"""
+    head_bn: bool = True
+    """BatchNorm after both layers of g_c: SimCLR's, which the paper follows, and in the released
+    code"""
+    zero_gamma: bool = True
+    """the last BatchNorm of every residual block starts with the scale 0: SimCLR's, which the paper
+    follows; the released code starts with 1"""
     alpha: float = 1.0
     """weight of the contrastive loss in Eq. 5"""
     beta: float = 1.0

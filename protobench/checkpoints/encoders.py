@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from protobench.checkpoints import identity, layouts, recognise, released, tensor_files
+from protobench.checkpoints import heads, identity, layouts, recognise, released, tensor_files
 from protobench.checkpoints.layouts import Copy, LoadOptions
 from protobench.checkpoints.load_report import LoadReport
 from protobench.checkpoints.recognise import Match
@@ -98,7 +98,8 @@ def load(
         tensors = {ours: file.tensors[name] for ours, name in found.items()}
         state = _take(path, match, tensors, expected, reading.drop, copy=file.mapped)
         sha256 = hashing.result()
-    head = _projection_state(match, tensors, arch)
+    projection = _projection(match, tensors, arch)
+    head = projection.state_dict() if projection else {}
     recorded = identity.check_published_hashes(path, reading.sha256)
     _verify(file, match, path, state | _named("projection.", head))
     input_ = _input(path, match, arch, file, reading)
@@ -141,9 +142,7 @@ def load(
             at=path,
             hint=(f"say how with --normalisation: {', '.join(NORMALISATIONS)}, or six numbers"),
         )
-    return Encoder(
-        backbone.eval(), input_, key, report, _projection(head), reading.precision, certain
-    )
+    return Encoder(backbone.eval(), input_, key, report, projection, reading.precision, certain)
 
 
 # What the file holds ------------------------------------------------------------------------------
@@ -212,7 +211,7 @@ def _take(
 ) -> State:
     """Returns the backbone's tensors in float32, in memory. Raises UserError unless they are
     exactly the ``expected`` ones."""
-    heads = {
+    of_heads = {
         *layouts.HEADS,
         *match.layout.heads,
         *(() if match.layout.rename else drop),
@@ -221,7 +220,7 @@ def _take(
     unexpected = sorted(
         name
         for name in found.keys() - expected.keys()
-        if recognise.BACKBONE.match(name) or name.split(".")[0] not in heads
+        if recognise.BACKBONE.match(name) or name.split(".")[0] not in of_heads
     )
     misshapen, spoilt, state = [], [], {}
     for name in sorted(expected.keys() & found.keys()):
@@ -275,60 +274,34 @@ def _take(
     return state
 
 
-HEADS = {
-    frozenset({"weight", "bias"}): [""],
-    frozenset({"0.weight", "0.bias", "2.weight", "2.bias"}): ["0.", "2."],
-}
-"""The projection heads that can be loaded, by the names of their tensors: a linear layer, or two
-with a ReLU between them. Each has the prefixes of its layers."""
-
-
-def _projection_state(match: Match, found: State, arch: Arch) -> State:
-    """Returns the copy's projection head by its own names ("weight", "0.weight"); empty if it has
-    none of known shape that fits."""
+def _projection(match: Match, found: State, arch: Arch) -> nn.Module | None:
+    """Returns the copy's projection head; None if it has none of known shape (heads.py) that
+    fits, or one with tensors that are not dense finite numbers."""
     prefix = match.layout.projection
-    head = {
+    state = {
         name.removeprefix(prefix): tensor
         for name, tensor in found.items()
         if prefix and name.startswith(prefix)
     }
-    layers = HEADS.get(frozenset(head), [])
     width = arch.width * 8 * (4 if arch.block == "bottleneck" else 1)
-    for layer in layers:
-        weight, bias = head[f"{layer}weight"], head[f"{layer}bias"]
-        fits = (
-            weight.ndim == 2
-            and weight.shape[1] == width
-            and weight.shape[0] > 0
-            and bias.shape == weight.shape[:1]
-        )
-        if not fits or not all(
-            t.layout == torch.strided
-            and t.device.type == "cpu"
-            and t.is_floating_point()
-            and torch.isfinite(t).all()
-            for t in (weight, bias)
-        ):
-            return {}
-        width = weight.shape[0]
-    return {name: tensor.float().contiguous() for name, tensor in head.items()} if layers else {}
-
-
-def _projection(head: State) -> nn.Module | None:
-    """Returns a linear head, or two layers with a ReLU between them."""
-    if not head:
+    head = heads.shaped_like(state, width)
+    if head is None or not all(
+        t.layout == torch.strided
+        and t.device.type == "cpu"
+        and (t.is_floating_point() or name.endswith("num_batches_tracked"))
+        and torch.isfinite(t).all()
+        and not (name.endswith("running_var") and t.min() < 0)
+        for name, t in state.items()
+    ):
         return None
-    with torch.device("meta"):
-
-        def layer(name: str) -> nn.Linear:
-            rows, columns = head[f"{name}weight"].shape
-            return nn.Linear(columns, rows)
-
-        module = (
-            layer("") if "weight" in head else nn.Sequential(layer("0."), nn.ReLU(), layer("2."))
-        )
-    module.load_state_dict(head, assign=True)
-    return module.eval()
+    head.load_state_dict(
+        {
+            name: state[name].to(expected.dtype).contiguous()
+            for name, expected in head.state_dict().items()
+        },
+        assign=True,
+    )
+    return head.eval()
 
 
 def _input(
@@ -492,9 +465,9 @@ def export(
     holds its shape, the input that it expects, hashes of its weights, and ``trained``: how it was
     trained. Raises ValueError for a head that could not be loaded again."""
     for head in (projection, momentum and momentum[1]):
-        if head and frozenset(head.state_dict()) not in HEADS:
+        if head and not heads.shaped_like(head.state_dict(), backbone.out_channels):
             raise ValueError(
-                "a projection head is a linear layer, or two with a ReLU between them; this one has"
+                "no head of checkpoints/heads.py for this backbone has these tensors:"
                 f" {', '.join(head.state_dict())}; export the backbone alone"
             )
     copies = {"query": _with_head(backbone, projection)} | (

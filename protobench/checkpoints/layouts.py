@@ -66,8 +66,8 @@ class Layout:
     heads: tuple[str, ...] = ()
     """names after the prefix that may be left out, beside HEADS"""
     projection: str = ""
-    """what comes before the projection head's names, after the prefix, if its shape is known:
-    linear, or two layers with a ReLU"""
+    """what comes before the projection head's names, after the prefix, if its shape is known
+    (heads.py)"""
     others: tuple[str, ...] = ()
     """prefixes of further ResNets in such files: duplicates, and copies that nobody evaluates"""
     evaluated: Copy = "query"

@@ -63,9 +63,16 @@ def named(name: str) -> Arch:
     return known[choose("architecture", name, list(known))]
 
 
-def build(name: str) -> "ResNet":
-    """Returns a new network of this name."""
-    return ResNet(named(name))
+def build(name: str, *, zero_gamma: bool = False) -> "ResNet":
+    """Returns a new network of this name. With ``zero_gamma`` the last BatchNorm of every residual
+    block has the scale 0, so that the block starts as the identity (Goyal et al. 2017)."""
+    network = ResNet(named(name))
+    if zero_gamma:
+        for block in network.modules():
+            if isinstance(block, BasicBlock | Bottleneck):
+                last = block.bn2 if isinstance(block, BasicBlock) else block.bn3
+                nn.init.zeros_(last.weight)
+    return network
 
 
 class ResNet(nn.Module):
