@@ -62,6 +62,8 @@ class Section:
     claims: tuple[ClaimResult, ...]
     provenance: list[list[str]]
     summary: str = ""
+    headline: str = ""
+    """what was found, in a sentence"""
     picture: str = ""
     """a figure's PNG, base64"""
     groups: list[dict[str, Any]] = field(default_factory=list)
@@ -95,7 +97,8 @@ def build(
     requested_keys: dict[tuple[Tier, str], Collection[str]] | None = None,
 ) -> list[Path]:
     """Writes ``index.html``, ``<tier>/<name>.html`` and ``<tier>/README.md`` under ``results``
-    from the records ``have``; returns their paths.
+    from the records ``have``; returns their paths. Figures with a headline stand first in
+    ``index.html``, and the first of them before the contents.
 
     ``requested_keys``: (tier, table or figure) -> the records to take for it (see
     runs.select_records). Draws the figures that are missing, or were drawn from other records."""
@@ -130,7 +133,12 @@ def build(
             write(results / tier / "README.md", markdown(tier, sections))
         everything += sections
     if everything:
-        page = template.render(title=_title(everything), sections=everything)
+        everything.sort(key=lambda section: not section.headline)
+        page = template.render(
+            title=_title(everything),
+            sections=everything,
+            contents_after_first=bool(everything[0].headline),
+        )
         write(results / "index.html", page + "\n")
     return written
 
@@ -150,6 +158,7 @@ def markdown(tier: Tier, sections: list[Section]) -> str:
         link = f"[{exhibit.name}]({exhibit.name}.{'csv' if section.picture else 'md'})"
         lines += [f"## {link}: {exhibit.title}", "", section.source, ""]
         if isinstance(exhibit, Figure):
+            lines += [f"**{section.headline}**", ""] if section.headline else []
             lines += [
                 f"![{exhibit.alternative}]({exhibit.name}.png)",
                 "",
@@ -209,6 +218,7 @@ def _figure(figure: Figure, tier: Tier, folder: Path, found: RecordsByRow) -> Se
         tier,
         source=f"{figure.paper.citation}; {figure.source}",
         claims=figure.claims(found),
+        headline=figure.headline(found),
         provenance=_provenance(figure.rows, found),
         picture=base64.b64encode(path.read_bytes()).decode(),
     )

@@ -96,6 +96,8 @@ def _figure(figure: Figure, tier: Tier, results: Path, collected: Collected, str
     print(f"{figure.name}: {figure.title}")
     print(f"{figure.paper.citation}; {figure.source}\n{show.STAMPS[tier]}\n")
     claims = figure.claims(collected.rows)
+    if headline := figure.headline(collected.rows):
+        print(headline + "\n")
     if claims:
         print(colour.painted(show.claims_text(claims, figure.claimed_by)) + "\n")
     contradicted = any(claim.verdict in compare.CONTRADICTED for claim in claims)

@@ -207,6 +207,8 @@ class Figure(Exhibit):
     """whether a record holds what the figure shows"""
     claims: Callable[[RecordsByRow], tuple[ClaimResult, ...]] = lambda found: ()
     """judges the paper's statements about the figure on the same records"""
+    headline: Callable[[RecordsByRow], str] = lambda found: ""
+    """what was found, in a sentence; a figure that has one stands first on the page"""
 
     @property
     def tasks(self) -> tuple[TaskKey, ...]:
