@@ -51,6 +51,10 @@ SAVE_SECONDS = 600.0
 """How much of an epoch a kill can lose."""
 
 
+class DivergedError(UserError):
+    """The loss is not finite."""
+
+
 def pretrain(
     recipe: Recipe,
     images: ImageList | None,
@@ -67,8 +71,8 @@ def pretrain(
 
     ``images`` may be None for a recipe without epochs. If ``resume`` is set, the run resumes from
     the folder's checkpoint where there is one. Every ``keep_every`` epochs the checkpoint is kept
-    for good (0: none is). UserError if the folder belongs to another run or is in use, and if the
-    loss is not finite (the last checkpoint stays)."""
+    for good (0: none is). UserError if the folder belongs to another run or is in use,
+    DivergedError if the loss is not finite (the last checkpoint stays)."""
     common.check(recipe)
     encoder_path, key = out / "encoder.safetensors", common.run_key(recipe, images, seed)
     saved = RunState(
@@ -281,10 +285,10 @@ class Training:
         at.step, at.begun, at.seconds, at.e_step_seconds = 0, {}, 0.0, 0.0
 
     def _finite_loss(self) -> Tensor:
-        """The epoch's loss so far, over all processes. UserError where it is not finite."""
+        """The epoch's loss so far, over all processes. DivergedError where it is not finite."""
         self.at.loss = distributed.all_reduce_mean(self.at.loss)
         if not torch.isfinite(self.at.loss):
-            raise UserError(
+            raise DivergedError(
                 f"{self.recipe.method}: the loss is not finite in epoch {len(self.at.log)}",
                 hint="lower --lr; the last checkpoint is kept",
             )
@@ -357,8 +361,8 @@ class Training:
     # Checkpoints ----------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        """Writes a checkpoint; every ``keep_every`` epochs it is a milestone. UserError if the loss
-        is not finite."""
+        """Writes a checkpoint; every ``keep_every`` epochs it is a milestone. DivergedError if the
+        loss is not finite."""
         self._finite_loss()
         epochs = len(self.at.log)
         milestone = self.at.step == 0 and self.keep_every and epochs % self.keep_every == 0

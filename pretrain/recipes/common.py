@@ -5,13 +5,13 @@ A recipe is a frozen dataclass, and a variant is another value of it, not a bran
 package imports no torch, so that plans and ``--help`` are instant.
 
 Each method has recipes of the paper's tier and, beside them, of the mini tier for the bundled
-synthetic data, with the reason for each change. The mini values come from trials on a prototype of
-the bundled data, with seed 0: queue, rate and momentum by the kNN accuracy of **MoCo** on held-out
-images; PCL inherits MoCo's values unchanged, SimCLR was not tuned. They were not retuned on the
-data as shipped; tables use the seeds 1, 2, 3, …. What was *not* blind: among five designs of the
-data, the one shipped was chosen after PCL's lead over MoCo had been seen on four (PCL led on this
-one only), so "PCL > MoCo" on bundled data is a statement about this design, not evidence in
-general."""
+synthetic data, with the reason for each change. The mini tier's rates and temperatures were chosen
+once, with the same budget and rule for every method, in a world that no result uses
+(pretrain/tuning.py; the log is results/tuning.csv). Queue and momentum come from earlier trials of
+**MoCo** on a prototype of the data, by kNN accuracy; PCL inherits them, and SimCLR and SPCL have
+neither. What was *not* blind: among five designs of the data, the one shipped was chosen after
+PCL's lead over MoCo had been seen on four (PCL led on this one only), so "PCL > MoCo" on bundled
+data is a statement about this design, not evidence in general."""
 
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, ClassVar, Literal, TypeVar
