@@ -17,8 +17,10 @@ from protobench.data.image_list import ImageList
 from protobench.records import ModelInfo, Record, ResultKey
 from protobench.runtime.errors import UserError
 
+SIMILARITIES = ("tp", "fn", "tp_release", "fn_release")
+"""by the paper's text, and by the released code's reading (similarity.py)"""
 KINDS = ("course", "similarity")
-VERSION = 1
+VERSION = 2
 """Raise when a record changes for an equal training."""
 
 
@@ -129,7 +131,13 @@ def _similarity(history: dict[str, Any], ckpt: Path) -> dict[str, Any]:
             hint="SimCLR and SPCL measure them, on images of several classes",
         )
     return {
-        "runs": [{"draw": 0, "value": last["tp"], "fn": last["fn"]}],
+        "runs": [
+            {
+                "draw": 0,
+                "value": last["tp"],
+                **{name: last[name] for name in SIMILARITIES[1:] if name in last},
+            }
+        ],
         "epoch": last["epoch"],
         "metric": {"name": "TP similarity", "unit": "cosine", "higher_is_better": True},
         "cost": {"seconds": 0.0},

@@ -6,7 +6,7 @@ Examples:
     python pretrain/pcl.py mini  # bundled synthetic data, about a minute and a half on one core
     python pretrain/pcl.py v1 --data ROOT --device cuda  # ROOT/imagenet/train, the paper's recipe
     python pretrain/pcl.py v2 --data ROOT --concentration fixed
-    torchrun --nproc_per_node 8 pretrain/pcl.py v1 --data ROOT  # the same batch on eight GPUs
+    torchrun --nproc_per_node 4 pretrain/pcl.py v1 --data ROOT  # the same batch on four GPUs
 
 Every epoch has an E-step, k-means on the momentum features of centre crops, and an M-step,
 ProtoNCE. Builds on MoCo, as in the paper.
@@ -16,10 +16,13 @@ Departures from the released code:
 - Negative prototypes are the first ones of a random permutation instead of ``random.sample`` on a
   Python set: the same distribution from another random stream (the original no longer runs on
   Python 3.11).
-- Two images of one prototype in a batch are not each other's negatives. In the original they are:
-  about one pair per step at K = 25 000 and a batch of 256, most of the batch at small K.
+- Two images of one prototype in a batch are not each other's negatives. In the original they are
+  if they are on one GPU: at K = 25 000 and a batch of 256 about 0.3 pairs a step on 4 GPUs and 0.16
+  on 8 (the whole batch holds 1.3), and most of the batch at small K.
 - The original draws per GPU, where the prototypes of the 32 to 64 images of the local batch are
   extra negatives; here those of the global batch are.
+- The original's BatchNorm and shuffling are between GPUs, of which the authors had 4; here groups
+  of the batch (``bn_groups``) take their place, as in MoCo.
 - Where there are no more prototypes than can be drawn, all of them are compared (small data only).
 
 Taken from the code where the paper is silent: singletons get the largest phi, phi is clipped to its

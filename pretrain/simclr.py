@@ -48,7 +48,7 @@ class SimCLR(Method):
 
     def __init__(self, recipe: recipes.SimCLR, labels: Tensor):
         super().__init__()
-        self.recipe, self.similarity = recipe, Similarity()
+        self.recipe, self.similarity = recipe, Similarity(recipe.temperature)
         self.labels: Tensor
         self.register_buffer("labels", labels, persistent=False)
         self.backbone = build_backbone(recipe.arch, zero_gamma=recipe.zero_gamma)

@@ -1,10 +1,21 @@
 """TP and FN similarity, as SPCL's Table 2 and Figure 2(b) measure them while a network is trained
 (section 4.3.2).
 
-TP is the cosine of an image's two views. FN (false negatives) is the cosine of views of two
-different images of one true class, which a contrastive loss pushes apart nevertheless. Both are
-taken after the projection head g_c, on the training batches. Labels are used for measuring only.
-(The paper says "distance", but what it prints, as its arrows show, are similarities.)"""
+TP is the similarity of an image's two views. FN (false negatives) is that of views of two different
+images that belong together, which a contrastive loss pushes apart nevertheless. Both are taken
+after the projection head g_c, on the training batches. Labels are used for measuring only. (The
+paper says "distance", but what it prints, as its arrows show, are similarities.)
+
+The paper's text and its released code measure differently, and verdicts depend on it:
+
+- the text, which is judged (``tp``, ``fn``): plain cosines; images belong together if they are of
+  one true class ("based on the ground-truth of down-stream tasks").
+- the released code, reported beside it (``tp_release``, ``fn_release``): cosines divided by the
+  temperature T; in rows with a prototype loss, images belong together if they are of one cluster.
+
+In a trial on bundled data, a higher T raised both numbers by the text's reading and lowered both by
+the code's; the paper says that TP rises and FN falls. (The code also averages batches, not pairs,
+and measures the images of p and q apart.)"""
 
 import torch
 from torch import Tensor
@@ -39,19 +50,42 @@ def tp_fn(a_NC: Tensor, b_NC: Tensor, label_N: Tensor, image_N: Tensor, pair_N: 
 
 
 class Similarity:
-    """The means over an epoch. Nothing synchronises with the device before its end."""
+    """The means over an epoch, by both readings. Nothing synchronises with the device before its
+    end."""
 
-    def __init__(self) -> None:
-        self.total = torch.zeros((), dtype=torch.float64)
+    def __init__(self, temperature: float) -> None:
+        self.temperature = temperature
+        self.total = torch.zeros(8, dtype=torch.float64)
+        """Sums and numbers as ``tp_fn`` returns them, with true classes, then with the released
+        code's labels."""
 
-    def add(self, *batch: Tensor) -> None:
-        """Adds a batch: the arguments of ``tp_fn``."""
-        sums = tp_fn(*batch)
-        self.total = self.total.to(sums.device) + sums
+    def add(
+        self,
+        a_NC: Tensor,
+        b_NC: Tensor,
+        label_N: Tensor,
+        image_N: Tensor,
+        pair_N: Tensor,
+        cluster_N: Tensor | None = None,
+    ) -> None:
+        """Adds a batch: see ``tp_fn``. ``cluster_N`` are the pseudo-labels where there is a
+        prototype loss."""
+        text = code = tp_fn(a_NC, b_NC, label_N, image_N, pair_N)
+        if cluster_N is not None:
+            code = tp_fn(a_NC, b_NC, cluster_N, image_N, pair_N)
+        self.total = self.total.to(text.device) + torch.cat([text, code])
 
     def epoch(self) -> dict[str, float]:
-        """Returns ``{"tp", "fn"}``, without fn where no batch held two images of a class, and
-        starts over."""
-        tp, views, fn, pairs = self.total.tolist()
-        self.total = torch.zeros((), dtype=torch.float64)
-        return {"tp": round(tp / views, 6), **({"fn": round(fn / pairs, 6)} if pairs else {})}
+        """Returns ``{"tp", "fn", "tp_release", "fn_release"}``, without an FN of which no batch
+        held a pair, and starts over."""
+        text, code = self.total.tolist()[:4], self.total.tolist()[4:]
+        self.total = torch.zeros(8, dtype=torch.float64)
+        found = {}
+        for suffix, (tp, views, fn, pairs), scale in (
+            ("", text, 1.0),
+            ("_release", code, self.temperature),
+        ):
+            found[f"tp{suffix}"] = round(tp / views / scale, 6)
+            if pairs:
+                found[f"fn{suffix}"] = round(fn / pairs / scale, 6)
+        return found

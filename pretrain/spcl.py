@@ -196,7 +196,8 @@ class SPCL(Method):
         self.register_buffer("labels", labels, persistent=False)
         self.prototypes: list[Tensor] = []
         self.classes = self.groups = labels.numpy()
-        self.similarity, self.pair_statistics = Similarity(), dict[str, float]()
+        self.similarity = Similarity(recipe.temperature)
+        self.pair_statistics: dict[str, float] = {}
         self.terms: dict[str, list[Tensor]] = {}
 
     def networks(self) -> Networks:
@@ -295,7 +296,15 @@ class SPCL(Method):
         )
         pair_N = torch.arange(n, device=index_N.device)
         pair_N[n // 4 : n // 2] -= n // 4  # partners
-        self.similarity.add(a_NC.detach(), b_NC.detach(), self.labels[index_N], index_N, pair_N)
+        clustered = recipe.gamma and recipe.prototypes == "clusters"
+        self.similarity.add(
+            a_NC.detach(),
+            b_NC.detach(),
+            self.labels[index_N],
+            index_N,
+            pair_N,
+            self.prototypes[0][index_N] if clustered else None,
+        )
         terms = {}
         if recipe.alpha:
             terms["contrastive"] = recipe.alpha * self._contrastive(a_NC, b_NC, index_N)

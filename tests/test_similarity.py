@@ -46,17 +46,67 @@ def test_tp_and_fn_equal_a_naive_loop():
 
 def test_an_epoch_is_the_mean_over_all_pairs():
     """Not of batches: one that holds many pairs counts more."""
-    similarity, (a, b, label, image, draw) = Similarity(), _problem()
+    similarity, (a, b, label, image, draw) = Similarity(0.5), _problem()
     batches = [(a, b, label, image, draw), (b, b, torch.tensor([0, 1, 2, 3, 4, 4, 5]), image, draw)]
     for batch in batches:
         similarity.add(*batch)
     sums = np.sum([tp_fn(*batch).numpy() for batch in batches], 0)
+    tp, fn = sums[0] / sums[1], sums[2] / sums[3]
     assert similarity.epoch() == {
-        "tp": round(sums[0] / sums[1], 6),
-        "fn": round(sums[2] / sums[3], 6),
+        "tp": round(tp, 6),
+        "fn": round(fn, 6),
+        "tp_release": round(tp / 0.5, 6),
+        "fn_release": round(fn / 0.5, 6),
     }
     similarity.add(a, b, torch.arange(7), image, draw)
-    assert set(similarity.epoch()) == {"tp"}, "no two images of a class"
+    assert set(similarity.epoch()) == {"tp", "tp_release"}, "no two images of a class"
+
+
+def test_the_released_reading_is_of_clusters_and_divides_by_the_temperature():
+    a, b, label, image, draw = _problem()
+    cluster, z = torch.tensor([5, 5, 2, 2, 2, 5, 5]), [*zip(a, b, strict=True)]
+    pairs = [
+        float(u @ v) / 0.2
+        for i in range(7)
+        for j in range(7)
+        if cluster[i] == cluster[j] and image[i] != image[j] and draw[i] != draw[j]
+        for u in z[i]
+        for v in z[j]
+    ]
+    similarity, plain = Similarity(0.2), Similarity(0.2)
+    similarity.add(a, b, label, image, draw, cluster)
+    plain.add(a, b, label, image, draw)
+    found, text = similarity.epoch(), plain.epoch()
+    assert (found["tp"], found["fn"]) == (text["tp"], text["fn"])
+    assert found["tp_release"] == pytest.approx(text["tp"] / 0.2, abs=1e-5)
+    assert found["fn_release"] == pytest.approx(np.mean(pairs), abs=1e-6)
+
+
+def test_clusters_count_where_there_is_a_prototype_loss():
+    for changes, clustered in (
+        ({}, True),
+        ({"gamma": 0.0}, False),
+        ({"prototypes": "labels"}, False),
+    ):
+        labels = torch.arange(60) % 3
+        method = spcl.build(
+            replace(
+                spcl_recipes.MINI,
+                num_prototypes=(8,),
+                train=replace(spcl_recipes.MINI.train, batch_size=16),
+                **changes,
+            ),
+            labels,
+            3,
+            0,
+        )
+        features = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float16)
+        method.start_epoch(0, lambda module, found=features, **how: found)
+        index = torch.from_numpy(method.draw_batches(0, 1)[0])
+        views = [torch.randn(16, 3, 32, 32) for _ in range(2)]
+        method.loss(views, index)
+        found = method.similarity.epoch()
+        assert (found["fn_release"] != pytest.approx(found["fn"] / 0.2, abs=1e-5)) == clustered
 
 
 def test_methods_measure_their_own_batches():
@@ -101,10 +151,9 @@ def test_methods_measure_their_own_batches():
             and index[i] != index[j]
             and (i, j) not in partners
         ]
-        assert method.similarity.epoch() == {
-            "tp": pytest.approx(float((z[0] * z[1]).sum(1).mean()), abs=1e-5),
-            "fn": pytest.approx(np.mean(fn), abs=1e-5),
-        }
+        found = method.similarity.epoch()
+        assert found["tp"] == pytest.approx(float((z[0] * z[1]).sum(1).mean()), abs=1e-5)
+        assert found["fn"] == pytest.approx(np.mean(fn), abs=1e-5)
 
 
 def test_simclr_and_spcl_log_it(train_images, tmp_path):
@@ -114,3 +163,4 @@ def test_simclr_and_spcl_log_it(train_images, tmp_path):
         (epoch,) = json.loads((path.parent / "course.json").read_text())["epochs"]
         assert json.loads((path.parent / "log.jsonl").read_text()) == epoch
         assert all(-1 <= epoch[name] <= 1 for name in ("tp", "fn"))
+        assert epoch["tp_release"] == pytest.approx(epoch["tp"] / recipe.temperature, abs=1e-5)

@@ -16,6 +16,9 @@ class PCL(MoCo):
     method: ClassVar[str] = "pcl"
     queue: int = 16384
     """paper: r = 16000, which is no multiple of the batch of 256; the released code uses 16384"""
+    bn_groups: int = 4
+    """the authors trained on 4 GPUs (salesforce/PCL, issue 2), so BatchNorm saw 64 images; their
+    README allows 8 GPUs with the same batch, which is --bn-groups 8"""
     temperature: float = 0.1
     num_prototypes: tuple[int, ...] = (25_000, 50_000, 100_000)
     """K, one clustering each; none: MoCo"""

@@ -6,7 +6,7 @@ Examples (``tox -e reproduce-table1 -- FLAGS`` passes the flags on):
     python -m tables reproduce table1 --plan  # what would run; exit code 2 if nothing can
     python -m tables reproduce table1 --rows pcl moco --seeds 5
     python -m tables reproduce table1 --tier paper --data ROOT \\
-        --slurm --slurm-partition gpu --slurm-gpus 8
+        --slurm --slurm-partition gpu --slurm-gpus 4
     python -m tables reproduce table1 --tier paper --data ROOT \\
         --ckpt moco=moco_v1_200ep.pth.tar --ckpt pcl=pcl_v1.pth.tar
 
