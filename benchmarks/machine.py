@@ -31,7 +31,7 @@ from pretrain import loop
 from pretrain.recipes import moco, pcl, simclr
 from protobench import records
 from protobench.data import imagenet
-from protobench.data.synthetic import bundled
+from protobench.data.synthetic import bundled, manifest
 
 EPOCHS = 2
 METHODS = {
@@ -167,7 +167,7 @@ def main() -> int:
             print(json.dumps(vars(train(method, chosen.child))), flush=True)
         return 0
     data = bundled.ensure()
-    fingerprint = bundled.verify(data)[:16]
+    fingerprint = manifest.verify(data)[:16]
     told = (
         fingerprint
         if fingerprint == DATA

@@ -17,12 +17,14 @@ import numpy as np
 import tyro
 
 from protobench import records
+from protobench.checkpoints import identity
 from protobench.checkpoints.layouts import Copy, LoadOptions
 from protobench.data.datasets import DATASETS
 from protobench.data.image_list import ImageList
 from protobench.data.synthetic import bundled
 from protobench.records import ModelInfo, Record, ResultKey, Run
 from protobench.runtime import cli, files
+from protobench.runtime.errors import UserError
 from protobench.runtime.notices import notice
 
 if TYPE_CHECKING:  # these import torch, which --help must not wait for
@@ -30,10 +32,26 @@ if TYPE_CHECKING:  # these import torch, which --help must not wait for
     from protobench.features import Pooling
     from protobench.runtime.run_state import RunState
 
-BANNER = (
-    "BUNDLED SYNTHETIC DATA: these numbers are not comparable with any paper's (--data reads the"
-    " real data)"
-)
+
+def home_world(ckpt: Path) -> int | None:
+    """The bundled world of an encoder that this suite exported: the one it was trained in or, where
+    it was not trained at all, the one with the number of its seed. None for any other file."""
+    trained = identity.exported_as(ckpt).get("trained")
+    if not isinstance(trained, dict):
+        return None
+    world = trained.get("world") if trained.get("data") else trained.get("seed")
+    return world if isinstance(world, int) else None
+
+
+def _banner(data: Mapping[str, Any]) -> list[str]:
+    """What must be said of a score on these data."""
+    if not data["embedded"]:
+        return []
+    world = f", WORLD {data['world']}" if "world" in data else ""
+    return [
+        f"BUNDLED SYNTHETIC DATA{world}: these numbers are not comparable with any paper's (--data"
+        " reads the real data)"
+    ]
 
 
 @dataclass(frozen=True)
@@ -46,6 +64,9 @@ class EvalConfig:
     """folder of the data set, or the folder that holds it under its usual name; without it the
     bundled synthetic data"""
     dataset: str = "imagenet"
+    world: int | None = None
+    """number of the bundled world, where no --data is given; default: the one that the encoder was
+    trained in, or 1"""
     device: str = "auto"
     """auto (cuda where there is one), cpu, cuda, cuda:N"""
     workers: int = 4
@@ -184,8 +205,12 @@ class Evaluation(Generic[C]):
     """data set -> rough cost of one score on the real data, with one recent GPU and a local disk"""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """data set -> cost on the bundled data, on one core of the reference machine; default 3"""
-    root: Callable[[Path | None], Path] = lambda data: data or bundled.ensure()
-    """the folder to read, given --data or None"""
+    bundled: Mapping[str, Any] = field(default_factory=dict)
+    """flags -> their values in tables of the bundled data, where those are not the defaults"""
+    root: Callable[[Path | None, int], Path] = lambda data, world: (
+        data or bundled.ensure(world=world)
+    )
+    """the folder to read, given --data or None and the number of the bundled world"""
     summary: Callable[["Encoder"], str] = lambda encoder: encoder.summary()
     """how the encoder is introduced on the terminal"""
     repeat: bool = True
@@ -194,11 +219,17 @@ class Evaluation(Generic[C]):
     """draws what belongs beside the record"""
 
     def load_data(
-        self, data: Path | None, dataset: str, skip_bad_images: int = 0
+        self,
+        data: Path | None,
+        dataset: str,
+        skip_bad_images: int = 0,
+        world: int | None = None,
     ) -> tuple[ImageList, ...]:
-        """Return the lists of images; those of the bundled data where ``data`` is None. Raises
-        UserError where they are missing, or where more than ``skip_bad_images`` are broken."""
-        return self.read(self.root(data), dataset, skip_bad_images)
+        """Return the lists of images; those of a bundled world, by default world 1, where ``data``
+        is None. Raises UserError where they are missing, or where more than ``skip_bad_images`` are
+        broken."""
+        root = self.root(data, 1 if world is None else world)
+        return self.read(root, dataset, skip_bad_images)
 
     def result_key(self, encoder_key: str, lists: tuple[ImageList, ...], config: C) -> ResultKey:
         """Return what the record of these scores is found by."""
@@ -221,6 +252,10 @@ class Evaluation(Generic[C]):
         from protobench.runtime.devices import device_of
         from protobench.runtime.run_state import RunState
 
+        if config.world is not None and config.data is not None:
+            raise UserError(
+                "--world is one of the bundled data", hint="leave out --data or --world"
+            )
         config.check()
         started = time.perf_counter()
         device = distributed.init(device_of(config.device))
@@ -229,7 +264,8 @@ class Evaluation(Generic[C]):
         )
         print(self.summary(copies[0]))
         with distributed.main_process_first():
-            lists = self.load_data(config.data, config.dataset, config.skip_bad_images)
+            world = home_world(config.ckpt) if config.world is None else config.world
+            lists = self.load_data(config.data, config.dataset, config.skip_bad_images, world)
         key = self.result_key(copies[-1].key, lists, config)
         model = model or ModelInfo.of(config.ckpt)
         if not self.repeat:
@@ -237,10 +273,10 @@ class Evaluation(Generic[C]):
             if known := distributed.broadcast_from_main(find):
                 print(f"done before (delete the record to repeat it): {known}")
                 return known if distributed.is_main() else None
-        identity = files.sha256(
+        unit = files.sha256(
             [key.to_json(), [images.cache_key for images in lists], model.to_json()]
         )
-        state = RunState(config.results, f".{self.name}-{identity[:12]}", identity)
+        state = RunState(config.results, f".{self.name}-{unit[:12]}", unit)
         context = Context(copies, lists, device, config.workers, state, started)
         scores = self.run(config, context)
         if scores is None or not distributed.is_main():
@@ -270,7 +306,7 @@ class Evaluation(Generic[C]):
         if path := self.execute(config):
             record = records.read(path)
             title, *lines = self.report(record)
-            print("\n".join([title, *([BANNER] if record["data"]["embedded"] else []), *lines]))
+            print("\n".join([title, *_banner(record["data"]), *lines]))
             for text in record.get("warnings", ()):
                 notice(f"warning: {text}")
             print(f"record: {path}")

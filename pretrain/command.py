@@ -19,7 +19,8 @@ class Run:
     """Where and how to run."""
 
     data: Path | None = None
-    """folder with imagenet/train, or CIFAR's batches; default: the bundled synthetic data"""
+    """folder with imagenet/train, or CIFAR's batches; default: the bundled synthetic data, the
+    world with the number of the seed"""
     out: Path | None = None
     """run folder (log, checkpoint, encoder); default runs/<method>-<seed>"""
     seed: int = 0
@@ -76,7 +77,8 @@ def train(recipe: Recipe, run: Run) -> Path:
     out = run.out or Path("runs") / f"{recipe.method}-{run.seed}"
     with distributed.main_process_first():
         dataset = DATASETS[choose("data set", recipe.dataset, tuple(DATASETS))]
-        images = dataset.training_images(run.data or bundled.ensure(), run.skip_bad_images)
+        root = run.data or bundled.ensure(world=run.seed)
+        images = dataset.training_images(root, run.skip_bad_images)
         if images.labels.ndim != 1:
             raise UserError(
                 f"no method is trained on {recipe.dataset}, whose images have several labels",

@@ -41,6 +41,7 @@ from pretrain.recipes.common import Recipe
 from protobench import batch_norm, keyed, records
 from protobench.checkpoints import encoders
 from protobench.data.image_list import ImageList
+from protobench.data.synthetic import bundled
 from protobench.runtime import distributed, files
 from protobench.runtime.errors import UserError
 from protobench.runtime.periodic_saver import PeriodicSaver
@@ -117,6 +118,7 @@ def pretrain(
                     "recipe": asdict(recipe),
                     "seed": seed,
                     "data": images and images.fingerprint,
+                    "world": images and bundled.world_of(images.root),
                     "unreadable": len(images.unreadable) if images else 0,
                     **({"processes": n} if (n := distributed.world_size()) > 1 else {}),
                     "seconds": round(sum(line["seconds"] for line in at.log), 1),

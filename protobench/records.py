@@ -154,6 +154,9 @@ def data_of(name: str, lists: tuple[ImageList, ...], **more: Any) -> dict[str, A
         decodable(f"{images.name}/{path}") for images in lists for path in images.unreadable
     ]
     told: dict[str, Any] = {}
+    embedded = bundled.holds(lists[0].classes)
+    if embedded and (world := bundled.world_of(lists[0].root)) is not None:
+        told |= {"world": world, "kind_of_world": bundled.kind_of(lists[0].root)}
     if left_out:
         told["unreadable"] = {"count": len(left_out), "sha256": files.sha256(left_out)}
     if odd := list(
@@ -162,7 +165,7 @@ def data_of(name: str, lists: tuple[ImageList, ...], **more: Any) -> dict[str, A
         told["departures"] = odd
     return {
         "name": name,
-        "embedded": bundled.holds(lists[0].classes),
+        "embedded": embedded,
         "classes": len(lists[0].classes),
         "train_images": len(lists[0]),
         **told,

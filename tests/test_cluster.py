@@ -97,7 +97,7 @@ def _unit(tmp_path, world, epochs):
 def test_an_interrupted_job_is_requeued_and_ends_as_if_it_had_not_been(
     request, world, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(bundled, "ensure", lambda: world)
+    monkeypatch.setattr(bundled, "ensure", lambda **_: world)
     unit = _unit(tmp_path, world, 12)
     executor = submitit.AutoExecutor(tmp_path / "slurm", cluster="local")
     executor.update_parameters(timeout_min=60)

@@ -107,7 +107,7 @@ def test_the_gap_to_supervised_is_judged_by_its_interval(behind, verdict):
 
 def test_without_mmdetection_detection_is_not_run_and_says_why(world, monkeypatch, tmp_path):
     """Other tables do not notice."""
-    monkeypatch.setattr(bundled, "ensure", lambda: world)
+    monkeypatch.setattr(bundled, "ensure", lambda **_: world)
     find = operators.find_spec
     monkeypatch.setattr(
         operators, "find_spec", lambda name: None if name == "mmdet" else find(name)
@@ -133,8 +133,8 @@ def test_a_score_that_fails_does_not_stop_the_others(
 ):
     from tables import __main__ as tables_main
 
-    monkeypatch.setattr(bundled, "ensure", lambda: world)
-    monkeypatch.setattr(scenes, "ensure", lambda: scene_data)
+    monkeypatch.setattr(bundled, "ensure", lambda **_: world)
+    monkeypatch.setattr(scenes, "ensure", lambda **_: scene_data)
     seen = []
 
     def run(config, context):

@@ -226,7 +226,7 @@ def test_a_checkpoint_is_scored_recorded_and_unmoved(
 def test_without_data_cifar_s_stand_in_is_swept_on_a_cosine(
     command, encoder_file, world, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(linear.bundled, "ensure", lambda: world)
+    monkeypatch.setattr(linear.bundled, "ensure", lambda **_: world)
     real, factors = linear.Heads.step, []
     monkeypatch.setattr(
         linear.Heads,

@@ -1,18 +1,20 @@
 import hashlib
+import os
+import shutil
 
 import numpy as np
 import pytest
 from conftest import TINY
 
 from protobench.data import image_list, places, voc
-from protobench.data.synthetic import bundled
+from protobench.data.synthetic import bundled, manifest
 from protobench.data.synthetic.sprites import CATEGORIES, SHAPES, TEXTURES, shape, texture
 from protobench.runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")
 def drawer():
-    return bundled.World(bundled.SEED)
+    return bundled.World(1)
 
 
 def test_pixels_are_the_same_on_every_machine(drawer):
@@ -22,17 +24,55 @@ def test_pixels_are_the_same_on_every_machine(drawer):
         digest.update(drawer.one_object("imagenet-train", number)[0].tobytes())
         digest.update(drawer.objects("voc-test", number)[0].tobytes())
         digest.update(drawer.scene("places-val", number)[0].tobytes())
-    assert digest.hexdigest()[:16] == "8ec5400fe79e060b"
+    assert digest.hexdigest()[:16] == "f3ab5e0b720a734c"
 
 
 def test_an_image_depends_on_its_number_alone(drawer):
-    again = bundled.World(bundled.SEED)
+    again = bundled.World(1)
     np.testing.assert_array_equal(drawer.objects("voc-test", 7)[0], again.objects("voc-test", 7)[0])
+
+
+def test_worlds_are_different_draws(drawer):
+    other = bundled.World(2)
+    assert not np.array_equal(
+        drawer.one_object("imagenet-train", 0)[0], other.one_object("imagenet-train", 0)[0]
+    )
+
+
+@pytest.mark.parametrize("category", range(len(CATEGORIES)))
+def test_no_world_evaluates_on_an_object_of_another_one_s_pretraining(drawer, category):
+    other = bundled.World(2)
+    seen, tested = (
+        {
+            world.masks[category][i].tobytes()
+            for split in splits
+            for i in world.instances(split, category)
+        }
+        for world, splits in (
+            (drawer, ["imagenet-train"]),
+            (other, [split for split in bundled.SHARES if split != "imagenet-train"]),
+        )
+    )
+    assert seen.isdisjoint(tested)
+
+
+def test_missing_worlds_are_made_in_processes(monkeypatch, tmp_path):
+    monkeypatch.setenv("PROTOBENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(bundled, "SPLITS", dict.fromkeys(TINY, 20))
+    roots = bundled.ensure_all([3, 1, 3])
+    assert sorted(roots) == [1, 3]
+    assert [bundled.world_of(root / "imagenet" / "val") for root in roots.values()] == [1, 3]
+    assert len({manifest.verify(root) for root in roots.values()}) == 2
+    (kind,) = {bundled.kind_of(root) for root in roots.values()}
+    assert kind.startswith(f"v{bundled.VERSION}-")
+    assert kind != bundled.kind_of(bundled.ensure(tmp_path / "other", dict.fromkeys(TINY, 40)))
+    with pytest.raises(UserError, match="no bundled world -1"):
+        bundled.ensure(world=-1)
 
 
 def test_two_generations_are_equal_byte_for_byte(world, tmp_path):
     other = bundled.ensure(tmp_path / "again", TINY)
-    assert bundled.verify(other) == bundled.verify(world)
+    assert manifest.verify(other) == manifest.verify(world)
 
 
 @pytest.mark.parametrize("category", range(len(CATEGORIES)))
@@ -45,12 +85,63 @@ def test_no_sprite_instance_is_in_two_of_the_disjoint_splits(drawer, category):
     assert sum(map(len, parts)) == len(set().union(*parts)) == len(drawer.masks[category])
 
 
-def test_a_changed_file_is_found_and_named(tmp_path):
-    root = bundled.ensure(tmp_path / "data", dict.fromkeys(TINY, 20))
-    victim = sorted(root.rglob("*.jpg"))[3]
+@pytest.fixture
+def small(tmp_path):
+    return bundled.ensure(tmp_path / "data", dict.fromkeys(TINY, 20))
+
+
+def test_a_changed_file_is_found_and_named(small):
+    victim = sorted(small.rglob("*.jpg"))[3]
     victim.write_bytes(victim.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match=victim.name):
-        bundled.ensure(root, dict.fromkeys(TINY, 20))
+        bundled.ensure(small, dict.fromkeys(TINY, 20))
+
+
+def test_a_missing_and_an_added_file_are_found_and_named(small):
+    victim = sorted(small.rglob("*.xml"))[3]
+    victim.rename(victim.with_name("more.xml"))
+    with pytest.raises(UserError, match=f"2 files, .*{victim.name}"):
+        bundled.ensure(small, dict.fromkeys(TINY, 20))
+
+
+def test_only_files_that_were_touched_are_read_again(small, monkeypatch):
+    hashed, sha256_file = [], manifest.files.sha256_file
+    monkeypatch.setattr(
+        manifest.files, "sha256_file", lambda path: (hashed.append(path), sha256_file(path))[1]
+    )
+    fingerprint = manifest.verify(small)
+    assert not hashed
+    victim = sorted(small.rglob("*.jpg"))[3]
+    os.utime(victim, (1, 1))
+    for _ in range(2):  # the second time its new time is noted
+        assert manifest.verify(small) == fingerprint
+    assert hashed == [victim]
+    (small / manifest.NOTE).unlink()
+    manifest.verify(small)
+    assert len(hashed) == 1 + len(manifest.read(small)["files"])
+
+
+def test_a_change_under_the_same_size_and_time_is_found_once_the_note_is_gone(small):
+    victim = sorted(small.rglob("*.jpg"))[3]
+    state = victim.stat()
+    victim.write_bytes(victim.read_bytes()[:-1] + b"x")
+    os.utime(victim, ns=(state.st_atime_ns, state.st_mtime_ns))
+    manifest.verify(small)
+    (small / manifest.NOTE).unlink()
+    with pytest.raises(UserError, match=victim.name):
+        manifest.verify(small)
+
+
+def test_fingerprints_are_those_of_the_files_themselves(small, tmp_path):
+    shutil.copytree(small, tmp_path / "copy", copy_function=shutil.copyfile)  # of other times
+    (tmp_path / "copy" / "manifest.json").unlink()
+    for read in (places.read, voc.read):
+        split = "train" if read is places.read else "trainval"
+        ours, plain = read(small, split), read(tmp_path / "copy", split)
+        assert ours.fingerprint == plain.fingerprint
+    victim = ours.root / ours.paths[3]
+    victim.write_bytes(victim.read_bytes()[:-1] + b"x")
+    assert voc.read(small, "trainval").fingerprint != plain.fingerprint
 
 
 def test_all_layouts_are_read_by_the_loaders_of_the_real_data(world):

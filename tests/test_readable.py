@@ -179,7 +179,7 @@ def test_an_evaluation_fails_by_default_and_records_what_it_left_out(
 
 
 def test_the_bundled_data_is_whole_and_claims_to_be_nothing_else(command, root, monkeypatch):
-    monkeypatch.setattr(verify.bundled, "ensure", lambda: root)
+    monkeypatch.setattr(verify.bundled, "ensure", lambda **_: root)
     code, out, _ = command(main.main, "check-data")
     assert code == 0
     assert "200 images, 20 classes" in out

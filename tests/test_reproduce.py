@@ -424,7 +424,7 @@ def _await_end(pids):
 
 def test_the_bar_counts_epochs_and_scores_of_jobs_under_way(world, monkeypatch, tmp_path):
     """A table of long scores would stand at 0 % for hours."""
-    monkeypatch.setattr(bundled, "ensure", lambda: world)
+    monkeypatch.setattr(bundled, "ensure", lambda **_: world)
     (job,) = plan.make_plan(
         catalogue.load("table3"),
         "mini",

@@ -39,11 +39,18 @@ def encoder_key(path: Path) -> str:
 
 def exported_key(path: Path) -> str | None:
     """The key in the header of an encoder that this suite exported; None for any other file."""
-    try:
-        key = json.loads(safetensors_metadata(path)["protobench"])["key"]
-    except (ValueError, LookupError, TypeError):
-        return None
+    key = exported_as(path).get("key")
     return key if isinstance(key, str) else None
+
+
+def exported_as(path: Path) -> dict[str, Any]:
+    """What the header of an encoder that this suite exported says of it; empty for any other
+    file."""
+    try:
+        told = json.loads(safetensors_metadata(path)["protobench"])
+    except (ValueError, LookupError, TypeError):
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
 def safetensors_metadata(path: Path) -> dict[str, Any]:

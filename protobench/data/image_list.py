@@ -15,6 +15,7 @@ from PIL import Image
 
 from protobench import keyed
 from protobench.data.leftovers import is_leftover
+from protobench.data.synthetic import manifest
 from protobench.runtime import files, resource_errors
 from protobench.runtime.errors import UserError, decodable, printable
 from protobench.runtime.notices import notice, some
@@ -142,12 +143,22 @@ class ImageList:
                 .tolist()
             )
         )
+        noted = manifest.hashes_in(self.root) if whole else {}
         try:
-            contents = [files.sha256_file(self.root / self.paths[i]) for i in chosen]
+            contents = [self._hash(i, noted) for i in chosen]
         except OSError as failure:
             raise self._cannot_read(failure) from failure
         sizes = [] if whole else [self.states[:, 0].tolist()]
         return files.sha256([self.names, self.labels.tolist(), self.classes, contents, *sizes])
+
+    def _hash(self, index: int, noted: dict[str, tuple[int, int, str]]) -> str:
+        """The SHA-256 of a file; as noted where the bundled data holds it as it was then."""
+        path = self.paths[index]
+        if path in noted:
+            *state, sha256 = noted[path]
+            if self.states[index].tolist() == state:
+                return sha256
+        return files.sha256_file(self.root / path)
 
     @cached_property
     def cache_key(self) -> str:

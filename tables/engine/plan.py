@@ -3,6 +3,7 @@ what that costs."""
 
 import dataclasses
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -53,6 +54,8 @@ class Job:
 
     row: Row
     seed: int
+    world: int | None
+    """of the bundled data, where it is trained and scored; None on the real data"""
     recipe: Recipe | None
     """how the row is trained; None where it is a published file alone"""
     checkpoint: Path
@@ -116,37 +119,48 @@ def make_plan(
     checkpoints that do not exist."""
     chosen = _chosen_rows(table, tier, rows, given)
     given = _fetched(table, chosen) | given
-    root = data if tier == "paper" else bundled.ensure()
-    sources = {
-        task: _try(lambda task=task: load_data(task[0], task[1], _need(root), skip_bad_images))
-        for task in table.tasks
-    }
+    if tier != "paper":
+        bundled.ensure_all(range(1, seeds + 1))
+
+    @cache
+    def sources(world: int | None) -> dict[TaskKey, tuple[Any, str]]:
+        return {
+            (name, dataset): _try(
+                lambda name=name, dataset=dataset: load_data(
+                    name, dataset, data, skip_bad_images, world
+                )
+            )
+            for name, dataset in table.tasks
+        }
+
+    @cache
+    def training_images(dataset: str, world: int | None) -> tuple[Any, str]:
+        return _try(
+            lambda: DATASETS[dataset].training_images(root_of(data, world), skip_bad_images)
+        )
+
     have = records.read_all(results / tier / "records")
     jobs = []
-    trained_on: dict[str, tuple[Any, str]] = {}
     for row in chosen:
         recipe = row.recipe(tier)
         recipe = quick(recipe) if recipe and tier == "quick" else recipe
-        images: tuple[Any, str] = (None, "")
-        if recipe:
-            if (name := recipe.dataset) not in trained_on:
-                trained_on[name] = _try(
-                    lambda name=name: DATASETS[name].training_images(_need(root), skip_bad_images)
-                )
-            images = trained_on[name]
         for seed in [0] if row.name in given or not recipe else range(1, seeds + 1):
+            world = None if tier == "paper" else seed
+            images, why_not = training_images(recipe.dataset, world) if recipe else (None, "")
             jobs.append(
                 _job(
                     table,
                     row,
                     seed,
+                    world,
                     recipe,
                     given.get(row.name),
-                    *images,
-                    sources,
+                    images,
+                    why_not,
+                    sources(world),
                     have,
                     runs / tier,
-                    data if tier == "paper" else None,
+                    data,
                 )
             )
     return jobs
@@ -219,29 +233,44 @@ def evaluation(name: str) -> Evaluation[Any]:
     return found
 
 
-def load_data(name: str, dataset: str, root: Path, skip_bad_images: int) -> tuple[ImageList, ...]:
+def load_data(
+    name: str, dataset: str, data: Path | None, skip_bad_images: int, world: int | None = None
+) -> tuple[ImageList, ...]:
     """Return the lists of images that a record is about: those of an evaluation, or the training
-    images of a pretraining that records itself."""
+    images of a pretraining that records itself. They are the real ones in ``data``, or those of a
+    bundled world."""
     if name in history.KINDS:
-        return (DATASETS[dataset].training_images(root, skip_bad_images),)
-    return evaluation(name).load_data(root, dataset, skip_bad_images)
+        return (DATASETS[dataset].training_images(root_of(data, world), skip_bad_images),)
+    source = _need(data) if world is None else None
+    return evaluation(name).load_data(source, dataset, skip_bad_images, world)
+
+
+def root_of(data: Path | None, world: int | None) -> Path:
+    """Return the folder of the bundled world, or of the real data where ``world`` is None."""
+    return _need(data) if world is None else bundled.ensure(world=world)
 
 
 def eval_config(job: Job, task: EvalTask, *, data: Path | None, **where: Any) -> Any:
     """How a cell's values are computed: the evaluation's defaults, which are the paper's protocol,
-    and the row's settings."""
-    return _config(job.row, job.checkpoint, task.evaluation, task.dataset, data, **where)
+    what it changes on the bundled data, and the row's settings."""
+    return _config(job.row, job.checkpoint, task.evaluation, task.dataset, data, job.world, **where)
 
 
 def _config(
-    row: Row, checkpoint: Path, name: str, dataset: str, data: Path | None, **where: Any
+    row: Row,
+    checkpoint: Path,
+    name: str,
+    dataset: str,
+    data: Path | None,
+    world: int | None = None,
+    **where: Any,
 ) -> Any:
-    Config = evaluation(name).Config
-    fields = {field.name for field in dataclasses.fields(Config)}
-    chosen = {"dataset": dataset} | dict(row.settings)
-    return Config(
-        checkpoint, data, **{key: value for key, value in chosen.items() if key in fields}, **where
-    )
+    of = evaluation(name)
+    fields = {field.name for field in dataclasses.fields(of.Config)}
+    settings = dict(row.settings) if world is None else {**of.bundled, **dict(row.settings)}
+    chosen = {key: value for key, value in settings.items() if key in fields}
+    source = data if world is None else None
+    return of.Config(checkpoint, source, **({"dataset": dataset} | chosen), world=world, **where)
 
 
 def _need(root: Path | None) -> Path:
@@ -267,6 +296,7 @@ def _job(
     table: Exhibit,
     row: Row,
     seed: int,
+    world: int | None,
     recipe: Recipe | None,
     given: Path | None,
     images: ImageList | None,
@@ -315,7 +345,7 @@ def _job(
                 history.result_key(name, key, lists[0], dataset)
                 if name in history.KINDS
                 else evaluation(name).result_key(
-                    key, lists, _config(row, checkpoint, name, dataset, data)
+                    key, lists, _config(row, checkpoint, name, dataset, data, world)
                 )
             )
             record = records.key(result.to_json(), {"row": row.name, "seed": seed})
@@ -325,6 +355,7 @@ def _job(
     return Job(
         row,
         seed,
+        world,
         recipe,
         checkpoint,
         given is not None,
@@ -405,7 +436,7 @@ def _cost(tier: Tier, jobs: list[Job], workers: int) -> str:
         seconds = sum(estimate(job) for job in running) / workers + 15
         return (
             f"about {max(seconds / 60, 0.5):.1f} minutes with {workers} processes of one thread; "
-            f"about {5 + 7 * sum(job.trains for job in running)} MB of disk"
+            f"about {7 * sum(job.trains for job in running)} MB of disk, and 130 for each world"
         )
     training = [job for job in running if job.trains]
     lines = [

@@ -1,6 +1,6 @@
 """From records to runs: which records a table or a figure is made of, and the values in them."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,9 @@ def select_records(
 
     Where a row has records among ``requested_keys``, those alone. For every other row the newest
     per seed, evaluation and data set; all of one version, data and parameters, and of one recipe
-    per row, with the parameters that the paper prints preferred to any that a user tried later."""
+    per row, with the parameters that the paper prints preferred to any that a user tried later. On
+    the bundled data, "of one data" means: of the world of their seed, and all worlds of one kind.
+    """
     names = {row.name for row in exhibit.rows}
     found = {
         key: record
@@ -61,26 +63,37 @@ def select_records(
         reverse=True,
     )
     kept: dict[tuple[str, int, TaskKey], dict[str, Any]] = {}
-    data_of: dict[TaskKey, str] = {}
+    kind_of: dict[TaskKey, str] = {}
+    data_of: dict[tuple[TaskKey, int | None], list[str]] = {}
     params_of: dict[tuple[Any, ...], str] = {}
     recipe_of: dict[str, str] = {}
     stale = 0
     for record in [*requested.values(), *others]:
         unit, row, task = record["unit"], record["subject"]["row"], task_of(record)
-        data, params = files.sha256([unit["version"], unit["data"]]), files.sha256(unit["params"])
+        world, seed = record["data"].get("world"), record["subject"]["seed"]
+        kind = files.sha256([unit["version"], record["data"].get("kind_of_world")])
+        params = files.sha256(unit["params"])
         recipe, settings = record["subject"]["recipe"], exhibit.row(row).settings
         if (  # the first record of each kind sets what all others must have
-            data_of.setdefault(task, data) != data
+            kind_of.setdefault(task, kind) != kind
+            or data_of.setdefault((task, world), unit["data"]) != unit["data"]
             or params_of.setdefault((task, settings), params) != params
             or recipe_of.setdefault(row, recipe) != recipe
         ):
             stale += 1
             continue
-        kept.setdefault((row, record["subject"]["seed"], task), record)
+        kept.setdefault((row, seed, task), record)
     rows: RecordsByRow = {}
     for row, seed, task in sorted(kept):
         rows.setdefault(row, []).append(kept[row, seed, task])
     return Collected(rows, stale)
+
+
+def shares_data(found: Iterable[dict[str, Any]], task: TaskKey) -> bool:
+    """Whether these records of a task are all about the same images, so that draw d is the same
+    support set for every seed (draws and seeds are crossed). Otherwise every seed has images and
+    draws of its own (draws are nested in seeds)."""
+    return len({tuple(of["unit"]["data"]) for of in found if task_of(of) == task}) <= 1
 
 
 def _as_printed(record: dict[str, Any], printed: dict[str, Any]) -> bool:

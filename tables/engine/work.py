@@ -8,7 +8,6 @@ from pathlib import Path
 from pretrain import history
 from pretrain.recipes import common
 from protobench.data.datasets import DATASETS
-from protobench.data.synthetic import bundled
 from protobench.runtime.errors import UserError
 from tables.engine import plan
 from tables.engine.plan import EvalTask, Job
@@ -27,11 +26,6 @@ class RunContext:
     workers: int
     """image-reading processes per job"""
     skip_bad_images: int = 0
-
-    @property
-    def source(self) -> Path | None:
-        """The real data, where the tier uses it."""
-        return self.data if self.tier == "paper" else None
 
 
 def workers_of(tier: Tier, requested: int | None, cores: int | None) -> int:
@@ -55,7 +49,7 @@ def train(job: Job, context: RunContext) -> None:
     if job.recipe.train.epochs:
         with distributed.main_process_first():
             source = DATASETS[job.recipe.dataset].training_images(
-                context.source or bundled.ensure(), context.skip_bad_images
+                plan.root_of(context.data, job.world), context.skip_bad_images
             )
     loop.pretrain(
         job.recipe,
@@ -73,14 +67,14 @@ def evaluate(job: Job, task: EvalTask, context: RunContext) -> None:
     records = context.results / context.tier / "records"
     if task.evaluation in history.KINDS:
         images = DATASETS[task.dataset].training_images(
-            context.source or bundled.ensure(), context.skip_bad_images
+            plan.root_of(context.data, job.world), context.skip_bad_images
         )
         history.write(task.evaluation, job.checkpoint, images, task.dataset, records, job.model())
         return
     config = plan.eval_config(
         job,
         task,
-        data=context.source,
+        data=context.data,
         device=context.device,
         workers=context.workers,
         skip_bad_images=context.skip_bad_images,

@@ -1,5 +1,8 @@
-"""The bundled synthetic data: a small world written once, in the folder layouts of the real data
-sets.
+"""The bundled synthetic data: small worlds, each written once, in the folder layouts of the real
+data sets.
+
+Worlds are numbered 0, 1, 2, … and are draws from one law: an encoder of pretraining seed s is
+trained and evaluated in world s, so that a claim is about this kind of world and not about one.
 
 Its root has the structure that ``--data`` expects of the real ones, so one code path reads both::
 
@@ -9,14 +12,19 @@ Its root has the structure that ``--data`` expects of the real ones, so one code
 
 Ten categories are real handwritten digits (scikit-learn's), ten are procedural shapes. A sprite
 instance (a person's digit, a variant of a shape) belongs to one split only, so no evaluation sees
-an object of pretraining. A scene is a texture with two favourite categories. Every image depends on
-(seed, split, number) alone."""
+an object of pretraining. That holds between worlds too: the digits are split alike in all of them,
+and every world draws variants of the shapes of its own. A scene is a texture with two favourite
+categories. Every image depends on (world, split, number) alone."""
 
 import contextlib
+import io
 import json
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+import multiprocessing
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +34,7 @@ from PIL import Image
 
 from protobench import keyed
 from protobench.data.leftovers import is_leftover
+from protobench.data.synthetic import manifest
 from protobench.data.synthetic.sprites import (
     CATEGORIES,
     DIGITS,
@@ -41,104 +50,109 @@ from protobench.runtime import files
 from protobench.runtime.errors import UserError
 from protobench.runtime.progress import progress
 
-VERSION = 1
+VERSION = 2
 """Raise when any byte of the data changes: results of different versions are never compared."""
 SEED = 2020
+"""Of the digits' split, which all worlds share, and, with a world's number added, of the rest."""
 SIZE = 40
 """Side of every image, pixels."""
 SHAPE_VARIANTS = 180
 SPLITS = {
     "imagenet-train": 4000,
-    "imagenet-val": 1000,
+    "imagenet-val": 8000,
     "voc-trainval": 1000,
-    "voc-test": 1000,
+    "voc-test": 5000,
     "places-train": 1000,
-    "places-val": 1000,
+    "places-val": 5000,
 }
+OF_ONE_WORLD = ("world", "fingerprint", "files")
+"""The entries of a manifest in which the worlds of one kind differ."""
+SHARES = {
+    "imagenet-train": (0, 0.6),
+    "imagenet-val": (0.6, 1),
+    "voc-trainval": (0.6, 0.8),
+    "voc-test": (0.8, 1),
+    "places-train": (0.6, 0.8),
+    "places-val": (0.8, 1),
+}
+"""Which part of the sprite instances of a category, in a random order, a split draws from."""
 SCENES = tuple(f"{texture}-scene" for texture in TEXTURES)
 TITLES = tuple(f"c{number:02d}-{category}" for number, category in enumerate(CATEGORIES))
 """The folder names of the 20 categories in ImageNet's layout."""
 
 
-def ensure(
-    root: Path | None = None, counts: dict[str, int] | None = None, seed: int = SEED
-) -> Path:
-    """The root of the bundled data. It is made on first use (10 000 images in well under 30 s) and
+def ensure(root: Path | None = None, counts: dict[str, int] | None = None, world: int = 1) -> Path:
+    """The root of a world's data. It is made on first use (24 000 images in about 10 s) and
     verified on every later one.
 
     UserError where the files there are not those that were written."""
     counts = SPLITS | (counts or {})
-    identity = {
+    identity = _identity(world, counts)
+    return manifest.made(
+        root or folder("mini", identity),
+        identity,
+        lambda temporary: _write_world(World(world), temporary, counts),
+    )
+
+
+def ensure_all(worlds: Iterable[int]) -> dict[int, Path]:
+    """The roots of several worlds. Those that are missing are made side by side, a process per
+    core."""
+    worlds, counts, cores = sorted(set(worlds)), SPLITS, os.cpu_count() or 1
+    missing = [world for world in worlds if not folder("mini", _identity(world, counts)).is_dir()]
+    if len(missing) > 1 and cores > 1:
+        with ProcessPoolExecutor(
+            min(len(missing), cores), mp_context=multiprocessing.get_context("spawn")
+        ) as pool:
+            made = pool.map(partial(_ensure_silently, counts), missing)
+            for _ in progress(made, desc="bundled data", unit=" worlds", total=len(missing)):
+                pass
+    return {world: ensure(world=world) for world in worlds}
+
+
+def _ensure_silently(counts: dict[str, int], world: int) -> None:
+    with contextlib.redirect_stderr(io.StringIO()):  # the bars of several processes would mix
+        ensure(None, counts, world)
+
+
+def _identity(world: int, counts: dict[str, int]) -> dict[str, Any]:
+    if world < 0:
+        raise UserError(f"there is no bundled world {world}", hint="worlds are 0, 1, 2, ...")
+    return {
         "version": VERSION,
-        "seed": seed,
+        "world": world,
         "size": SIZE,
         "counts": counts,
         "pillow": PIL.__version__,
     }
-    return made(
-        "mini", root, identity, lambda temporary: _write_world(World(seed), temporary, counts)
-    )
 
 
-def made(
-    name: str, root: Path | None, identity: dict[str, Any], write: Callable[[Path], None]
-) -> Path:
-    """``root``, by default in the cache, with what ``write`` writes into a folder: made on first
-    use and verified later."""
-    root = root or files.cache_dir() / f"{name}-v{identity['version']}-{files.sha256(identity)[:8]}"
-    lock = root.with_name(root.name + ".lock")
-    with files.exclusive_lock(lock):
-        if (root / "manifest.json").exists():
-            verify(root)
-            return root
-        temporary = root.with_name(f".{root.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        with files.writing(root):
-            write(temporary)
-        hashes = _hashes(temporary)
-        manifest = identity | {"fingerprint": files.sha256(hashes), "files": hashes}
-        files.write_text(
-            temporary / "manifest.json", json.dumps(manifest, indent=1, sort_keys=True)
-        )
-        shutil.rmtree(root, ignore_errors=True)
-        temporary.rename(root)
-    return root
-
-
-def verify(root: Path) -> str:
-    """Reads every file back and returns the fingerprint. UserError if a byte differs from what was
-    written."""
-    try:
-        manifest = json.loads((root / "manifest.json").read_text())
-    except ValueError as failure:
-        raise UserError(
-            "the manifest of the bundled data is damaged",
-            at=root,
-            hint="delete this folder; it is made again",
-        ) from failure
-    hashes = _hashes(root)
-    if manifest["fingerprint"] != files.sha256(hashes):
-        written = manifest["files"]
-        changed = sorted(
-            name for name in hashes.keys() | written.keys() if hashes.get(name) != written.get(name)
-        )
-        raise UserError(
-            f"the bundled data was changed: {len(changed)} files, the first is"
-            f" {changed[0] if changed else '?'}",
-            at=root,
-            hint="delete this folder; it is made again in seconds",
-        )
-    return str(manifest["fingerprint"])
+def folder(name: str, identity: dict[str, Any]) -> Path:
+    """Where data of this identity lies in the cache."""
+    title = f"{name}-v{identity['version']}-world{identity['world']}"
+    return files.cache_dir() / f"{title}-{files.sha256(identity)[:8]}"
 
 
 def is_root(folder: Path) -> bool:
-    """Whether this folder is a root of bundled data, by its manifest alone; ``verify`` compares the
-    files with it."""
-    try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        return bool(manifest["fingerprint"] == files.sha256(manifest["files"]))
-    except (OSError, ValueError, LookupError, TypeError):
-        return False
+    """Whether this folder is a root of bundled data, by its manifest alone."""
+    return manifest.read(folder) is not None
+
+
+def world_of(folder: Path) -> int | None:
+    """The number of the world whose data lies in ``folder``; None where that is unknown."""
+    found = manifest.above(folder)
+    world = found[1].get("world") if found else None
+    return world if isinstance(world, int) else None
+
+
+def kind_of(folder: Path) -> str | None:
+    """Equal for all worlds of one version, size and number of images; None where that is
+    unknown."""
+    found = manifest.above(folder)
+    if found is None or "version" not in found[1]:
+        return None
+    kind = {name: value for name, value in found[1].items() if name not in OF_ONE_WORLD}
+    return f"v{kind['version']}-{files.sha256(kind)[:8]}"
 
 
 def holds(classes: Sequence[str]) -> bool:
@@ -185,14 +199,6 @@ def _holds_coco(data: Path) -> bool:
     return False
 
 
-def _hashes(root: Path) -> dict[str, str]:
-    return {
-        path.relative_to(root).as_posix(): files.sha256_file(path)
-        for path in sorted(root.rglob("*"))
-        if path.is_file() and path.name != "manifest.json"
-    }
-
-
 @dataclass(frozen=True)
 class SceneObject:
     """An object in an image: category, box (xmin, ymin, xmax, ymax; 1-based, inclusive, as VOC
@@ -206,8 +212,8 @@ class SceneObject:
 class World:
     """Draws the images of every split."""
 
-    def __init__(self, seed: int):
-        self.seed = seed
+    def __init__(self, number: int):
+        self.seed = SEED + number
         digit_masks, digit_classes = digits()
         self.masks: list[list[np.ndarray]] = [
             list(digit_masks[digit_classes == c] / 255.0) for c in range(len(DIGITS))
@@ -215,26 +221,23 @@ class World:
         for name in SHAPES:
             self.masks.append(
                 [
-                    shape(name, keyed.generator(seed, "shape", name, i))
+                    shape(name, keyed.generator(self.seed, "shape", name, i))
                     for i in range(SHAPE_VARIANTS)
                 ]
             )
-        self.position = [
-            keyed.generator(seed, "split", c).random(len(masks))
+        position = [
+            keyed.generator(SEED if c < len(DIGITS) else self.seed, "split", c).random(len(masks))
             for c, masks in enumerate(self.masks)
         ]
+        self._instances = {
+            (split, c): np.flatnonzero((at >= low) & (at < high))
+            for split, (low, high) in SHARES.items()
+            for c, at in enumerate(position)
+        }
 
     def instances(self, split: str, category: int) -> np.ndarray:
         """The numbers of the category's sprite instances that belong to this split."""
-        low, high = {
-            "imagenet-train": (0, 0.6),
-            "imagenet-val": (0.6, 1),
-            "voc-trainval": (0.6, 0.8),
-            "voc-test": (0.8, 1),
-            "places-train": (0.6, 0.8),
-            "places-val": (0.8, 1),
-        }[split]
-        return np.flatnonzero((self.position[category] >= low) & (self.position[category] < high))
+        return self._instances[split, category]
 
     def sprite(
         self, split: str, category: int, side: tuple[float, float], rng: np.random.Generator
@@ -253,7 +256,7 @@ class World:
         category = number % len(CATEGORIES)
         texture = category % len(TEXTURES) if rng.random() < 0.5 else rng.integers(len(TEXTURES))
         sprite = self.sprite(split, category, (28, 40), rng)
-        return compose(TEXTURES[texture], [sprite], rng, SIZE), category
+        return compose(TEXTURES[texture], [sprite], [sprite.alpha(SIZE)], rng, SIZE), category
 
     def objects(
         self,
@@ -271,20 +274,20 @@ class World:
             else int(rng.integers(len(CATEGORIES)))
         )
         categories, sprites = [main], [self.sprite(split, main, (26, 38), rng)]
+        alphas = [sprites[0].alpha(SIZE)]
         if rng.random() < 0.4:
             categories.append(int(rng.integers(len(CATEGORIES))))
-            covered = sprites[0].alpha(SIZE)
             tries = [self.sprite(split, categories[1], (13, 18), rng) for _ in range(6)]
-            sprites.append(
-                min(tries, key=lambda sprite: float((sprite.alpha(SIZE) * covered).sum()))
-            )
+            coverage = [sprite.alpha(SIZE) for sprite in tries]
+            best = int(np.argmin([(alpha * alphas[0]).sum() for alpha in coverage]))
+            sprites.append(tries[best])
+            alphas.append(coverage[best])
         texture = int(rng.integers(len(TEXTURES))) if texture is None else texture
         things: list[SceneObject] = []
         seen = np.ones((SIZE, SIZE))
-        for category, sprite in reversed(
-            list(zip(categories, sprites, strict=True))
+        for category, sprite, alpha in reversed(
+            list(zip(categories, sprites, alphas, strict=True))
         ):  # the last one lies on top
-            alpha = sprite.alpha(SIZE)
             rows, columns = np.nonzero(alpha > alpha.max() / 2)
             visible = float((alpha * seen).sum() / alpha.sum())
             box = (
@@ -297,7 +300,7 @@ class World:
                 0, SceneObject(category, box, difficult=sprite.side < 14 or visible < 0.75)
             )
             seen = seen * (1 - alpha)
-        return compose(TEXTURES[texture], sprites, rng, SIZE), things
+        return compose(TEXTURES[texture], sprites, alphas, rng, SIZE), things
 
     def scene(self, split: str, number: int) -> tuple[np.ndarray, int]:
         """Places205's role: scene s always has texture s, and in nine of ten cases one of its two
@@ -393,11 +396,16 @@ def _write_places(world: World, places: Path, counts: dict[str, int]) -> Iterato
 
 def save(image: np.ndarray, path: Path) -> None:
     """Writes a JPEG of high quality."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     Image.fromarray(image).save(path, quality=95, subsampling=0)
 
 
 def write(path: Path, text: str) -> None:
     """Writes text with Unix line ends on every platform."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     path.write_text(text, newline="\n")
+
+
+def _make_folder(folder: Path) -> None:
+    if not folder.is_dir():  # faster than mkdir where it is there
+        folder.mkdir(parents=True, exist_ok=True)

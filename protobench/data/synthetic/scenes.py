@@ -21,12 +21,12 @@ import numpy as np
 import PIL
 
 from protobench import keyed
-from protobench.data.synthetic import bundled
+from protobench.data.synthetic import bundled, manifest
 from protobench.data.synthetic.bundled import World
 from protobench.data.synthetic.sprites import CATEGORIES, TEXTURES, Sprite, bright, compose
 from protobench.runtime.progress import progress
 
-VERSION = 1
+VERSION = 2
 """Raise when any byte of the data changes: results of different versions are never compared."""
 SPLITS = {
     "voc2007-trainval": 240,
@@ -61,7 +61,7 @@ class MaskedObject:
 
 
 def scene(world: World, split: str, number: int) -> tuple[np.ndarray, list[MaskedObject]]:
-    """A scene, uint8 [H, W, 3], and its objects; a function of (seed, split, number) alone."""
+    """A scene, uint8 [H, W, 3], and its objects; a function of (world, split, number) alone."""
     rng = keyed.generator(world.seed, "scene", split, number)
     width, height = SIZES[rng.integers(len(SIZES))]
     square = max(width, height)
@@ -91,7 +91,8 @@ def scene(world: World, split: str, number: int) -> tuple[np.ndarray, list[Maske
                     [*categories, category],
                 )
                 break
-    image = compose(TEXTURES[rng.integers(len(TEXTURES))], sprites, rng, square)[:height, :width]
+    texture = TEXTURES[rng.integers(len(TEXTURES))]
+    image = compose(texture, sprites, alphas, rng, square)[:height, :width]
     shares, masks = _visible_shares(alphas, width, height), _masks(alphas, width, height)
     return image, [
         MaskedObject(category, mask, visible < DIFFICULT)
@@ -120,32 +121,32 @@ def _visible_shares(alphas: list[np.ndarray], width: int, height: int) -> list[f
     return shares
 
 
-def ensure(
-    root: Path | None = None, counts: dict[str, int] | None = None, seed: int = bundled.SEED
-) -> Path:
-    """The root of the bundled scenes, made on first use and verified on every later one, as in
+def ensure(root: Path | None = None, counts: dict[str, int] | None = None, world: int = 1) -> Path:
+    """The root of a world's scenes, made on first use and verified on every later one, as in
     bundled.ensure."""
     counts = SPLITS | (counts or {})
     identity = {
         "version": VERSION,
-        "world": bundled.VERSION,
-        "seed": seed,
+        "objects": bundled.VERSION,
+        "world": world,
         "counts": counts,
         "pillow": PIL.__version__,
     }
-    return bundled.made(
-        "scenes", root, identity, lambda temporary: _write(World(seed), temporary, counts)
+    return manifest.made(
+        root or bundled.folder("scenes", identity),
+        identity,
+        lambda temporary: _write(World(world), temporary, counts),
     )
 
 
-def root_of(data: Path | None) -> Path:
-    """``data``, or the bundled scenes where that is None or the root of the other bundled data,
-    which has no scenes."""
-    return (
-        data
-        if data is not None and (not bundled.is_root(data) or (data / "coco").is_dir())
-        else ensure()
-    )
+def root_of(data: Path | None, world: int = 1) -> Path:
+    """``data``, or the world's scenes where that is None; the scenes of the same world where it is
+    the root of the other bundled data, which has none."""
+    if data is None:
+        return ensure(world=world)
+    if not bundled.is_root(data) or (data / "coco").is_dir():
+        return data
+    return ensure(world=bundled.world_of(data) or 0)
 
 
 def _write(world: World, root: Path, counts: dict[str, int]) -> None:

@@ -109,7 +109,8 @@ def _distance(name: str, x: np.ndarray, y: np.ndarray, thick: float) -> np.ndarr
 def texture(name: str, rng: np.random.Generator, size: int) -> np.ndarray:
     """A background pattern [size, size] in 0..1 with random phase, angle and period (5 to 10
     pixels)."""
-    y, x = np.mgrid[0:size, 0:size].astype(float)
+    x = np.arange(size, dtype=float)
+    y = x[:, None]
     period, angle, (px, py) = rng.uniform(5, 10), rng.uniform(0, np.pi), rng.uniform(0, 100, 2)
     u = (np.cos(angle) * x + np.sin(angle) * y + px) / period
     v = (np.cos(angle) * y - np.sin(angle) * x + py) / period
@@ -160,18 +161,30 @@ class Sprite:
 
     def alpha(self, size: int) -> np.ndarray:
         """Coverage [size, size] in 0..1: the mask rotated and scaled, bilinear."""
-        y, x = np.mgrid[0:size, 0:size] + 0.5
-        dx, dy = x - self.centre[0], y - self.centre[1]
-        cos, sin = np.cos(self.rotation), np.sin(self.rotation)
-        column = (cos * dx + sin * dy) / self.side * MASK + MASK / 2 - 0.5
-        row = (cos * dy - sin * dx) / self.side * MASK + MASK / 2 - 0.5
-        padded = np.pad(self.mask, 1)
-        column, row = np.clip(column + 1, 0, MASK + 0.999), np.clip(row + 1, 0, MASK + 0.999)
+        alpha = np.zeros((size, size))
+        scale = MASK / self.side
+        cos, sin = np.cos(self.rotation) * scale, np.sin(self.rotation) * scale
+        # outside this square around the centre the mask, with its border of zeros, does not reach
+        reach = (MASK / 2 + 1) * (abs(cos) + abs(sin)) / scale**2
+        (left, right), (top, bottom) = (
+            (max(int(at - reach), 0), max(min(int(at + reach) + 1, size), 0)) for at in self.centre
+        )
+        dx = np.arange(left, right) + (0.5 - self.centre[0])
+        dy = np.arange(top, bottom)[:, None] + (0.5 - self.centre[1])
+        column = (cos * dx + (MASK / 2 + 0.5)) + sin * dy
+        row = (cos * dy + (MASK / 2 + 0.5)) - sin * dx
+        padded = np.zeros((MASK + 2, MASK + 2))
+        padded[1:-1, 1:-1] = self.mask
+        for place in (column, row):
+            np.minimum(np.maximum(place, 0, out=place), MASK + 0.999, out=place)
         c, r = column.astype(int), row.astype(int)
         fc, fr = column - c, row - r
-        upper = padded[r, c] * (1 - fc) + padded[r, c + 1] * fc
-        lower = padded[r + 1, c] * (1 - fc) + padded[r + 1, c + 1] * fc
-        return upper * (1 - fr) + lower * fr
+        values, at = padded.ravel(), r * (MASK + 2) + c
+        upper, lower = values[at], values[at + (MASK + 2)]
+        upper += (values[at + 1] - upper) * fc
+        lower += (values[at + (MASK + 3)] - lower) * fc
+        alpha[top:bottom, left:right] = upper + (lower - upper) * fr
+        return alpha
 
 
 def bright(rng: np.random.Generator) -> tuple[float, float, float]:
@@ -180,18 +193,22 @@ def bright(rng: np.random.Generator) -> tuple[float, float, float]:
 
 
 def compose(
-    background: str, sprites: list[Sprite], rng: np.random.Generator, size: int
+    background: str,
+    sprites: list[Sprite],
+    alphas: list[np.ndarray],
+    rng: np.random.Generator,
+    size: int,
 ) -> np.ndarray:
-    """The image, uint8 [size, size, 3]: a dark texture, the sprites over it in order, and sensor
-    noise."""
+    """The image, uint8 [size, size, 3]: a dark texture, the sprites over it in order (``alphas`` is
+    their coverage), and sensor noise."""
     dark, other = (
         np.array(colorsys.hsv_to_rgb(rng.random(), rng.random(), rng.uniform(0.12, 0.42)))
         for _ in range(2)
     )
     pattern = texture(background, rng, size)[..., None] * 0.7
-    image = dark * (1 - pattern) + other * pattern
-    for sprite in sprites:
-        alpha = sprite.alpha(size)[..., None]
-        image = image * (1 - alpha) + np.array(sprite.colour) * alpha
-    image = image + rng.normal(0, 0.03, image.shape)
-    return (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
+    image = dark + (other - dark) * pattern
+    for sprite, alpha in zip(sprites, alphas, strict=True):
+        image += (np.array(sprite.colour) - image) * alpha[..., None]
+    image += rng.normal(0, 0.03, image.shape)
+    np.minimum(np.maximum(image, 0, out=image), 1, out=image)
+    return (image * 255).round().astype(np.uint8)
