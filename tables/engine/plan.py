@@ -54,8 +54,6 @@ class Job:
 
     row: Row
     seed: int
-    world: int | None
-    """of the bundled data, where it is trained and scored; None on the real data"""
     recipe: Recipe | None
     """how the row is trained; None where it is a published file alone"""
     checkpoint: Path
@@ -69,6 +67,8 @@ class Job:
     encoder: State
     why: str
     tasks: tuple[EvalTask, ...]
+    world: int | None = None
+    """number of the bundled world where it is trained and scored; None on the real data"""
 
     @property
     def name(self) -> str:
@@ -355,7 +355,6 @@ def _job(
     return Job(
         row,
         seed,
-        world,
         recipe,
         checkpoint,
         given is not None,
@@ -364,6 +363,7 @@ def _job(
         state,
         why,
         tuple(tasks),
+        world,
     )
 
 
