@@ -284,7 +284,7 @@ def test_a_figure_without_all_its_records_is_incomplete(command, tmp_path):
 
 
 def test_claims_are_judged_over_pretrainings():
-    left, right = {1: 2.0, 2: 2.1, 3: 1.9}, {1: 1.0, 2: 1.05, 3: 1.0}
+    left, right = {1: 2.0, 2: 2.1, 3: 1.9, 4: 2.0}, {1: 1.0, 2: 1.05, 3: 1.0, 4: 1.0}
 
     def verdict(a, b):
         return claims.of_seeds("x", a, b, "text", "a - b").verdict

@@ -1,85 +1,266 @@
-"""Judges claims: the one of a table on its cells' runs, the one of a figure on any numbers per
+"""Judges claims: those of a table on its cells' runs, those of a figure on any numbers per
 pretraining."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
-from tables.engine import verdicts
-from tables.engine.runs import Runs, differences
-from tables.engine.schema import Claim, ClaimResult
-from tables.engine.verdicts import Lead
+import numpy as np
 
-Leads = dict[tuple[str, str, str], Lead]
-"""(left row, right row, column title) -> how far left lies above right"""
+from tables.engine import sequential
+from tables.engine.runs import Runs
+from tables.engine.schema import Claim, ClaimResult, Column, Table
+from tables.engine.sequential import LOOKS, ClaimVerdict, Decision, Lead, Looks
 
 
-def of_table(
-    claim: Claim,
-    runs: dict[tuple[str, str], Runs],
-    sources: dict[str, str],
-    *,
-    invalid: bool,
-    decimals: int,
-) -> ClaimResult:
-    """Judges a claim on ``runs``, by row name and column title.
+@dataclass(frozen=True)
+class Rows:
+    """What a claim of a table is judged on."""
 
-    Where a row that was trained here enters with a single seed, its intervals are over draws and
-    speak for that encoder alone: nothing is decided. ``invalid``: the numbers mean nothing."""
-    leads: Leads = {}
-    one_pretraining = False
+    table: Table
+    runs: dict[tuple[str, str], Runs]
+    """(row name, column title) -> its runs"""
+    sources: dict[str, str]
+    """row -> where its encoders come from"""
+    shares_draws: Callable[[Column], bool]
+    """whether all pretrainings of a column were scored on the same images and draws"""
+    real: bool
+    """whether the data is the paper's, so that numbers it cites may be compared"""
+
+    def given(self, row: str) -> bool:
+        """Whether the row is a published encoder, of which there is one."""
+        seeds = {seed for column in self.table.columns for seed, _ in self.runs[row, column.title]}
+        return self.sources.get(row, "").startswith("released") and len(seeds) == 1
+
+    def missing(self, claim: Claim) -> str:
+        """Why the claim has nothing to be judged on; empty where it has."""
+        cited = [name for name in claim.rows if self.table.row(name).cited]
+        if cited and not self.real:
+            return "it compares with numbers on the real data"
+        lacking = [
+            self.table.row(name).title
+            for name in claim.rows
+            if name not in cited
+            and not all(self.runs[name, column.title] for column in claim.columns)
+        ]
+        return f"no runs of {', '.join(lacking)}" if lacking else ""
+
+    def seeds(self, claim: Claim) -> list[int]:
+        """The pretraining seeds that all rows of the claim have."""
+        each = [
+            {seed for seed, _ in self.runs[name, column.title]}
+            for name in claim.rows
+            if not self.table.row(name).cited
+            for column in claim.columns
+        ]
+        return sorted(set.intersection(*each))
+
+    def values(self, names: str | tuple[str, ...], column: Column, seeds: list[int]) -> np.ndarray:
+        """[S, D], the mean over the rows; a row that is cited is the paper's number."""
+        each = [names] if isinstance(names, str) else names
+        mean: np.ndarray = np.mean([self._of_row(name, column, seeds) for name in each], axis=0)
+        return mean
+
+    def _of_row(self, name: str, column: Column, seeds: list[int]) -> np.ndarray:
+        if self.table.row(name).cited:
+            return np.array([[float(self.table.numbers[name, column.title])]])
+        runs = self.runs[name, column.title]
+        draws = sorted({draw for _, draw in runs if all((seed, draw) in runs for seed in seeds)})
+        grid = np.array([[runs[seed, draw] for draw in draws] for seed in seeds])
+        return grid if self.shares_draws(column) else grid.mean(1, keepdims=True)
+
+
+def of_table(claim: Claim, rows: Rows, *, invalid: bool) -> ClaimResult:
+    """Judges a claim. Pretrainings are the unit; of published encoders, of which there is one each,
+    the draws are, and the verdict is about these encoders. ``invalid``: the numbers mean
+    nothing."""
+    if missing := rows.missing(claim):
+        return ClaimResult(
+            claim.text, "not-run", f"not run: {missing}", claim.source, claim.primary
+        )
+    trained = [name for name in claim.rows if not rows.table.row(name).cited]
+    given = [name for name in trained if rows.given(name)]
+    seeds = rows.seeds(claim)
+    leads = partial(_leads, claim, rows)
+    open_rows: tuple[str, ...] = ()
+    if seeds and len(given) == len(trained):
+        found = leads(seeds)
+        verdict = sequential.judge(list(found.values()), claim.by, sequential.FIXED_LEVEL)
+        decision = Decision(verdict, 1, sequential.FIXED_LEVEL, list(found.values()))
+        reason = "of these encoders alone, over draws"
+    elif given or not seeds:
+        return ClaimResult(
+            claim.text,
+            "undecided",
+            "of single encoders, which cannot speak for other pretrainings",
+            claim.source,
+            claim.primary,
+        )
+    else:
+        looks = rows.table.looks
+        decision = sequential.decide(
+            len(seeds),
+            lambda n: list(leads(seeds[:n]).values()),
+            looks,
+            lambda found, level: sequential.judge(found, claim.by, level),
+        )
+        found = leads(seeds[: decision.seeds])
+        reason, open_rows = _pretrainings(decision.seeds, looks), claim.rows
+    if invalid:
+        decision = replace(decision, verdict="invalid")
+    detail = f"{_detail(claim, found, decision.level, rows.table.decimals)}; {reason}"
+    return ClaimResult(claim.text, decision.verdict, detail, claim.source, claim.primary, open_rows)
+
+
+def _leads(claim: Claim, rows: Rows, seeds: list[int]) -> dict[tuple[str, str], Lead]:
+    """(what is compared, where) -> the lead over these pretrainings."""
+    found = {}
     for left in claim.left:
         for right in claim.right:
-            for column in claim.columns:
-                a, b = runs[left, column.title], runs[right, column.title]
-                if found := differences(a, b):
-                    leads[left, right, column.title] = verdicts.lead(found, claim.by)
-                    several = len({seed for seed, _ in a.keys() & b.keys()}) > 1
-                    trained = not all(
-                        sources.get(row, "").startswith("released") for row in (left, right)
-                    )
-                    one_pretraining = one_pretraining or (trained and not several)
-    verdict: verdicts.ClaimVerdict
-    if len(leads) < len(claim.left) * len(claim.right) * len(claim.columns):
-        verdict, one_pretraining = "not-run", False
-    elif invalid:
-        verdict = "invalid"
-    elif one_pretraining:
-        verdict = "undecided"
-    else:
-        verdict = verdicts.claim(list(leads.values()), claim.by)
-    detail = _detail(claim, leads, one_pretraining, decimals)
-    return ClaimResult(claim.text, verdict, detail, claim.source)
+            pair = f"{left} - {right if isinstance(right, str) else ' and '.join(right)}"
+            differences = [
+                rows.values(left, column, seeds) - rows.values(right, column, seeds)
+                for column in claim.columns
+            ]
+            deltas = [column.delta for column in claim.columns]
+            if claim.endpoint == "mean":
+                if len({grid.shape for grid in differences}) > 1:
+                    differences = [grid.mean(1, keepdims=True) for grid in differences]
+                known = [delta for delta in deltas if delta is not None]
+                delta = float(np.mean(known)) if len(known) == len(deltas) else None
+                where = f"mean of {len(claim.columns)} columns"
+                found[pair, where] = sequential.lead(np.mean(differences, axis=0), delta=delta)
+                continue
+            for column, grid, delta in zip(claim.columns, differences, deltas, strict=True):
+                found[pair, column.title] = sequential.lead(grid, delta=delta)
+    return found
 
 
-def _detail(claim: Claim, leads: Leads, one_pretraining: bool, decimals: int) -> str:
-    """The smallest lead, and in how many comparisons the interval decides."""
-    if not leads:
-        return "not run"
-    (left, right, column), least = min(leads.items(), key=lambda item: item[1].mean)
-    detail = f"smallest lead {least.mean:+.{decimals}f}"
-    if least.interval:
-        detail += f" [{least.interval[0]:+.{decimals}f}, {least.interval[1]:+.{decimals}f}]"
-    pair = f", {left} - {right}" if len(claim.left) * len(claim.right) > 1 else ""
-    detail += f" ({column}{pair})"
-    if one_pretraining:
-        return f"{detail}; of one pretraining, which cannot speak for others: more --seeds decide"
-    above = sum(
-        lead.interval is not None and lead.interval[0] > claim.by for lead in leads.values()
-    )
-    return f"{detail}; interval above {claim.by:g} in {above} of {len(leads)} comparisons"
+def _detail(claim: Claim, leads: dict[tuple[str, str], Lead], level: float, decimals: int) -> str:
+    """The smallest lead, and in how many comparisons the interval lies above the bound."""
+    (pair, where), least = min(leads.items(), key=lambda item: item[1].mean)
+    detail = f"{'smallest ' if len(leads) > 1 else ''}lead {_interval(least, level, decimals)}"
+    if len(leads) > 1 or claim.endpoint == "mean":
+        several = len(claim.left) * len(claim.right) > 1
+        detail += f" ({where}{f', {pair}' if several else ''})"
+    if len(leads) > 1:
+        above = sum(
+            interval is not None and interval[0] > claim.by
+            for interval in (lead.interval(level) for lead in leads.values())
+        )
+        detail += f", above {claim.by:g} in {above} of {len(leads)} comparisons"
+    elif claim.by:
+        detail += f", for more than {claim.by:g}"
+    return detail
+
+
+def _interval(lead: Lead, level: float, decimals: int) -> str:
+    told = f"{lead.mean:+.{decimals}f}"
+    if interval := lead.interval(level):
+        told += f" [{interval[0]:+.{decimals}f}, {interval[1]:+.{decimals}f}]"
+    return told
+
+
+def _pretrainings(seeds: int, looks: Looks) -> str:
+    told = f"{seeds} pretraining{'s' if seeds > 1 else ''}"
+    return f"{told}; nothing is decided before {looks.first}" if seeds < looks.first else told
 
 
 def of_seeds(
-    text: str, left: dict[int, float], right: dict[int, float], source: str, difference: str
+    text: str,
+    left: dict[int, float],
+    right: dict[int, float],
+    source: str,
+    difference: str,
+    *,
+    by: float = 0.0,
+    delta: float | None = None,
+    looks: Looks = LOOKS,
+    rows: Sequence[str] = (),
+    primary: bool = False,
+    decimals: int = 3,
 ) -> ClaimResult:
-    """Judges "left exceeds right" over the pretraining seeds that both have; one seed decides
-    nothing. ``difference`` says what is subtracted from what."""
-    paired: Sequence[float] = [
-        left[seed] - right[seed] for seed in sorted(left.keys() & right.keys())
-    ]
-    if not paired:
-        return ClaimResult(text, "not-run", "no seed in common", source)
-    lead = verdicts.lead(paired)
-    verdict = verdicts.claim([lead]) if lead.interval else "undecided"
-    interval = f" [{lead.interval[0]:+.3f}, {lead.interval[1]:+.3f}]" if lead.interval else ""
-    detail = f"{difference}: {lead.mean:+.3f}{interval} over {len(paired)} pretrainings"
-    return ClaimResult(text, verdict, detail, source)
+    """Judges "left exceeds right by over ``by``" over the pretraining seeds that both have.
+
+    ``difference`` says what is subtracted from what; a lead below ``delta`` is negligible;
+    ``rows`` are those that more pretrainings would be of."""
+    return _of_differences(
+        text,
+        [_paired(left, right)],
+        source,
+        f"{difference}: ",
+        lambda found, level: sequential.judge(found, by, level),
+        delta=delta,
+        looks=looks,
+        rows=rows,
+        primary=primary,
+        decimals=decimals,
+    )
+
+
+def unchanged(
+    text: str,
+    differences: Sequence[dict[int, float]],
+    margin: float,
+    source: str,
+    what: str,
+    *,
+    names: Sequence[str] = ("",),
+    looks: Looks = LOOKS,
+    rows: Sequence[str] = (),
+    primary: bool = False,
+    decimals: int = 1,
+) -> ClaimResult:
+    """Judges "what is changed moves the score by no more than ``margin``" on the differences of
+    each change, by pretraining seed; ``names`` are the changes'."""
+    return _of_differences(
+        text,
+        differences,
+        source,
+        f"{what}; ",
+        lambda found, level: sequential.judge_unchanged(found, margin, level),
+        names=names,
+        after=f"; allowed +-{margin:g}",
+        looks=looks,
+        rows=rows,
+        primary=primary,
+        decimals=decimals,
+    )
+
+
+def _paired(left: dict[int, float], right: dict[int, float]) -> dict[int, float]:
+    return {seed: left[seed] - right[seed] for seed in sorted(left.keys() & right.keys())}
+
+
+def _of_differences(
+    text: str,
+    differences: Sequence[dict[int, float]],
+    source: str,
+    before: str,
+    judged: Callable[[list[Lead], float], ClaimVerdict],
+    *,
+    names: Sequence[str] = ("",),
+    after: str = "",
+    delta: float | None = None,
+    looks: Looks,
+    rows: Sequence[str],
+    primary: bool,
+    decimals: int,
+) -> ClaimResult:
+    seeds = sorted(set.intersection(*map(set, differences))) if differences else []
+    if not seeds:
+        return ClaimResult(text, "not-run", "not run: no seed in common", source, primary)
+
+    def leads(n: int) -> list[Lead]:
+        return [
+            sequential.lead(np.array([of[seed] for seed in seeds[:n]]), delta=delta)
+            for of in differences
+        ]
+
+    decision = sequential.decide(len(seeds), leads, looks, judged)
+    told = ", ".join(
+        f"{name}{': ' if name else ''}{_interval(lead, decision.level, decimals)}"
+        for name, lead in zip(names, decision.leads, strict=True)
+    )
+    detail = f"{before}{told}{after}; {_pretrainings(decision.seeds, looks)}"
+    return ClaimResult(text, decision.verdict, detail, source, primary, tuple(rows))

@@ -142,19 +142,3 @@ def grid(runs: Runs) -> np.ndarray:
     seeds = sorted({seed for seed, _ in runs})
     draws = sorted({draw for _, draw in runs if all((seed, draw) in runs for seed in seeds)})
     return np.array([[runs[seed, draw] for draw in draws] for seed in seeds])
-
-
-def differences(left: Runs, right: Runs) -> list[float]:
-    """Paired differences: per seed where both have seeds in common, else per draw (each side's mean
-    over its seeds)."""
-    if shared := sorted(left.keys() & right.keys()):
-        return samples({key: left[key] - right[key] for key in shared})
-
-    def by_draw(runs: Runs) -> dict[int, float]:
-        return {
-            draw: float(np.mean([value for (_, d), value in runs.items() if d == draw]))
-            for _, draw in runs
-        }
-
-    a, b = by_draw(left), by_draw(right)
-    return [a[draw] - b[draw] for draw in sorted(a.keys() & b.keys())]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pretrain.recipes.common import Recipe
-from tables.engine.verdicts import ClaimVerdict
+from tables.engine.sequential import LOOKS, ClaimVerdict, Looks
 
 Tier = Literal["mini", "quick", "paper"]
 """mini: bundled synthetic data, never subtracted from the paper. quick: mini with one epoch, tests
@@ -75,6 +75,20 @@ class Column:
     lower_is_better: bool = False
     controlled: bool = True
     """whether the control rows have it, and must come out in it"""
+    delta: float | None = None
+    """a lead of one row over another below this, in the metric's unit, is negligible"""
+    noise: float | None = None
+    """standard deviation of a number of the paper, which is one pretraining and its draws: what the
+    margin is worth (verdicts.ceiling)"""
+    tolerance: float | None = None
+    """the paper's own encoder, evaluated just as the paper did, may differ by this much; None where
+    an evaluation draws what the paper does not tell"""
+    as_paper: tuple[tuple[str, Any], ...] = ()
+    """fields of the evaluation's Config by which the paper's own encoder is scored on the very
+    draws of the paper"""
+    readings: tuple[str, ...] = ()
+    """numbers of a run, beside ``value``, that the paper's may also be: where its protocol can be
+    read in several ways"""
 
     @property
     def task(self) -> TaskKey:
@@ -122,17 +136,36 @@ class Row:
         return not self.cited and tier != "paper" and self.mini is None
 
 
+RowNames = str | tuple[str, ...]
+"""A row, or several, whose mean is meant."""
+
+
 @dataclass(frozen=True)
 class Claim:
-    """A statement of the paper's text: at every one of ``columns``, each left row exceeds each
-    right row by over ``by``."""
+    """A statement of the paper's text: each left row exceeds each right row by over ``by``."""
 
     text: str
     left: tuple[str, ...]
-    right: tuple[str, ...]
+    right: tuple[RowNames, ...]
+    """rows that are cited stand for the paper's number, where real data is compared"""
     columns: tuple[Column, ...]
     by: float = 0.0
     source: str = ""
+    endpoint: Literal["each", "mean"] = "each"
+    """in every column, or in the mean over the columns"""
+    primary: bool = False
+    """the one that a table is about; the others are secondary, and some of many come out by
+    chance"""
+
+    def __post_init__(self) -> None:
+        if self.by < 0:
+            raise ValueError(f"{self.text}: a lead of more than {self.by} is no claim of a lead")
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        """All rows that it needs."""
+        right = [(one,) if isinstance(one, str) else one for one in self.right]
+        return tuple(dict.fromkeys([*self.left, *(name for names in right for name in names)]))
 
 
 @dataclass(frozen=True)
@@ -145,6 +178,9 @@ class ClaimResult:
     """what the verdict rests on"""
     source: str
     """where the paper says so"""
+    primary: bool = False
+    rows: tuple[str, ...] = ()
+    """rows of which more pretrainings could decide it"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,6 +198,10 @@ class Exhibit(ABC):
     """its place among those of its paper; equal ones by name"""
     claimed_by: str = "the paper"
     """whose claims are judged"""
+    looks: Looks = LOOKS
+    """when its claims are tested"""
+    max_seeds: int = 4
+    """up to how many pretrainings the bundled tier looks further by default; chosen by time"""
     expected_params: dict[str, Any] = field(default_factory=dict)
     """parameters of the evaluation as the paper prints them, where a user may need others; those
     are off protocol"""
@@ -226,6 +266,8 @@ class Table(Exhibit):
     """the paper's numbers: row, architecture, and a column per Column, by their titles"""
     columns: tuple[Column, ...]
     claims: tuple[Claim, ...] = ()
+    further_claims: Callable[[RecordsByRow], tuple[ClaimResult, ...]] = lambda found: ()
+    """judges statements that are no comparison of rows in columns, on the same records"""
     paper_runs: int
     """draws behind each number; each is of one pretraining"""
     unit: dict[str, str]

@@ -11,13 +11,15 @@ import pandas as pd
 from tabulate import tabulate
 
 from protobench.runtime import cli
-from tables.engine import reference
+from tables.engine import reference, verdicts
 from tables.engine.compare import Cell, Outcome
 from tables.engine.schema import ClaimResult, Column
 
 SYMBOLS = {
+    "re-evaluated": "=",
     "reproduced": "✓",
     "within": "≈",
+    "undecided": "~",
     "short": "▼",
     "above": "▲",
     "invalid": "✗",
@@ -29,9 +31,12 @@ SYMBOLS = {
     "absent": "—",
 }
 LEGEND = (
-    "✓ reproduced (90 % interval inside the margin)   ≈ within the margin   ▼ short   ▲ above   ✗"
-    " invalid   ? controls not run   · not run   – cited by the paper   — a row without this number"
+    "= re-evaluated (the paper's own file)   ✓ reproduced (90 % interval inside the margin)   ≈"
+    " within the margin, without an interval   ~ undecided   ▼ short   ▲ above   ✗ invalid   ?"
+    " controls not run   · not run   – cited by the paper   — a row without this number"
 )
+INTERVALS = "paired difference [interval that allows for all looks]"
+PRIMARY = " (primary)"
 STAMPS = {
     "mini": (
         "MINI: bundled synthetic data and small networks. These numbers are not comparable with"
@@ -131,7 +136,11 @@ def _below(outcome: Outcome) -> list[str]:
     """What stands under a table: its legend in the paper's tier, its machine in the bundled one."""
     return [
         line
-        for line in (LEGEND if outcome.tier == "paper" else "", reference.machine(outcome))
+        for line in (
+            LEGEND if outcome.tier == "paper" else "",
+            ceilings(outcome) if outcome.tier == "paper" else "",
+            reference.machine(outcome),
+        )
         if line
     ]
 
@@ -139,8 +148,11 @@ def _below(outcome: Outcome) -> list[str]:
 def claims_text(claims: Sequence[ClaimResult], claimed_by: str) -> str:
     """Verdict, claim and what the verdict rests on, for the terminal."""
     return tabulate(
-        [(claim.verdict, claim.text, claim.detail) for claim in claims],
-        headers=[f"claim of {claimed_by}", "", "95 % interval of paired differences"],
+        [
+            (claim.verdict, f"{claim.text}{PRIMARY if claim.primary else ''}", claim.detail)
+            for claim in claims
+        ],
+        headers=[f"claim of {claimed_by}", "", INTERVALS],
         tablefmt="simple",
         maxcolwidths=[None, 44, 62],
     )
@@ -148,23 +160,51 @@ def claims_text(claims: Sequence[ClaimResult], claimed_by: str) -> str:
 
 def counts(claims: Sequence[ClaimResult]) -> str:
     """How many claims came out how."""
-    verdicts = Counter(claim.verdict for claim in claims)
-    return ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items()) or "none"
+    found = Counter(claim.verdict for claim in claims)
+    return ", ".join(f"{count} {verdict}" for verdict, count in found.items()) or "none"
+
+
+def multiplicity(claims: Sequence[ClaimResult]) -> str:
+    """What many claims mean for each of them; empty where there is one."""
+    secondary = [claim for claim in claims if not claim.primary and claim.verdict != "not-run"]
+    if len(claims) < 2 or not secondary:
+        return ""
+    return (
+        f"Each claim errs by chance in at most 2.5 % per direction; of {len(secondary)} secondary"
+        f" ones about {0.05 * len(secondary):.1f} would be decided wrongly if all were null."
+    )
 
 
 def summary(outcome: Outcome, strict: bool = False) -> str:
     """One line: how many cells and claims came out how, and the exit code."""
     cells = Counter(cell.verdict for cell in outcome.cells.values())
-    untested = (
-        f", {count} with too few pretrainings to tell" if (count := len(outcome.untested())) else ""
-    )
-    sure = f" ({len(outcome.beyond_chance())} beyond chance over the whole table{untested})"
-    told = ", ".join(
-        f"{count} {verdict}{sure if verdict == 'short' else ''}" for verdict, count in cells.items()
-    )
+    told = ", ".join(f"{count} {verdict}" for verdict, count in cells.items())
+    if rows := outcome.short_rows():
+        told += f"; rows short on average: {', '.join(row.title for row in rows)}"
+    if single := outcome.short_cells():
+        told += f"; cells that count as short: {len(single)}"
     code = outcome.exit_code(strict)
     both = " (differs and is incomplete)" if code == cli.DIFFERS and outcome.incomplete else ""
     return f"{told}; claims: {counts(outcome.claims)} -> exit {code}{both}"
+
+
+def ceilings(outcome: Outcome) -> str:
+    """How often what is identical to the paper's would be called reproduced, by column, where the
+    noise of its numbers is known; for the paper's tier."""
+    known = [
+        (column.title, verdicts.ceiling(column.margin, column.noise))
+        for column in outcome.table.columns
+        if column.noise is not None
+    ]
+    if not known:
+        return ""
+    told = (
+        "At most so often would an identical method be called reproduced, with any number of runs: "
+    )
+    told += ", ".join(f"{title} {share:.0%}" for title, share in known)
+    if hopeless := [title for title, share in known if share < verdicts.DECIDABLE]:
+        told += f". Cannot be decided: {', '.join(hopeless)}"
+    return told + "."
 
 
 # The forms ----------------------------------------------------------------------------------------
@@ -196,6 +236,7 @@ def text(outcome: Outcome, strict: bool = False) -> str:
     lines += [
         claims_text(outcome.claims, table.claimed_by),
         "",
+        *([told, ""] if (told := multiplicity(outcome.claims)) else []),
         summary(outcome, strict),
     ]
     return "\n".join(line.rstrip() for line in "\n".join(lines).split("\n")) + "\n"
@@ -299,13 +340,16 @@ def markdown(outcome: Outcome, strict: bool = False) -> str:
         ]
     lines += [line for told in _below(outcome) for line in (plain(told), "")]
     lines += [
-        f"| Claim of {table.claimed_by} | Where | Verdict | 95 % interval of paired differences |",
+        f"| Claim of {table.claimed_by} | Where | Verdict | {INTERVALS.capitalize()} |",
         "|---|---|---|---|",
     ]
     lines += [
-        f"| {claim.text} | {claim.source} | **{claim.verdict}** | {claim.detail} |"
+        f"| {claim.text}{PRIMARY if claim.primary else ''} | {claim.source} | **{claim.verdict}** |"
+        f" {claim.detail} |"
         for claim in outcome.claims
     ]
+    if told := multiplicity(outcome.claims):
+        lines += ["", told]
     lines += ["", summary(outcome, strict), "", "Notes", ""]
     lines += [f"- {note}" for note in table.notes] + [f"- Margins: {table.margin_reason}."]
     lines += [f"- {row.title}: cited, {row.cited}." for row in table.rows if row.cited]

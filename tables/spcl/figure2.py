@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from tables.engine import pictures, verdicts
+from tables.engine import claims as claims_of
+from tables.engine import pictures
 from tables.engine.claims import of_seeds
 from tables.engine.runs import runs_of
 from tables.engine.schema import ClaimResult, Drawing, Figure, RecordsByRow, Row
@@ -245,22 +246,17 @@ def _unchanged(text: str, found: RecordsByRow, rows: tuple[Row, ...], what: str)
     usual = next(row for row in rows if row.name == "spcl")
     base, others = accuracies(found, usual), [row for row in rows if row is not usual]
     differences = [
-        [of[seed] - base[seed] for seed in sorted(of.keys() & base.keys())]
+        {seed: of[seed] - base[seed] for seed in sorted(of.keys() & base.keys())}
         for of in (accuracies(found, row) for row in others)
     ]
-    if not all(differences):
-        return ClaimResult(text, "not-run", "no seed in common", SECTIONS[0])
-    verdict, leads = verdicts.insensitive(differences, MARGIN)
-    told = ", ".join(
-        f"{_setting(found, row, what):g}: {lead.mean:+.1f}"
-        + (f" [{lead.interval[0]:+.1f}, {lead.interval[1]:+.1f}]" if lead.interval else "")
-        for row, lead in zip(others, leads, strict=True)
-    )
-    return ClaimResult(
+    return claims_of.unchanged(
         text,
-        verdict,
-        f"top-1 less that at {_setting(found, usual, what):g}; {told}; allowed +-{MARGIN:g}",
+        differences,
+        MARGIN,
         SECTIONS[0],
+        f"top-1 less that at {_setting(found, usual, what):g}",
+        names=[f"{_setting(found, row, what):g}" for row in others],
+        rows=[row.name for row in rows],
     )
 
 
