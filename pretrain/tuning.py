@@ -4,7 +4,7 @@ and one rule for all, on data that no result uses.
 Examples:
 
     python pretrain/tuning.py --plan  # the grid; trains nothing
-    python pretrain/tuning.py         # half an hour on two cores
+    python pretrain/tuning.py         # about 20 minutes on two cores
     python pretrain/tuning.py --runs /tmp/again/runs --results /tmp/again  # repeats it
 
 **Budget.** Four rates, the same for all methods, by three temperatures: 12 trainings per method,
@@ -440,4 +440,4 @@ def _images() -> ImageList:
     from protobench.data.synthetic import bundled
 
     counts = dict.fromkeys(bundled.SPLITS, 0) | {"imagenet-train": bundled.SPLITS["imagenet-train"]}
-    return imagenet.read(bundled.ensure(counts=counts, seed=WORLD), "train")
+    return imagenet.read(bundled.ensure(counts=counts, world=WORLD), "train")
