@@ -25,6 +25,7 @@ from pretrain.recipes import moco, simclr
 from pretrain.recipes.common import Augment
 from protobench import keyed
 from protobench.data import image_list, raw_pictures
+from protobench.data.loading import normaliser
 from protobench.data.transforms import IMAGENET_MEAN, IMAGENET_STD, EvalInput
 
 PICTURES = 48
@@ -134,7 +135,7 @@ def _row(
         + ([transforms.PILToTensor()] if theirs_end else [])
     )
     ours = loader._RandomViews(source, recipe, 0, 0, (0, 1), kept)
-    normalise = loader._Normaliser(EvalInput(), "cpu")
+    normalise = normaliser(EvalInput(), "cpu")
 
     def theirs() -> None:
         for path in source.paths:
@@ -146,7 +147,7 @@ def _row(
         for number in range(PICTURES):
             pixels = ours[number]
             if ours_to_floats:
-                normalise(pixels.permute(0, 3, 1, 2).float() / 255)
+                normalise(pixels.permute(0, 3, 1, 2))
 
     each = ([seconds / PICTURES for seconds in way] for way in alternate(theirs, mine, 5))
     return ratio(f"two views of a JPEG, {name}", tuple(each), agreement, target=target)  # type: ignore[arg-type]

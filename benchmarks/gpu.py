@@ -406,18 +406,20 @@ def views(sizes: Sizes, device: str) -> Iterator[Figure]:
         dtype=torch.uint8,
         device=device,
     )
-    crops = pictures[:, :, : sizes.pixels, : sizes.pixels].float() / 255
+    crops = pictures[:, :, : sizes.pixels, : sizes.pixels]
     index = np.arange(sizes.batch)
-    for title, make in (
-        ("crop, colour, blur", lambda view: tensor.of_batch(recipe, pictures, index, 0, view)),
-        (
-            "colour and blur of crops (raw profile)",
-            lambda view: tensor.coloured(recipe, crops, index, 0, view),
-        ),
+    for title, make, of in (
+        ("crop, colour, blur", tensor.render, pictures),
+        ("colour and blur of crops (raw profile)", tensor.recolour, crops),
     ):
-        make(0)
+
+        def both(make=make, of=of) -> None:
+            for view in range(2):
+                make(recipe, of, tensor.draw(recipe, device, index, 0, view))
+
+        both()
         peak_memory(device)
-        times = [spent(lambda make=make: (make(0), make(1)), device) for _ in range(7)]
+        times = [spent(both, device) for _ in range(7)]
         yield Figure(
             f"two views of {sizes.batch} images of {sizes.pixels} pixels: {title}",
             f"{middle(sizes.batch / seconds for seconds in times)} images/s{peak_memory(device)}",

@@ -18,9 +18,8 @@ from pretrain.recipes.common import Augment, Recipe
 from protobench import keyed
 from protobench.data import raw_pictures
 from protobench.data.image_list import ImageList
-from protobench.data.loading import CentreCrops, batches
+from protobench.data.loading import CentreCrops, batches, normaliser
 from protobench.data.raw_pictures import RawPictures
-from protobench.data.transforms import EvalInput
 from protobench.runtime import distributed
 from protobench.runtime.errors import UserError
 
@@ -110,16 +109,6 @@ def open_views(
     return FolderViews(recipe, images, seed, device, workers)
 
 
-class _Normaliser:
-    def __init__(self, input_: EvalInput, device: str):
-        self.mean, self.std = (
-            torch.tensor(v, device=device).view(3, 1, 1) for v in (input_.mean, input_.std)
-        )
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return ((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-
-
 class TensorViews:
     """Square images of one size, in memory as one uint8 tensor."""
 
@@ -127,7 +116,7 @@ class TensorViews:
         self.recipe, self.seed, self.device = recipe, seed, device
         self.pixels = self._tensor([np.asarray(image) for image in images])
         self.crops = self._tensor([recipe.input.pixels(image) for image in images])
-        self.normalise = _Normaliser(recipe.input, device)
+        self.normalise = normaliser(recipe.input, device)
 
     def _tensor(self, images: list[np.ndarray]) -> Tensor:
         """uint8 [I, 3, H, W] on the device."""
@@ -144,11 +133,21 @@ class TensorViews:
         self, epoch: int, num_views: int, chosen: np.ndarray, first: int = 0
     ) -> Iterator[tuple[list[Tensor], Tensor]]:
         """See ``Views``."""
-        keys_SB = numbered(chosen, len(self))[first:]
-        index_SB = torch.from_numpy(chosen[first:]).to(self.device)
-        for keys, index in zip(keys_SB, index_SB, strict=True):
-            pixels, key = self.pixels[distributed.shard_of(index)], distributed.shard_of(keys)
-            yield [self._view(pixels, key, epoch, view) for view in range(num_views)], index
+        recipe, index_SB = self.recipe, torch.from_numpy(chosen[first:]).to(self.device)
+        share = distributed.shard(chosen.shape[1])
+        keys_Sb = numbered(chosen, len(self))[first:, share.start : share.stop]
+        # a whole epoch's at once: small operations cost as much as large ones
+        drawn = [
+            tensor.draw(recipe.augment, self.device, keys_Sb.ravel(), self.seed, epoch, view)
+            for view in range(num_views)
+        ]
+        for step, index in enumerate(index_SB):
+            pixels = self.pixels.index_select(0, distributed.shard_of(index))
+            rows = slice(step * len(share), (step + 1) * len(share))
+            yield (
+                [tensor.render(recipe.augment, pixels, v.of(rows), recipe.input) for v in drawn],
+                index,
+            )
 
     def parts(self) -> list[np.ndarray]:
         """See ``Views``."""
@@ -157,18 +156,14 @@ class TensorViews:
     def one_view(self, epoch: int, parts: list[np.ndarray]) -> Iterator[Tensor]:
         """See ``Views``."""
         for part in parts:
-            pixels = self.pixels[torch.from_numpy(part).to(self.device)]
-            yield self._view(pixels, part, epoch, ONE_VIEW)
+            pixels = self.pixels.index_select(0, torch.from_numpy(part).to(self.device))
+            drawn = tensor.draw(self.recipe.augment, self.device, part, self.seed, epoch, ONE_VIEW)
+            yield tensor.render(self.recipe.augment, pixels, drawn, self.recipe.input)
 
     def centre_crops(self, parts: list[np.ndarray]) -> Iterator[Tensor]:
         """See ``Views``."""
         for part in parts:
-            yield self.normalise(self.crops[part[0] : part[-1] + 1].float() / 255)
-
-    def _view(self, pixels: Tensor, keys: np.ndarray, epoch: int, name: int | str) -> Tensor:
-        """The normalised view of this name of a batch of images."""
-        view = tensor.of_batch(self.recipe.augment, pixels, keys, self.seed, epoch, name)
-        return self.normalise(view)
+            yield self.normalise(self.crops[part[0] : part[-1] + 1])
 
 
 class FolderViews:
@@ -178,7 +173,7 @@ class FolderViews:
     def __init__(self, recipe: Recipe, images: ImageList, seed: int, device: str, workers: int):
         self.recipe, self.images, self.seed = recipe, images, seed
         self.device, self.workers = device, workers
-        self.normalise = _Normaliser(recipe.input, device)
+        self.normalise = normaliser(recipe.input, device)
         self.raw = raw_pictures.keep(images, workers) if recipe.augment.profile == "raw" else None
 
     def __len__(self) -> int:
@@ -214,7 +209,7 @@ class FolderViews:
             device=self.device,
             batch_sampler=[part.tolist() for part in parts],
         ):
-            yield self.normalise(crops.to(self.device, non_blocking=True).float() / 255)
+            yield self.normalise(crops)
 
     def _views(
         self, epoch: int, names: tuple[int | str, ...], keys: list[np.ndarray]
@@ -230,14 +225,20 @@ class FolderViews:
             batch_sampler=[batch_keys.tolist() for batch_keys in keys],
         )
         for stacked_NVHWC, batch_keys in zip(loader, keys, strict=True):
-            pixels = stacked_NVHWC.to(self.device, non_blocking=True).float() / 255
-            views = [view.permute(0, 3, 1, 2) for view in pixels.unbind(1)]
+            pixels_NVHWC = stacked_NVHWC.to(self.device, non_blocking=True)
+            views = [view.permute(0, 3, 1, 2) for view in pixels_NVHWC.unbind(1)]
             if self.raw:
-                views = [
-                    tensor.coloured(self.recipe.augment, view, batch_keys, self.seed, epoch, name)
-                    for name, view in zip(names, views, strict=True)
+                recipe, device = self.recipe.augment, pixels_NVHWC.device
+                drawn = [
+                    tensor.draw(recipe, device, batch_keys, self.seed, epoch, name)
+                    for name in names
                 ]
-            yield [self.normalise(view) for view in views]
+                yield [
+                    tensor.recolour(recipe, view, what, self.recipe.input)
+                    for view, what in zip(views, drawn, strict=True)
+                ]
+            else:
+                yield [self.normalise(view) for view in views]
 
 
 class _RandomViews(Dataset[Tensor | UserError]):

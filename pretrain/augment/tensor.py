@@ -5,10 +5,17 @@ Views are functions of a key (seed, epoch, image, view), as those of image files
 they do not depend on workers, batches or resuming. They differ from torchvision's in three ways:
 the jitter has a fixed order (brightness, contrast, saturation, hue) instead of a random one, hue is
 rotated in YIQ instead of HSV, and crops are at fractions of a pixel, bilinear without
-antialiasing."""
+antialiasing.
+
+On a CPU a batch is worked off in blocks that stay in the cache, in place; most of the time would
+otherwise go to memory.
+
+Shapes: N batch, S side of a view."""
 
 import math
+from collections.abc import Iterator
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,26 +25,72 @@ from torch import Tensor
 from pretrain.augment.params import TRIES
 from pretrain.recipes.common import Augment
 from protobench import keyed
+from protobench.data.transforms import EvalInput
 
 _UNIFORMS = 11 + 2 * TRIES
 """Uniforms per view: x, y, flip, jitter?, b, c, s, h, grey?, blur?, sigma, then area and aspect of
 every try."""
 _GREY = (0.2989, 0.587, 0.114)
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+_BLOCK_BYTES = 2**19
+"""Size of a block's views; a core's own cache holds one or two MiB."""
 
 
-def of_batch(recipe: Augment, images_N3HW: Tensor, index_N: np.ndarray, *key: int | str) -> Tensor:
-    """A view of every image: float [N, 3, size, size] in 0..1 from uint8 [N, 3, H, W] (square)."""
-    uniforms = _uniforms(images_N3HW.device, index_N, *key)
-    left, top, flip = uniforms.unbind(1)[:3]
-    width, height = _box(recipe.min_area, uniforms[:, 11:])
-    crops = _crop(images_N3HW.float() / 255, recipe, width, height, left, top, flip)
-    return _coloured(recipe, crops, uniforms)
+class Drawn(NamedTuple):
+    """What is done to each of N images: a crop, then torchvision's brightness, contrast and
+    saturation, hue as a rotation of the chroma plane, grey, and a blur.
+
+    The rotation in YIQ replaces torchvision's conversion to HSV: it is one 3x3 matrix per image and
+    keeps luma."""
+
+    x_NS: Tensor
+    """where a crop's columns of pixels lie, as fractions of a square image's side: from -1 to 1"""
+    y_NS: Tensor
+    """and its rows"""
+    brightness_N11: Tensor
+    contrast_N11: Tensor
+    saturation_N33: Tensor
+    hue_N33: Tensor
+    grey_N33: Tensor
+    """the matrix to grey, or the identity"""
+    blurred_N111: Tensor
+    sigma_N: Tensor
+    """of the blur, pixels"""
+
+    def of(self, rows: slice) -> "Drawn":
+        """What is done to some of the images."""
+        return Drawn(*(value[rows] for value in self))
 
 
-def coloured(recipe: Augment, x_N3HW: Tensor, index_N: np.ndarray, *key: int | str) -> Tensor:
-    """Crops, float in 0..1, with the colours and the blur of a view."""
-    return _coloured(recipe, x_N3HW, _uniforms(x_N3HW.device, index_N, *key))
+def draw(
+    recipe: Augment, device: str | torch.device, index_N: np.ndarray, *key: int | str
+) -> Drawn:
+    """Draws the view named by ``key`` of every image, on the device."""
+    uniforms = _uniforms(torch.device(device), index_N, *key)
+    return Drawn(*_places(recipe, uniforms), *_colours(recipe, uniforms))
+
+
+def render(
+    recipe: Augment, images_N3HW: Tensor, drawn: Drawn, input_: EvalInput | None = None
+) -> Tensor:
+    """The views of images, uint8 [N, 3, H, W] (square): float [N, 3, S, S] in channels last, in
+    0..1 or, with ``input_``, normalised."""
+    views = _empty(recipe, images_N3HW)
+    for rows in _blocks(views):
+        crops = _crop(images_N3HW[rows].float(), drawn.x_NS[rows], drawn.y_NS[rows])
+        views[rows] = _coloured(recipe, crops, drawn.of(rows), input_)
+    return views
+
+
+def recolour(
+    recipe: Augment, crops_N3SS: Tensor, drawn: Drawn, input_: EvalInput | None = None
+) -> Tensor:
+    """The views whose crops are given, uint8: as from ``render``."""
+    views = _empty(recipe, crops_N3SS)
+    for rows in _blocks(views):
+        crops = crops_N3SS[rows].to(torch.float32, memory_format=torch.contiguous_format)
+        views[rows] = _coloured(recipe, crops, drawn.of(rows), input_)
+    return views
 
 
 def _uniforms(device: torch.device, index_N: np.ndarray, *key: int | str) -> Tensor:
@@ -48,27 +101,36 @@ def _uniforms(device: torch.device, index_N: np.ndarray, *key: int | str) -> Ten
     return uniforms.to(device)
 
 
-def _coloured(recipe: Augment, x: Tensor, uniforms: Tensor) -> Tensor:
-    jitter, b, c, s, h, grey, blur, sigma = uniforms.unbind(1)[3:11]
-    brightness, contrast, saturation, hue = recipe.jitter
+def _empty(recipe: Augment, images_N3HW: Tensor) -> Tensor:
+    return torch.empty(
+        (len(images_N3HW), 3, recipe.size, recipe.size),
+        device=images_N3HW.device,
+        memory_format=torch.channels_last,
+    )
 
-    def jittered(x: Tensor) -> Tensor:
-        changed = _jitter(
-            x,
-            1 + brightness * (2 * b - 1),
-            1 + contrast * (2 * c - 1),
-            1 + saturation * (2 * s - 1),
-            hue * (2 * h - 1),
-        )
-        return torch.where((jitter < recipe.jitter_p)[:, None, None, None], changed, x)
 
-    def greyed(x: Tensor) -> Tensor:
-        return torch.where((grey < recipe.grayscale)[:, None, None, None], _luma(x).expand_as(x), x)
+def _blocks(views: Tensor) -> Iterator[slice]:
+    """The rows of a batch in blocks; on a GPU a single one."""
+    size = len(views)
+    if views.device.type == "cpu":
+        size = max(_BLOCK_BYTES // (4 * views[:1].numel()), 1)
+    return (slice(start, start + size) for start in range(0, len(views), size))
 
-    x = jittered(greyed(x)) if recipe.grayscale_first else greyed(jittered(x))
-    if recipe.blur > 0:
-        x = torch.where((blur < recipe.blur)[:, None, None, None], _blur(x, 0.1 + 1.9 * sigma), x)
-    return x
+
+# Crops --------------------------------------------------------------------------------------------
+
+
+def _places(recipe: Augment, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """``Drawn.x_NS`` and ``y_NS``. A flip reverses the columns."""
+    left, top, flip = uniforms.unbind(1)[:3]
+    width, height = _box(recipe.min_area, uniforms[:, 11:])
+    sign = torch.where(flip < recipe.flip, -1.0, 1.0)
+    centre_S = torch.arange(1, 2 * recipe.size, 2, device=uniforms.device) / recipe.size - 1
+
+    def places(side: Tensor, place: Tensor, sign: Tensor | float = 1.0) -> Tensor:
+        return ((1 - side) * (2 * place - 1))[:, None] + (side * sign)[:, None] * centre_S
+
+    return places(width, left, sign), places(height, top)
 
 
 def _box(min_area: float, uniforms: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,58 +152,87 @@ def _box(min_area: float, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     return width, height
 
 
-def _crop(
-    x: Tensor,
-    recipe: Augment,
-    width: Tensor,
-    height: Tensor,
-    left: Tensor,
-    top: Tensor,
-    flip: Tensor,
-) -> Tensor:
-    """Crops, flips and resizes in one resampling."""
-    sign = torch.where(flip < recipe.flip, -1.0, 1.0)
-    theta = x.new_zeros(len(x), 2, 3)
-    theta[:, 0, 0], theta[:, 1, 1] = width * sign, height
-    theta[:, 0, 2], theta[:, 1, 2] = (1 - width) * (2 * left - 1), (1 - height) * (2 * top - 1)
-    grid = F.affine_grid(theta, [len(x), 3, recipe.size, recipe.size], align_corners=False)
-    return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+def _crop(images: Tensor, x_NS: Tensor, y_NS: Tensor) -> Tensor:
+    """Crops, flips and resizes in one resampling. Between the edge of an image and the centre of
+    its outermost pixel, values are that pixel's."""
+    n, size = x_NS.shape
+    grid = torch.stack(
+        [x_NS[:, None].expand(n, size, size), y_NS[:, :, None].expand(n, size, size)], 3
+    )
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
-def _luma(x: Tensor) -> Tensor:
-    return (x * _matrices(x.device)[0]).sum(1, keepdim=True)
+# Colours ------------------------------------------------------------------------------------------
+
+
+def _colours(recipe: Augment, uniforms: Tensor) -> tuple[Tensor, ...]:
+    """The other fields of ``Drawn``, in order."""
+    jitter, b, c, s, h, grey, blur, sigma = uniforms.unbind(1)[3:11]
+    jittered = jitter < recipe.jitter_p
+
+    def factor(strength: float, uniform: Tensor) -> Tensor:
+        return torch.where(jittered, 1 + strength * (2 * uniform - 1), 1.0)[:, None, None]
+
+    brightness, contrast, saturation, hue = recipe.jitter
+    identity, to_grey, to_yiq, from_yiq = _matrices(uniforms.device)
+    kept = factor(saturation, s)
+    angle = torch.where(jittered, hue * (2 * h - 1), 0.0) * (2 * math.pi)
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    one, zero = torch.ones_like(cos), torch.zeros_like(cos)
+    turn = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], 1).view(-1, 3, 3)
+    return (
+        factor(brightness, b),
+        factor(contrast, c),
+        kept * identity + (1 - kept) * to_grey,
+        from_yiq @ turn @ to_yiq,
+        torch.where((grey < recipe.grayscale)[:, None, None], to_grey, identity),
+        (blur < recipe.blur)[:, None, None, None],
+        0.1 + 1.9 * sigma,
+    )
 
 
 @cache
-def _matrices(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """The weights of grey [3, 1, 1], the matrix from RGB to YIQ, and its inverse. They are sent to
-    a device once, because sending synchronises."""
-    grey, to_yiq, from_yiq = (
-        torch.tensor(np.array(m), dtype=torch.float32) for m in (_GREY, _YIQ, np.linalg.inv(_YIQ))
+def _matrices(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The identity, the matrix to grey, that from RGB to YIQ, and its inverse. They are sent to a
+    device once, because sending synchronises."""
+    identity, to_grey, to_yiq, from_yiq = (
+        torch.tensor(matrix, dtype=torch.float32).to(device)
+        for matrix in (np.eye(3), np.tile(_GREY, (3, 1)), _YIQ, np.linalg.inv(_YIQ))
     )
-    return grey.view(3, 1, 1).to(device), to_yiq.to(device), from_yiq.to(device)
+    return identity, to_grey, to_yiq, from_yiq
 
 
-def _jitter(x: Tensor, b: Tensor, c: Tensor, s: Tensor, h: Tensor) -> Tensor:
-    """torchvision's brightness, contrast and saturation, and hue as a rotation of the chroma plane
-    by h turns.
+@cache
+def _normalisation(input_: EvalInput, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, [3, 1] each, likewise."""
+    mean, std = (torch.tensor(value)[:, None].to(device) for value in (input_.mean, input_.std))
+    return mean, std
 
-    The rotation in YIQ replaces torchvision's conversion to HSV: it is one 3x3 matrix per image and
-    keeps luma."""
-    b, c, s = (value[:, None, None, None] for value in (b, c, s))
-    x = (x * b).clamp(0, 1)
-    x = (x * c + (1 - c) * _luma(x).mean((2, 3), keepdim=True)).clamp(0, 1)
-    x = (x * s + (1 - s) * _luma(x)).clamp(0, 1)
-    _, to_yiq, from_yiq = _matrices(x.device)
-    cos, sin, one, zero = (
-        torch.cos(h * 2 * math.pi),
-        torch.sin(h * 2 * math.pi),
-        torch.ones_like(h),
-        torch.zeros_like(h),
-    )
-    turn = torch.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], 1).view(-1, 3, 3)
-    matrix = from_yiq @ turn @ to_yiq
-    return torch.bmm(matrix, x.flatten(2)).view_as(x).clamp(0, 1)
+
+def _coloured(recipe: Augment, crops: Tensor, drawn: Drawn, input_: EvalInput | None) -> Tensor:
+    """Crops [N, 3, S, S] in 0..255, which are overwritten, in their colours, blurred and
+    normalised."""
+    x = crops.flatten(2)
+    if recipe.grayscale_first:
+        x = torch.bmm(drawn.grey_N33, x)
+    x = _jittered(x, drawn)
+    if not recipe.grayscale_first:
+        x = torch.bmm(drawn.grey_N33, x)
+    if input_:
+        mean_31, std_31 = _normalisation(input_, x.device)
+        x.sub_(mean_31).div_(std_31)
+    x = x.view_as(crops)
+    return torch.where(drawn.blurred_N111, _blur(x, drawn.sigma_N), x) if recipe.blur > 0 else x
+
+
+def _jittered(x: Tensor, drawn: Drawn) -> Tensor:
+    """Pixels [N, 3, P] in 0..255, which are overwritten, to 0..1."""
+    x.mul_(drawn.brightness_N11 / 255).clamp_(0, 1)
+    _, to_grey, _, _ = _matrices(x.device)
+    luma_N11 = (x.mean(2) @ to_grey[0])[:, None, None]
+    x.mul_(drawn.contrast_N11).add_((1 - drawn.contrast_N11) * luma_N11).clamp_(0, 1)
+    x = torch.bmm(drawn.saturation_N33, x).clamp_(0, 1)
+    return torch.bmm(drawn.hue_N33, x).clamp_(0, 1)
 
 
 def _blur(x: Tensor, sigma_N: Tensor, radius: int = 4) -> Tensor:
