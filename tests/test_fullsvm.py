@@ -95,8 +95,33 @@ def test_a_checkpoint_is_scored_and_recorded(command, encoder_file, world, tmp_p
     assert len(record["unit"]["params"]["costs"]) == (2 if protocol == "goyal" else 1)
 
 
+def test_both_rules_of_pcl_s_script(command, encoder_file, world, tmp_path):
+    args = _args(encoder_file, world, tmp_path, "--rule-2020-07")
+    code, out, err = command(fullsvm.EVALUATION.main, *args)
+    assert code == 0, err
+    assert "by July 2020's rule" in out
+    (record,) = records.read_all(tmp_path).values()
+    (run,) = record["runs"]
+    alone = []
+    for cost in (0.1, 0.5, 1):
+        folder = tmp_path / str(cost)
+        command(fullsvm.EVALUATION.main, *_args(encoder_file, world, folder, "--costs", cost))
+        alone.append(next(iter(records.read_all(folder).values()))["runs"][0]["value"])
+    assert run["value"] == alone[1]
+    assert run["value_2020_07"] == max(alone)
+    assert run["cost_2020_07"] == (0.1, 0.5, 1)[int(np.argmax(alone))]
+
+
 @pytest.mark.parametrize(
-    "flags", [("--costs", 0), ("--costs", 1, 1), ("--costs", "nan"), ("--protocol", "voc")]
+    "flags",
+    [
+        ("--rule-2020-07", "--protocol", "goyal"),
+        ("--rule-2020-07", "--costs", 1),
+        ("--costs", 0),
+        ("--costs", 1, 1),
+        ("--costs", "nan"),
+        ("--protocol", "voc"),
+    ],
 )
 def test_invalid_parameters_are_refused(command, encoder_file, world, tmp_path, flags):
     code, _, err = command(fullsvm.EVALUATION.main, *_args(encoder_file, world, tmp_path, *flags))

@@ -85,22 +85,77 @@ def test_every_positive_is_equally_likely():
     np.testing.assert_allclose([counts[i] / 8000 for i in range(8)], 1 / 8, atol=0.012)
 
 
-def test_the_released_sequence_is_python_s_random_from_seed_0():
-    """The released script rebuilds each class's list in image order for every draw and visits
-    the classes in order, one k after another."""
-    labels = _multilabel()
+def _script(labels, costs=1):
+    """What the released script draws: it rebuilds each class's list in image order for every draw
+    and visits the classes in order, for one draw after another, one cost after another, one k
+    after another. ``{(k, cost index, draw): pool}``"""
     random.seed(0)
-    expected = []
-    for k in (1, 2, 4):
-        for _ in range(3):
-            pool = []
-            for c in range(CLASSES):
-                images = [i for i in range(len(labels)) if labels[i, c] > 0]
-                random.shuffle(images)
-                pool += images[:k]
-            expected.append(pool)
-    sets = _all(_list(labels), _config(draw_order="released"))
-    assert [support.rows[0].tolist() for support in sets] == expected
+    pools = {}
+    for k in (1, 2, 4, 8, 16):
+        for cost in range(costs):
+            for draw in range(5):
+                pool = []
+                for c in range(CLASSES):
+                    images = [i for i in range(len(labels)) if labels[i, c] > 0]
+                    random.shuffle(images)
+                    pool += images[:k]
+                pools[k, cost, draw] = pool
+    return pools
+
+
+@pytest.mark.parametrize(("shots", "draws"), [((1, 2, 4, 8, 16), 5), ((16,), 5), ((4, 1), 2)])
+def test_released_draws_are_selected_from_the_script_s_sequence(shots, draws):
+    labels = _multilabel()
+    script = _script(labels)
+    sets = _all(_list(labels), _config(draw_order="released", shots=shots, draws=draws))
+    found = {(s.k, 0, s.draw): s.rows[0].tolist() for s in sets}
+    assert len(sets) == len(found) == len(shots) * draws
+    assert found == {key: script[key] for key in found}
+
+
+def test_july_s_draws_are_fresh_for_each_cost():
+    labels = _multilabel()
+    script = _script(labels, costs=3)
+    by_cost = support_sets.released_support_sets(_list(labels), (2, 8), 4, costs=3)
+    assert [len(of_cost) for of_cost in by_cost] == [8, 8, 8]
+    for i, of_cost in enumerate(by_cost):
+        assert [(s.k, s.draw) for s in of_cost] == [(k, n) for k in (2, 8) for n in range(4)]
+        for support in of_cost:
+            assert support.rows[0].tolist() == script[support.k, i, support.draw]
+
+
+def test_july_s_rule_reports_the_best_mean_on_the_test_set():
+    """A naive loop over costs, each with draws of its own; per k the best cost's mean."""
+    rng = np.random.default_rng(1)
+    labels, test_labels = _multilabel(seed=1), _multilabel(seed=2)
+    directions = rng.normal(size=(CLASSES, 40))
+    train, test = (
+        (y == 1) @ directions + rng.normal(size=(300, 40)) for y in (labels, test_labels)
+    )
+    by_cost = support_sets.released_support_sets(_list(labels), (1, 4), 5, costs=3)
+    scored = [
+        lowshot.score(train, test, test_labels, of_cost, (cost,))
+        for cost, of_cost in zip((0.1, 0.5, 1.0), by_cost, strict=True)
+    ]
+    today = lowshot.score(
+        train,
+        test,
+        test_labels,
+        _all(_list(labels), _config(draw_order="released", shots=(1, 4), draws=5)),
+        (0.5,),
+    )
+    found = lowshot.with_rule_2020_07(today, scored)
+    assert [{name: run[name] for name in today[0]} for run in found] == today
+    for k in (1, 4):
+        means = {
+            cost: np.mean([run["value"] for run in runs if run["k"] == k])
+            for cost, runs in zip((0.1, 0.5, 1.0), scored, strict=True)
+        }
+        july = [run["value_2020_07"] for run in found if run["k"] == k]
+        assert np.mean(july) == pytest.approx(max(means.values()))
+        assert {run["cost_2020_07"] for run in found if run["k"] == k} == {
+            max(means, key=means.get)
+        }
 
 
 def test_goyal_support_sets_hold_k_positives_and_19k_negatives_per_class():
@@ -280,7 +335,21 @@ def test_the_other_protocol_and_aliases(command, encoder_file, world, tmp_path):
         tmp_path,
     )
     assert code == 0
-    assert "sd" not in out, "one draw has no spread"
+    assert "\nstd " not in out, "one draw has no spread"
+
+
+def test_both_rules_of_pcl_s_script(command, encoder_file, world, tmp_path):
+    both = ("--draw-order", "released", "--rule-2020-07")
+    code, out, err = command(lowshot.EVALUATION.main, *_args(encoder_file, world, tmp_path, *both))
+    assert code == 0, err
+    assert "by July 2020's rule" in out
+    (record,) = records.read_all(tmp_path).values()
+    assert record["unit"]["params"]["rule_2020_07"] is True
+    assert {run["cost"] for run in record["runs"]} == {0.5}
+    for k in (1, 2):
+        runs = [run for run in record["runs"] if run["k"] == k]
+        assert len({run["cost_2020_07"] for run in runs}) == 1
+        assert all(0 < run["value_2020_07"] < 100 for run in runs)
 
 
 def _refused(command, *args):
@@ -338,6 +407,10 @@ def test_bad_data_never_gives_a_number(command, encoder_file, world, tmp_path):
         ("--costs", 0.5, 0.5),
         ("--costs", "nan"),
         ("--device", "gpu"),
+        ("--rule-2020-07",),
+        ("--rule-2020-07", "--draw-order", "released", "--costs", 0.1),
+        ("--draw-order", "released", "--draws", 6),
+        ("--draw-order", "released", "--shots", 1, 3),
     ],
 )
 def test_senseless_parameters_are_refused(command, encoder_file, world, tmp_path, flags):

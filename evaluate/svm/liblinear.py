@@ -16,6 +16,11 @@ from protobench.runtime.errors import UserError
 GOYAL_COSTS = tuple(sorted([10.0**e for e in range(-7, 3)] + [0.5**e for e in range(4, 20)]))
 """The 26 values of C that Goyal et al. (ICCV 2019) try."""
 
+PCL_COST = 0.5
+"""The value of C in PCL's released script since 2020-08-09 (its commit 5c8b722)."""
+PCL_COSTS_2020_07 = (0.1, 0.5, 1.0)
+"""Those of its first release, 2020-07-15 (af7287d), which reports the best on the test set."""
+
 LARGEST_COST = 1e3
 """The largest C accepted: beyond it LIBLINEAR's limit of 1000 passes may end a fit before its
 optimum. Against newton.py, on seven sets of 320 to 2000 random correlated rows in 512 or 2048

@@ -16,6 +16,9 @@ from protobench.runtime.errors import UserError
 
 GOYAL_NEGATIVES = 19
 """Negatives per positive in the goyal protocol."""
+RELEASED_SHOTS, RELEASED_DRAWS = (1, 2, 4, 8, 16), 5
+"""What pcl's released script draws, one after another from one generator: other shots or more draws
+are none of its own."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,8 @@ def all_support_sets(
         return pcl_support_set(present_NC, k, draw, rng)
 
     if order == "released":
-        support_sets = released_support_sets(present_NC, shots, draws)
-    else:
-        support_sets = [sample(k, draw) for k in shots for draw in range(draws)]
+        return released_support_sets(train, shots, draws)[0]
+    support_sets = [sample(k, draw) for k in shots for draw in range(draws)]
     for support in support_sets:
         _require_negatives(train, support)
     return support_sets
@@ -73,20 +75,28 @@ def pcl_support_set(
 
 
 def released_support_sets(
-    present_NC: np.ndarray, shots: tuple[int, ...], draws: int
-) -> list[SupportSet]:
-    """Return the very pools of pcl's released script: Python's random, seeded once with 0, shuffles
-    each class's images for each draw of each k in turn."""
-    rng = random.Random(0)
-    support_sets = []
-    for k in shots:
-        for draw in range(draws):
-            pool: list[int] = []
-            for column in present_NC.T:
-                members = np.flatnonzero(column).tolist()
-                rng.shuffle(members)
-                pool += members[:k]
-            support_sets.append(_pooled(present_NC, k, draw, np.array(pool)))
+    train: ImageList, shots: tuple[int, ...], draws: int, costs: int = 1
+) -> list[list[SupportSet]]:
+    """Return the very pools of pcl's released script, for each of its ``costs`` (today's has one,
+    that of July 2020 three, each with pools of its own).
+
+    Python's random, seeded once with 0, shuffles each class's images for each draw of each cost of
+    each k in turn. The whole sequence is drawn, and the pools asked for are selected. Raises
+    UserError as ``all_support_sets`` does."""
+    present_NC, rng = presence(train.labels), random.Random(0)
+    _require_enough_images(train, present_NC, "pcl", max(shots))
+    support_sets: list[list[SupportSet]] = [[] for _ in range(costs)]
+    for k in RELEASED_SHOTS:
+        for of_cost in support_sets:
+            for draw in range(RELEASED_DRAWS):
+                pool: list[int] = []
+                for column in present_NC.T:
+                    members = np.flatnonzero(column).tolist()
+                    rng.shuffle(members)
+                    pool += members[:k]
+                if k in shots and draw < draws:
+                    of_cost.append(_pooled(present_NC, k, draw, np.array(pool)))
+                    _require_negatives(train, of_cost[-1])
     return support_sets
 
 
