@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import ClassVar, Literal
 
-from pretrain.recipes import moco, pcl
+from pretrain.recipes import pcl
 from pretrain.recipes.moco import MoCo
 from pretrain.recipes.pcl import PCL
 
@@ -35,13 +35,18 @@ def dial(
     )
 
 
+def without_prototypes(recipe: PCL) -> MoCo:
+    """MoCo with all that it shares with a recipe of PCL."""
+    return MoCo(**{field.name: getattr(recipe, field.name) for field in fields(MoCo)})
+
+
 def collision_rate(weight: float, classes: int) -> float:
     """The share of a query's own class in the weight of all negatives, where all classes are
     equally frequent: p = w / (w + classes - 1)."""
     return weight / (weight + classes - 1)
 
 
-MINI, MINI_MOCO = dial(pcl.MINI, 16.0), dial(moco.MINI, 16.0)
+MINI, MINI_MOCO = dial(pcl.MINI, 16.0), dial(without_prototypes(pcl.MINI), 16.0)
 """Of 20 classes: 46 % collisions instead of 5 %."""
 
 RECIPES = {"mini": MINI, "mini-moco": MINI_MOCO}
