@@ -4,6 +4,7 @@ verdict."""
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -11,7 +12,16 @@ import numpy as np
 
 from protobench.runtime import cli
 from tables.engine import claims, verdicts
-from tables.engine.runs import Runs, grid, recorded, runs_of, samples, task_of
+from tables.engine.runs import (
+    Runs,
+    grid,
+    is_released,
+    recorded,
+    runs_of,
+    samples,
+    shares_data,
+    task_of,
+)
 from tables.engine.schema import ClaimResult, Column, RecordsByRow, Row, Table, Tier
 from tables.engine.verdicts import CellVerdict
 
@@ -191,9 +201,7 @@ def outcome(table: Table, tier: Tier, found: RecordsByRow) -> Outcome:
                     row, column, cell.paper, cell.runs, "unchecked", cell.delta, cell.interval
                 )
             cells[key] = cell
-    judged_on = claims.Rows(
-        table, runs, sources, lambda column: _shares_draws(column, found), tier == "paper"
-    )
+    judged_on = claims.Rows(table, runs, sources, partial(_shares_draws, found), tier == "paper")
     judged = [
         claims.of_table(
             claim, judged_on, invalid=failed or bool(set(claim.rows) & untrained.keys())
@@ -229,15 +237,8 @@ def outcome(table: Table, tier: Tier, found: RecordsByRow) -> Outcome:
     )
 
 
-def _shares_draws(column: Column, found: RecordsByRow) -> bool:
-    """Whether all pretrainings were scored on the same images, and so on the same draws of them."""
-    data = {
-        tuple(record["unit"]["data"])
-        for records_of in found.values()
-        for record in records_of
-        if task_of(record) == column.task
-    }
-    return len(data) == 1
+def _shares_draws(found: RecordsByRow, column: Column) -> bool:
+    return shares_data((record for of in found.values() for record in of), column.task)
 
 
 def _cell(
@@ -260,7 +261,7 @@ def _cell(
         return Cell(row, column, paper, runs, "off-protocol")
     if not paper:
         return Cell(row, column, paper, runs, "unprinted")
-    released = any(_is_released(record["subject"]["source"]) for record in of_row)
+    released = any(map(is_released, of_row))
     exact = released and _as_paper(column, of_row)
     compared = [
         verdicts.compare(

@@ -2,10 +2,12 @@
 what that costs."""
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from evaluate.evaluation import Evaluation
@@ -19,8 +21,9 @@ from protobench.data.image_list import ImageList
 from protobench.data.synthetic import bundled
 from protobench.records import ModelInfo
 from protobench.runtime.errors import UserError, choose
-from tables.engine.schema import Exhibit, Figure, Row, TaskKey, Tier
+from tables.engine.schema import Exhibit, Figure, Row, Table, TaskKey, Tier
 
+Settings = tuple[tuple[str, Any], ...]
 State = Literal["done", "to run", "impossible"]
 NO_ENCODER = "no encoder"
 FETCHED = Path("checkpoints")
@@ -41,6 +44,8 @@ class EvalTask:
     why: str = ""
     key: str = ""
     """of the record (records.key)"""
+    settings: Settings = ()
+    """fields of the evaluation's Config that differ for this encoder"""
 
     @property
     def name(self) -> str:
@@ -110,17 +115,19 @@ def make_plan(
     given: dict[str, Path],
     rows: tuple[str, ...],
     seeds: int,
+    more_seeds: Mapping[str, int] = MappingProxyType({}),
     results: Path,
     runs: Path,
     skip_bad_images: int = 0,
 ) -> list[Job]:
-    """All jobs of a table, in its row order. Reads data lists and records, computes nothing, writes
-    nothing but the bundled synthetic data. Raises UserError for unknown or cited rows and for given
-    checkpoints that do not exist."""
+    """All jobs of a table, in its row order, for ``seeds`` pretrainings of every row or, by name,
+    for ``more_seeds`` of it. Reads data lists and records, computes nothing, writes nothing but the
+    bundled synthetic data. Raises UserError for unknown or cited rows and for given checkpoints
+    that do not exist."""
     chosen = _chosen_rows(table, tier, rows, given)
     given = _fetched(table, chosen) | given
     if tier != "paper":
-        bundled.ensure_all(range(1, seeds + 1))
+        bundled.ensure_all(range(1, max([seeds, *more_seeds.values()]) + 1))
 
     @cache
     def sources(world: int | None) -> dict[TaskKey, tuple[Any, str]]:
@@ -144,7 +151,8 @@ def make_plan(
     for row in chosen:
         recipe = row.recipe(tier)
         recipe = quick(recipe) if recipe and tier == "quick" else recipe
-        for seed in [0] if row.name in given or not recipe else range(1, seeds + 1):
+        count = more_seeds.get(row.name, seeds)
+        for seed in [0] if row.name in given or not recipe else range(1, count + 1):
             world = None if tier == "paper" else seed
             images, why_not = training_images(recipe.dataset, world) if recipe else (None, "")
             jobs.append(
@@ -253,11 +261,14 @@ def root_of(data: Path | None, world: int | None) -> Path:
 def eval_config(job: Job, task: EvalTask, *, data: Path | None, **where: Any) -> Any:
     """How a cell's values are computed: the evaluation's defaults, which are the paper's protocol,
     what it changes on the bundled data, and the row's settings."""
-    return _config(job.row, job.checkpoint, task.evaluation, task.dataset, data, job.world, **where)
+    settings = job.row.settings + task.settings
+    return _config(
+        settings, job.checkpoint, task.evaluation, task.dataset, data, job.world, **where
+    )
 
 
 def _config(
-    row: Row,
+    settings: Settings,
     checkpoint: Path,
     name: str,
     dataset: str,
@@ -267,8 +278,8 @@ def _config(
 ) -> Any:
     of = evaluation(name)
     fields = {field.name for field in dataclasses.fields(of.Config)}
-    settings = dict(row.settings) if world is None else {**of.bundled, **dict(row.settings)}
-    chosen = {key: value for key, value in settings.items() if key in fields}
+    all_settings = dict(settings) if world is None else {**of.bundled, **dict(settings)}
+    chosen = {key: value for key, value in all_settings.items() if key in fields}
     source = data if world is None else None
     return of.Config(checkpoint, source, **({"dataset": dataset} | chosen), world=world, **where)
 
@@ -341,17 +352,16 @@ def _job(
                 )
             )
         else:
+            own = _as_paper(table, name, dataset) if source.startswith("released") else ()
+            config = partial(_config, row.settings + own, checkpoint, name, dataset, data, world)
             result = (
                 history.result_key(name, key, lists[0], dataset)
                 if name in history.KINDS
-                else evaluation(name).result_key(
-                    key, lists, _config(row, checkpoint, name, dataset, data, world)
-                )
+                else evaluation(name).result_key(key, lists, config())
             )
             record = records.key(result.to_json(), {"row": row.name, "seed": seed})
-            tasks.append(
-                EvalTask(name, dataset, "done" if record in have else "to run", key=record)
-            )
+            done: State = "done" if record in have else "to run"
+            tasks.append(EvalTask(name, dataset, done, key=record, settings=own))
     return Job(
         row,
         seed,
@@ -365,6 +375,13 @@ def _job(
         tuple(tasks),
         world,
     )
+
+
+def _as_paper(table: Exhibit, name: str, dataset: str) -> Settings:
+    """How the paper's own encoder is scored on the very draws of the paper."""
+    if not isinstance(table, Table):
+        return ()
+    return next((one.as_paper for one in table.columns if one.task == (name, dataset)), ())
 
 
 def _provenance(table: Exhibit, row: Row, given: Path, sha256: str) -> str:

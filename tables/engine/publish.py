@@ -10,7 +10,7 @@ from protobench.runtime import cli, colour, files
 from tables.engine import catalogue, compare, page, pictures, reference, runs, show
 from tables.engine.page import RecordsByTier
 from tables.engine.runs import Collected
-from tables.engine.schema import TIERS, Exhibit, Figure, Table, Tier
+from tables.engine.schema import TIERS, ClaimResult, Exhibit, Figure, Table, Tier
 
 
 def publish(
@@ -36,6 +36,20 @@ def publish(
     if pages(results, have, {(tier, exhibit.name): requested_keys}):
         print(f"page: {results / 'index.html'}")
     return code
+
+
+def undecided(
+    exhibit: Exhibit, tier: Tier, results: Path, requested_keys: Collection[str]
+) -> list[ClaimResult]:
+    """The claims that more pretrainings could decide, by the records in ``results``."""
+    have = records.read_all(results / tier / "records")
+    rows = runs.select_records(exhibit, have, requested_keys).rows
+    if isinstance(exhibit, Table):
+        return compare.outcome(exhibit, tier, rows).undecided
+    assert isinstance(exhibit, Figure)
+    if pictures.missing(exhibit, rows):
+        return []
+    return [claim for claim in exhibit.claims(rows) if claim.verdict == "undecided" and claim.rows]
 
 
 def read(results: Path) -> RecordsByTier:

@@ -73,7 +73,9 @@ def select_records(
         world, seed = record["data"].get("world"), record["subject"]["seed"]
         kind = files.sha256([unit["version"], record["data"].get("kind_of_world")])
         params = files.sha256(unit["params"])
-        recipe, settings = record["subject"]["recipe"], exhibit.row(row).settings
+        recipe = record["subject"]["recipe"]
+        # the paper's own encoders may be scored on the paper's draws (Column.as_paper)
+        settings = exhibit.row(row).settings, is_released(record)
         if (  # the first record of each kind sets what all others must have
             kind_of.setdefault(task, kind) != kind
             or data_of.setdefault((task, world), unit["data"]) != unit["data"]
@@ -94,6 +96,11 @@ def shares_data(found: Iterable[dict[str, Any]], task: TaskKey) -> bool:
     support set for every seed (draws and seeds are crossed). Otherwise every seed has images and
     draws of its own (draws are nested in seeds)."""
     return len({tuple(of["unit"]["data"]) for of in found if task_of(of) == task}) <= 1
+
+
+def is_released(record: dict[str, Any]) -> bool:
+    """Whether a record is about an encoder that the paper's authors published."""
+    return str(record["subject"]["source"]).startswith("released")
 
 
 def _as_printed(record: dict[str, Any], printed: dict[str, Any]) -> bool:
