@@ -11,17 +11,22 @@ Examples:
     python evaluate/linear.py --ckpt encoder.safetensors  # bundled synthetic data
 
   imagenet   pooled feature (2048-D), 100 epochs, learning rate 10 (appendix E; the released code
-             has 5, MoCo's 30).
+             has 5). --probe has those of papers whose numbers PCL and SPCL quote: the best rate
+             differs from one encoder to another.
+               moco    30, 100 epochs, otherwise as PCL (main_lincls.py).
+               simclr  0.1 x batch / 256, 90 epochs, cosine, Nesterov's momentum (the README of
+                       google-research/simclr, there with batches of 4096).
+               spcl    0.1 x batch / 256, 100 epochs, cosine, Nesterov's momentum (SPCL's released
+                       code; its paper gives none).
   places205  conv5 pooled to 2x2 (8192-D; "~9000-D" in the paper), 40 epochs, learning rate 0.3,
              behind a BatchNorm without affine parameters, as Goyal et al. have it; the paper does
              not say whether it has one: --no-batch-norm leaves it out.
   cifar10,   pooled feature, 100 epochs, learning rate 0.1 x batch / 256 on a cosine schedule down
-  cifar100   to 0 (SPCL's released code, but with plain momentum instead of Nesterov's). On the
-             bundled images, which stand in for CIFAR: 0.1, 1 and 10 side by side, because their
-             ten epochs are too few for 0.1.
+  cifar100   to 0, Nesterov's momentum (SPCL's released code). On the bundled images, which stand in
+             for CIFAR: 0.1, 1 and 10 side by side, because their ten epochs are too few for 0.1.
 
 All: SGD, momentum 0.9, no weight decay, batches of 256, the rate x 0.1 at 60 and 80 % of the epochs
-(except on CIFAR), random crops and flips, one centre crop in the test; the score is that of the
+(where there is no cosine), random crops and flips, one centre crop in the test; the score is that of the
 *last* epoch. Several rates train side by side on the features of one forward pass; a tenth of the
 training images is then held out to choose among them, never the test set."""  # noqa: E501 (examples are one line each)
 
@@ -53,10 +58,12 @@ class Config(EvalConfig):
 
     dataset: Literal["imagenet", "places205", "cifar10", "cifar100"] = "imagenet"
     lr: tuple[float, ...] = ()
-    """learning rate; several: chosen on held-out training images; default 10 for imagenet, 0.3 for
-    places205; for CIFAR 0.1 x batch / 256, on the bundled data 0.1 1 10"""
+    """learning rate; several: chosen on held-out training images; default that of --probe for
+    imagenet, 0.3 for places205; for CIFAR 0.1 x batch / 256, on the bundled data 0.1 1 10"""
+    probe: Literal["pcl", "moco", "simclr", "spcl"] = "pcl"
+    """whose rate, epochs and schedule on imagenet (see above); on the bundled data always PCL's"""
     epochs: int | None = None
-    """default 100, 40 for places205, 10 on the bundled data"""
+    """default 100 (probe simclr: 90), 40 for places205, 10 on the bundled data"""
     batch_size: int = 256
     sgd_momentum: float = 0.9
     weight_decay: float = 0.0
@@ -67,10 +74,11 @@ class Config(EvalConfig):
 
     def params(self) -> dict[str, Any]:
         """Return what determines the score of an encoder on given images."""
-        is_places, is_cifar = self.dataset == "places205", self.dataset.startswith("cifar")
-        default_epochs = 10 if bundled.is_used(self.data) else 40 if is_places else 100
+        is_places, on_bundled = self.dataset == "places205", bundled.is_used(self.data)
+        probe = "pcl" if on_bundled or self.dataset != "imagenet" else self.probe
+        default_epochs = 10 if on_bundled else 40 if is_places else 90 if probe == "simclr" else 100
         params = {
-            "lr": self.lr or self._default_lr(),
+            "lr": self.lr or self._default_lr(probe),
             "epochs": default_epochs if self.epochs is None else self.epochs,
             "batch_size": self.batch_size,
             "sgd_momentum": self.sgd_momentum,
@@ -79,8 +87,9 @@ class Config(EvalConfig):
             "batch_norm": is_places if self.batch_norm is None else self.batch_norm,
             "pooling": "2x2" if is_places else "average",
         }
-        # the key is absent elsewhere, as it was added later and records are found by these
-        return params | {"schedule": "cosine"} if is_cifar else params
+        if self.dataset.startswith("cifar") or probe in ("simclr", "spcl"):
+            params |= {"schedule": "cosine", "nesterov": True}
+        return params
 
     def check(self) -> None:
         """Raise UserError for numbers that make no sense."""
@@ -93,12 +102,14 @@ class Config(EvalConfig):
         if not 0 <= params["sgd_momentum"] < 1 or not 0 <= params["weight_decay"] < float("inf"):
             raise UserError("--sgd-momentum must lie in [0, 1), --weight-decay in [0, inf)")
 
-    def _default_lr(self) -> tuple[float, ...]:
-        if self.dataset.startswith("cifar"):
-            return (
-                (0.1, 1.0, 10.0) if bundled.is_used(self.data) else (0.1 * self.batch_size / 256,)
-            )
-        return (0.3,) if self.dataset == "places205" else (10.0,)
+    def _default_lr(self, probe: str) -> tuple[float, ...]:
+        if self.dataset == "places205":
+            return (0.3,)
+        if self.dataset == "imagenet" and probe in ("pcl", "moco"):
+            return (10.0 if probe == "pcl" else 30.0,)
+        if self.dataset != "imagenet" and bundled.is_used(self.data):
+            return (0.1, 1.0, 10.0)
+        return (0.1 * self.batch_size / 256,)
 
 
 class Heads:
@@ -124,6 +135,7 @@ class Heads:
             torch.nn.BatchNorm1d(dim, affine=False).to(device) if params["batch_norm"] else None
         )
         self.momentum, self.decay = params["sgd_momentum"], params["weight_decay"]
+        self.nesterov = params.get("nesterov", False)
 
     def logits(self, x_ND: Any) -> Any:
         """Return logits [L, N, C], with the running statistics of BatchNorm."""
@@ -148,11 +160,13 @@ class Heads:
             (self.weight_LCD, self.bias_LC), gradients, self.velocity, strict=True
         ):
             shape = (-1, *[1] * (weight.ndim - 1))
-            velocity.mul_(self.momentum).add_(gradient + self.decay * weight)
+            gradient = gradient + self.decay * weight
+            velocity.mul_(self.momentum).add_(gradient)
+            step = gradient + self.momentum * velocity if self.nesterov else velocity
             weight.copy_(
                 torch.where(
                     self.alive_L.view(shape),
-                    weight - factor * self.rate_L.view(shape) * velocity,
+                    weight - factor * self.rate_L.view(shape) * step,
                     weight,
                 )
             )

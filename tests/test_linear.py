@@ -13,6 +13,7 @@ from evaluate import linear
 from protobench import records
 from protobench.data import imagenet
 from protobench.data.transforms import EvalInput
+from tables.pcl import table3
 
 pytestmark = pytest.mark.arithmetic
 
@@ -23,11 +24,13 @@ def _heads(rates, dim, classes, **more):
     return linear.Heads(tuple(rates), dim, classes, PARAMS | more, "cpu")
 
 
+@pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize("decay", [0.0, 1e-2])
-def test_heads_side_by_side_train_as_torch_would_train_each_alone(batch_norm, decay):
+def test_heads_side_by_side_train_as_torch_would_train_each_alone(batch_norm, decay, nesterov):
     rates, dim, classes = (0.1, 1.0, 10.0), 7, 4
-    heads = _heads(rates, dim, classes, batch_norm=batch_norm, weight_decay=decay)
+    more = {"nesterov": True} if nesterov else {}
+    heads = _heads(rates, dim, classes, batch_norm=batch_norm, weight_decay=decay, **more)
     start = heads.weight_LCD[0].clone()
     rng = torch.Generator().manual_seed(1)
     batches = [
@@ -42,7 +45,7 @@ def test_heads_side_by_side_train_as_torch_would_train_each_alone(batch_norm, de
             layer.weight.copy_(start)
             layer.bias.zero_()
         optimizer = torch.optim.SGD(
-            layer.parameters(), lr=0.5 * rate, momentum=0.9, weight_decay=decay
+            layer.parameters(), 0.5 * rate, momentum=0.9, weight_decay=decay, nesterov=nesterov
         )
         for step, (x, y) in enumerate(batches):
             loss = F.cross_entropy(layer(norm(x)), y)
@@ -130,6 +133,24 @@ def test_what_records_are_found_by_stays_as_it_is():
     assert linear.Config("x", dataset="places205").params() == on_places | {"epochs": 10}
 
 
+def test_each_paper_s_probe_on_imagenet_alone():
+    def of(probe, data=Path("data"), dataset="imagenet"):
+        params = linear.Config("x", data, dataset=dataset, probe=probe).params()
+        return params["lr"], params["epochs"], params.get("schedule"), params.get("nesterov", False)
+
+    assert of("pcl") == ((10.0,), 100, None, False)
+    assert of("moco") == ((30.0,), 100, None, False)
+    assert of("simclr") == ((0.1,), 90, "cosine", True)
+    assert of("spcl") == ((0.1,), 100, "cosine", True)
+    for probe in ("moco", "simclr", "spcl"):
+        assert of(probe, None) == of("pcl", None), "one rate for all rows on bundled data"
+        assert of(probe, dataset="places205") == of("pcl", dataset="places205")
+    assert {row.name: dict(row.settings) for row in table3.TABLE.rows if row.settings} == {
+        "moco": {"probe": "moco"},
+        "simclr": {"probe": "simclr"},
+    }
+
+
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
 def test_cifar_has_a_cosine_and_the_bundled_stand_in_a_sweep(dataset):
     common = {
@@ -140,6 +161,7 @@ def test_cifar_has_a_cosine_and_the_bundled_stand_in_a_sweep(dataset):
         "batch_norm": False,
         "pooling": "average",
         "schedule": "cosine",
+        "nesterov": True,
     }
     assert linear.Config("x", Path("data"), dataset).params() == {
         "lr": (0.1,),

@@ -458,7 +458,7 @@ def _looks_untrained(
     if any(record["checkpoint"].get("untouched") for record in found):
         return "has BatchNorm as it is initialised"
     random = table.control("lower")
-    if random is None or row.settings != random.settings:  # no Random, or of another feature
+    if random is None or dict(row.settings).get("feature") != dict(random.settings).get("feature"):
         return ""
     for task in {column.task: None for column in table.columns if column.controlled}:
         inside = []

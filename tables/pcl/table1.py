@@ -98,11 +98,12 @@ TABLE = Table(
     notes=(
         (
             "Protocol pcl: PCL's script as released since August 2020 (C = 0.5), which differs from"
-            " Goyal et al.'s that section 4.1 cites; see evaluate/lowshot.py. Its README has printed"
-            " the paper's numbers since July 2020, when the script tried C = 0.1, 0.5 and 1, each on"
-            " draws of its own, and reported the best on the test set. Which rule made them cannot be"
-            " told; --rule-2020-07 scores by both. On made features July's was 2.3 points higher at"
-            " k = 2, 0.8 at k = 4 and within 0.2 elsewhere, which is less than the margins."
+            " Goyal et al.'s that section 4.1 cites; see evaluate/lowshot.py. Its README has"
+            " printed the paper's numbers since July 2020, when the script tried C = 0.1, 0.5 and"
+            " 1, each on draws of its own, and reported the best on the test set. Which rule made"
+            " them cannot be told; --rule-2020-07 scores by both. On made features July's was 2.3"
+            " points higher at k = 2, 0.8 at k = 4 and within 0.2 elsewhere, which is less than the"
+            " margins."
         ),
         "Draws of training images are ours (keyed by seed, k and draw), shared by all rows.",
         (
