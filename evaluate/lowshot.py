@@ -386,6 +386,7 @@ EVALUATION = Evaluation(
     report=report,
     doc=__doc__,
     minutes={"voc07": 2, "places205": 12},
+    bundled={"draws": 20},
 )
 
 if __name__ == "__main__":

@@ -126,25 +126,22 @@ def make_plan(
     that do not exist."""
     chosen = _chosen_rows(table, tier, rows, given)
     given = _fetched(table, chosen) | given
-    if tier != "paper":
-        bundled.ensure_all(range(1, max([seeds, *more_seeds.values()]) + 1))
+    most = max([seeds, *more_seeds.values()])
+    worlds = () if tier == "paper" else range(1, most + 1)
+    roots: dict[int | None, Path | None] = {None: data, **bundled.ensure_all(worlds)}
 
     @cache
     def sources(world: int | None) -> dict[TaskKey, tuple[Any, str]]:
+        root = roots[world]
         return {
-            (name, dataset): _try(
-                lambda name=name, dataset=dataset: load_data(
-                    name, dataset, data, skip_bad_images, world
-                )
-            )
-            for name, dataset in table.tasks
+            task: _try(lambda task=task: load_data(*task, _need(root), skip_bad_images))
+            for task in table.tasks
         }
 
     @cache
     def training_images(dataset: str, world: int | None) -> tuple[Any, str]:
-        return _try(
-            lambda: DATASETS[dataset].training_images(root_of(data, world), skip_bad_images)
-        )
+        root = roots[world]
+        return _try(lambda: DATASETS[dataset].training_images(_need(root), skip_bad_images))
 
     have = records.read_all(results / tier / "records")
     jobs = []
@@ -241,16 +238,12 @@ def evaluation(name: str) -> Evaluation[Any]:
     return found
 
 
-def load_data(
-    name: str, dataset: str, data: Path | None, skip_bad_images: int, world: int | None = None
-) -> tuple[ImageList, ...]:
+def load_data(name: str, dataset: str, root: Path, skip_bad_images: int) -> tuple[ImageList, ...]:
     """Return the lists of images that a record is about: those of an evaluation, or the training
-    images of a pretraining that records itself. They are the real ones in ``data``, or those of a
-    bundled world."""
+    images of a pretraining that records itself."""
     if name in history.KINDS:
-        return (DATASETS[dataset].training_images(root_of(data, world), skip_bad_images),)
-    source = _need(data) if world is None else None
-    return evaluation(name).load_data(source, dataset, skip_bad_images, world)
+        return (DATASETS[dataset].training_images(root, skip_bad_images),)
+    return evaluation(name).load_data(root, dataset, skip_bad_images)
 
 
 def root_of(data: Path | None, world: int | None) -> Path:
