@@ -22,7 +22,7 @@ def _beside_one_another(monkeypatch):
 def test_every_stage_is_run_by_tox():
     import all as whole
 
-    apart = {"all", "alternate", "gpu", "machine", "normalisation"}
+    apart = {"all", "alternate", "gpu", "machine", "normalisation", "worlds"}
     assert {path.stem for path in BENCHMARKS.glob("*.py")} - apart == set(whole.STAGES)
 
 
@@ -206,3 +206,30 @@ def test_no_step_waits_for_the_gpu():
         step = gpu.Step(name, sizes, "cuda", "bf16", torch.channels_last, compiled=False)
         step()
         assert gpu._waits(step, "cuda") == "the host never waits"
+
+
+def test_variances_between_and_within_worlds_are_recovered():
+    import worlds
+
+    rng = np.random.default_rng(0)
+    lead_WS = 3 + 2 * rng.normal(size=(400, 1)) + rng.normal(size=(400, 5))
+    found = worlds.components(lead_WS)
+    assert found.mean == pytest.approx(3, abs=0.3)
+    assert found.between == pytest.approx(4, rel=0.15)
+    assert found.within == pytest.approx(1, rel=0.1)
+    for interval, truth in ((found.between_interval, 4), (found.within_interval, 1)):
+        assert interval[0] < truth < interval[1]
+
+
+def test_intervals_of_both_variances_cover():
+    import worlds
+
+    rng, rounds = np.random.default_rng(1), 1000
+    hits = {"between": 0, "within": 0}
+    for _ in range(rounds):
+        lead_WS = 0.5 * rng.normal(size=(4, 1)) + rng.normal(size=(4, 3))
+        found = worlds.components(lead_WS)
+        hits["between"] += found.between_interval[0] <= 0.25 <= found.between_interval[1]
+        hits["within"] += found.within_interval[0] <= 1 <= found.within_interval[1]
+    assert hits["within"] / rounds == pytest.approx(0.95, abs=0.02)
+    assert hits["between"] / rounds >= 0.92

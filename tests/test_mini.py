@@ -1,11 +1,15 @@
 import hashlib
 import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from conftest import TINY
 
+from evaluate import lowshot
+from pretrain import command as pretrain
+from pretrain.recipes import moco, untrained
 from protobench.data import image_list, places, voc
 from protobench.data.synthetic import bundled, manifest
 from protobench.data.synthetic.sprites import CATEGORIES, SHAPES, TEXTURES, shape, texture
@@ -173,3 +177,61 @@ def test_shapes_and_textures_fill_their_range():
         assert pattern.min() >= 0, name
         assert pattern.max() <= 1, name
         assert pattern.std() > 0.1, name
+
+
+def test_a_plan_trains_and_scores_every_seed_in_its_world(monkeypatch, tmp_path):
+    from tables.engine import catalogue, plan
+
+    monkeypatch.setenv("PROTOBENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(bundled, "SPLITS", dict.fromkeys(TINY, 160))
+    jobs = plan.make_plan(
+        catalogue.load("table1"),
+        "quick",
+        data=None,
+        given={},
+        rows=("random", "moco"),
+        seeds=2,
+        results=tmp_path / "results",
+        runs=tmp_path / "runs",
+    )
+    assert [(job.row.name, job.seed, job.world) for job in jobs] == [
+        (row, seed, seed) for row in ("random", "moco") for seed in (1, 2)
+    ]
+    config = plan.eval_config(jobs[1], jobs[1].tasks[0], data=None)
+    assert (config.data, config.world, config.draws) == (None, 2, 20)
+    lists = [lowshot.EVALUATION.load_data(None, "voc07", world=world) for world in (1, 2)]
+    for job in jobs:
+        result = lowshot.EVALUATION.result_key(
+            "x", lists[job.seed - 1], plan.eval_config(job, job.tasks[0], data=None)
+        )
+        assert result.data != lists[2 - job.seed]
+    assert len({task.key for job in jobs for task in job.tasks}) == 8
+
+
+def test_by_hand_an_encoder_is_trained_and_scored_in_the_world_of_its_seed(
+    command, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("PROTOBENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(bundled, "SPLITS", dict.fromkeys(TINY, 200))
+    train = replace(moco.MINI, train=replace(moco.MINI.train, epochs=1, batch_size=64), queue=64)
+    trained, fresh = (
+        pretrain.train(recipe, pretrain.Run(out=tmp_path / name, seed=seed, device="cpu"))
+        for recipe, name, seed in ((train, "moco", 3), (untrained.MINI, "random", 2))
+    )
+    for encoder, flags, world in (
+        (trained, (), 3),
+        (fresh, (), 2),
+        (trained, ("--world", 2), 2),
+    ):
+        code, out, err = command(
+            lowshot.EVALUATION.main,
+            *("--ckpt", encoder, "--dataset", "voc07", "--draws", 1, "--shots", 1, "--workers", 0),
+            *(*flags, "--results", tmp_path / f"results-{encoder.parent.name}{len(flags)}"),
+        )
+        assert code == 0, err
+        assert f"BUNDLED SYNTHETIC DATA, WORLD {world}:" in out
+    code, _, err = command(
+        lowshot.EVALUATION.main, "--ckpt", trained, "--data", tmp_path, "--world", 1
+    )
+    assert code == 2
+    assert "--world is one of the bundled data" in err

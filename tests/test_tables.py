@@ -31,6 +31,7 @@ def _write(
     untouched=False,
     data=None,
     trained=None,
+    fingerprints=("a", "b"),
 ):
     """Both records of an encoder; ``value(column)`` is the mean, five draws scatter around it."""
     for dataset in ("voc07", "places205"):
@@ -51,7 +52,7 @@ def _write(
             dataset,
             lowshot.EVALUATION.version,
             f"{row}{seed}{recipe}",
-            ("a", "b"),
+            fingerprints,
             params or {"protocol": "pcl"},
         )
         classes, test_images, train_images = (
@@ -387,6 +388,45 @@ def test_records_of_other_recipes_or_parameters_are_left_out_and_counted(command
     assert list(collected.rows) == ["pcl"]
     assert {record["subject"]["seed"] for record in collected.rows["pcl"]} == {2}
     assert "left out: 4 records" in _diff(command, tmp_path)[1]
+
+
+def _in_world(results, row, seed, world, kind="v2-a"):
+    fingerprints = (f"train of {kind}, {world}", f"test of {kind}, {world}")
+    told = {"embedded": True, "world": world, "kind_of_world": kind}
+    _write(results, "mini", row, seed, _paper(row), data=told, fingerprints=fingerprints)
+
+
+def test_every_seed_has_its_world_and_worlds_of_two_kinds_never_mix(tmp_path):
+    for row in ("moco", "pcl"):
+        for seed in (1, 2):
+            _in_world(tmp_path, row, seed, seed, "v1-a")
+    for path in (tmp_path / "mini" / "records").glob("*.json"):
+        _age(path)
+    _in_world(tmp_path, "moco", 1, 1)
+    _in_world(tmp_path, "pcl", 1, 1)
+    collected = runs.collect(TABLE, tmp_path, "mini")
+    assert collected.stale == 8, "seeds 1 and 2 of the other kind, in both rows and data sets"
+    assert {r["subject"]["seed"] for of in collected.rows.values() for r in of} == {1}
+    _in_world(tmp_path, "moco", 2, 2)
+    rows = runs.collect(TABLE, tmp_path, "mini").rows
+    assert [record["subject"]["seed"] for record in rows["moco"]] == [1, 1, 2, 2]
+    task = TABLE.columns[0].task
+    assert not runs.shares_data(rows["moco"], task)
+    assert runs.shares_data(rows["pcl"], task)
+    assert runs.shares_data([*rows["pcl"], *rows["moco"][:2]], task)
+
+
+def test_within_a_world_the_images_must_be_the_same(tmp_path):
+    _in_world(tmp_path, "moco", 1, 1)
+    _write(
+        tmp_path,
+        "mini",
+        "pcl",
+        1,
+        _paper("pcl"),
+        data={"embedded": True, "world": 1, "kind_of_world": "v2-a"},
+    )
+    assert runs.collect(TABLE, tmp_path, "mini").stale == 2
 
 
 def _age(path):

@@ -160,7 +160,9 @@ def _labels(path: Path, names: list[str]) -> np.ndarray:
     """The labels in a class's file, in the order of ``names``, whatever the order of the file."""
     columns = [*zip(*filter(None, map(str.split, text_of(path).split("\n"))), strict=False)]
     if len(columns) == 2 and [*columns[0]] == names and {*columns[1]} <= {"1", "-1", "0"}:
-        return np.array([*map(int, columns[1])], dtype=np.int64)  # a whole file at once, as VOC's are
+        return np.array(
+            [*map(int, columns[1])], dtype=np.int64
+        )  # a whole file at once, as VOC's are
     label_of: dict[str, int] = {}
     for number, line in _lines(path):
         name, label = [*line.rsplit(None, 1), ""][:2]

@@ -87,10 +87,10 @@ def ensure(root: Path | None = None, counts: dict[str, int] | None = None, world
 
     UserError where the files there are not those that were written."""
     counts = SPLITS | (counts or {})
-    identity = _identity(world, counts)
+    what = identity(world, counts)
     return manifest.made(
-        root or folder("mini", identity),
-        identity,
+        root or folder("mini", what),
+        what,
         lambda temporary: _write_world(World(world), temporary, counts),
     )
 
@@ -99,7 +99,7 @@ def ensure_all(worlds: Iterable[int]) -> dict[int, Path]:
     """The roots of several worlds. Those that are missing are made side by side, a process per
     core."""
     worlds, counts, cores = sorted(set(worlds)), SPLITS, os.cpu_count() or 1
-    missing = [world for world in worlds if not folder("mini", _identity(world, counts)).is_dir()]
+    missing = [world for world in worlds if not folder("mini", identity(world, counts)).is_dir()]
     if len(missing) > 1 and cores > 1:
         with ProcessPoolExecutor(
             min(len(missing), cores), mp_context=multiprocessing.get_context("spawn")
@@ -115,7 +115,8 @@ def _ensure_silently(counts: dict[str, int], world: int) -> None:
         ensure(None, counts, world)
 
 
-def _identity(world: int, counts: dict[str, int]) -> dict[str, Any]:
+def identity(world: int, counts: dict[str, int]) -> dict[str, Any]:
+    """What determines the data of a world. UserError for a negative number."""
     if world < 0:
         raise UserError(f"there is no bundled world {world}", hint="worlds are 0, 1, 2, ...")
     return {
@@ -127,10 +128,10 @@ def _identity(world: int, counts: dict[str, int]) -> dict[str, Any]:
     }
 
 
-def folder(name: str, identity: dict[str, Any]) -> Path:
+def folder(name: str, what: dict[str, Any]) -> Path:
     """Where data of this identity lies in the cache."""
-    title = f"{name}-v{identity['version']}-world{identity['world']}"
-    return files.cache_dir() / f"{title}-{files.sha256(identity)[:8]}"
+    title = f"{name}-v{what['version']}-world{what['world']}"
+    return files.cache_dir() / f"{title}-{files.sha256(what)[:8]}"
 
 
 def is_root(folder: Path) -> bool:
