@@ -318,7 +318,12 @@ def _figure_2(accuracy=lambda row: 80.0, fn=lambda row: 0.2, seeds=(1, 2)):
                 "subject": {"row": row.name, "seed": seed},
                 "checkpoint": {"trained": {"recipe": recipe}},
             }
-            wobble = 0.01 * seed
+            wobble, temperature = 0.01 * seed, row.mini.temperature
+            tp = [0.5 + 0.1 * epoch + wobble * temperature for epoch in range(3)]
+            fns = [
+                (fn(row) if epoch == 2 else 0.9 - fn(row)) + 0.001 * seed * temperature
+                for epoch in range(3)
+            ]
             found.setdefault(row.name, []).extend(
                 [
                     {
@@ -331,11 +336,10 @@ def _figure_2(accuracy=lambda row: 80.0, fn=lambda row: 0.2, seeds=(1, 2)):
                         "unit": {"evaluation": "course", "data_name": "cifar10"},
                         "runs": [
                             {
-                                "tp": 0.5 + 0.1 * epoch + wobble * row.mini.temperature,
-                                "fn": (
-                                    (fn(row) if epoch == 2 else 0.9 - fn(row))
-                                    + 0.001 * seed * row.mini.temperature
-                                ),
+                                "tp": tp[epoch],
+                                "fn": fns[epoch],
+                                "tp_release": tp[epoch] / temperature,
+                                "fn_release": fns[epoch] / temperature,
                             }
                             for epoch in range(3)
                         ],
@@ -373,6 +377,12 @@ def test_the_claims_of_figure_2():
     assert "25: -10.0" in detail
     assert judged["FN is more robust to the temperature in SPCL than in SimCLR"][0] == "holds"
     assert judged["SPCL's FN is lower than SimCLR's at temperature 0.5"][0] == "holds"
+    verdict, detail = judged["in SimCLR, TP rises with the temperature"]
+    assert detail.count("as the released code measures") == 1
+    text, release = detail.split("; as the released code measures: ")
+    assert verdict in ("holds", "weaker", "undecided")
+    assert ": +0." in text
+    assert ": -" in release, "it divides by the temperature"
     assert judged["SPCL's TP is higher than SimCLR's at temperature 0.5"][0] != "holds"
 
 
@@ -397,6 +407,7 @@ def test_figure_2_holds_every_number():
     sweeps = len(rows.BY_PROTOTYPES) + len(rows.BY_BATCH)
     assert sum(what == "top-1" for *_, what in quantities) == 2 * sweeps
     assert sum(what == "FN" for *_, what in quantities) == 2 * 3 * 6
+    assert sum(what == "FN as released" for *_, what in quantities) == 2 * 3 * 6
     titles = [axis.get_title() for axis in drawing.picture.axes]
     assert titles == [
         "(a) Accuracy by prototypes K",
