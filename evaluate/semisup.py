@@ -17,7 +17,9 @@ classifier. Top-5 and top-1 accuracy after the last epoch, on centre crops.
           gives one or DATA/imagenet_subsets/ holds them.
   silent  The paper does not state the augmentation: random crops and flips, as in all sources of
           its appendix E. Nor does it say whether BatchNorm trains: here it does; --batch-norm
-          frozen keeps the checkpoint's statistics. The released code has no fine-tuning."""  # noqa: E501 (examples are one line each)
+          frozen keeps the checkpoint's statistics. Nor over how many images: here over all 256
+          of the batch, under torchrun too (on 8 GPUs without synchronised BatchNorm it would be
+          over 32). The released code has no fine-tuning."""  # noqa: E501 (examples are one line each)
 
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy

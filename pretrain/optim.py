@@ -70,8 +70,10 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 class LARS(torch.optim.Optimizer):
-    """Layer-wise adaptive rate scaling (You et al. 2017) as SimCLR uses it, without Nesterov
-    momentum.
+    """Layer-wise adaptive rate scaling (You et al. 2017), without Nesterov momentum.
+
+    SimCLR's code differs in one way: it has the rate inside the momentum, m <- mu m + lr g and w <-
+    w - m. Where the rate changes, its momentum remembers earlier rates for some ten steps.
 
     g <- g + wd w;  g <- g * eta |w| / |g| (where both norms are positive);  m <- mu m + g;
     w <- w - lr m.

@@ -8,8 +8,21 @@ Examples:
     python pretrain/simclr.py cifar10 --data ROOT --device cuda  # a row of SPCL's Table 2
     torchrun --nproc_per_node 8 pretrain/simclr.py paper --data ROOT  # the same batch on eight GPUs
 
-Departure: inputs are normalised by ImageNet's mean and standard deviation, as for all methods here
-(the original uses 0..1).
+The network is the original's (google-research/simclr): BatchNorm after both layers of the
+projection head, residual blocks that start as the identity. The released code of SPCL starts them
+as usual, and others' implementations often have no BatchNorm in the head: ``zero_gamma``,
+``head_bn``. Authors of tables that "re-implement SimCLR" (PCL) do not say which they have.
+
+Departures from the original's code:
+
+- Inputs are normalised by ImageNet's mean and standard deviation, as for all methods here (the
+  original uses 0..1).
+- Crops are resized bilinearly, as torchvision's are, not bicubically. CIFAR is held in memory, and
+  its views are made from whole batches; pretrain/augment/tensor.py says how they differ from
+  torchvision's.
+- The loss is the paper's mean over 2N views; the code adds the means of both halves, twice as much.
+  LARS hides a factor, but for BatchNorm and biases.
+- LARS multiplies by the learning rate after the momentum (pretrain/optim.py).
 
 Shapes: N batch, C embedding."""
 

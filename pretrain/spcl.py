@@ -38,9 +38,11 @@ How the paper is read where it leaves a choice (each is a field of the recipe):
   how they differ from torchvision's.
 
 Departures from the released code (github.com/stoneMo/SPCL), which cannot support the paper: it
-draws its pairs by the *true* classes, assigns pseudo-labels to images in another order than they
-were computed in, trains with BatchNorm in evaluation mode, and has 10 outputs for 512 prototypes.
-Here pseudo-labels belong to images by their number, whatever the order or the number of workers.
+draws its pairs by the *true* classes (and with the paper's 512 prototypes stops in that draw, with
+a KeyError), assigns pseudo-labels to images in another order than they were computed in, trains
+with BatchNorm in evaluation mode, and has 10 outputs for 512 prototypes. Its g_c has biases and a
+second shift where SimCLR's, which is used here, has none. Here pseudo-labels belong to images by
+their number, whatever the order or the number of workers.
 
 Rules for what the paper does not foresee: a cluster of one image is never p; an image drawn twice
 into a batch is seen in other views and is not its own negative; empty clusters are not drawn; if

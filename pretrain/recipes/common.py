@@ -195,7 +195,8 @@ def on_cifar(recipe: R, dataset: str) -> R:
 
     "Closely follow SimCLR": its augmentation for CIFAR (half strength, no blur). The paper says
     ResNet-50; its Supervised 93.0 and SimCLR 92.0 are those of a ResNet-18, which its code has.
-    --arch resnet50-cifar is the network as stated."""
+    --arch resnet50-cifar is the network as stated. The notes of tables/spcl/table2.py say where
+    SPCL's released code and SimCLR's own command for CIFAR differ."""
     return replace(
         recipe,
         arch="resnet18-cifar",
