@@ -37,11 +37,6 @@ def test_table_5_is_as_printed():
         for row in table.printed_rows
     } == printed
     assert {row.name for row in table.rows} - {row.name for row in table.printed_rows} == {"random"}
-    for column in table.columns:
-        behind = float(table.numbers["supervised", column.title]) - float(
-            table.numbers["pcl", column.title]
-        )
-        assert column.margin <= behind + 1e-9 < 1.5, "the claim's bound"
 
 
 def test_table_6_is_as_printed():
@@ -86,7 +81,11 @@ def record(row: str, seed: int, dataset: str, values: list[float], **more) -> di
 
 @pytest.mark.parametrize(
     ("behind", "verdict"),
-    [((0.4, 0.6, 0.5), "holds"), ((1.2, 1.9, 1.4), "undecided"), ((6.0, 6.2, 6.1), "reversed")],
+    [
+        ((0.4, 0.6, 0.5, 0.5), "holds"),
+        ((9.0, 11.9, 10.4, 9.1), "undecided"),
+        ((16.0, 16.2, 16.1, 16.1), "reversed"),
+    ],
 )
 def test_the_gap_to_supervised_is_judged_by_its_interval(behind, verdict):
     table = load("table5")
@@ -94,15 +93,17 @@ def test_the_gap_to_supervised_is_judged_by_its_interval(behind, verdict):
         row: [
             record(row, seed, dataset, [value - (behind[seed - 1] if row == "pcl" else 0)])
             for dataset in ("voc07", "voc07+12")
-            for seed in (1, 2, 3)
+            for seed in (1, 2, 3, 4)
         ]
         for row, value in {"random": 5.0, "supervised": 60.0, "moco": 40.0, "pcl": 60.0}.items()
     }
     outcome = compare.outcome(table, "mini", found)
     assert outcome.controls == "ok"
     verdicts = {result.text: result.verdict for result in outcome.claims}
-    assert verdicts["PCL closes the gap to Supervised: less than 1.5 points behind"] == verdict
-    assert verdicts["PCL > MoCo, trained on VOC07 and on VOC07+12"] == "holds"
+    assert (
+        verdicts["PCL closes more than half of the gap between MoCo and Supervised"] == verdict
+    ), "half of it is 10 points behind"
+    assert verdicts["MoCo < Supervised"] == "holds"
 
 
 def test_without_mmdetection_detection_is_not_run_and_says_why(world, monkeypatch, tmp_path):

@@ -109,7 +109,7 @@ def test_the_order_of_all_tables_and_figures():
     ]
     assert list(catalogue.figures()) == [
         *("figure3", "figure4", "figure5", "figure6"),
-        *("losses", "detections", "spcl-figure2"),
+        *("mechanism", "losses", "detections", "spcl-figure2"),
     ]
 
 

@@ -62,6 +62,7 @@ def test_table_1_is_as_printed():
     assert [row.name for row in table.rows if not row.cited] == [
         "random",
         "moco",
+        "simclr",
         "pcl",
         "pcl-v2",
         "spcl",
@@ -114,13 +115,6 @@ def test_the_symmetric_pair_is_the_text_s():
     assert {row.recipe("paper").dataset for row in table.rows if row.name != "random"} == {
         "cifar100"
     }
-
-
-def test_margins_are_what_their_reason_says():
-    leads = {"top-1": 94.12 - 92.01, "TP": 0.85 - 0.68, "FN": 0.19 - 0.11}
-    for column in table2.TABLE.columns:
-        assert column.margin < leads[column.title] / 3
-    assert table1.TABLE.columns[0].margin < 77.68 - 77.15
 
 
 def test_rows_of_both_tiers_differ_in_the_same_fields():
@@ -200,7 +194,7 @@ def test_cells_that_a_row_lacks_are_not_missing(command, tmp_path):
     code, out, err = command(tables_main.main, "diff", "spcl-table2", "--results", tmp_path)
     assert code == 0, err
     assert "29 off-protocol, 4 absent" in out
-    assert out.count("holds") == 10 + 1, "every claim, and the summary"
+    assert out.count("holds") == len(table2.TABLE.claims) + 1, "every claim, and the summary"
     line = next(
         line for line in out.splitlines() if line.startswith("Supervised") and "|" not in line
     )
@@ -226,7 +220,7 @@ def test_a_better_simclr_reverses_the_claims_about_it(command, tmp_path):
     _fill(tmp_path, simclr=94.5)
     _, out, _ = command(tables_main.main, "diff", "spcl-table2", "--results", tmp_path)
     assert re.search(r"^reversed +SPCL > SimCLR", out, re.MULTILINE)
-    assert re.search(r"^reversed +contrastive \+ metric > SimCLR", out, re.MULTILINE)
+    assert re.search(r"^reversed +contrastive \+ metric \(x 1\) > SimCLR", out, re.MULTILINE)
     assert re.search(r"^holds +the metric loss is needed", out, re.MULTILINE)
 
 
@@ -367,9 +361,10 @@ def test_the_claims_of_figure_2():
             )
         )
     }
-    assert (
-        judged["accuracy hardly changes with the batch size, once it is sufficient"][0] == "holds"
-    )
+    assert next(value for text, value in judged.items() if "the batch size" in text)[0] == "holds"
+    assert judged["in SimCLR, FN becomes larger with the epochs, at temperature 0.2"][0] == (
+        "reversed"
+    ), "0.9 - 0.06 at first, 0.06 at last"
     verdict, detail = next(
         value for text, value in judged.items() if "number of prototypes" in text
     )

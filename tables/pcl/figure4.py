@@ -1,8 +1,9 @@
 """PCL, Figure 4: adjusted mutual information of its clusterings over the epochs."""
 
-from tables.engine import histories, pictures
+from tables.engine import histories, margins, pictures
+from tables.engine.claims import of_seeds
 from tables.engine.encoders import PCL
-from tables.engine.schema import Drawing, Figure, RecordsByRow
+from tables.engine.schema import ClaimResult, Drawing, Figure, RecordsByRow
 from tables.pcl import PAPER
 
 
@@ -27,6 +28,48 @@ def draw(found: RecordsByRow) -> Drawing:
     return Drawing(picture, histories.HEADER, data)
 
 
+def claims(found: RecordsByRow) -> tuple[ClaimResult, ...]:
+    """Judges that the curves rise, of every K; declares what the text says of PCL's clusterings and
+    no record of PCL alone can tell."""
+    rises: dict[int, float] = {}
+    for k in histories.numbers(found["pcl"]):
+        for seed, of in histories.by_seed(found["pcl"], histories.of_clusters(k, "ami")).items():
+            values = list(of.values())
+            rises[seed] = min(rises.get(seed, float("inf")), values[-1] - values[0])
+    return (
+        of_seeds(
+            "AMI rises as training proceeds, at every K",
+            rises,
+            dict.fromkeys(rises, 0.0),
+            "Figure 4",
+            "smallest rise over the K, last - first probe",
+            delta=margins.NEGLIGIBLE_UNIT,
+            rows=("pcl",),
+            primary=True,
+        ),
+        *(ClaimResult(text, "not-run", f"not run: {why}", source) for text, why, source in NOT_RUN),
+    )
+
+
+NOT_RUN = (
+    (
+        "over-clustering is beneficial",
+        "needs PCL trained with other numbers of clusters (the figure mechanism sweeps them)",
+        'appendix A: "We find over-clustering to be beneficial"',
+    ),
+    (
+        "several numbers of clusters are better than one",
+        "needs PCL trained with one number of clusters",
+        'section 3.2: "enjoys a more robust probability estimation of prototypes"',
+    ),
+    (
+        "features of the momentum encoder yield more consistent clusters",
+        "needs clusterings of the query encoder's features, which no record holds",
+        'section 3.2: "features from the momentum encoder yield more consistent clusters"',
+    ),
+)
+"""What is claimed, why it is not judged, and where it is said."""
+
 FIGURE = Figure(
     name="figure4",
     title="Adjusted mutual information of PCL's clusterings",
@@ -45,4 +88,5 @@ FIGURE = Figure(
     rows=(PCL,),
     records_of=(("course", "imagenet"),),
     draw=draw,
+    claims=claims,
 )

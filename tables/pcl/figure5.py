@@ -3,7 +3,7 @@
 import numpy as np
 
 from protobench.runtime.errors import UserError
-from tables.engine import pictures
+from tables.engine import margins, pictures
 from tables.engine.claims import of_seeds
 from tables.engine.encoders import MOCO, PCL
 from tables.engine.schema import ClaimResult, Drawing, Figure, RecordsByRow
@@ -81,6 +81,10 @@ def claims(found: RecordsByRow) -> tuple[ClaimResult, ...]:
             value["moco"],
             "appendix G",
             "nearest neighbours in the plane of the same class, PCL - MoCo, points of %",
+            delta=margins.NEGLIGIBLE,
+            rows=("pcl", "moco"),
+            primary=True,
+            decimals=1,
         ),
     )
 

@@ -6,11 +6,13 @@ import io
 import numpy as np
 from PIL import Image
 
-from tables.engine import pictures
+from tables.engine import margins, pictures
+from tables.engine.claims import of_seeds
 from tables.engine.encoders import PCL
-from tables.engine.schema import Drawing, Figure, RecordsByRow
+from tables.engine.schema import ClaimResult, Drawing, Figure, RecordsByRow
 from tables.pcl import PAPER
 
+NEAREST = 5
 GREEN, ORANGE = "#009e73", "#e69f00"
 
 
@@ -71,6 +73,43 @@ def draw(found: RecordsByRow) -> Drawing:
     )
 
 
+def claims(found: RecordsByRow) -> tuple[ClaimResult, ...]:
+    """Judges that images of a class are clustered together: the share of the nearest five that are
+    of their largest class, against what five images drawn at random would have."""
+    share = {of["subject"]["seed"]: of["runs"][0]["value"] for of in found["pcl"]}
+    chance = {of["subject"]["seed"]: by_chance(of["data"]["classes"]) for of in found["pcl"]}
+    return (
+        of_seeds(
+            "images of one class are clustered together",
+            share,
+            chance,
+            'appendix H: "clusters images from the same class together"',
+            "nearest five of one class, less that of five random images, points of %",
+            delta=margins.NEGLIGIBLE,
+            rows=("pcl",),
+            primary=True,
+            decimals=1,
+        ),
+        ClaimResult(
+            "fine clusters are nested in coarse ones, as sub-classes are in classes",
+            "not-run",
+            (
+                "not run: a record holds some clusters and no assignment of all images, and the"
+                " labels have no sub-classes to compare with"
+            ),
+            'caption of Figure 6: "PCL can discover hierarchical semantic structures"',
+        ),
+    )
+
+
+def by_chance(classes: int) -> float:
+    """The mean share, in percent, of the largest class among five images drawn from equally
+    frequent classes."""
+    largest = np.random.default_rng(0).integers(0, classes, (20_000, NEAREST))
+    counts = (largest[:, :, None] == largest[:, None, :]).sum(2).max(1)
+    return float(100 * counts.mean() / NEAREST)
+
+
 FIGURE = Figure(
     name="figure6",
     title="Images of fine and coarse clusters of PCL",
@@ -89,4 +128,5 @@ FIGURE = Figure(
     rows=(PCL,),
     records_of=(("gallery", "imagenet"),),
     draw=draw,
+    claims=claims,
 )

@@ -3,13 +3,34 @@
 from dataclasses import replace
 from pathlib import Path
 
+from tables.engine import margins
 from tables.engine.encoders import MOCO, PCL, RANDOM, SIMCLR, SUPERVISED
 from tables.engine.schema import Claim, Column, Row, Table
 from tables.pcl import PAPER
 
 GROUP = "Top-5 accuracy"
-ONE = Column("1%", GROUP, "1 % of the labels", "semisup", "imagenet-1pct", margin=2.0)
-TEN = Column("10%", GROUP, "10 % of the labels", "semisup", "imagenet-10pct", margin=0.8)
+ONE = Column(
+    "1%",
+    GROUP,
+    "1 % of the labels",
+    "semisup",
+    "imagenet-1pct",
+    margin=2.0,
+    delta=margins.NEGLIGIBLE,
+)
+TEN = Column(
+    "10%",
+    GROUP,
+    "10 % of the labels",
+    "semisup",
+    "imagenet-10pct",
+    margin=0.8,
+    delta=margins.NEGLIGIBLE,
+)
+SENTENCE = (
+    'section 4.1: "outperforming both self-supervised learning methods and semi-supervised'
+    ' learning methods"'
+)
 
 ZHAI = "taken by the paper from Zhai et al. [40]"
 MISRA = "taken by the paper from Misra and van der Maaten [4]"
@@ -51,19 +72,51 @@ TABLE = Table(
     columns=(ONE, TEN),
     claims=(
         Claim(
-            "PCL > MoCo with 1 and 10 % of the labels",
+            "PCL > MoCo, mean over 1 and 10 % of the labels",
             ("pcl",),
             ("moco",),
             (ONE, TEN),
+            source=SENTENCE,
+            endpoint="mean",
+            primary=True,
+        ),
+        Claim(
+            "PCL > MoCo with 1 and with 10 % of the labels",
+            ("pcl",),
+            ("moco",),
+            (ONE, TEN),
+            source=SENTENCE,
+        ),
+        Claim(
+            "PCL > MoCo by more than 10 points with 1 % of the labels",
+            ("pcl",),
+            ("moco",),
+            (ONE,),
+            by=10.0,
             source=(
-                'section 4.1: "outperforming both self-supervised learning methods and'
-                ' semi-supervised learning methods"'
+                'abstract: ">10% accuracy improvements in low-resource transfer tasks"; the table'
+                " has +18.4"
             ),
         ),
         Claim(
             "PCL > SimCLR with 1 and 10 % of the labels",
             ("pcl",),
             ("simclr",),
+            (ONE, TEN),
+            source="section 4.1, the same sentence",
+        ),
+        Claim(
+            "PCL > the self-supervised and semi-supervised methods that the paper cites",
+            ("pcl",),
+            (
+                "pseudolabels",
+                "vat",
+                "s4l-exemplar",
+                "s4l-rotation",
+                "instdisc",
+                "jigsaw",
+                "pirl",
+            ),
             (ONE, TEN),
             source="section 4.1, the same sentence",
         ),
@@ -75,8 +128,9 @@ TABLE = Table(
     },
     unit={GROUP: "ImageNet, top-5 (%)"},
     margin_reason=(
-        "fixed before any run: below a third of PCL's lead over MoCo (1 %: 18.4, 10 %: 2.6), and no"
-        " more than the 2 points that reimplementations at 1 and 10 % differ by"
+        "fixed before any run on real data: a third of PCL's lead over MoCo (1 %: 18.4, 10 %: 2.6),"
+        " but no more than the 2 points that reimplementations differ by, as nothing is known of"
+        " the noise"
     ),
     notes=(
         (

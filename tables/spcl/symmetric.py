@@ -4,14 +4,26 @@ from dataclasses import replace
 from pathlib import Path
 
 from pretrain.recipes import spcl, supervised, untrained
+from tables.engine import margins
 from tables.engine.encoders import DATA
 from tables.engine.schema import Claim, Column, Table
 from tables.spcl import PAPER
 from tables.spcl.rows import RANDOM, SPCL, SUPERVISED, SYMMETRIC, SYMMETRIC_WANG
 
 GROUP = "CIFAR-100, K = 512"
-TOP1 = Column("top-1", GROUP, "top-1", "linear", "cifar100", margin=0.5)
-TOP5 = Column("top-5", GROUP, "top-5", "linear", "cifar100", margin=0.5, value="top5")
+NOISE = 0.12
+"""The median of the ± in the paper's Table 2, which are of CIFAR-10."""
+TOP1 = Column(
+    "top-1",
+    GROUP,
+    "top-1",
+    "linear",
+    "cifar100",
+    margin=0.3,
+    delta=margins.NEGLIGIBLE,
+    noise=NOISE,
+)
+TOP5 = replace(TOP1, title="top-5", heading="top-5", value="top5")
 
 TABLE = Table(
     name="spcl-symmetric",
@@ -31,6 +43,15 @@ TABLE = Table(
     columns=(TOP1, TOP5),
     claims=(
         Claim(
+            "symmetric > asymmetric, mean of top-1 and top-5",
+            ("spcl-symmetric",),
+            ("spcl",),
+            (TOP1, TOP5),
+            source='section 4.3.1: "the symmetric loss achieves better performance"',
+            endpoint="mean",
+            primary=True,
+        ),
+        Claim(
             "symmetric > asymmetric, top-1 and top-5",
             ("spcl-symmetric",),
             ("spcl",),
@@ -46,8 +67,9 @@ TABLE = Table(
     networks=("resnet18, cifar stem", "resnet50, cifar stem"),
     unit={GROUP: "accuracy (%)"},
     margin_reason=(
-        "fixed before any run, not from the paper's difference of 0.07, which is less than the +-"
-        " of its Table 2 (0.05 to 0.18)"
+        "fixed before any run on real data: 0.3, what even an equal encoder may differ by. A third"
+        " of the paper's difference of 0.07 is less than the ± of its Table 2 (0.05 to 0.18):"
+        " agreement does not tell the two rows apart"
     ),
     decimals=2,
     notes=(
