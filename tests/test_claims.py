@@ -67,7 +67,7 @@ def test_the_noise_of_spcl_is_the_median_of_what_it_prints():
         printed = [
             float(found[1])
             for line in lines[1:]
-            if (found := re.search(r"\\pm *([0-9.]+)", line.split("\t")[cell]))
+            if (found := re.search(r"(?:\\pm|±)(?:\$)? *([0-9.]+)", line.split("\t")[cell]))
         ]
         assert column.noise == pytest.approx(median(printed), abs=0.006), column.title
     for column in (table2.TP, table2.FN):

@@ -365,7 +365,7 @@ def test_a_published_encoder_and_pretrainings_of_ours_decide_no_claim(command, t
     _, out, _ = _diff(command, tmp_path, "--tier", "paper")
     concerned = sum("moco" in claim.rows for claim in TABLE.claims)
     assert out.count("of single encoders, which cannot speak for other") == concerned
-    assert out.count("of these encoders alone") == len(TABLE.claims) - concerned
+    assert "of these encoders alone" in out, "where all are published"
 
 
 def test_seeds_are_the_unit_where_there_are_several(tmp_path):
@@ -614,7 +614,7 @@ def test_rows_that_the_paper_lacks_are_shown_and_not_compared(command, tmp_path)
         tables_main.main, "diff", "table7", "--results", tmp_path, "--tier", "paper"
     )
     assert code == 0, err
-    assert "2 unprinted, 1 cited, 2 reproduced; claims: 1 holds" in out
+    assert "2 unprinted, 1 cited, 2 reproduced; claims: 2 holds" in out
     assert re.search(r"^Random +0\.052 ±0\.001$", out, re.MULTILINE)
     assert "0.285 ±0.001 | 0.285 | +0.000 ✓" in out
     assert "lead +0.125 [+0.125, +0.125]; 4 pretrainings" in out

@@ -328,7 +328,8 @@ FIGURE = Figure(
         " pretraining seeds, bands reach from the least to the greatest. The released code measures"
         " otherwise: cosines divided by the temperature, and in SPCL's rows images of one cluster."
         " Claims are judged by the text's definition, which is drawn, and say what the other gives;"
-        " the CSV has both. The paper ran (b) ten times (section 4.3.2) and does not say how often (a)."
+        " the CSV has both. The paper ran (b) ten times (section 4.3.2) and does not say how"
+        " often (a)."
     ),
     alternative=(
         "Six panels: above, accuracy by number of prototypes and by batch size; below, TP and FN"
