@@ -110,12 +110,12 @@ def components(lead_WS: np.ndarray) -> Components:
     mean_W = lead_WS.mean(1)
     between = seeds * float(((mean_W - mean_W.mean()) ** 2).sum()) / dof
     within = float(((lead_WS - mean_W[:, None]) ** 2).sum()) / dof_within
-    ratio = between / within
 
     def bound(tail: float) -> float:
         """Searle, Casella and McCulloch, Variance Components (1992), section 3.6d-vi."""
         least = stats.f.ppf(tail, dof, dof_within)
-        return max(dof * between * (1 - least / ratio) / (seeds * stats.chi2.ppf(tail, dof)), 0.0)
+        bound = dof * (between - least * within) / (seeds * stats.chi2.ppf(tail, dof))
+        return max(float(bound), 0.0)
 
     return Components(
         float(lead_WS.mean()),
