@@ -2,7 +2,9 @@
 seeds within a world.
 
     python benchmarks/worlds.py                          # 4 worlds x 3 seeds, an hour on two cores
-    python benchmarks/worlds.py --worlds 2 --seeds 2 --epochs 1 --out /tmp/worlds.md     # a trial
+    python benchmarks/worlds.py --worlds 2 --seeds 2 --epochs 3 --out /tmp/worlds.md     # a trial
+
+(In its first epochs, the warm-up, PCL is MoCo: up to two epochs every lead is 0.)
 
 Trains both methods by their mini recipes, with seeds that no table uses, and scores them by the
 mean over k of low-shot VOC mAP (20 draws), by the SVMs on all of VOC's trainval, and by kNN. The

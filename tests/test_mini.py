@@ -235,3 +235,21 @@ def test_by_hand_an_encoder_is_trained_and_scored_in_the_world_of_its_seed(
     )
     assert code == 2
     assert "--world is one of the bundled data" in err
+
+
+def test_a_later_look_reads_only_the_worlds_that_are_new(monkeypatch, tmp_path):
+    from tables.engine import catalogue, plan
+
+    asked = []
+    monkeypatch.setenv("PROTOBENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(bundled, "SPLITS", dict.fromkeys(TINY, 20))
+    monkeypatch.setattr(bundled, "ensure", lambda **of: asked.append(of["world"]) or tmp_path)
+    monkeypatch.setattr(bundled.os, "cpu_count", lambda: 1)
+    how = {"data": None, "given": {}, "rows": ("random", "moco"), "results": tmp_path}
+    table, seen = catalogue.load("table1"), plan.AlreadyRead()
+    plan.make_plan(table, "quick", **how, runs=tmp_path, seeds=2, seen=seen)
+    jobs = plan.make_plan(
+        table, "quick", **how, runs=tmp_path, seeds=2, more_seeds={"moco": 3}, seen=seen
+    )
+    assert asked == [1, 2, 3]
+    assert [job.world for job in jobs] == [1, 2, 1, 2, 3]

@@ -2,9 +2,9 @@
 what that costs."""
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
@@ -119,30 +119,29 @@ def make_plan(
     results: Path,
     runs: Path,
     skip_bad_images: int = 0,
+    seen: "AlreadyRead | None" = None,
 ) -> list[Job]:
     """All jobs of a table, in its row order, for ``seeds`` pretrainings of every row or, by name,
     for ``more_seeds`` of it. Reads data lists and records, computes nothing, writes nothing but the
     bundled synthetic data. Raises UserError for unknown or cited rows and for given checkpoints
-    that do not exist."""
+    that do not exist. ``seen`` keeps what is read for a later plan of the same table."""
     chosen = _chosen_rows(table, tier, rows, given)
     given = _fetched(table, chosen) | given
-    most = max([seeds, *more_seeds.values()])
-    worlds = () if tier == "paper" else range(1, most + 1)
-    roots: dict[int | None, Path | None] = {None: data, **bundled.ensure_all(worlds)}
-
-    @cache
-    def sources(world: int | None) -> dict[TaskKey, tuple[Any, str]]:
-        root = roots[world]
-        return {
-            task: _try(lambda task=task: load_data(*task, _need(root), skip_bad_images))
-            for task in table.tasks
-        }
-
-    @cache
-    def training_images(dataset: str, world: int | None) -> tuple[Any, str]:
-        root = roots[world]
-        return _try(lambda: DATASETS[dataset].training_images(_need(root), skip_bad_images))
-
+    seen = AlreadyRead() if seen is None else seen
+    for world, root in _new_roots(tier, data, max([seeds, *more_seeds.values()]), seen):
+        for task in table.tasks:
+            seen.lists[world, task] = _try(
+                lambda root=root, task=task: load_data(
+                    task[0], task[1], _need(root), skip_bad_images
+                )
+            )
+        for name in {recipe.dataset for row in chosen if (recipe := row.recipe(tier))}:
+            seen.training[world, name] = _try(
+                lambda root=root, name=name: DATASETS[name].training_images(
+                    _need(root), skip_bad_images
+                )
+            )
+        seen.worlds.add(world)
     have = records.read_all(results / tier / "records")
     jobs = []
     for row in chosen:
@@ -151,7 +150,7 @@ def make_plan(
         count = more_seeds.get(row.name, seeds)
         for seed in [0] if row.name in given or not recipe else range(1, count + 1):
             world = None if tier == "paper" else seed
-            images, why_not = training_images(recipe.dataset, world) if recipe else (None, "")
+            images, why_not = seen.training[world, recipe.dataset] if recipe else (None, "")
             jobs.append(
                 _job(
                     table,
@@ -162,13 +161,34 @@ def make_plan(
                     given.get(row.name),
                     images,
                     why_not,
-                    sources(world),
+                    {task: seen.lists[world, task] for task in table.tasks},
                     have,
                     runs / tier,
                     data,
                 )
             )
     return jobs
+
+
+@dataclass
+class AlreadyRead:
+    """What earlier plans of a run have read, so that its next look does not read it again: an entry
+    is a list of images, or None and why it cannot be read. Keys begin with the number of a bundled
+    world, None for the real data."""
+
+    worlds: set[int | None] = field(default_factory=set)
+    lists: dict[tuple[int | None, TaskKey], tuple[Any, str]] = field(default_factory=dict)
+    training: dict[tuple[int | None, str], tuple[Any, str]] = field(default_factory=dict)
+
+
+def _new_roots(
+    tier: Tier, data: Path | None, worlds: int, seen: AlreadyRead
+) -> Iterable[tuple[int | None, Path | None]]:
+    """What no earlier plan has read, number and folder: the bundled worlds up to number ``worlds``,
+    or the real data."""
+    if tier == "paper":
+        return [] if seen.worlds else [(None, data)]
+    return bundled.ensure_all({*range(1, worlds + 1)} - seen.worlds).items()
 
 
 def _chosen_rows(

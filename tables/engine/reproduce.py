@@ -91,8 +91,8 @@ def reproduce(config: Reproduce, exhibit: Exhibit) -> int:
     given = _given(config)
     _check(config, exhibit)
     exhibit = _set(config, exhibit)
-    at = Pretrainings(_seeds(config, exhibit))
-    jobs = _planned(config, exhibit, given, at)
+    at, seen = Pretrainings(_seeds(config, exhibit)), plan.AlreadyRead()
+    jobs = _planned(config, exhibit, given, at, seen)
     _load_given(jobs)
     if config.plan:
         print(plan.describe(exhibit, config.tier, jobs, config.jobs or os.cpu_count() or 1))
@@ -115,7 +115,7 @@ def reproduce(config: Reproduce, exhibit: Exhibit) -> int:
         if further is None:
             break
         at = further
-        jobs = _planned(config, exhibit, given, at)
+        jobs = _planned(config, exhibit, given, at, seen)
     code = publish.publish(
         exhibit,
         config.tier,
@@ -197,7 +197,11 @@ def _looks_told(config: Reproduce, exhibit: Exhibit) -> str:
 
 
 def _planned(
-    config: Reproduce, exhibit: Exhibit, given: dict[str, Path], at: Pretrainings
+    config: Reproduce,
+    exhibit: Exhibit,
+    given: dict[str, Path],
+    at: Pretrainings,
+    seen: plan.AlreadyRead,
 ) -> list[Job]:
     return plan.make_plan(
         exhibit,
@@ -210,6 +214,7 @@ def _planned(
         results=config.results,
         runs=config.runs,
         skip_bad_images=config.skip_bad_images,
+        seen=seen,
     )
 
 
