@@ -229,6 +229,14 @@ def test_the_picture_shows_leads_scores_and_sweep(seeds, tmp_path):
         assert image.width > 1500
 
 
+def test_it_is_of_bundled_data_alone(command, tmp_path):
+    code, _, err = command(
+        tables_main.main, "reproduce", "mechanism", "--tier", "paper", "--data", tmp_path
+    )
+    assert code == 2
+    assert "bundled synthetic data alone: the dial is set for 20" in err
+
+
 def test_the_page_starts_with_it(command, tmp_path):
     for row, values in _found().items():
         for record in values:

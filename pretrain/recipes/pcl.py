@@ -52,11 +52,11 @@ MINI = mini(
     num_prototypes=(50, 100, 200),
     num_negatives=512,
     warmup=2,
-    temperature=0.1,
+    temperature=0.2,
     train=replace(MINI_TRAIN, lr=0.06),
 )
 """K: 2.5, 5 and 10 clusters per category (the paper: 25, 50, 100); a tenth of the epochs as
 warm-up, as in the paper."""
-MINI_V2 = replace(MINI, mlp=True, temperature=0.2, train=replace(MINI_TRAIN, lr=0.06))
+MINI_V2 = replace(MINI, mlp=True, temperature=0.1, train=replace(MINI_TRAIN, lr=0.03))
 
 RECIPES = {"v1": V1, "v2": V2, "mini": MINI, "mini-v2": MINI_V2}

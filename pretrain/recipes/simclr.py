@@ -31,7 +31,7 @@ PAPER = SimCLR(
 is the widely reproduced batch-256 recipe, LARS 0.3 per 256 images."""
 CIFAR10 = on_cifar(SimCLR(temperature=0.5), "cifar10")
 
-MINI = mini(PAPER, dim=64, temperature=0.2, train=replace(MINI_TRAIN, lr=0.12))
+MINI = mini(PAPER, dim=64, temperature=0.2, train=replace(MINI_TRAIN, lr=0.24))
 """SGD, as LARS is made for far larger batches."""
 
 RECIPES = {"paper": PAPER, "cifar10": CIFAR10, "mini": MINI}

@@ -95,7 +95,7 @@ MINI = mini(
     dim=64,
     num_prototypes=(100,),
     temperature=0.2,
-    train=replace(MINI_TRAIN, lr=0.12),
+    train=replace(MINI_TRAIN, lr=0.24),
 )
 """K: five clusters per category, 40 images each (the paper on CIFAR: 51 and 98); PCL's middle
 one."""

@@ -21,6 +21,6 @@ PAPER = Supervised(
 CIFAR10, CIFAR100 = on_cifar(Supervised(), "cifar10"), on_cifar(Supervised(), "cifar100")
 """Trained like the other rows of SPCL's Table 2, which says no more of it than "CE" and "GT"."""
 
-MINI = mini(PAPER, train=replace(MINI_TRAIN, epochs=12, lr=0.06))
+MINI = mini(PAPER, train=replace(MINI_TRAIN, epochs=12, lr=0.24))
 
 RECIPES = {"paper": PAPER, "mini": MINI}

@@ -237,6 +237,11 @@ def _check(config: Reproduce, exhibit: Exhibit) -> None:
         )
     if not config.cluster.slurm and config.cluster != Slurm():
         raise UserError("--slurm-partition and the like belong to --slurm", hint="add --slurm")
+    if config.tier == "paper" and exhibit.bundled_only:
+        raise UserError(
+            f"{exhibit.name} is made of bundled synthetic data alone: {exhibit.bundled_only}",
+            hint="leave out --tier and --data",
+        )
     if config.tier == "paper" and config.data is None:
         raise UserError(
             "the paper tier needs the real data",

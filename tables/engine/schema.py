@@ -196,6 +196,8 @@ class Exhibit(ABC):
     rows: tuple[Row, ...]
     order: int = 0
     """its place among those of its paper; equal ones by name"""
+    bundled_only: str = ""
+    """why it cannot be made of real data; empty where it can"""
     claimed_by: str = "the paper"
     """whose claims are judged"""
     looks: Looks = LOOKS
