@@ -8,6 +8,7 @@ from statistics import median
 import numpy as np
 import pytest
 
+from protobench.checkpoints import released
 from tables.engine import claims, margins, verdicts
 from tables.engine.catalogue import exhibits, load, tables
 from tables.engine.claims import Rows, of_table
@@ -59,6 +60,21 @@ def test_the_rule_of_margins():
     assert margins.chosen(9.0, None, 1) == 2.0, "the cap"
     assert verdicts.ceiling(2.9, 1.0) == pytest.approx(0.79, abs=0.005)
     assert verdicts.ceiling(2.0, 1.0) == pytest.approx(0.28, abs=0.005)
+
+
+def test_columns_that_cannot_be_decided_are_those_that_the_documentation_names():
+    hopeless = {
+        f"{name} {column.title}"
+        for name, table in tables().items()
+        for column in table.columns
+        if column.noise and verdicts.ceiling(column.margin, column.noise) < verdicts.DECIDABLE
+    }
+    coco = {f"table6 {column.title}" for column in load("table6").columns}
+    similarities = {
+        f"{name} {what}" for name in ("spcl-table2", "spcl-leak") for what in ("TP", "FN")
+    }
+    imagenet = {"table3 ImageNet", "spcl-table1 Top-1"}
+    assert hopeless == coco | similarities | imagenet | {"table1 VOC07 k=2"}
 
 
 def test_the_noise_of_spcl_is_the_median_of_what_it_prints():
@@ -260,3 +276,10 @@ def test_what_margins_say_they_were_fixed_before():
     for exhibit in exhibits().values():
         if reason := getattr(exhibit, "margin_reason", ""):
             assert "before any run" in reason or reason == "those of spcl-table2", exhibit.name
+
+
+def test_tables_2_and_5_are_of_the_files_that_table_1_is_of():
+    rows = {name: set(entry.rows) for name, entry in released.catalogue().items()}
+    for name, row in (("moco-v1", "moco"), ("pcl-v1", "pcl")):
+        assert {f"table{i}/{row}" for i in (1, 2, 3, 4, 5, 7)} <= rows[name]
+        assert f"table6/{row}" not in rows[name], "the paper does not say of which file"
