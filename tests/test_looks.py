@@ -30,7 +30,7 @@ class MadeUp:
             for task in job.tasks:
                 config = plan.eval_config(job, task, data=None, results=self.results)
                 evaluation = plan.evaluation(task.evaluation)
-                lists = plan.load_data(task.evaluation, task.dataset, None, 0, job.world)
+                lists = plan.load_data(task.evaluation, task.dataset, bundled.ensure(), 0)
                 value = LEVEL.get(job.row.name, LEVEL["moco"] + self.lead(job.seed))
                 records.write(
                     self.results / "mini" / "records",

@@ -31,14 +31,14 @@ def _timeless(found):
     ]
 
 
-def test_a_training_is_measured_nine_times_at_its_ends_and_between():
+def test_a_training_is_measured_at_its_ends_and_between():
     assert [e for e in range(41) if monitor.due(e, 40)] == [0, 5, 10, 15, 20, 25, 30, 35, 40]
     assert [e for e in range(21) if monitor.due(e, 20)] == [0, 5, 10, 15, 20]
     assert [e for e in range(201) if monitor.due(e, 200)] == list(range(0, 201, 25))
     assert [e for e in range(4) if monitor.due(e, 3)] == [0, 1, 2, 3]
     for epochs in (9, 12, 13, 15, 16, 90, 100):
         found = [e for e in range(epochs + 1) if monitor.due(e, epochs)]
-        assert len(found) == 9
+        assert len(found) == (5 if epochs < 40 else 9)
         assert (found[0], found[-1]) == (0, epochs)
 
 
