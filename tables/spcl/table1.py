@@ -183,8 +183,8 @@ TABLE = Table(
             " says how the paper is read."
         ),
         (
-            "Mini tier: SPCL has SimCLR's hyper-parameters and K = 100; nothing was tuned for"
-            " it, except that heads which start anew keep the peak rate (see pretrain/spcl.py)."
+            "Mini tier: K = 100; rate and temperature by the same grid as for every method"
+            " (results/tuning.md). Heads which start anew keep the peak rate (pretrain/spcl.py)."
         ),
     ),
 )

@@ -259,9 +259,9 @@ TABLE = Table(
         (
             "Mini tier: the bundled ImageNet stands in for CIFAR-10 (20 categories); the probe"
             " has 10 epochs, its rate chosen among 0.1, 1 and 10 on held-out training images. 20"
-            " epochs; SPCL has SimCLR's hyper-parameters and K = 100, and nothing was tuned, except"
-            " that heads which start anew keep the peak rate: a choice made after seeing that their"
-            " loss rises under the schedule (pretrain/spcl.py)."
+            " epochs; K = 100; rate and temperature by the same grid as for every method"
+            " (results/tuning.md). That heads which start anew keep the peak rate was chosen after"
+            " seeing that their loss rises under the schedule (pretrain/spcl.py)."
         ),
     ),
 )
