@@ -31,6 +31,7 @@ STAGES = (
     "pcl",
     "spcl",
     "augmentation",
+    "tensor_views",
     "loading",
     "features",
     "lowshot",
