@@ -124,8 +124,9 @@ def _places(recipe: Augment, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     """``Drawn.x_NS`` and ``y_NS``. A flip reverses the columns."""
     left, top, flip = uniforms.unbind(1)[:3]
     width, height = _box(recipe.min_area, uniforms[:, 11:])
-    sign = torch.where(flip < recipe.flip, -1.0, 1.0)
-    centre_S = torch.arange(1, 2 * recipe.size, 2, device=uniforms.device) / recipe.size - 1
+    sign = 1 - 2 * (flip < recipe.flip).to(uniforms.dtype)
+    odd_S = torch.arange(1, 2 * recipe.size, 2, dtype=uniforms.dtype, device=uniforms.device)
+    centre_S = odd_S / recipe.size - 1
 
     def places(side: Tensor, place: Tensor, sign: Tensor | float = 1.0) -> Tensor:
         return ((1 - side) * (2 * place - 1))[:, None] + (side * sign)[:, None] * centre_S
