@@ -209,7 +209,10 @@ def outcome(table: Table, tier: Tier, found: RecordsByRow) -> Outcome:
         for claim in table.claims
     ]
     if found:
-        judged += table.further_claims(found)
+        judged += [
+            replace(claim, verdict="invalid") if failed and claim.verdict != "not-run" else claim
+            for claim in table.further_claims(found)
+        ]
     remarks = [
         f"{table.row(name).title}: {text}"
         for name, texts in departures.items()
