@@ -30,16 +30,17 @@ from tables.engine.schema import (
     Tier,
 )
 
+MOST_DRAWS = 5
+"""Draws per seed that are listed one by one."""
 RecordsByTier = dict[Tier, dict[str, dict[str, Any]]]
 """tier -> its records by their key"""
 WORDS = {
     "reproduced": "the 90 % interval of the difference lies inside the margin",
-    "within": (
-        "the mean lies inside the margin, but the interval does not, or there are too few runs"
-        " for one"
-    ),
-    "short": "the mean lies below the margin",
-    "above": "the mean lies above the margin, which is no success either",
+    "re-evaluated": "the paper's own encoder, scored just as the paper did, has its number",
+    "within": "the mean lies inside the margin; there are too few runs for an interval",
+    "undecided": "the 90 % interval of the difference lies across the margin",
+    "short": "the interval, or without one the mean, lies below the margin",
+    "above": "the interval, or without one the mean, lies above the margin: no success either",
     "invalid": (
         "Random or Supervised did not come out, or this row scores like Random: the number means"
         " nothing"
@@ -105,7 +106,7 @@ def build(
     tables, figures = list(tables), list(figures)
     template = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True
-    ).get_template("page.html.jinja")
+    ).get_template("page.html.jinja", globals={"intervals": show.INTERVALS})
     everything: list[Section] = []
     written = []
 
@@ -275,11 +276,30 @@ def _cell(outcome: Outcome, row: Row, title: str, found: RecordsByRow) -> dict[s
                 "seed": seed,
                 "draw": draw,
                 "value": f"{value:.{decimals + 1}f}",
-                "record": record_of.get((seed, draw), ""),
+                "record": record_of.get((seed, first), ""),
             }
-            for (seed, draw), value in sorted(cell.runs.items())
+            for seed, draw, first, value in shown_runs(cell)
         ],
     }
+
+
+def shown_runs(cell: Cell) -> list[tuple[int, str, int, float]]:
+    """(seed, what of its draws, the first of them, value) of each run or, where several seeds have
+    more draws than anybody reads, of each seed's mean."""
+    draws_of: dict[int, list[int]] = {}
+    for seed, draw in sorted(cell.runs):
+        draws_of.setdefault(seed, []).append(draw)
+    if len(draws_of) == 1 or max(map(len, draws_of.values()), default=0) <= MOST_DRAWS:
+        return [(s, str(d), d, value) for (s, d), value in sorted(cell.runs.items())]
+    return [
+        (
+            seed,
+            f"mean of {len(draws)}",
+            draws[0],
+            float(np.mean([cell.runs[seed, draw] for draw in draws])),
+        )
+        for seed, draws in draws_of.items()
+    ]
 
 
 def strip(cell: Cell, tier: Tier, decimals: int) -> Markup:
@@ -287,7 +307,8 @@ def strip(cell: Cell, tier: Tier, decimals: int) -> Markup:
     margin; an inline SVG."""
     if not cell.runs:
         return Markup("")
-    values = list(cell.runs.values())
+    shown = shown_runs(cell)
+    values = [value for *_, value in shown]
     paper = float(cell.paper) if cell.paper else None
     margin = cell.row.margin(cell.column) if cell.delta is not None else 0.0
     marks = values + ([paper - margin, paper + margin] if paper is not None else [])
@@ -324,7 +345,7 @@ def strip(cell: Cell, tier: Tier, decimals: int) -> Markup:
     parts += [
         f'<circle cx="{x(value)}" cy="{25 + 5 * (line_of[seed] % 3)}" r="3.5"'
         f' fill="{shades[line_of[seed] % 5]}" fill-opacity=".75"/>'
-        for (seed, _), value in sorted(cell.runs.items())
+        for seed, _, _, value in shown
     ]
     ends = (
         [min(values), max(values)]
