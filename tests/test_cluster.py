@@ -87,7 +87,7 @@ def _unit(tmp_path, world, epochs):
         train=replace(moco.MINI.train, epochs=epochs, batch_size=32),
     )
     return SlurmJob(
-        replace(job, recipe=recipe),
+        replace(job, recipe=recipe, world=None),
         None,
         RunContext("paper", world, tmp_path / "results", tmp_path / "runs", "cpu", 0),
     )

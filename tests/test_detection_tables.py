@@ -174,7 +174,7 @@ def test_another_rate_is_off_protocol_and_belongs_to_real_data(tmp_path):
     assert all(
         row.settings == (*table.row(row.name).settings, ("lr", 0.005)) for row in changed.rows
     )
-    config = plan._config(changed.row("pcl"), tmp_path / "x", "detection", "voc07", tmp_path)
+    config = plan._config(changed.row("pcl").settings, tmp_path / "x", "detection", "voc07", tmp_path)
     assert config.params()["lr"] == 0.005
     assert reproduce._set(reproduce.Reproduce("table5"), table) == table
     for refused in (
@@ -243,7 +243,7 @@ def test_bundled_scenes_are_refused_as_real_data(command, scene_data):
 
 def test_the_quick_tier_trains_detectors_for_a_few_steps():
     quick = reproduce._set(reproduce.Reproduce("table5", "quick"), load("table5"))
-    config = plan._config(quick.row("pcl"), Path("x"), "detection", "voc07+12", None)
+    config = plan._config(quick.row("pcl").settings, Path("x"), "detection", "voc07+12", None)
     assert (config.params()["iterations"], config.params()["epochs"]) == (20, 0)
     assert reproduce._set(reproduce.Reproduce("table1", "quick"), load("table1")) == load("table1")
 

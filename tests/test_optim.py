@@ -28,8 +28,8 @@ def test_cosine_per_epoch_and_per_step():
     mini = moco.MINI.train
     assert optim.learning_rate(mini, 0, 0, 31) == pytest.approx(0.06 / 31)
     assert optim.learning_rate(mini, 0, 30, 31) == pytest.approx(0.06)
-    middle = optim.learning_rate(mini, 20, 15, 30)
-    assert middle == pytest.approx(0.06 * 0.5 * (1 + math.cos(math.pi * 19.5 / 39)))
+    middle = optim.learning_rate(mini, 10, 15, 30)
+    assert middle == pytest.approx(0.06 * 0.5 * (1 + math.cos(math.pi * 9.5 / 19)))
 
 
 def test_without_unscheduled_parameters_there_is_one_rate():

@@ -170,6 +170,7 @@ RECIPE = replace(
     warmup=1,
     queue=16,
     dim=8,
+    temperature=0.1,
     train=replace(pcl.MINI.train, batch_size=8),
 )
 

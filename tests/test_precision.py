@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -155,7 +156,7 @@ def _dark_and_bright():
     )
     return ImageList(
         "two",
-        None,
+        Path("two"),
         tuple(map(str, range(64))),
         np.repeat([0, 1], 32),
         ("dark", "bright"),
