@@ -174,7 +174,9 @@ def test_another_rate_is_off_protocol_and_belongs_to_real_data(tmp_path):
     assert all(
         row.settings == (*table.row(row.name).settings, ("lr", 0.005)) for row in changed.rows
     )
-    config = plan._config(changed.row("pcl").settings, tmp_path / "x", "detection", "voc07", tmp_path)
+    config = plan._config(
+        changed.row("pcl").settings, tmp_path / "x", "detection", "voc07", tmp_path
+    )
     assert config.params()["lr"] == 0.005
     assert reproduce._set(reproduce.Reproduce("table5"), table) == table
     for refused in (
