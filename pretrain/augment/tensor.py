@@ -206,7 +206,10 @@ def _matrices(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 @cache
 def _normalisation(input_: EvalInput, device: torch.device) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation, [3, 1] each, likewise."""
-    mean, std = (torch.tensor(value)[:, None].to(device) for value in (input_.mean, input_.std))
+    mean, std = (
+        torch.tensor(value, dtype=torch.float32)[:, None].to(device)
+        for value in (input_.mean, input_.std)
+    )
     return mean, std
 
 
