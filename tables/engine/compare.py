@@ -324,7 +324,10 @@ def _gains(
         gain = verdicts.row_gain(
             [
                 verdicts.Scaled(
-                    grid(cell.runs),
+                    # by the reading of the protocol that the cell's verdict rests on
+                    np.array([[float(cell.paper) + (cell.delta or 0.0)]])
+                    if cell.exact
+                    else grid(cell.runs),
                     float(cell.paper),
                     10.0 ** -len(cell.paper.partition(".")[2]),
                     -row.margin(cell.column)
