@@ -156,18 +156,19 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
             yield number, line.strip()
 
 
+_LABELS = {"1", "-1", "0"}
+
+
 def _labels(path: Path, names: list[str]) -> np.ndarray:
     """The labels in a class's file, in the order of ``names``, whatever the order of the file."""
-    columns = [*zip(*filter(None, map(str.split, text_of(path).split("\n"))), strict=False)]
-    if len(columns) == 2 and [*columns[0]] == names and {*columns[1]} <= {"1", "-1", "0"}:
-        return np.array(
-            [*map(int, columns[1])], dtype=np.int64
-        )  # a whole file at once, as VOC's are
+    words = text_of(path).split()
+    if words[::2] == names and {*words[1::2]} <= _LABELS:  # a whole file at once, as VOC's are
+        return np.array([*map(int, words[1::2])], dtype=np.int64)
     label_of: dict[str, int] = {}
     for number, line in _lines(path):
         name, label = [*line.rsplit(None, 1), ""][:2]
         at, hint = f"{path}, line {number}", "unpack VOC 2007 again"
-        if label not in ("1", "-1", "0"):
+        if label not in _LABELS:
             raise UserError(
                 f"labels must be 1, -1 or 0 (difficult), not {printable(label)!r}",
                 at=at,

@@ -65,7 +65,8 @@ class Rows:
         if self.table.row(name).cited:
             return np.array([[float(self.table.numbers[name, column.title])]])
         runs = self.runs[name, column.title]
-        draws = sorted({draw for _, draw in runs if all((seed, draw) in runs for seed in seeds)})
+        draws_of = [{draw for of, draw in runs if of == seed} for seed in seeds]
+        draws = sorted(set.intersection(*draws_of))
         grid = np.array([[runs[seed, draw] for draw in draws] for seed in seeds])
         return grid if self.shares_draws(column) else grid.mean(1, keepdims=True)
 

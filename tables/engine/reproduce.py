@@ -300,10 +300,11 @@ def _check_max_seeds(config: Reproduce, most: int, first: int) -> None:
 def _load_given(jobs: list[Job]) -> None:
     """Loads the given checkpoints that have anything left to score, and prints what they are: one
     that is refused is refused now, not after days of training the other rows."""
-    from protobench.checkpoints import encoders
+    given = [job for job in jobs if job.given and any(task.state != "done" for task in job.tasks)]
+    if given:
+        from protobench.checkpoints import encoders  # torchvision: seconds that most runs are spared
 
-    for job in jobs:
-        if job.given and any(task.state != "done" for task in job.tasks):
+        for job in given:
             print(encoders.load(job.checkpoint).summary())
 
 
