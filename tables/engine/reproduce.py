@@ -302,7 +302,8 @@ def _load_given(jobs: list[Job]) -> None:
     that is refused is refused now, not after days of training the other rows."""
     given = [job for job in jobs if job.given and any(task.state != "done" for task in job.tasks)]
     if given:
-        from protobench.checkpoints import encoders  # torchvision: seconds that most runs are spared
+        # here, because it imports torchvision: seconds that most runs are spared
+        from protobench.checkpoints import encoders
 
         for job in given:
             print(encoders.load(job.checkpoint).summary())
