@@ -34,6 +34,7 @@ from evaluate import chance
 from evaluate.evaluation import Context, EvalConfig, Evaluation, Metric, Scores, training_and_test
 from evaluate.subsets import drawn, listed, names
 from protobench import keyed, outcomes
+from protobench.data import rehearsal
 from protobench.data.image_list import ImageList
 from protobench.data.synthetic import bundled
 from protobench.records import Record
@@ -91,7 +92,7 @@ class Config(EvalConfig):
             or bundled.is_used(self.data)
         ):
             return self.subset_list
-        home = self.data.absolute()
+        home = rehearsal.source_of(self.data)[0].absolute()
         found = [
             place / "imagenet_subsets" / f"{self.percent}percent.txt"
             for place in (home, home / "imagenet", home.parent)
@@ -314,6 +315,18 @@ def right(network: Any, batches: Iterable[Any], labels: np.ndarray) -> Any:
     return found_N2
 
 
+def _subset(
+    training: ImageList, listing: Path | None, params: dict[str, Any], draw: int
+) -> np.ndarray:
+    """The rows of the images that are fine-tuned on. In a rehearsal all: a hundredth of a few
+    images would be none."""
+    if training.rehearsed_of:
+        return np.arange(len(training))
+    if listing:
+        return listed(training, listing, params["percent"])
+    return drawn(len(training), params["percent"], params["seed"], draw)
+
+
 def run(config: Config, context: Context) -> Scores | None:
     """Fine-tune on every draw's subset and score the networks on the validation images."""
     import torch
@@ -326,14 +339,7 @@ def run(config: Config, context: Context) -> Scores | None:
     (training, val), listing = context.lists, config.listing
     where: dict[str, Any] = {"device": context.device, "workers": context.workers}
     input_check.verify(encoder, val, encoder.input)
-    subsets = [
-        (
-            listed(training, listing, params["percent"])
-            if listing
-            else drawn(len(training), params["percent"], params["seed"], draw)
-        )
-        for draw in range(params["draws"])
-    ]
+    subsets = [_subset(training, listing, params, draw) for draw in range(params["draws"])]
     if len(subsets[0]) < params["batch_size"]:
         raise UserError(
             f"a subset of {len(subsets[0])} images is less than a batch of {params['batch_size']}",

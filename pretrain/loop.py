@@ -119,6 +119,7 @@ def pretrain(
                     "seed": seed,
                     "data": images and images.fingerprint,
                     "world": images and bundled.world_of(images.root),
+                    **({"rehearsal": True} if images and images.rehearsed_of else {}),
                     "unreadable": len(images.unreadable) if images else 0,
                     **({"processes": n} if (n := distributed.world_size()) > 1 else {}),
                     "seconds": round(sum(line["seconds"] for line in at.log), 1),

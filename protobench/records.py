@@ -159,6 +159,8 @@ def data_of(name: str, lists: tuple[ImageList, ...], **more: Any) -> dict[str, A
         told |= {"world": world, "kind_of_world": bundled.kind_of(lists[0].root)}
     if left_out:
         told["unreadable"] = {"count": len(left_out), "sha256": files.sha256(left_out)}
+    if lists[0].rehearsed_of:
+        told["rehearsal"] = {"of": lists[0].rehearsed_of}
     if odd := list(
         dict.fromkeys(text for images in lists for text in published.departures(images))
     ):

@@ -30,6 +30,17 @@ class Objects:
     def __len__(self) -> int:
         return len(self.labels_N)
 
+    def of_classes(self, first: int) -> "Objects":
+        """The objects of the ``first`` classes alone."""
+        kept = np.flatnonzero(self.labels_N < first)
+        return replace(
+            self,
+            boxes_N4=self.boxes_N4[kept],
+            labels_N=self.labels_N[kept],
+            ignored_N=self.ignored_N[kept],
+            masks=tuple(self.masks[i] for i in kept) if self.masks else (),
+        )
+
     @property
     def content(self) -> list[Any]:
         """All fields as JSON values, for hashing."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from protobench.data import decoding
+from protobench.data import decoding, rehearsal
 from protobench.data.boxes import BoxList
 from protobench.data.image_list import ImageList, pair
 from protobench.runtime import files
@@ -36,7 +36,8 @@ def class_hash(classes: Sequence[str]) -> str:
 @dataclass(frozen=True)
 class Dataset:
     """A data set of this suite. ``read_train`` and ``read_test`` take the root that ``--data``
-    names, and raise UserError for missing, malformed or foreign files."""
+    names, and raise UserError for missing, malformed or foreign files. The methods also take a
+    rehearsal folder (rehearsal.py) as the root, and then keep a few images."""
 
     name: str
     """as in flags and records"""
@@ -70,15 +71,19 @@ class Dataset:
         """Training and test images, less up to ``skip_bad_images`` that cannot be decoded.
 
         UserError also where the two lists have different classes or a class has no test image."""
-        lists = pair(self.read_train(root), self.read_test(root))
-        return decoding.leave_out(lists, skip_bad_images)
+        train, test = rehearsal.read(
+            root, lambda real: pair(self.read_train(real), self.read_test(real)), ("train", "test")
+        )
+        return decoding.leave_out((train, test), skip_bad_images)
 
     def read_both_with_boxes(self, root: Path, skip_bad_images: int = 0) -> tuple[BoxList, BoxList]:
         """As ``read_both``, with the objects in each image. UserError where it has no boxes."""
         if self.read_boxes is None:
             raise UserError(f"{self.name} has no boxes", hint="choose a detection data set")
-        return decoding.leave_out(self.read_boxes(root), skip_bad_images)
+        train, test = rehearsal.read(root, self.read_boxes, ("train", "test"))
+        return decoding.leave_out((train, test), skip_bad_images)
 
     def training_images(self, root: Path, skip_bad_images: int = 0) -> ImageList:
         """The training images alone, less up to ``skip_bad_images`` that cannot be decoded."""
-        return decoding.leave_out((self.read_train(root),), skip_bad_images)[0]
+        lists = rehearsal.read(root, lambda real: (self.read_train(real),), ("train",))
+        return decoding.leave_out(lists, skip_bad_images)[0]

@@ -53,6 +53,9 @@ class ImageList:
     pixels: np.ndarray | None = None
     """uint8 [N, H, W, 3], for a data set held in memory; no file is read then, and paths are only
     names"""
+    rehearsed_of: int = 0
+    """how many images the list has of which a rehearsal took these few (rehearsal.py); 0: this is
+    the whole list, or a part that an evaluation chose"""
 
     def __post_init__(self) -> None:
         shape = (
@@ -130,9 +133,11 @@ class ImageList:
 
         A larger data set would take as long to read as to evaluate on. There the size of every
         file and the contents of 256 files spread over the list are hashed."""
+        # nothing that is kept of a rehearsal is ever taken for the same images' whole run
+        apart = ["rehearsal"] if self.rehearsed_of else []
         if self.pixels is not None:
             contents = [str(self.pixels.shape), hashlib.sha256(self.pixels.tobytes()).hexdigest()]
-            return files.sha256([self.paths, self.labels.tolist(), self.classes, contents])
+            return files.sha256([self.paths, self.labels.tolist(), self.classes, contents, *apart])
         whole = self.hashed_whole
         chosen = (
             range(len(self))
@@ -149,7 +154,8 @@ class ImageList:
         except OSError as failure:
             raise self._cannot_read(failure) from failure
         sizes = [] if whole else [self.states[:, 0].tolist()]
-        return files.sha256([self.names, self.labels.tolist(), self.classes, contents, *sizes])
+        labels = self.labels.tolist()
+        return files.sha256([self.names, labels, self.classes, contents, *sizes, *apart])
 
     def _hash(self, index: int, noted: dict[str, tuple[int, int, str]]) -> str:
         """The SHA-256 of a file; as noted where the bundled data holds it as it was then."""

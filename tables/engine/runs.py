@@ -46,6 +46,7 @@ def select_records(
     per seed, evaluation and data set; all of one version, data and parameters, and of one recipe
     per row, with the parameters that the paper prints preferred to any that a user tried later. On
     the bundled data, "of one data" means: of the world of their seed, and all worlds of one kind.
+    Records of a rehearsal are of no table, wherever they lie.
     """
     names = {row.name for row in exhibit.rows}
     found = {
@@ -54,6 +55,7 @@ def select_records(
         if task_of(record) in exhibit.tasks
         and record["subject"]["row"] in names
         and record["subject"]["seed"] is not None
+        and "rehearsal" not in record["data"]
     }
     requested = {key: record for key, record in found.items() if key in requested_keys}
     settled = {record["subject"]["row"] for record in requested.values()}

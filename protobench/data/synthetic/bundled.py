@@ -33,6 +33,7 @@ import PIL
 from PIL import Image
 
 from protobench import keyed
+from protobench.data import rehearsal
 from protobench.data.leftovers import is_leftover
 from protobench.data.synthetic import manifest
 from protobench.data.synthetic.sprites import (
@@ -168,8 +169,11 @@ def holds(classes: Sequence[str]) -> bool:
 
 def is_used(data: Path | None) -> bool:
     """Whether --data means the bundled data: none was given, or its root, or any folder of it or of
-    a copy, which the classes show."""
-    if data is None or any(is_root(place) for place in (data, *data.resolve().parents[:2])):
+    a copy, which the classes show; or a rehearsal folder of any of these."""
+    if data is None:
+        return True
+    data, _ = rehearsal.source_of(data)
+    if any(is_root(place) for place in (data, *data.resolve().parents[:2])):
         return True
     folders = [*data.glob("train/*"), *data.glob("imagenet/train/*")]
     lists = [
