@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pretrain import monitor, optim
+from pretrain import gpu_memory, monitor, optim
 from pretrain.augment.loader import Views, open_views
 from pretrain.method import Method
 from pretrain.precision import Precision, autocast
@@ -42,7 +42,7 @@ from protobench import batch_norm, keyed, records
 from protobench.checkpoints import encoders
 from protobench.data.image_list import ImageList
 from protobench.data.synthetic import bundled
-from protobench.runtime import distributed, files
+from protobench.runtime import devices, distributed, files
 from protobench.runtime.errors import UserError
 from protobench.runtime.periodic_saver import PeriodicSaver
 from protobench.runtime.progress import progress
@@ -72,8 +72,9 @@ def pretrain(
 
     ``images`` may be None for a recipe without epochs. If ``resume`` is set, the run resumes from
     the folder's checkpoint where there is one. Every ``keep_every`` epochs the checkpoint is kept
-    for good (0: none is). UserError if the folder belongs to another run or is in use,
-    DivergedError if the loss is not finite (the last checkpoint stays)."""
+    for good (0: none is). UserError if the folder belongs to another run or is in use, or if the
+    GPU's memory is too small for the batch, DivergedError if the loss is not finite (the last
+    checkpoint stays)."""
     common.check(recipe)
     encoder_path, key = out / "encoder.safetensors", common.run_key(recipe, images, seed)
     saved = RunState(
@@ -89,6 +90,8 @@ def pretrain(
     ):
         if distributed.broadcast_from_main(partial(_finished, encoder_path, key, saved, resume)):
             return encoder_path
+        if device.startswith("cuda"):
+            gpu_memory.check(recipe, distributed.world_size(), devices.memory_gib(device))
         torch.manual_seed(keyed.seed(seed, "init"))
         method = build(recipe, images, seed).to(device).to(memory_format=torch.channels_last)
         at = Position()

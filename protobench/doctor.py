@@ -144,6 +144,33 @@ def faiss() -> Iterator[Finding]:
     )
 
 
+def gpu_memory() -> Iterator[Finding]:
+    """Which recipes do not fit on one of this machine's GPUs, as computed, and what they need."""
+    import torch
+
+    from pretrain import gpu_memory
+    from pretrain.recipes import by_method
+    from protobench.runtime import devices
+
+    gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    if not gpus:
+        yield Finding("info", "no GPU that torch can use")
+        return
+    gib = min(devices.memory_gib(f"cuda:{gpu}") for gpu in gpus)
+    found = f"{len(gpus)} GPUs of {gib:.1f} GiB{' at least' if len(gpus) > 1 else ''}"
+    large = [
+        (f"{method} {name}", recipe)
+        for method, recipes in by_method().items()
+        for name, recipe in recipes.items()
+        if not gpu_memory.fits(recipe, 1, gib)
+    ]
+    if not large:
+        yield Finding("ok", f"{found}: every recipe fits on one (computed)")
+    for name, recipe in large:
+        needed = f"{name} needs {gpu_memory.peak_gib(recipe):.1f} GiB on one (computed)"
+        yield Finding("warning", f"{found}: {needed}", gpu_memory.advice(recipe, gib))
+
+
 def names() -> Iterator[Finding]:
     """Whether ``import tables`` and the like find this project's packages. PyTables has that name
     too, and Hugging Face's evaluate another."""
@@ -234,6 +261,7 @@ CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
     "packages": packages,
     "torchvision": torchvision,
     "faiss": faiss,
+    "GPU memory": gpu_memory,
     "names": names,
     "/dev/shm": shared_memory,
     "cache": cache,

@@ -81,6 +81,10 @@ class Recipe:
     pretrain/ and in this package."""
 
     method: ClassVar[str]
+    trained_views: ClassVar[int] = 2
+    """views of an image in a step that have a backward pass"""
+    momentum_views: ClassVar[int] = 0
+    """views that pass a momentum encoder, without one"""
     arch: str = "resnet50"
     dataset: str = "imagenet"
     """what it is trained on: a data set with one label per image, such as imagenet, cifar10 or
@@ -94,6 +98,11 @@ class Recipe:
     def batch_norm_groups(self) -> int:
         """In how many groups, each with statistics of its own, BatchNorm sees the global batch."""
         return 1
+
+    @property
+    def compared(self) -> int:
+        """With how many vectors each view is compared in a step."""
+        return 2 * self.train.batch_size
 
     def check_images(self, images: ImageList) -> None:
         """UserError where there are too few images."""

@@ -13,6 +13,8 @@ class MoCo(Recipe):
     """Momentum contrast (He et al., CVPR 2020)."""
 
     method: ClassVar[str] = "moco"
+    trained_views: ClassVar[int] = 1
+    momentum_views: ClassVar[int] = 1
     dim: int = 128
     """size of the embedding"""
     queue: int = 65536
@@ -31,6 +33,11 @@ class MoCo(Recipe):
     def batch_norm_groups(self) -> int:
         """See ``Recipe``."""
         return self.bn_groups
+
+    @property
+    def compared(self) -> int:
+        """See ``Recipe``."""
+        return self.queue
 
     def check_images(self, images: ImageList) -> None:
         """See ``Recipe``; the queue must not be larger than the data set."""

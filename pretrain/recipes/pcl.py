@@ -39,6 +39,11 @@ class PCL(MoCo):
     nredo: int = 5
     """k-means iterations and restarts (released code)"""
 
+    @property
+    def compared(self) -> int:
+        """See ``Recipe``."""
+        return self.queue + sum(min(k, self.num_negatives) for k in self.num_prototypes)
+
 
 V1 = PCL()
 """temperature 0.1 as the paper says; the released command line defaults to 0.2."""

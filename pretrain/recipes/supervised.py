@@ -11,6 +11,7 @@ class Supervised(Recipe):
     """Cross-entropy on the labels, the upper control row."""
 
     method: ClassVar[str] = "supervised"
+    trained_views: ClassVar[int] = 1
 
 
 PAPER = Supervised(

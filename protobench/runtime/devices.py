@@ -24,3 +24,9 @@ def device_of(device: str) -> str:
             f"no GPU {device!r}: this machine has {torch.cuda.device_count()}, from cuda:0"
         )
     return device
+
+
+def memory_gib(device: str) -> float:
+    """Returns the GiB of memory of a GPU, used or not."""
+    total: int = torch.cuda.get_device_properties(device).total_memory
+    return total / 2**30
