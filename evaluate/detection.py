@@ -158,8 +158,8 @@ class Config(EvalConfig):
         given = (self.draws, self.epochs, self.iterations, self.batch_size)
         if any(value is not None and value < 1 for value in given):
             raise UserError("--draws, --batch-size, --epochs and --iterations must be at least 1")
-        if params["warmup"] < 0 or self.workers < 0:
-            raise UserError("--warmup and --workers must not be negative")
+        if params["warmup"] < 0:
+            raise UserError("--warmup must not be negative")
         if not 0 < params["lr"] < float("inf"):
             raise UserError("--lr must be positive")
         if not 0 <= params["sgd_momentum"] < 1 or not 0 <= params["weight_decay"] < float("inf"):

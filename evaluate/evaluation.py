@@ -23,7 +23,7 @@ from protobench.data.datasets import DATASETS
 from protobench.data.image_list import ImageList
 from protobench.data.synthetic import bundled
 from protobench.records import ModelInfo, Record, ResultKey, Run
-from protobench.runtime import cli, files
+from protobench.runtime import cli, cores, files
 from protobench.runtime.errors import UserError
 from protobench.runtime.notices import notice
 
@@ -69,8 +69,9 @@ class EvalConfig:
     trained in, or 1"""
     device: str = "auto"
     """auto (cuda where there is one), cpu, cuda, cuda:N"""
-    workers: int = 4
-    """processes that read images"""
+    workers: int | None = None
+    """processes that read images, for each process under torchrun; default: the usable cores, which
+    torchrun's processes share"""
     skip_bad_images: int = 0
     """leave out up to this many images that cannot be decoded; the record counts them, and its cell
     is off protocol"""
@@ -257,6 +258,7 @@ class Evaluation(Generic[C]):
                 "--world is one of the bundled data", hint="leave out --data or --world"
             )
         config.check()
+        workers = cores.workers(config.workers)
         started = time.perf_counter()
         device = distributed.init(device_of(config.device))
         copies = tuple(
@@ -277,7 +279,7 @@ class Evaluation(Generic[C]):
             [key.to_json(), [images.cache_key for images in lists], model.to_json()]
         )
         state = RunState(config.results, f".{self.name}-{unit[:12]}", unit)
-        context = Context(copies, lists, device, config.workers, state, started)
+        context = Context(copies, lists, device, workers, state, started)
         scores = self.run(config, context)
         if scores is None or not distributed.is_main():
             return None

@@ -332,7 +332,8 @@ def run(config: Config, context: Context) -> Scores | None:
     import torch
 
     from protobench.checkpoints import input_check
-    from protobench.data.loading import CentreCrops, batches, normaliser
+    from protobench.data import crop_cache
+    from protobench.data.loading import batches, normaliser
     from protobench.runtime import distributed
 
     params, encoder, state = config.params(), context.encoder, context.state
@@ -357,6 +358,8 @@ def run(config: Config, context: Context) -> Scores | None:
     )
     fresh: dict[str, Any] = {"step": 0, "losses": [], "tuning": None}
     saved = distributed.broadcast_from_main(state.read) or {"runs": [], "seconds": 0.0, **fresh}
+    crops = crop_cache.centre_crops(val, encoder.input)
+    normalise = normaliser(encoder.input, context.device)
     runs, before, mine = saved["runs"], saved["seconds"], np.array(distributed.shard(len(val)))
     for draw in range(len(runs), len(subsets)):
         tuning = FineTuning(encoder.backbone, len(training.classes), params, draw, context.device)
@@ -386,8 +389,8 @@ def run(config: Config, context: Context) -> Scores | None:
             save=save,
             **where,
         )
-        crops = batches(CentreCrops(val.subset(mine), encoder.input), batch_size=BATCH, **where)
-        inputs = map(normaliser(encoder.input, context.device), crops)
+        own = [mine[i : i + BATCH].tolist() for i in range(0, len(mine), BATCH)]
+        inputs = map(normalise, batches(crops, batch_sampler=own, **where))
         own_V2 = torch.zeros(len(val), 2, dtype=torch.uint8)
         own_V2[mine] = right(tuning.network, inputs, val.labels[mine])
         hits_V2 = distributed.all_reduce_sum(own_V2).numpy()  # no image is tested by two ranks

@@ -1,7 +1,6 @@
 """The subcommands of ``python -m protobench``; imports no torch before one runs."""
 
 import json
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ import tyro
 
 from protobench.checkpoints.layouts import LAYOUTS, LoadOptions
 from protobench.data.datasets import DATASETS
+from protobench.runtime import cores
 from protobench.runtime.cli import Command
 from protobench.runtime.errors import UserError
 
@@ -150,7 +150,7 @@ class CheckData:
     it the bundled synthetic data"""
     dataset: tuple[Literal[tuple(DATASETS)], ...] = ()  # type: ignore[valid-type]
     """only these; default all that are there"""
-    workers: int = os.cpu_count() or 1
+    workers: int = cores.usable()
     """threads that decode"""
 
     def run(self) -> int:

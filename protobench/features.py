@@ -18,6 +18,7 @@ from protobench.checkpoints import input_check
 from protobench.checkpoints.encoders import Encoder
 from protobench.checkpoints.load_report import Bf16Agreement
 from protobench.checkpoints.resnet import fuse_batchnorm
+from protobench.data import crop_cache
 from protobench.data.image_list import ImageList
 from protobench.data.loading import CentreCrops, batches, normaliser
 from protobench.data.transforms import EvalInput
@@ -141,7 +142,7 @@ def _write(
         return
     # in each round every rank computes one batch, but for the last round
     rounds = [parts[i : i + world_size] for i in range(0, len(parts), world_size)]
-    crops = CentreCrops(images, input_)
+    crops = crop_cache.centre_crops(images, input_)
     mine = iter(
         batches(crops, workers=workers, device=device, batch_sampler=parts[rank::world_size])
     )

@@ -893,7 +893,7 @@ def test_worker_processes_change_nothing(moco_file, scene_data, tmp_path, whole_
         (("--draws", 0), "--draws, --batch-size"),
         (("--epochs", 2, "--iterations", 3), "exclude one another"),
         (("--epochs", 0), "at least 1"),
-        (("--warmup", -1), "--warmup and --workers must not be negative"),
+        (("--warmup", -1), "--warmup must not be negative"),
         (("--sgd-momentum", 1), "--sgd-momentum must lie in"),
         (("--weight-decay", -1), "--weight-decay in"),
         (("--iterations", 0), "at least 1"),

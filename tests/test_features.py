@@ -1,4 +1,3 @@
-import os
 import shutil
 
 import numpy as np
@@ -10,7 +9,7 @@ from protobench import features
 from protobench.checkpoints import encoders, resnet
 from protobench.checkpoints.layouts import LoadOptions
 from protobench.data import image_list, voc
-from protobench.runtime import files
+from protobench.runtime import cores, files
 from protobench.runtime.errors import UserError
 
 pytestmark = pytest.mark.arithmetic
@@ -24,7 +23,7 @@ def encoder(encoder_file):
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_features_do_not_depend_on_the_number_of_workers(encoder, world, tmp_path, monkeypatch):
     # without this, workers would be limited to the machine's cores
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(cores, "usable", lambda: 8)
     test = voc.read(world, "test")
     first, *others = [
         features.extract(encoder, test, workers=n, batch_size=50, cache=tmp_path / str(n))

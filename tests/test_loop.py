@@ -1,5 +1,4 @@
 import json
-import os
 import signal
 from dataclasses import replace
 from functools import cache
@@ -18,7 +17,7 @@ from pretrain.recipes import pcl as pcl_recipes
 from pretrain.recipes.collisions import dial
 from protobench.checkpoints import encoders
 from protobench.data import image_list, loading
-from protobench.runtime import files, signals
+from protobench.runtime import cores, files, signals
 from protobench.runtime.errors import UserError
 
 pytestmark = pytest.mark.arithmetic
@@ -157,7 +156,7 @@ def test_a_run_on_files_ends_the_same_with_any_workers_also_when_killed(
 ):
     recipe, found = _short(PCL, 2), set()
     for workers in (0, 1, 3):
-        monkeypatch.setattr(os, "cpu_count", lambda: 8)
+        monkeypatch.setattr(cores, "usable", lambda: 8)
         monkeypatch.setattr(loader, "IN_MEMORY_BYTES", 0)
         whole = loop.pretrain(
             recipe, train_images, tmp_path / str(workers), seed=1, workers=workers
@@ -434,7 +433,7 @@ def test_a_data_set_smaller_than_a_batch_is_a_clear_error(train_images, tmp_path
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_views_read_from_files_do_not_depend_on_workers(train_images, monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(cores, "usable", lambda: 8)
     monkeypatch.setattr(loader, "IN_MEMORY_BYTES", 0)
     seen = []
     for workers in (0, 1, 3):
@@ -463,7 +462,7 @@ class _Handlers(torch.utils.data.Dataset):
 def test_workers_leave_signals_to_their_parent(monkeypatch):
     """torchrun, schedulers and terminals tell whole groups of processes; the step under way needs
     its images."""
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(cores, "usable", lambda: 8)
     (batch,) = loading.batches(_Handlers(), workers=1, device="cpu", batch_size=2)
     assert batch.all()
     (batch,) = loading.batches(_Handlers(), workers=0, device="cpu", batch_size=2)

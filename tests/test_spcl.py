@@ -1,6 +1,5 @@
 import json
 import math
-import os
 from collections import Counter
 from dataclasses import replace
 
@@ -28,6 +27,7 @@ from pretrain.spcl import (
 from protobench.checkpoints import encoders
 from protobench.data import image_list
 from protobench.kmeans import kmeans
+from protobench.runtime import cores
 from protobench.runtime.errors import UserError
 
 pytestmark = pytest.mark.arithmetic
@@ -243,7 +243,7 @@ def test_pseudo_labels_belong_to_their_images_in_any_order(
     """By shuffling (two seeds), in memory (None) or by 0 to 3 workers, and in the parts that 1, 2
     or 4 processes would take: the pixels of every row of every batch are those of the image whose
     prototype it is given, as an own clustering finds it."""
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(cores, "usable", lambda: 8)
     monkeypatch.setattr(loader, "IN_MEMORY_BYTES", 2**28 if workers is None else 0)
     source, number_of = numbered_images
     method = spcl.build(NUMBERED, torch.from_numpy(source.labels), 3, seed)

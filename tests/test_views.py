@@ -3,7 +3,6 @@ faithful."""
 
 import io
 import itertools
-import os
 import pickle
 import resource
 import signal
@@ -26,7 +25,7 @@ from pretrain.recipes import common, moco, simclr, supervised
 from protobench.checkpoints import encoders
 from protobench.data import image_list, raw_pictures
 from protobench.data.image_list import ImageList
-from protobench.runtime import files
+from protobench.runtime import cores, files
 from protobench.runtime.errors import UserError
 
 RECIPES = {
@@ -314,7 +313,7 @@ def _recipe(profile):
 def test_views_of_every_profile_do_not_depend_on_workers_or_batches(
     profile, photos, own_cache, monkeypatch
 ):
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(cores, "usable", lambda: 8)
     seen = []
     for workers in (0, 2):
         source = loader.open_views(_recipe(profile), photos, 1, "cpu", workers)

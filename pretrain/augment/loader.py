@@ -16,9 +16,9 @@ from pretrain.augment import pillow, raw, tensor
 from pretrain.augment.params import AugmentParams, ParamSampler
 from pretrain.recipes.common import Augment, Recipe
 from protobench import keyed
-from protobench.data import raw_pictures
+from protobench.data import crop_cache, raw_pictures
 from protobench.data.image_list import ImageList
-from protobench.data.loading import CentreCrops, batches, normaliser
+from protobench.data.loading import batches, normaliser
 from protobench.data.raw_pictures import RawPictures
 from protobench.runtime import distributed
 from protobench.runtime.errors import UserError
@@ -175,6 +175,7 @@ class FolderViews:
         self.device, self.workers = device, workers
         self.normalise = normaliser(recipe.input, device)
         self.raw = raw_pictures.keep(images, workers) if recipe.augment.profile == "raw" else None
+        self.crops = crop_cache.centre_crops(images, recipe.input)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -204,7 +205,7 @@ class FolderViews:
     def centre_crops(self, parts: list[np.ndarray]) -> Iterator[Tensor]:
         """See ``Views``."""
         for crops in batches(
-            CentreCrops(self.images, self.recipe.input),
+            self.crops,
             workers=self.workers,
             device=self.device,
             batch_sampler=[part.tolist() for part in parts],

@@ -18,7 +18,7 @@ import numpy as np
 import PIL
 
 from protobench.data.image_list import ImageList
-from protobench.runtime import files
+from protobench.runtime import cores, files
 from protobench.runtime.errors import UserError, decodable, printable
 from protobench.runtime.progress import progress
 
@@ -101,7 +101,7 @@ def leave_out(lists: Lists, limit: int) -> Lists:
         raise UserError(f"--skip-bad-images {limit}: at least 0")
     if limit == 0:
         return lists
-    bad_of = [check(images, os.cpu_count() or 1).bad for images in lists]
+    bad_of = [check(images, cores.usable()).bad for images in lists]
     bad = [
         f"{images.root / images.paths[i]}: {why}"
         for images, own in zip(lists, bad_of, strict=True)

@@ -1,12 +1,12 @@
 """Batches of images read by worker processes. A broken file raises an error that names it."""
 
-import os
 import signal
 import traceback
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -14,24 +14,34 @@ from torch.utils.data import DataLoader, Dataset
 from protobench import keyed
 from protobench.data.image_list import ImageList
 from protobench.data.transforms import EvalInput
-from protobench.runtime import resource_errors, signals
+from protobench.runtime import cores, resource_errors, signals
 from protobench.runtime.errors import UserError
 
 
-class CentreCrops(Dataset[Tensor | UserError]):
-    """The evaluation input of every image, uint8 [3, H, W]."""
+class Kept(Protocol):
+    """Pixels kept decoded, by the number of the image: uint8 [H, W, 3]."""
 
-    def __init__(self, images: ImageList, input_: EvalInput):
-        self.images, self.input = images, input_
+    def __getitem__(self, index: int, /) -> np.ndarray:
+        """The pixels of one image."""
+
+
+class CentreCrops(Dataset[Tensor | UserError]):
+    """The evaluation input of every image, uint8 [3, H, W]; taken from ``kept``, which gives the
+    same pixels [H, W, 3] by number, where that is given (crop_cache.py)."""
+
+    def __init__(self, images: ImageList, input_: EvalInput, kept: Kept | None = None):
+        self.images, self.input, self.kept = images, input_, kept
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Tensor | UserError:
         try:
-            return torch.from_numpy(self.input.pixels(self.images.read(index)).copy()).permute(
-                2, 0, 1
-            )
+            if self.kept is None:
+                pixels = self.input.pixels(self.images.read(index))
+            else:
+                pixels = self.kept[index]
+            return torch.from_numpy(pixels.copy()).permute(2, 0, 1)
         except UserError as mistake:
             return mistake  # not raised: a DataLoader would bury it in a worker's traceback
 
@@ -81,9 +91,10 @@ def batches(
     **how: Any,
 ) -> Iterator[Any]:
     """Batches of the items of ``dataset`` in order, combined by ``stack``, in pinned memory where
-    they go to a GPU. Raises the UserError of an unreadable image, and a UserError where workers run
-    out of memory, shared memory or open files."""
-    workers, collate = min(workers, os.cpu_count() or 1), partial(_collate, stack)
+    they go to a GPU. There are at most as many workers as usable cores. Raises the UserError of an
+    unreadable image, and a UserError where workers run out of memory, shared memory or open
+    files."""
+    workers, collate = min(workers, cores.usable()), partial(_collate, stack)
     loader = DataLoader(
         dataset,
         num_workers=workers,

@@ -1,6 +1,5 @@
 """What a plan's jobs do, wherever they run: pretrain an encoder, evaluate it."""
 
-import os
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 from pretrain import history
 from pretrain.recipes import common
 from protobench.data.datasets import DATASETS
+from protobench.runtime.cores import default_workers
 from protobench.runtime.errors import UserError
 from tables.engine import plan
 from tables.engine.plan import EvalTask, Job
@@ -30,10 +30,10 @@ class RunContext:
 
 def workers_of(tier: Tier, requested: int | None, cores: int | None) -> int:
     """Image-reading processes of a job: as requested; else none on bundled synthetic data, and one
-    per core, of which ``cores`` belong to the job."""
+    for each of the ``cores`` that belong to the job (default: all usable ones), up to a limit."""
     if requested is not None:
         return requested
-    return (cores or os.cpu_count() or 1) if tier == "paper" else 0
+    return default_workers(cores) if tier == "paper" else 0
 
 
 def train(job: Job, context: RunContext) -> None:
