@@ -37,9 +37,10 @@ from protobench.runtime.progress import progress
 class Config(EvalConfig):
     """Adjusted mutual information of k-means clusters."""
 
-    dataset: Literal["imagenet"] = "imagenet"
+    dataset: Literal["imagenet", "cifar10", "cifar10-10k"] = "imagenet"
     num_clusters: tuple[int, ...] = ()
-    """K, one or several; default 25000, on the bundled data 100"""
+    """K, one or several; default 25 per class as in the paper: 25000 on ImageNet, 250 on
+    CIFAR-10; on the bundled data 100"""
     feature: Literal["embedding", "pooled"] = "embedding"
     """what is clustered"""
     iterations: int = 20
@@ -52,7 +53,11 @@ class Config(EvalConfig):
     @property
     def clusters(self) -> tuple[int, ...]:
         """The values of K to try."""
-        return self.num_clusters or ((100,) if bundled.is_used(self.data) else (25_000,))
+        if self.num_clusters:
+            return self.num_clusters
+        if bundled.is_used(self.data):
+            return (100,)
+        return (25_000,) if self.dataset == "imagenet" else (250,)
 
     @property
     def copies(self) -> tuple[Copy | None, ...]:

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 class Config(EvalConfig):
     """Weighted k-nearest-neighbour classification."""
 
-    dataset: Literal["imagenet", "cifar10", "cifar100"] = "imagenet"
+    dataset: Literal["imagenet", "cifar10", "cifar10-10k", "cifar100"] = "imagenet"
     k: tuple[int, ...] = (20, 200)
     """neighbours that vote; all values in one pass"""
     feature: Literal["embedding", "pooled"] = "embedding"

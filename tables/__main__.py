@@ -75,7 +75,7 @@ def main() -> int:
             from tables.engine import publish
 
             diff = cli.parse(Diff, __doc__ or "", args)
-            exhibit = catalogue.load(diff.table)
+            exhibit = catalogue.load(diff.table, diff.tier)
             return publish.publish(exhibit, diff.tier, diff.results, strict=diff.strict)
         case "compare":
             from tables.engine import paired
@@ -103,7 +103,7 @@ def main() -> int:
 
             config = cli.parse(reproduce.Reproduce, reproduce.__doc__ or "", args)
             name = config.table.removeprefix("reproduce-")  # tox's name of the environment
-            return reproduce.reproduce(config, catalogue.load(name))
+            return reproduce.reproduce(config, catalogue.load(name, config.tier))
     return cli.SAME
 
 

@@ -3,7 +3,15 @@
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from pretrain.recipes.common import MINI_TRAIN, Augment, Recipe, Train, mini
+from pretrain.recipes.common import (
+    MINI_TRAIN,
+    Augment,
+    Recipe,
+    Train,
+    mini,
+    small,
+    small_gpu,
+)
 from protobench.data.image_list import ImageList
 from protobench.runtime.errors import UserError
 
@@ -69,4 +77,14 @@ BatchNorm over the whole batch: groups of 32 made no difference in a trial (kNN 
 and cost time."""
 MINI = mini(V1, **MINI_FIELDS, temperature=0.1, train=replace(MINI_TRAIN, lr=0.06))
 
-RECIPES = {"v1": V1, "v2": V2, "mini": MINI}
+SMALL = small(MINI)
+SMALL_GPU_FIELDS: dict[str, Any] = {
+    "queue": 4096,
+    "momentum": 0.99,
+    "bn_groups": 8,
+    "temperature": 0.1,
+}
+"""MoCo's own values on CIFAR-10, as lightly's benchmark has them."""
+SMALL_GPU = small_gpu(V1, **SMALL_GPU_FIELDS)
+
+RECIPES = {"v1": V1, "v2": V2, "mini": MINI, "small": SMALL, "small-gpu": SMALL_GPU}

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from pretrain.recipes import moco
-from pretrain.recipes.common import MINI_TRAIN, Train, mini
+from pretrain.recipes.common import MINI_TRAIN, Train, mini, small, small_gpu
 from pretrain.recipes.moco import MoCo
 
 
@@ -64,4 +64,27 @@ MINI = mini(
 warm-up, as in the paper."""
 MINI_V2 = replace(MINI, mlp=True, temperature=0.1, train=replace(MINI_TRAIN, lr=0.03))
 
-RECIPES = {"v1": V1, "v2": V2, "mini": MINI, "mini-v2": MINI_V2}
+SMALL, SMALL_V2 = small(MINI), small(MINI_V2)
+"""K: 5, 10 and 20 clusters per class."""
+SMALL_GPU = small_gpu(
+    V1,
+    **moco.SMALL_GPU_FIELDS,
+    num_prototypes=(250, 500, 1000),
+    num_negatives=4096,
+    warmup=10,
+)
+"""As MoCo; K: 25, 50 and 100 clusters per class, and a tenth of the epochs as warm-up, as in the
+paper."""
+SMALL_GPU_V2 = replace(SMALL_GPU, mlp=True, temperature=V2.temperature)
+"""No blur, which MoCo v2 adds: the pictures are of 32 pixels."""
+
+RECIPES = {
+    "v1": V1,
+    "v2": V2,
+    "mini": MINI,
+    "mini-v2": MINI_V2,
+    "small": SMALL,
+    "small-v2": SMALL_V2,
+    "small-gpu": SMALL_GPU,
+    "small-gpu-v2": SMALL_GPU_V2,
+}

@@ -3,7 +3,16 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from pretrain.recipes.common import MINI_TRAIN, Augment, Recipe, Train, mini, on_cifar
+from pretrain.recipes.common import (
+    MINI_TRAIN,
+    Augment,
+    Recipe,
+    Train,
+    mini,
+    on_cifar,
+    small,
+    small_gpu,
+)
 
 
 @dataclass(frozen=True)
@@ -34,4 +43,12 @@ CIFAR10 = on_cifar(SimCLR(temperature=0.5), "cifar10")
 MINI = mini(PAPER, dim=64, temperature=0.2, train=replace(MINI_TRAIN, lr=0.24))
 """SGD, as LARS is made for far larger batches."""
 
-RECIPES = {"paper": PAPER, "cifar10": CIFAR10, "mini": MINI}
+SMALL, SMALL_GPU = small(MINI), small_gpu(CIFAR10)
+
+RECIPES = {
+    "paper": PAPER,
+    "cifar10": CIFAR10,
+    "mini": MINI,
+    "small": SMALL,
+    "small-gpu": SMALL_GPU,
+}

@@ -4,7 +4,15 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from pretrain.recipes import simclr
-from pretrain.recipes.common import MINI_TRAIN, Recipe, Train, mini, on_cifar
+from pretrain.recipes.common import (
+    MINI_TRAIN,
+    Recipe,
+    Train,
+    mini,
+    on_cifar,
+    small,
+    small_gpu,
+)
 
 
 @dataclass(frozen=True)
@@ -100,4 +108,13 @@ MINI = mini(
 """K: five clusters per category, 40 images each (the paper on CIFAR: 51 and 98); PCL's middle
 one."""
 
-RECIPES = {"cifar10": CIFAR10, "cifar100": CIFAR100, "imagenet": IMAGENET, "mini": MINI}
+SMALL, SMALL_GPU = small(MINI), small_gpu(CIFAR10)
+
+RECIPES = {
+    "cifar10": CIFAR10,
+    "cifar100": CIFAR100,
+    "imagenet": IMAGENET,
+    "mini": MINI,
+    "small": SMALL,
+    "small-gpu": SMALL_GPU,
+}

@@ -3,7 +3,16 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from pretrain.recipes.common import MINI_TRAIN, Augment, Recipe, Train, mini, on_cifar
+from pretrain.recipes.common import (
+    MINI_TRAIN,
+    Augment,
+    Recipe,
+    Train,
+    mini,
+    on_cifar,
+    small,
+    small_gpu,
+)
 
 
 @dataclass(frozen=True)
@@ -24,4 +33,6 @@ CIFAR10, CIFAR100 = on_cifar(Supervised(), "cifar10"), on_cifar(Supervised(), "c
 
 MINI = mini(PAPER, train=replace(MINI_TRAIN, epochs=12, lr=0.24))
 
-RECIPES = {"paper": PAPER, "mini": MINI}
+SMALL, SMALL_GPU = small(MINI), small_gpu(CIFAR10)
+
+RECIPES = {"paper": PAPER, "mini": MINI, "small": SMALL, "small-gpu": SMALL_GPU}

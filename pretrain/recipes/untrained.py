@@ -3,8 +3,7 @@
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from pretrain.recipes.common import Recipe, Train, mini
-from protobench.data.transforms import NORMALISATIONS, EvalInput
+from pretrain.recipes.common import Recipe, Train, cifar_input, mini, small
 
 
 @dataclass(frozen=True)
@@ -17,10 +16,12 @@ class Untrained(Recipe):
 
 PAPER = Untrained()
 CIFAR10, CIFAR100 = (
-    Untrained(arch="resnet18-cifar", dataset=name, input=EvalInput(32, 32, *NORMALISATIONS[name]))
+    Untrained(arch="resnet18-cifar", dataset=name, input=cifar_input(name))
     for name in ("cifar10", "cifar100")
 )
 
 MINI = mini(PAPER)
 
-RECIPES = {"paper": PAPER, "mini": MINI}
+SMALL, SMALL_GPU = small(MINI), CIFAR10
+
+RECIPES = {"paper": PAPER, "mini": MINI, "small": SMALL, "small-gpu": SMALL_GPU}

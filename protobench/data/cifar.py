@@ -1,13 +1,19 @@
 """CIFAR-10 and CIFAR-100 (the 100 fine labels): as published for Python, held in memory, or as
-folders of image files. SPCL's ablations use them.
+folders of image files. SPCL's ablations and the small tiers use them.
+
+"cifar10-10k" is a part of CIFAR-10 that a CPU can train on: the first 1000 training images of each
+class, in the order of the published arrays or of the file names, and all test images.
 
 Many sites redistribute the data as folders, ``train/<class>/*.png`` and ``test/<class>/*.png``. The
 files may have been re-encoded (JPEG is lossy), so cells made with them are off protocol."""
 
+import hashlib
+import tarfile
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +21,7 @@ from protobench.data import imagenet, published
 from protobench.data.dataset import Dataset, Split, class_hash
 from protobench.data.image_list import ImageList, image_folder
 from protobench.data.synthetic import bundled
+from protobench.runtime import files
 from protobench.runtime.errors import UserError
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -34,6 +41,8 @@ CLASSES = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 FAMILIES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 FOLDERS = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
 ARCHIVES = {"cifar10": "cifar-10-python.tar.gz", "cifar100": "cifar-100-python.tar.gz"}
+PART, PER_CLASS = "cifar10-10k", 1000
+"""The part of CIFAR-10, and how many training images of each class it has."""
 AGAIN = (
     "unpack the archive again, or fetch it again from https://www.cs.toronto.edu/~kriz/cifar.html"
 )
@@ -53,10 +62,11 @@ def folder(data: Path, name: str) -> Path:
         if all((place / split).is_dir() for split in ("train", "test")):
             return place
     for place in candidates:
-        if (place / ARCHIVES[name]).is_file():
+        if (archive := place / ARCHIVES[name]).is_file():
+            _check_archive(archive, name)
             raise UserError(
                 f"{name} lies here as an archive, not unpacked",
-                at=place / ARCHIVES[name],
+                at=archive,
                 hint=f"tar xf {ARCHIVES[name]}",
             )
     looked_for = " and ".join(str(place / FOLDERS[name]) for place in candidates)
@@ -68,6 +78,43 @@ def folder(data: Path, name: str) -> Path:
             " one with train/<class>/ and test/<class>/"
         ),
     )
+
+
+def _check_archive(archive: Path, name: str) -> None:
+    """UserError for an archive that is not the published one: it is not worth unpacking."""
+    expected = _torchvision_class(name).tgz_md5
+    with open(archive, "rb") as file:
+        found = hashlib.file_digest(file, "md5").hexdigest()
+    if found != expected:
+        raise UserError(
+            f"this archive is damaged, or not the published {name}: its MD5 is {found}, not"
+            f" {expected}",
+            at=archive,
+            hint="fetch it again from https://www.cs.toronto.edu/~kriz/cifar.html",
+        )
+
+
+def download(root: Path, name: str = "cifar10") -> Path:
+    """Fetches the published archive into ``root``, unless its files are there, and unpacks it:
+    torchvision does, which checks the MD5 of all of them. Returns ``root``. UserError where it
+    cannot be fetched."""
+    with files.exclusive_lock(root.with_name(f"{root.name}.lock")), files.writing(root):
+        root.mkdir(parents=True, exist_ok=True)
+        try:
+            _torchvision_class(name)(root, download=True)
+        except (OSError, RuntimeError, EOFError, tarfile.TarError) as failure:
+            raise UserError(
+                f"{name} cannot be fetched: {failure}",
+                at=root,
+                hint=f"check the network; or fetch {ARCHIVES[name]} elsewhere, and give --data",
+            ) from failure
+    return root
+
+
+def _torchvision_class(name: str) -> Any:
+    from torchvision import datasets  # slow to import
+
+    return {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
 
 
 def read(data: Path, name: str, split: str) -> ImageList:
@@ -84,9 +131,7 @@ def read(data: Path, name: str, split: str) -> ImageList:
         )
     if (root := folder(data, name)).name != FOLDERS[name]:
         return _image_files(root, name, split)
-    from torchvision import datasets  # slow to import
-
-    torchvision_class = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
+    torchvision_class = _torchvision_class(name)
     needed = [
         *(file for file, _ in torchvision_class.train_list + torchvision_class.test_list),
         torchvision_class.meta["filename"],
@@ -117,6 +162,15 @@ def read(data: Path, name: str, split: str) -> ImageList:
             pixels=np.ascontiguousarray(loaded.data),
         )
     )
+
+
+def read_part(data: Path) -> ImageList:
+    """The training images of "cifar10-10k": the first ``PER_CLASS`` of each class. UserErrors as
+    ``read``."""
+    images = read(data, "cifar10", "train")
+    classes = range(len(images.classes))
+    first = [np.flatnonzero(images.labels == label)[:PER_CLASS] for label in classes]
+    return replace(images.subset(np.sort(np.concatenate(first))), name=f"{PART}-train")
 
 
 def _image_files(root: Path, name: str, split: str) -> ImageList:
@@ -162,4 +216,15 @@ def _dataset(name: str) -> Dataset:
     )
 
 
-DATASETS = (_dataset("cifar10"), _dataset("cifar100"))
+def _part() -> Dataset:
+    """The part as a data set; its test images are those of the whole."""
+    whole = _dataset("cifar10")
+    train = replace(
+        whole.splits[0], name=f"{PART}-train", images=PER_CLASS * len(CLASSES["cifar10"])
+    )
+    return replace(
+        whole, name=PART, read_train=read_part, splits=(train,), folders=(), part_of="cifar10"
+    )
+
+
+DATASETS = (_dataset("cifar10"), _dataset("cifar100"), _part())

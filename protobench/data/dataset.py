@@ -61,6 +61,8 @@ class Dataset:
     they do not"""
     departures: Callable[[ImageList], list[str]] = lambda images: []
     """how a list's form differs from the published one, beyond counts and classes"""
+    part_of: str = ""
+    """the data set of which it is a part, in the same folders; only that one is checked"""
 
     @property
     def family(self) -> str:

@@ -27,18 +27,19 @@ def check(data: Path | None, chosen: tuple[str, ...], workers: int) -> int:
     root = data or bundled.ensure()
     if not root.is_dir():
         raise UserError("no such folder", at=root)
+    whole = {name: dataset for name, dataset in DATASETS.items() if not dataset.part_of}
     for name in chosen:
-        choose("data set", name, tuple(DATASETS))
-    to_check = chosen or tuple(name for name, dataset in DATASETS.items() if is_here(dataset, root))
+        choose("data set", name, tuple(whole))
+    to_check = chosen or tuple(name for name, dataset in whole.items() if is_here(dataset, root))
     if not to_check:
         raise UserError(
             "none of the data sets is here",
             at=root,
             hint="looked for "
-            + ", ".join(f"{name} as {' or '.join(d.folders)}" for name, d in DATASETS.items()),
+            + ", ".join(f"{name} as {' or '.join(d.folders)}" for name, d in whole.items()),
         )
     code = cli.SAME
-    for name, dataset in DATASETS.items():
+    for name, dataset in whole.items():
         if name not in to_check:
             if not chosen:
                 print(f"{name}: not here")

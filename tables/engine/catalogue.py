@@ -10,8 +10,8 @@ from functools import cache
 from importlib import import_module
 
 import tables as papers
-from protobench.runtime.errors import choose
-from tables.engine.schema import Exhibit, Figure, Table
+from protobench.runtime.errors import UserError, choose
+from tables.engine.schema import TIERS, Exhibit, Figure, Table, Tier
 
 
 @cache
@@ -34,10 +34,18 @@ def figures() -> dict[str, Figure]:
     return {name: one for name, one in exhibits().items() if isinstance(one, Figure)}
 
 
-def load(name: str) -> Exhibit:
-    """A table or a figure by its name. UserError, with a suggestion, for an unknown one."""
+def load(name: str, tier: Tier = "paper") -> Exhibit:
+    """A table or a figure by its name, as the tier shows it. UserError, with a suggestion, for an
+    unknown one, and for one that the tier does not have."""
     names = [*tables(), *figures()]
-    return exhibits()[choose("table or figure", name, names)]
+    form = exhibits()[choose("table or figure", name, names)].form(tier)
+    if form is None:
+        there = [one for one in names if exhibits()[one].form(tier)]
+        raise UserError(
+            f"{name} cannot be made of {TIERS[tier].dataset}, the data of tier {tier}",
+            hint=f"{', '.join(there)} can",
+        )
+    return form
 
 
 def _declared() -> Iterator[Exhibit]:

@@ -22,7 +22,7 @@ from tables.engine.runs import (
     shares_data,
     task_of,
 )
-from tables.engine.schema import ClaimResult, Column, RecordsByRow, Row, Table, Tier
+from tables.engine.schema import TIERS, ClaimResult, Column, RecordsByRow, Row, Table, Tier
 from tables.engine.verdicts import CellVerdict
 
 NO_CONTROLS = "none in this table"
@@ -171,7 +171,7 @@ def outcome(table: Table, tier: Tier, found: RecordsByRow) -> Outcome:
     sources = {name: of_row[0]["subject"]["source"] for name, of_row in found.items()}
     departures = (
         {row.name: _departures(table, found.get(row.name, [])) for row in table.rows}
-        if tier == "paper"
+        if not TIERS[tier].bundled
         else {}
     )
     controls = _controls(table, tier, runs, found)
@@ -201,7 +201,9 @@ def outcome(table: Table, tier: Tier, found: RecordsByRow) -> Outcome:
                     row, column, cell.paper, cell.runs, "unchecked", cell.delta, cell.interval
                 )
             cells[key] = cell
-    judged_on = claims.Rows(table, runs, sources, partial(_shares_draws, found), tier == "paper")
+    judged_on = claims.Rows(
+        table, runs, sources, partial(_shares_draws, found), TIERS[tier].compared
+    )
     judged = [
         claims.of_table(
             claim, judged_on, invalid=failed or bool(set(claim.rows) & untrained.keys())
@@ -260,7 +262,7 @@ def _cell(
         return Cell(row, column, paper, {}, "absent")
     if not runs:
         return Cell(row, column, paper, {}, "absent" if row.absent(tier) else "not-run")
-    if tier != "paper" or column.dataset in departures:
+    if not TIERS[tier].compared or column.dataset in departures:
         return Cell(row, column, paper, runs, "off-protocol")
     if not paper:
         return Cell(row, column, paper, runs, "unprinted")
@@ -421,7 +423,7 @@ def _controls(
     for column in (column for column in table.columns if column.controlled):
         have = {row.name: samples(runs[row.name, column.title]) for row in controls}
         missing = missing or not all(have.values())
-        if tier == "paper" and table.numbers[controls[0].name, column.title]:
+        if TIERS[tier].compared and table.numbers[controls[0].name, column.title]:
             wrong += [
                 f"{row.title} has {np.mean(have[row.name]):.{table.decimals}f} for {paper} at"
                 f" {column.title}"
@@ -470,7 +472,7 @@ def _looks_untrained(
         inside = []
         for column in (column for column in table.columns if column.task == task):
             own, lowest = runs[row.name, column.title], runs[random.name, column.title]
-            printed = table.numbers[random.name, column.title] if tier == "paper" else ""
+            printed = table.numbers[random.name, column.title] if TIERS[tier].compared else ""
             if not own or not (printed or lowest):
                 return ""
             top = float(printed) + column.random_margin if printed else max(samples(lowest))

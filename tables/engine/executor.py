@@ -15,6 +15,7 @@ from protobench.runtime import processes
 from protobench.runtime.progress import progress
 from tables.engine import plan, work
 from tables.engine.plan import Job
+from tables.engine.schema import TIERS
 from tables.engine.work import RunContext
 
 
@@ -44,7 +45,7 @@ class LocalProcesses:
     def run(self, jobs: list[Job]) -> list[str]:
         """See Executor.run. On Ctrl-C ends the processes and re-raises."""
         context = self.context
-        gpu = context.device == "cuda" or (context.device == "auto" and context.tier == "paper")
+        gpu = context.device == "cuda" or (context.device == "auto" and TIERS[context.tier].on_gpu)
         parallel = self.parallel or (1 if gpu else os.cpu_count() or 1)
         threads = 1 if parallel > 1 else 0
         failed = []

@@ -9,7 +9,7 @@ import base64
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader
@@ -30,6 +30,7 @@ from tables.engine.schema import (
     Tier,
 )
 
+E = TypeVar("E", bound=Exhibit)
 MOST_DRAWS = 5
 """Draws per seed that are listed one by one."""
 RecordsByTier = dict[Tier, dict[str, dict[str, Any]]]
@@ -82,7 +83,7 @@ class Section:
     @property
     def stamp(self) -> str:
         """What the numbers of its tier mean."""
-        return show.STAMPS[self.tier]
+        return TIERS[self.tier].stamp
 
     @property
     def legend(self) -> str:
@@ -115,15 +116,18 @@ def build(
         written.append(path)
 
     for tier in TIERS:
+        shown_tables, shown_figures = _forms(tables, tier), _forms(figures, tier)
 
         def rows_of(exhibit: Exhibit, tier: Tier = tier) -> RecordsByRow:
             keys = (requested_keys or {}).get((tier, exhibit.name), ())
             return select_records(exhibit, have[tier], keys).rows
 
-        sections = [_table(table, tier, found) for table in tables if (found := rows_of(table))]
+        sections = [
+            _table(table, tier, found) for table in shown_tables if (found := rows_of(table))
+        ]
         sections += [
             _figure(figure, tier, results / tier, found)
-            for figure in figures
+            for figure in shown_figures
             if not pictures.missing(figure, found := rows_of(figure))
         ]
         for section in sections:
@@ -144,6 +148,11 @@ def build(
     return written
 
 
+def _forms(exhibits: Iterable[E], tier: Tier) -> list[E]:
+    """The exhibits as the tier shows them, without those that it does not have."""
+    return [cast(E, form) for exhibit in exhibits if (form := exhibit.form(tier))]
+
+
 def _title(sections: list[Section]) -> str:
     """Names the papers that are shown."""
     papers = dict.fromkeys(section.exhibit.paper for section in sections)
@@ -153,7 +162,7 @@ def _title(sections: list[Section]) -> str:
 
 def markdown(tier: Tier, sections: list[Section]) -> str:
     """The contents of a tier's folder, as GitHub shows them."""
-    lines = [f"# Results of the {tier} tier", "", f"**{show.STAMPS[tier]}**", ""]
+    lines = [f"# Results of the {tier} tier", "", f"**{TIERS[tier].stamp}**", ""]
     for section in sections:
         exhibit = section.exhibit
         link = f"[{exhibit.name}]({exhibit.name}.{'csv' if section.picture else 'md'})"

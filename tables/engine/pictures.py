@@ -9,7 +9,7 @@ from PIL import Image
 from protobench.runtime import files
 from tables.engine import show
 from tables.engine.runs import task_of
-from tables.engine.schema import Drawing, Figure, RecordsByRow, Tier
+from tables.engine.schema import TIERS, Drawing, Figure, RecordsByRow, Tier
 
 COLOURS = ("#0072b2", "#e69f00", "#000000", "#009e73")
 """Okabe and Ito's: told apart by colour-blind people, the first three in greyscale too; dash,
@@ -44,9 +44,11 @@ def axes(columns: int, width: float = 10.0, height: float = 3.8, rows: int = 1) 
 
 def stamp(picture: Any, tier: Tier) -> None:
     """Writes the tier onto the picture, which may be passed on without its page."""
-    if tier != "paper":
+    traits = TIERS[tier]
+    if not traits.compared:
+        data = "bundled synthetic data" if traits.bundled else f"data set {traits.dataset}"
         picture.suptitle(
-            f"{tier.upper()}: bundled synthetic data, not comparable with the paper's figure",
+            f"{tier.upper()}: {data}, not comparable with the paper's figure",
             fontsize=8,
             color="#b00020",
         )

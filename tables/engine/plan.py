@@ -21,7 +21,7 @@ from protobench.data.image_list import ImageList
 from protobench.data.synthetic import bundled
 from protobench.records import ModelInfo
 from protobench.runtime.errors import UserError, choose
-from tables.engine.schema import Exhibit, Figure, Row, Table, TaskKey, Tier
+from tables.engine.schema import TIERS, Exhibit, Figure, Row, Table, TaskKey, Tier
 
 Settings = tuple[tuple[str, Any], ...]
 State = Literal["done", "to run", "impossible"]
@@ -29,6 +29,8 @@ NO_ENCODER = "no encoder"
 FETCHED = Path("checkpoints")
 """Where python -m protobench fetch puts files."""
 RESNET50_BYTES = 0.1e9
+COSTS = {traits.dataset: traits.cost for traits in TIERS.values() if traits.dataset}
+"""Data set of a tier -> its ``cost``."""
 PAPER_SCORE_MINUTES, BUNDLED_SCORE_SECONDS = 30.0, 3.0
 """The cost of one evaluation that does not tell its own: on the real data with one recent GPU,
 and on the bundled data with one core of the reference machine."""
@@ -149,7 +151,7 @@ def make_plan(
         recipe = quick(recipe) if recipe and tier == "quick" else recipe
         count = more_seeds.get(row.name, seeds)
         for seed in [0] if row.name in given or not recipe else range(1, count + 1):
-            world = None if tier == "paper" else seed
+            world = seed if TIERS[tier].bundled else None
             images, why_not = seen.training[world, recipe.dataset] if recipe else (None, "")
             jobs.append(
                 _job(
@@ -186,7 +188,7 @@ def _new_roots(
 ) -> Iterable[tuple[int | None, Path | None]]:
     """What no earlier plan has read, number and folder: the bundled worlds up to number ``worlds``,
     or the real data."""
-    if tier == "paper":
+    if not TIERS[tier].bundled:
         return [] if seen.worlds else [(None, data)]
     return bundled.ensure_all({*range(1, worlds + 1)} - seen.worlds).items()
 
@@ -462,12 +464,8 @@ def _cost(tier: Tier, jobs: list[Job], workers: int) -> str:
     running = [job for job in jobs if job.to_run]
     if not running:
         return "nothing to run"
-    if tier != "paper":
-        seconds = sum(estimate(job) for job in running) / workers + 15
-        return (
-            f"about {max(seconds / 60, 0.5):.1f} minutes with {workers} processes of one thread; "
-            f"about {7 * sum(job.trains for job in running)} MB of disk, and 130 for each world"
-        )
+    if not TIERS[tier].compared:
+        return _rough_cost(tier, running, workers)
     training = [job for job in running if job.trains]
     lines = [
         f"in all: pretraining {sum(job.row.gpu_hours for job in training):,.0f} V100-hours, scoring"
@@ -489,6 +487,22 @@ def _cost(tier: Tier, jobs: list[Job], workers: int) -> str:
     return "\n".join(lines)
 
 
+def _rough_cost(tier: Tier, running: list[Job], workers: int) -> str:
+    traits = TIERS[tier]
+    seconds = sum(map(estimate, running))
+    megabytes = (200 if traits.on_gpu else 7) * sum(job.trains for job in running)
+    if traits.on_gpu:
+        return (
+            f"about {seconds / 3600:.1f} hours on one recent GPU (computed, not measured); about"
+            f" {megabytes} MB of disk"
+        )
+    worlds = ", and 130 for each world" if traits.bundled else ""
+    return (
+        f"about {max((seconds / workers + 15) / 60, 0.5):.1f} minutes with {workers} processes of"
+        f" one thread; about {megabytes} MB of disk{worlds}"
+    )
+
+
 def _scoring_hours(job: Job) -> float:
     """On one recent GPU, of what is left to score."""
     return (
@@ -502,24 +516,24 @@ def _scoring_hours(job: Job) -> float:
 
 
 def estimate(job: Job) -> float:
-    """Seconds of one core for a job of the bundled tier, on the reference machine; for order and
-    progress only."""
+    """Seconds of one core of the reference machine for a job of the bundled tier or of tier small,
+    of one GPU for one of tier small-gpu; for order and progress only."""
     return training_seconds(job) + sum(
         task_seconds(task) for task in job.tasks if task.state == "to run"
     )
 
 
 def task_seconds(task: EvalTask) -> float:
-    """Seconds of one core for one evaluation of the bundled tier."""
+    """The same for one evaluation."""
     if task.evaluation in history.KINDS:
         return 0.5
     return evaluation(task.evaluation).seconds.get(task.dataset, BUNDLED_SCORE_SECONDS)
 
 
 def training_seconds(job: Job) -> float:
-    """Seconds of one core for a job's pretraining; 0 where there is none."""
+    """The same for a job's pretraining; 0 where there is none."""
     full = job.row.recipe("mini")
     if not job.trains or job.recipe is None:
         return 0.0
     share = job.recipe.train.epochs / full.train.epochs if full and full.train.epochs else 1
-    return job.row.mini_seconds * share
+    return job.row.mini_seconds * share * COSTS.get(job.recipe.dataset, 1.0)

@@ -87,10 +87,11 @@ def _table(table: Table, tier: Tier, results: Path, collected: Collected, strict
             f"left out: {collected.stale} records of other data, parameters or recipes in"
             f" {results / tier / 'records'}"
         )
-    print(
-        f"written: {results / tier / table.name}.{{{','.join(forms)}}}; plain diff: "
-        f"diff {_relative(table.numbers_csv)} {results / tier / table.name}.csv"
-    )
+    written = f"written: {results / tier / table.name}.{{{','.join(forms)}}}"
+    if table.numbers_csv and not TIERS[tier].dataset:
+        numbers = _relative(table.numbers_csv)
+        written += f"; plain diff: diff {numbers} {results / tier / table.name}.csv"
+    print(written)
     return outcome.exit_code(strict)
 
 
@@ -108,7 +109,7 @@ def _figure(figure: Figure, tier: Tier, results: Path, collected: Collected, str
         return cli.INCOMPLETE
     pictures.save(figure, tier, collected.rows, results / tier)
     print(f"{figure.name}: {figure.title}")
-    print(f"{figure.paper.citation}; {figure.source}\n{show.STAMPS[tier]}\n")
+    print(f"{figure.paper.citation}; {figure.source}\n{TIERS[tier].stamp}\n")
     claims = figure.claims(collected.rows)
     if headline := figure.headline(collected.rows):
         print(headline + "\n")

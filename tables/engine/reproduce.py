@@ -31,13 +31,14 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from protobench.data import cifar
 from protobench.data.synthetic import bundled
 from protobench.runtime import cli, files
 from protobench.runtime.errors import UserError
 from tables.engine import plan, publish, work
 from tables.engine.executor import Executor, LocalProcesses
 from tables.engine.plan import Job
-from tables.engine.schema import Exhibit, Tier
+from tables.engine.schema import TIERS, Exhibit, Tier
 from tables.engine.slurm import Publication, Slurm, SlurmCluster
 from tables.engine.work import RunContext
 
@@ -48,11 +49,14 @@ class Reproduce:
 
     table: tyro.conf.Positional[str]
     tier: Tier = "mini"
-    """mini: bundled synthetic data. paper: real data at --data. quick: mini with one epoch, to test
-    an installation"""
+    """mini: bundled synthetic data. small: 10,000 real pictures of CIFAR-10, for a CPU. small-gpu:
+    all of CIFAR-10 and a ResNet-18, for one GPU. paper: the papers' data at --data. quick: mini
+    with one epoch, to test an installation"""
     data: Path | None = None
     """paper tier: folder with imagenet/, VOCdevkit/, places205/, coco/, cifar-10-batches-py/,
-    cifar-100-python/"""
+    cifar-100-python/; small tiers: with cifar-10-batches-py/ or cifar10/{train,test}/<class>/"""
+    download: bool = False
+    """small tiers, instead of --data: torchvision fetches CIFAR-10 (170 MB) into the cache, once"""
     ckpt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """paper tier: row=FILE, scores this checkpoint instead of training the row; may be repeated. A
     file that needs flags to be read (--normalisation, --weights, …) is exported first: python -m
@@ -63,8 +67,8 @@ class Reproduce:
     """pretraining seeds per row, fixed: 1, 2, …; default 1 in the paper and quick tiers. Claims are
     decided from 4"""
     max_seeds: int | None = None
-    """mini tier: up to how many seeds the rows of undecided claims are trained; default by the
-    table, 4 or more"""
+    """mini and small tiers: up to how many seeds the rows of undecided claims are trained; default
+    by the table, 4 or more"""
     plan: bool = False
     """show what would be run and what it costs, run nothing"""
     strict: bool = False
@@ -91,6 +95,8 @@ def reproduce(config: Reproduce, exhibit: Exhibit) -> int:
     given = _given(config)
     _check(config, exhibit)
     exhibit = _set(config, exhibit)
+    if config.download:
+        config = replace(config, data=cifar.download(files.cache_dir() / "cifar10"))
     at, seen = Pretrainings(_seeds(config, exhibit)), plan.AlreadyRead()
     jobs = _planned(config, exhibit, given, at, seen)
     _load_given(jobs)
@@ -151,13 +157,13 @@ def _seeds(config: Reproduce, exhibit: Exhibit) -> int:
     """Pretrainings of every row at the first look."""
     if config.seeds is not None:
         return config.seeds
-    return exhibit.looks.first if config.tier == "mini" else 1
+    return exhibit.looks.first if TIERS[config.tier].grows else 1
 
 
 def _most(config: Reproduce, exhibit: Exhibit) -> int:
     """Up to how many pretrainings undecided claims are looked at; none further with --seeds, and
-    outside of the bundled tier."""
-    if config.seeds is not None or config.tier != "mini":
+    in the paper and quick tiers."""
+    if config.seeds is not None or not TIERS[config.tier].grows:
         return _seeds(config, exhibit)
     return exhibit.max_seeds if config.max_seeds is None else config.max_seeds
 
@@ -174,7 +180,7 @@ def _next_look(
     if following is None:
         return None
     undecided = publish.undecided(exhibit, config.tier, config.results, requested_keys)
-    trained = [row.name for row in exhibit.rows if row.mini]
+    trained = [row.name for row in exhibit.rows if row.recipe(config.tier)]
     if config.rows:
         trained = [name for name in trained if name in config.rows]
     rows = [name for name in trained if any(name in claim.rows for claim in undecided)]
@@ -250,6 +256,7 @@ def _check(config: Reproduce, exhibit: Exhibit) -> None:
                 " under it"
             ),
         )
+    _check_data_of_tier(config)
     if config.tier == "paper" and config.data is not None and bundled.is_root(config.data):
         for what, there in (
             ("CIFAR", any(dataset.startswith("cifar") for _, dataset in exhibit.tasks)),
@@ -261,12 +268,12 @@ def _check(config: Reproduce, exhibit: Exhibit) -> None:
                     at=config.data,
                     hint="--tier mini uses it",
                 )
-    if config.tier != "paper" and config.data is not None:
+    if TIERS[config.tier].bundled and config.data is not None:
         raise UserError(
             f"--data belongs to the paper tier, the {config.tier} tier makes its own",
             hint="add --tier paper",
         )
-    if config.skip_bad_images and config.tier != "paper":
+    if config.skip_bad_images and TIERS[config.tier].bundled:
         raise UserError(
             "--skip-bad-images belongs to the paper tier: bundled synthetic data is verified"
             " whenever it is used"
@@ -279,10 +286,35 @@ def _check(config: Reproduce, exhibit: Exhibit) -> None:
         _check_max_seeds(config, config.max_seeds, exhibit.looks.first)
 
 
-def _check_max_seeds(config: Reproduce, most: int, first: int) -> None:
-    if config.tier != "mini":
+def _check_data_of_tier(config: Reproduce) -> None:
+    """UserError where a tier with a data set of its own has none, or another has --download."""
+    tier, has_own = config.tier, bool(TIERS[config.tier].dataset)
+    if config.download and (config.data is not None or not has_own):
+        why = "--data names its data" if has_own else f"the {tier} tier does not use it"
         raise UserError(
-            f"--max-seeds belongs to the mini tier, not to {config.tier}",
+            f"--download fetches CIFAR-10, and {why}",
+            hint="leave out --download" if has_own else "--tier small --download",
+        )
+    if has_own and config.data is None and not config.download:
+        raise UserError(
+            f"the {tier} tier needs CIFAR-10",
+            hint=(
+                "--data ROOT with cifar-10-batches-py/ or cifar10/{train,test}/<class>/ in it; or"
+                " --download, which fetches it (170 MB)"
+            ),
+        )
+    if has_own and config.data is not None and bundled.is_root(config.data):
+        raise UserError(
+            "this is the bundled synthetic data, and no pictures",
+            at=config.data,
+            hint="--tier mini uses it",
+        )
+
+
+def _check_max_seeds(config: Reproduce, most: int, first: int) -> None:
+    if not TIERS[config.tier].grows:
+        raise UserError(
+            f"--max-seeds belongs to the mini tier and the small ones, not to {config.tier}",
             hint="--seeds N pretrains every row N times",
         )
     if config.seeds is not None:

@@ -12,10 +12,61 @@ from typing import Any, Literal
 from pretrain.recipes.common import Recipe
 from tables.engine.sequential import LOOKS, ClaimVerdict, Looks
 
-Tier = Literal["mini", "quick", "paper"]
+Tier = Literal["mini", "quick", "small", "small-gpu", "paper"]
 """mini: bundled synthetic data, never subtracted from the paper. quick: mini with one epoch, tests
-the plumbing. paper: real data."""
-TIERS: tuple[Tier, ...] = ("paper", "mini", "quick")
+the plumbing. small: a part of CIFAR-10, for a CPU. small-gpu: CIFAR-10, for one GPU. paper: the
+papers' data."""
+
+
+@dataclass(frozen=True)
+class TierTraits:
+    """What sets a tier apart."""
+
+    stamp: str
+    """what its numbers mean"""
+    bundled: bool = False
+    """whether every seed has a generated world of its own, instead of --data"""
+    compared: bool = False
+    """whether cells are compared with the paper's, each by its margin"""
+    grows: bool = False
+    """whether, by default, rows of undecided claims are trained further"""
+    on_gpu: bool = False
+    dataset: str = ""
+    """the data set on which a table has a form of its own (``Exhibit.form``)"""
+    cost: float = 1.0
+    """seconds of an epoch of pretraining per second of the same row's in the mini tier"""
+
+
+TIERS: dict[Tier, TierTraits] = {
+    "paper": TierTraits("PAPER: real data, the paper's protocol.", compared=True, on_gpu=True),
+    "small-gpu": TierTraits(
+        "SMALL-GPU: CIFAR-10 and a ResNet-18, one optimiser for all methods. No paper's numbers;"
+        " what is tested are the claims, on this one data set: pretrainings differ, pictures do"
+        " not.",
+        grows=True,
+        on_gpu=True,
+        dataset="cifar10",
+        cost=2.2,  # computed, not measured: MoCo 22 PFLOP in all, at 60 TFLOP/s
+    ),
+    "small": TierTraits(
+        "SMALL: 10,000 training pictures of CIFAR-10 and a small network. No paper's numbers; what"
+        " is tested are the claims, on this one data set: pretrainings differ, pictures do not.",
+        grows=True,
+        dataset="cifar10-10k",
+        cost=4,
+    ),
+    "mini": TierTraits(
+        "MINI: bundled synthetic data and small networks. These numbers are not comparable with"
+        " the paper's, which stand beside them for orientation; only the claims (orderings) are"
+        " checked.",
+        bundled=True,
+        grows=True,
+    ),
+    "quick": TierTraits(
+        "QUICK: one epoch on bundled data. Tests the plumbing; the numbers mean nothing.",
+        bundled=True,
+    ),
+}
 """In the order of the page."""
 
 TaskKey = tuple[str, str]
@@ -107,6 +158,8 @@ class Row:
     """as printed, and as in the CSV"""
     mini: Recipe | None = None
     paper: Recipe | None = None
+    small: Recipe | None = None
+    small_gpu: Recipe | None = None
     cited: str = ""
     """where the paper copied its numbers from; such a row is never run"""
     settings: tuple[tuple[str, Any], ...] = ()
@@ -128,12 +181,17 @@ class Row:
 
     def recipe(self, tier: Tier) -> Recipe | None:
         """How this row's encoder is trained in a tier; None where it is not."""
-        return self.paper if tier == "paper" else self.mini
+        of: dict[Tier, Recipe | None] = {
+            "paper": self.paper,
+            "small-gpu": self.small_gpu,
+            "small": self.small,
+        }
+        return of.get(tier, self.mini)
 
     def absent(self, tier: Tier) -> bool:
         """Whether a tier has no encoder for this row: one that is a published file alone needs
         the paper's data."""
-        return not self.cited and tier != "paper" and self.mini is None
+        return not self.cited and tier != "paper" and self.recipe(tier) is None
 
 
 RowNames = str | tuple[str, ...]
@@ -204,6 +262,9 @@ class Exhibit(ABC):
     """when its claims are tested"""
     max_seeds: int = 4
     """up to how many pretrainings the bundled tier looks further by default; chosen by time"""
+    forms: Callable[[Tier], "Exhibit | None"] = lambda tier: None
+    """the same exhibit of the data of a tier that has its own; None where it cannot be made of
+    it"""
     expected_params: dict[str, Any] = field(default_factory=dict)
     """parameters of the evaluation as the paper prints them, where a user may need others; those
     are off protocol"""
@@ -217,6 +278,10 @@ class Exhibit(ABC):
     def source(self) -> str:
         """The version of the paper, and the place in it."""
         return f"{self.paper.edition}, {self.where}" if self.where else self.paper.edition
+
+    def form(self, tier: Tier) -> "Exhibit | None":
+        """The exhibit as a tier shows it; None where the tier has none of it."""
+        return self.forms(tier) if TIERS[tier].dataset else self
 
     def row(self, name: str) -> Row:
         """A row by its short name."""
@@ -264,8 +329,9 @@ class Table(Exhibit):
 
     source_note: str
     """how its numbers were read, as a sentence"""
-    numbers_csv: Path
-    """the paper's numbers: row, architecture, and a column per Column, by their titles"""
+    numbers_csv: Path | None
+    """the paper's numbers: row, architecture, and a column per Column, by their titles; None where
+    nobody has printed any"""
     columns: tuple[Column, ...]
     claims: tuple[Claim, ...] = ()
     further_claims: Callable[[RecordsByRow], tuple[ClaimResult, ...]] = lambda found: ()
@@ -292,6 +358,8 @@ class Table(Exhibit):
     @cached_property
     def _printed(self) -> dict[str, dict[str, str]]:
         """Row title -> the paper's line, cell by cell."""
+        if self.numbers_csv is None:
+            return {}
         with open(self.numbers_csv, newline="", encoding="utf-8") as file:
             return {line["row"]: line for line in csv.DictReader(file)}
 

@@ -13,7 +13,7 @@ from tabulate import tabulate
 from protobench.runtime import cli
 from tables.engine import reference, verdicts
 from tables.engine.compare import Cell, Outcome
-from tables.engine.schema import ClaimResult, Column
+from tables.engine.schema import TIERS, ClaimResult, Column
 
 SYMBOLS = {
     "re-evaluated": "=",
@@ -37,15 +37,6 @@ LEGEND = (
 )
 INTERVALS = "paired difference [interval that allows for all looks]"
 PRIMARY = " (primary)"
-STAMPS = {
-    "mini": (
-        "MINI: bundled synthetic data and small networks. These numbers are not comparable with"
-        " the paper's, which stand beside them for orientation; only the claims (orderings) are"
-        " checked."
-    ),
-    "quick": "QUICK: one epoch on bundled data. Tests the plumbing; the numbers mean nothing.",
-    "paper": "PAPER: real data, the paper's protocol.",
-}
 
 
 def forms(outcome: Outcome, strict: bool = False) -> dict[str, str]:
@@ -137,8 +128,8 @@ def _below(outcome: Outcome) -> list[str]:
     return [
         line
         for line in (
-            LEGEND if outcome.tier == "paper" else "",
-            ceilings(outcome) if outcome.tier == "paper" else "",
+            LEGEND if TIERS[outcome.tier].compared else "",
+            ceilings(outcome) if TIERS[outcome.tier].compared else "",
             reference.machine(outcome),
         )
         if line
@@ -216,7 +207,7 @@ def text(outcome: Outcome, strict: bool = False) -> str:
     lines = [
         f"{table.name}: {table.title}",
         f"{table.paper.citation}; {table.source}",
-        STAMPS[outcome.tier],
+        TIERS[outcome.tier].stamp,
         f"ours | paper; {what_spread_means(outcome)}",
         f"controls (Random, Supervised): {outcome.controls}",
         *outcome.remarks,
@@ -243,17 +234,17 @@ def text(outcome: Outcome, strict: bool = False) -> str:
 
 
 def grid_csv(outcome: Outcome) -> str:
-    """Same columns and order as the paper's numbers, so that plain diff works; cited rows only in
-    the paper's tier."""
-    table = outcome.table
+    """Same columns and order as the paper's numbers, so that plain diff works; all rows in a tier
+    that has a data set of its own, and cited numbers only where they are of the same data."""
+    table, traits = outcome.table, TIERS[outcome.tier]
     rows = []
-    for row in table.printed_rows:
+    for row in table.rows if traits.dataset else table.printed_rows:
         cells = [outcome.cells[row.name, column.title] for column in table.columns]
         values = [
-            cell.paper if row.cited and outcome.tier == "paper" else number(cell, table.decimals)
+            cell.paper if row.cited and not traits.bundled else number(cell, table.decimals)
             for cell in cells
         ]
-        rows.append([row.title, table.architectures[row.title], *values])
+        rows.append([row.title, table.architectures.get(row.title, ""), *values])
     return csv_text(["row", "architecture", *(column.title for column in table.columns)], rows)
 
 
@@ -321,7 +312,7 @@ def markdown(outcome: Outcome, strict: bool = False) -> str:
         "",
         f"{table.paper.citation}; {table.source}. {table.source_note}",
         "",
-        f"**{STAMPS[outcome.tier]}**",
+        f"**{TIERS[outcome.tier].stamp}**",
         "",
         f"Each cell: ours \\| paper. {what_spread_means(outcome)}. Controls: {outcome.controls}.",
         "",
@@ -390,7 +381,7 @@ def latex(outcome: Outcome) -> str:
             ]
         ),
     )
-    stamp = STAMPS[outcome.tier].replace("%", "\\%")
+    stamp = TIERS[outcome.tier].stamp.replace("%", "\\%")
     return frame.style.to_latex(
         hrules=True,
         multicol_align="c",

@@ -11,7 +11,7 @@ from protobench.runtime.cores import default_workers
 from protobench.runtime.errors import UserError
 from tables.engine import plan
 from tables.engine.plan import EvalTask, Job
-from tables.engine.schema import Tier
+from tables.engine.schema import TIERS, Tier
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,12 @@ class RunContext:
 
 
 def workers_of(tier: Tier, requested: int | None, cores: int | None) -> int:
-    """Image-reading processes of a job: as requested; else none on bundled synthetic data, and one
-    for each of the ``cores`` that belong to the job (default: all usable ones), up to a limit."""
+    """Image-reading processes of a job: as requested; else none in a tier for CPUs, whose images
+    are small, and one for each of the ``cores`` that belong to the job (default: all usable ones),
+    up to a limit."""
     if requested is not None:
         return requested
-    return default_workers(cores) if tier == "paper" else 0
+    return default_workers(cores) if TIERS[tier].on_gpu else 0
 
 
 def train(job: Job, context: RunContext) -> None:

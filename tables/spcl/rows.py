@@ -30,12 +30,14 @@ def spcl(
     paper: spcl_recipes.SPCL = spcl_recipes.CIFAR10,
     **changes: Any,
 ) -> Row:
-    """SPCL with other values of some fields of the recipe, the same in both tiers."""
+    """SPCL with other values of some fields of the recipe, the same in all tiers."""
     return Row(
         name,
         title,
         replace(spcl_recipes.MINI, **changes),
         replace(paper, **changes),
+        replace(spcl_recipes.SMALL, **changes),
+        replace(spcl_recipes.SMALL_GPU, **changes),
         mini_seconds=65,
         gpu_hours=13,
         gpu_hours_source=COST,
