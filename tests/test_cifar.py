@@ -161,6 +161,8 @@ def test_whatever_is_wrong_with_the_files_is_told(tmp_path, monkeypatch):
     )
     _says("no such folder", cifar.read, tmp_path / "absent", "cifar10", "test")
     (tmp_path / "cifar-10-python.tar.gz").touch()
+    _says("this archive is damaged, or not the", cifar.read, tmp_path, "cifar10", "train")
+    monkeypatch.setattr(datasets.CIFAR10, "tgz_md5", hashlib.md5(b"").hexdigest())
     assert "tar xf cifar-10-python.tar.gz" in _says(
         "an archive, not unpacked", cifar.read, tmp_path, "cifar10", "train"
     )
