@@ -1,5 +1,5 @@
 """Checkpoints: what is in one, getting a published one, writing one for other programs. Data: is it
-complete. The installation: does it work.
+complete. The cache: what it holds. The installation: does it work.
 
 Examples:
 
@@ -10,6 +10,8 @@ Examples:
     python -m protobench export encoder.safetensors out.pth --layout detectron2
     python -m protobench convert --trust old.pth.tar out.safetensors  # runs its code; rarely needed
     python -m protobench check-data /data  # counts, classes, every image decoded; resumable
+    python -m protobench cache  # features, decoded images, bundled data: sizes and last use
+    python -m protobench cache --trim --older-than 30d --max-size 50GB --dry-run
     python -m protobench doctor  # what this machine and its installation lack
 
 export and convert take the flags of an evaluation too: --weights, --prefix, --normalisation, …

@@ -160,6 +160,48 @@ class CheckData:
         return verify.check(self.data, self.dataset, self.workers)
 
 
+@dataclass(frozen=True)
+class Cache:
+    """Shows what the caches hold, by checkpoint and data, and trims them: features, decoded images
+    and bundled data, all of which are made again when they are missing."""
+
+    kind: tuple[str, ...] = ()
+    """only these, such as features or worlds"""
+    all: bool = False
+    """print every line, not only the largest"""
+    trim: bool = False
+    """remove entries, by --older-than or --max-size or both; never one that a process is using"""
+    older_than: str = ""
+    """those last used longer ago: 12h, 30d, 8w"""
+    max_size: str = ""
+    """the least recently used ones, until no more than this is left: 500MB, 50GB"""
+    dry_run: bool = False
+    """say what would be removed, and remove nothing"""
+
+    def run(self) -> int:
+        """Shows or trims, and returns the exit code."""
+        from protobench import cache
+        from protobench.runtime import files
+
+        if not self.trim:
+            if self.older_than or self.max_size or self.dry_run:
+                raise UserError(
+                    "--older-than, --max-size and --dry-run say how to trim", hint="add --trim"
+                )
+            return cache.show(files.cache_dir(), self.kind, self.all)
+        if not self.older_than and not self.max_size:
+            raise UserError(
+                "--trim needs to know what", hint="--older-than 30d, --max-size 50GB, or both"
+            )
+        return cache.trim(
+            files.cache_dir(),
+            self.kind,
+            older_than=cache.seconds(self.older_than) if self.older_than else None,
+            max_size=cache.size_of(self.max_size) if self.max_size else None,
+            dry_run=self.dry_run,
+        )
+
+
 COMMANDS: Mapping[str, type[Command]] = {
     "inspect": Inspect,
     "layouts": Layouts,
@@ -167,4 +209,5 @@ COMMANDS: Mapping[str, type[Command]] = {
     "export": Export,
     "convert": Convert,
     "check-data": CheckData,
+    "cache": Cache,
 }

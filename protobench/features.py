@@ -22,7 +22,7 @@ from protobench.data import crop_cache
 from protobench.data.image_list import ImageList
 from protobench.data.loading import CentreCrops, batches, normaliser
 from protobench.data.transforms import EvalInput
-from protobench.runtime import distributed, files
+from protobench.runtime import cache_use, distributed, files
 from protobench.runtime.errors import UserError
 from protobench.runtime.progress import progress
 
@@ -76,26 +76,42 @@ def extract(
     input_check.verify(encoder, images, input_)
     path = (cache or files.cache_dir() / "features") / f"{files.sha256(identity)}.npy"
     how, started = "taken from the cache", time.perf_counter()
-    if not distributed.broadcast_from_main(lambda: _is_complete(path)):
-        lock = files.exclusive_lock(path.with_suffix(".lock"))
-        with lock if distributed.is_main() else contextlib.nullcontext():
-            # another evaluation may have written the features while this one waited for the lock
-            if not distributed.broadcast_from_main(lambda: _is_complete(path)):
-                forward = Forward(encoder, input_, pooling, device)
-                _write(path, images, input_, forward, device, workers, batch_size)
-                if distributed.is_main():
-                    _finish(path, images, encoder)
-                distributed.barrier()
-                how = f"{time.perf_counter() - started:.1f} s"
-    if not _is_complete(path):
-        raise UserError(
-            "this process cannot see the features that rank 0 has written",
-            at=path,
-            hint="PROTOBENCH_CACHE must name a folder on a file system that all machines share",
-        )
-    x_ND: np.ndarray = np.load(path, mmap_mode="r")
+    with cache_use.using(path, **(what := _description(encoder, images, pooling, warp))):
+        if not distributed.broadcast_from_main(lambda: _is_complete(path)):
+            lock = files.exclusive_lock(path.with_suffix(".lock"))
+            with lock if distributed.is_main() else contextlib.nullcontext():
+                # another evaluation may have written them while this one waited for the lock
+                if not distributed.broadcast_from_main(lambda: _is_complete(path)):
+                    forward = Forward(encoder, input_, pooling, device)
+                    _write(path, images, input_, forward, device, workers, batch_size)
+                    if distributed.is_main():
+                        _finish(path, images, encoder)
+                    distributed.barrier()
+                    how = f"{time.perf_counter() - started:.1f} s"
+        if not _is_complete(path):
+            raise UserError(
+                "this process cannot see the features that rank 0 has written",
+                at=path,
+                hint="PROTOBENCH_CACHE must name a folder on a file system that all machines share",
+            )
+        x_ND: np.ndarray = np.load(path, mmap_mode="r")
+        # the base is the mapping, which every view of the features keeps alive
+        cache_use.use_while_alive(x_ND.base, path, **what)
     print(f"features of {images.name}: {x_ND.shape[0]} x {x_ND.shape[1]}, {how}")
     return x_ND
+
+
+def _description(
+    encoder: Encoder, images: ImageList, pooling: Pooling, warp: bool
+) -> dict[str, str]:
+    """What ``protobench cache`` says of these features."""
+    report, trained = encoder.report, encoder.report.trained or {}
+    origin = f"{trained['method']} seed {trained['seed']}" if trained else report.origin
+    return {
+        "checkpoint": f"{report.file} {report.sha256[:8]} ({origin})",
+        "data": images.name,
+        "form": f"{pooling}, {encoder.precision}{', warped' if warp else ''}",
+    }
 
 
 def _is_complete(path: Path) -> bool:

@@ -22,7 +22,7 @@ def _beside_one_another(monkeypatch):
 def test_every_stage_is_run_by_tox():
     import all as whole
 
-    apart = {"all", "alternate", "gpu", "machine", "normalisation", "worlds"}
+    apart = {"all", "alternate", "gpu", "hard_links", "machine", "normalisation", "scale", "worlds"}
     assert {path.stem for path in BENCHMARKS.glob("*.py")} - apart == set(whole.STAGES)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from protobench.data.image_list import ImageList
+from protobench.data.image_list import ImageList, Paths
 from protobench.runtime import files
 from protobench.runtime.errors import UserError
 
@@ -69,7 +69,7 @@ class BoxList(ImageList):
         """The images at ``indices``, in that order."""
         return replace(
             self,
-            paths=tuple(self.paths[i] for i in indices),
+            paths=Paths(self.paths[i] for i in indices),
             labels=self.labels[indices],
             objects=tuple(self.objects[i] for i in indices),
         )

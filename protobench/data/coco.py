@@ -41,7 +41,7 @@ def read(data: Path, split: str) -> BoxList:
             hint=f"unpack {ANNOTATIONS} in the folder given, or in its folder coco/",
         )
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes(), object_hook=_packed)
         images = _by_id(content["images"], "image", path)
         categories = _by_id(content["categories"], "category", path)
         ids = [image["id"] for image in images]
@@ -116,6 +116,15 @@ def read(data: Path, split: str) -> BoxList:
     )
 
 
+def _packed(entry: dict[str, Any]) -> dict[str, Any]:
+    """An object of the file, its polygons as arrays as soon as it is parsed: as lists of Python's
+    numbers all of COCO's take 2 GB, which the system would not get back."""
+    written = entry.get("segmentation")
+    if isinstance(written, list) and all(map(_numbers, written)):
+        entry["segmentation"] = tuple(np.array(part, np.float64) for part in written)
+    return entry
+
+
 def _invalid(annotation: dict[str, Any], what: str, path: Path) -> UserError:
     return UserError(
         f"annotation {annotation.get('id')}: {what}",
@@ -178,10 +187,9 @@ def _numbers(values: Any) -> bool:
 
 
 def _mask(annotation: dict[str, Any], size: tuple[int, int], path: Path) -> Any:
-    """An annotation's mask: polygons as arrays, which take a fifth of the memory of JSON's lists,
-    or run lengths as whole numbers, however they are written. Polygons are kept in double
-    precision: pycocotools rounds to fifths of a pixel, and in single precision a third of COCO's
-    would come out differently."""
+    """An annotation's mask: polygons as arrays (see ``_packed``), or run lengths as whole numbers,
+    however they are written. Polygons are kept in double precision: pycocotools rounds to fifths of
+    a pixel, and in single precision a third of COCO's would come out differently."""
     written, (height, width) = annotation.get("segmentation"), size
     if isinstance(written, dict):
         return {
@@ -192,14 +200,13 @@ def _mask(annotation: dict[str, Any], size: tuple[int, int], path: Path) -> Any:
         raise _invalid(
             annotation, "it has no mask, and Mask R-CNN needs one for every object", path
         )
-    if not isinstance(written, list) or not all(map(_numbers, written)):
+    if not isinstance(written, tuple):
         raise _invalid(
             annotation,
             f"its mask is not a list of polygons, [[x, y, x, y, …], …]: {str(written)[:60]}",
             path,
         )
-    polygons = tuple(np.array(part, np.float64) for part in written)
-    for polygon in polygons:
+    for polygon in written:
         # corners may lie beyond the border, but with none, or with one far away, pycocotools would
         # never finish
         if (
@@ -213,7 +220,7 @@ def _mask(annotation: dict[str, Any], size: tuple[int, int], path: Path) -> Any:
                 f"its mask is not a polygon of corners x, y within the image: {shown}",
                 path,
             )
-    return polygons
+    return written
 
 
 def _run_lengths(

@@ -18,7 +18,7 @@ import numpy as np
 import PIL
 
 from protobench.data.image_list import ImageList
-from protobench.runtime import cores, files
+from protobench.runtime import cache_use, cores, files
 from protobench.runtime.errors import UserError, decodable, printable
 from protobench.runtime.progress import progress
 
@@ -72,6 +72,7 @@ def check(images: ImageList, workers: int) -> DecodeReport:
     bad: dict[int, str] = {}
     digests = np.zeros(len(images), dtype=np.uint64)
     with (
+        cache_use.using(path, data=images.name),
         files.exclusive_lock(path.with_suffix(".lock")),
         ThreadPoolExecutor(max(workers, 1)) as pool,
     ):  # a second process waits

@@ -5,10 +5,11 @@ import os
 import unicodedata
 import warnings
 from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, overload
 
 import numpy as np
 from PIL import Image
@@ -36,6 +37,45 @@ SAMPLED_FILES = 256
 List = TypeVar("List", bound="ImageList")
 
 
+class Paths(Sequence[str]):
+    """Texts in one block of bytes instead of a million objects. A forked worker process that looks
+    one up copies no memory, which counting a reference to an object would make it do, and a worker
+    that is not forked is sent the block."""
+
+    def __init__(self, texts: Iterable[str]):
+        # any text comes back as it was, undecodable bytes of file names included
+        encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
+        self._bytes = b"".join(encoded)
+        self._end_I = np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)))
+
+    def __len__(self) -> int:
+        return len(self._end_I)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[str, ...]: ...
+    def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
+        """A text, or some of them."""
+        if isinstance(index, slice):
+            return tuple(self[i] for i in range(*index.indices(len(self))))
+        i = range(len(self))[index]
+        start, end = int(self._end_I[i - 1]) if i else 0, int(self._end_I[i])
+        return self._bytes[start:end].decode("utf-8", "surrogatepass")
+
+    def __iter__(self) -> Iterator[str]:
+        start = 0
+        for end in self._end_I.tolist():
+            yield self._bytes[start:end].decode("utf-8", "surrogatepass")
+            start = end
+
+    def __eq__(self, other: object) -> bool:
+        """Whether ``other`` is a sequence of the same texts, however it holds them."""
+        return isinstance(other, Sequence) and len(self) == len(other) and [*self] == [*other]
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 @dataclass(frozen=True, eq=False)
 class ImageList:
     """Images in a fixed order.
@@ -45,7 +85,8 @@ class ImageList:
 
     name: str
     root: Path
-    paths: tuple[str, ...]
+    paths: Sequence[str]
+    """kept as Paths"""
     labels: np.ndarray
     classes: tuple[str, ...]
     unreadable: tuple[str, ...] = ()
@@ -58,6 +99,8 @@ class ImageList:
     the whole list, or a part that an evaluation chose"""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.paths, Paths):
+            object.__setattr__(self, "paths", Paths(self.paths))
         shape = (
             (len(self.paths),) if self.labels.ndim == 1 else (len(self.paths), len(self.classes))
         )
@@ -86,7 +129,7 @@ class ImageList:
         """The images at ``indices``, in that order."""
         return replace(
             self,
-            paths=tuple(self.paths[i] for i in indices),
+            paths=Paths(self.paths[i] for i in indices),
             labels=self.labels[indices],
             pixels=None if self.pixels is None else self.pixels[indices],
         )
@@ -137,7 +180,9 @@ class ImageList:
         apart = ["rehearsal"] if self.rehearsed_of else []
         if self.pixels is not None:
             contents = [str(self.pixels.shape), hashlib.sha256(self.pixels.tobytes()).hexdigest()]
-            return files.sha256([self.paths, self.labels.tolist(), self.classes, contents, *apart])
+            return files.sha256(
+                [tuple(self.paths), self.labels.tolist(), self.classes, contents, *apart]
+            )
         whole = self.hashed_whole
         chosen = (
             range(len(self))

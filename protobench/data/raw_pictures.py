@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 from protobench.data.image_list import ImageList
 from protobench.data.loading import batches
-from protobench.runtime import files
+from protobench.runtime import cache_use, files
 from protobench.runtime.errors import UserError
 from protobench.runtime.progress import progress
 
@@ -75,11 +75,15 @@ def keep(images: ImageList, workers: int) -> RawPictures:
     an image that cannot be read, and where disk space does not suffice."""
     identity = [VERSION, SIDE, PIL.__version__, images.cache_key]
     path = files.cache_dir() / "raw" / f"{files.sha256(identity)[:32]}.u8"
-    if not path.exists():
-        with files.exclusive_lock(path.with_suffix(".lock")):
-            if not path.exists():
-                _write(path, images, workers)
-    return RawPictures(path)
+    what = {"data": images.name}
+    with cache_use.using(path, **what):
+        if not path.exists():
+            with files.exclusive_lock(path.with_suffix(".lock")):
+                if not path.exists():
+                    _write(path, images, workers)
+        pictures = RawPictures(path)
+        cache_use.use_while_alive(pictures, path, **what)
+    return pictures
 
 
 def small(image: Image.Image) -> np.ndarray:

@@ -80,7 +80,7 @@ def read_07_and_12(data: Path) -> BoxList:
     return replace(
         first,
         name="voc07+12-trainval-boxes",
-        paths=first.paths + second.paths,
+        paths=[*first.paths, *second.paths],
         labels=np.concatenate([first.labels, second.labels]),
         objects=first.objects + second.objects,
     )

@@ -13,8 +13,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from protobench.runtime import files
+from protobench.runtime import cache_use, files
 from protobench.runtime.errors import UserError
+
+_opened: set[Path] = set()
+_in_use = contextlib.ExitStack()
+"""What this process has opened of the cache, whose files it may read until it ends."""
 
 MANIFEST, NOTE = "manifest.json", "verified.json"
 
@@ -23,7 +27,11 @@ States = dict[str, tuple[int, int]]
 
 
 def made(root: Path, identity: dict[str, Any], write: Callable[[Path], None]) -> Path:
-    """``root``, with what ``write`` writes into a folder: made on first use and verified later."""
+    """``root``, with what ``write`` writes into a folder: made on first use and verified later. In
+    the cache it is not trimmed before this process ends."""
+    if root.parent == files.cache_dir() and root not in _opened:
+        _in_use.enter_context(cache_use.using(root, data=root.name))
+        _opened.add(root)
     with files.exclusive_lock(root.with_name(root.name + ".lock")):
         if (root / MANIFEST).exists():
             verify(root)
