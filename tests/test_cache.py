@@ -15,7 +15,7 @@ import pytest
 from protobench import __main__ as protobench_command
 from protobench import cache, features
 from protobench.checkpoints import encoders
-from protobench.data import decoding, raw_pictures, voc
+from protobench.data import crop_cache, decoding, raw_pictures, voc
 from protobench.data.synthetic import bundled
 from protobench.runtime import cache_use, files
 from protobench.runtime.errors import UserError
@@ -129,6 +129,22 @@ def test_decoded_images_are_in_use_while_they_are_mapped(run, folder, train_imag
     gc.collect()
     assert run("--trim", "--max-size", "0KB")[0] == 0
     assert not [*folder.glob("raw/*.u8"), *folder.glob("raw/*.npy")]
+
+
+def test_kept_crops_are_shown_by_their_description_and_in_use_while_open(
+    run, folder, train_images, encoder_file
+):
+    some, input_ = train_images.subset(np.arange(3)), encoders.load(encoder_file).input
+    crops = crop_cache.keep(some, input_)
+    (line,) = [line for line in run()[1].splitlines() if line.startswith("crops ")]
+    assert "imagenet-train" in line
+    assert "1 in use" in line
+    assert run("--trim", "--max-size", "0KB")[0] == 3
+    assert len(crops) == 3
+    del crops
+    gc.collect()
+    assert run("--trim", "--max-size", "0KB")[0] == 0
+    assert [path.suffix for path in (folder / "crops").iterdir()] == [".lock"]
 
 
 # Trimming -----------------------------------------------------------------------------------------
