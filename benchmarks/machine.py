@@ -57,46 +57,29 @@ SETTINGS = {
 KNOWN = {
     "AMD EPYC with AVX-512, torch 2.15": {
         "default": {
-            "moco": "5bf6d62c0dd00029",
-            "simclr": "9116cbbbad4a276e",
-            "pcl": "cc238807f5e126b7",
+            "moco": "21582ce2ed73afd5",
+            "simclr": "4305edd090dda1fc",
+            "pcl": "3d311de547a18a69",
         },
         "AVX2": {
-            "moco": "c074a3bef87df81d",
-            "simclr": "dfc5e2d947cc0df5",
-            "pcl": "b1ea36ba15a5d260",
+            "moco": "330b900d85a5031c",
+            "simclr": "d7338feff5ca5711",
+            "pcl": "02aceb3bc3f04e47",
         },
         "AVX2, MKL compatible": {
-            "moco": "499e031bf7206469",
-            "simclr": "01b8b38fdce588a7",
-            "pcl": "62b2da30cd5bb00d",
+            "moco": "079d5c53b5dd391b",
+            "simclr": "bcb77a0ab705a13a",
+            "pcl": "b07ca3018d798f8c",
         },
         "SSE4.1, MKL compatible": {
-            "moco": "8cd2ad2393c10c4e",
-            "simclr": "f34b7b876a15374c",
-            "pcl": "581876b65713296c",
-        },
-    },
-    "Intel Xeon with AVX-512 and AMX, torch 2.15": {
-        "default": {
-            "moco": "fd01df1f93ff5a68",
-            "simclr": "ae99e59cf3cca7a9",
-            "pcl": "869b1ba2b600d516",
-        },
-        "AVX2": {
-            "moco": "4a453a89068247d3",
-            "simclr": "3b3714993a3a5a3f",
-            "pcl": "69e7680cafeb16c0",
-        },
-        "AVX2, MKL compatible": {
-            "moco": "2ce0881c52e5909d",
-            "simclr": "c121d7f4d8afc6f5",
-            "pcl": "c2ef1631fca9a078",
+            "moco": "f74dde76f489c2b2",
+            "simclr": "4b1f06866cd9ec44",
+            "pcl": "f5029b2071a651af",
         },
     },
 }
 """The hashes measured so far: machine -> setting -> method -> hash."""
-DATA = "c7499a1266ff57ce"
+DATA = "d2867fe94f45d697"
 """The first digits of the data's fingerprint (protobench/data/synthetic/bundled.py) where the
 hashes above were measured."""
 
