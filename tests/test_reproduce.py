@@ -439,7 +439,7 @@ def test_the_bar_counts_epochs_and_scores_of_jobs_under_way(world, monkeypatch, 
     assert training == job.row.mini_seconds
     assert plan.estimate(job) == training + sum(map(plan.task_seconds, job.tasks))
     (tmp_path / "moco-1-old-score-0123.json").touch()
-    bar = executor._JobsBar([job], tmp_path)
+    bar = executor.JobsBar([job], tmp_path)
     bar.show([job])
     assert bar.bar.n == 0
     job.checkpoint.parent.mkdir(parents=True)
@@ -458,7 +458,7 @@ def test_the_bar_counts_epochs_and_scores_of_jobs_under_way(world, monkeypatch, 
 def test_a_bar_of_half_seconds_reaches_its_end(monkeypatch, tmp_path):
     """tqdm forgets a total that is exceeded by half."""
     monkeypatch.setattr(plan, "estimate", lambda job: 2.5)
-    bar = executor._JobsBar([object()], tmp_path)
+    bar = executor.JobsBar([object()], tmp_path)
     bar.show([])
     assert "/3 s of work" in str(bar.bar)
     bar.bar.close()

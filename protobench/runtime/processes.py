@@ -49,16 +49,20 @@ def _start_worker(threads: int) -> None:
     # The parent ends its workers, whose files are whole at any moment.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    end_with_parent()
     if threads:
         import torch
 
         torch.set_num_threads(threads)
 
 
+def end_with_parent() -> None:
+    """From now on ends this process when its parent is gone, killed for example: nobody would
+    collect its results."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
 def _end_with(parent: int) -> None:
-    """Ends this worker when its parent is gone, killed for example: nobody would collect its
-    results."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

@@ -1,15 +1,19 @@
-"""Where a plan's jobs run: in processes of this machine, here, or as jobs of a cluster
-(engine/slurm.py)."""
+"""Where a plan's jobs run: in processes of this machine, here, one on each of its GPUs
+(engine/one_per_gpu.py), or as jobs of a cluster (engine/slurm.py)."""
 
 import contextlib
+import json
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
+
+from tqdm import tqdm
 
 from protobench.runtime import processes
 from protobench.runtime.progress import progress
@@ -51,7 +55,7 @@ class LocalProcesses:
         failed = []
         records = context.results / context.tier / "records"
         with (
-            _bar(jobs, records) as bar,
+            jobs_bar(jobs, records) as bar,
             processes.pool(min(parallel, len(jobs)), threads) as pool,
         ):
             pending: dict[Future[None], Job] = {
@@ -89,15 +93,16 @@ def run_job(job: Job, context: RunContext) -> None:
 
 
 @contextlib.contextmanager
-def _bar(jobs: list[Job], records: Path) -> Iterator["_JobsBar"]:
-    bar = _JobsBar(jobs, records)
+def jobs_bar(jobs: list[Job], records: Path) -> Iterator["JobsBar"]:
+    """A bar for the jobs, closed at the end of the block."""
+    bar = JobsBar(jobs, records)
     try:
         yield bar
     finally:
         bar.bar.close()
 
 
-class _JobsBar:
+class JobsBar:
     """One bar over all jobs, in estimated seconds of work. Reads the epochs done from the runs'
     logs, and the evaluations done from ``records``."""
 
@@ -109,7 +114,9 @@ class _JobsBar:
             total=math.ceil(sum(map(plan.estimate, jobs))),
         )
 
-    def show(self, pending: Iterable[Job]) -> None:
+    def show(self, pending: Iterable[Job], where: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Counts what is done of the jobs, of which ``pending`` have not ended. ``where``: by the
+        names of those that run, on which GPU each does; they are all shown then."""
         under_way = {id(job) for job in pending}
         written = {
             path.name.rpartition("-")[0]
@@ -128,11 +135,29 @@ class _JobsBar:
                 and f"{job.row.name}-{job.seed}-{task.evaluation}-{task.dataset}" in written
             ]
             done += sum(map(plan.task_seconds, scored))
-            if job.trains and job.recipe:
-                log, epochs = job.checkpoint.parent / "log.jsonl", job.recipe.train.epochs
-                finished = log.read_bytes().count(b"\n") if log.exists() else 0
-                done += plan.training_seconds(job) * finished / max(epochs, 1)
-                if 0 < finished < epochs:
-                    active.append(f"{job.row.name}:{job.seed} {finished}/{epochs}")
-        self.bar.set_postfix_str(", ".join(active[:4]), refresh=False)
+            finished, epochs, remaining = _epochs(job)
+            done += plan.training_seconds(job) * finished / max(epochs, 1)
+            name = f"{job.row.name}:{job.seed}"
+            if where.get(job.name):
+                doing = f"{finished}/{epochs}{remaining}" if finished < epochs else "evaluation"
+                active.append(f"{where[job.name]} {name} {doing}")
+            elif not where and 0 < finished < epochs:
+                active.append(f"{name} {finished}/{epochs}")
+        self.bar.set_postfix_str(", ".join(active if where else active[:4]), refresh=False)
         self.bar.update(done - self.bar.n)
+
+
+def _epochs(job: Job) -> tuple[int, int, str]:
+    """Epochs that a job's pretraining has finished, how many there are, and, as text, how long the
+    rest takes; no epochs where nothing is trained."""
+    if not job.trains or not job.recipe:
+        return 0, 0, ""
+    log, epochs = job.checkpoint.parent / "log.jsonl", job.recipe.train.epochs
+    whole = log.read_bytes().rpartition(b"\n")[0] if log.exists() else b""
+    lines = whole.splitlines()
+    try:
+        last = float(json.loads(lines[-1])["seconds"])
+    except (IndexError, KeyError, ValueError):
+        return len(lines), epochs, ""
+    seconds = last * (epochs - len(lines))
+    return len(lines), epochs, f", {tqdm.format_interval(seconds)} left" if seconds else ""

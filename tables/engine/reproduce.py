@@ -34,9 +34,11 @@ import tyro
 from protobench.data import cifar
 from protobench.data.synthetic import bundled
 from protobench.runtime import cli, files
+from protobench.runtime.cores import usable
 from protobench.runtime.errors import UserError
-from tables.engine import plan, publish, work
+from tables.engine import gpus, one_per_gpu, plan, publish, work
 from tables.engine.executor import Executor, LocalProcesses
+from tables.engine.one_per_gpu import OnePerGpu
 from tables.engine.plan import Job
 from tables.engine.schema import TIERS, Exhibit, Tier
 from tables.engine.slurm import Publication, Slurm, SlurmCluster
@@ -75,9 +77,13 @@ class Reproduce:
     """exit 1 also for contradicted claims and for cells above the paper"""
     jobs: int | None = None
     """processes side by side; default one per core, one on a GPU"""
+    gpus: str | None = None
+    """all, or numbers as nvidia-smi lists them (0,2): one job on each of these GPUs, side by
+    side"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     workers: int | None = None
-    """image-reading processes per job; default none on synthetic data, else one per core"""
+    """image-reading processes per job; default none on synthetic data, else one per core, of which
+    a job on one of several --gpus has its share"""
     skip_bad_images: int = 0
     """paper tier: leave out up to so many images of a data set that cannot be decoded; such cells
     are off protocol"""
@@ -94,6 +100,7 @@ def reproduce(config: Reproduce, exhibit: Exhibit) -> int:
     """Plans, runs, compares, writes the table's files; returns the exit code."""
     given = _given(config)
     _check(config, exhibit)
+    own_gpus = () if config.gpus is None else gpus.selected(config.gpus)
     exhibit = _set(config, exhibit)
     if config.download:
         config = replace(config, data=cifar.download(files.cache_dir() / "cifar10"))
@@ -104,13 +111,15 @@ def reproduce(config: Reproduce, exhibit: Exhibit) -> int:
         print(plan.describe(exhibit, config.tier, jobs, config.jobs or os.cpu_count() or 1))
         if told := _looks_told(config, exhibit):
             print(told)
+        if own_gpus:
+            print(one_per_gpu.describe(jobs, own_gpus))
     if why := plan.why_nothing(jobs):
         raise UserError(f"nothing of {exhibit.name} can be made: {why}")
     if config.plan:
         return cli.SAME
     ran, failed = 0, list[str]()
     while True:
-        executor = _executor(config, exhibit, _keys(jobs))
+        executor = _executor(config, exhibit, _keys(jobs), own_gpus)
         if running := [job for job in jobs if job.to_run]:
             ran += len(running)
             with _locked(config):
@@ -237,12 +246,14 @@ def _check(config: Reproduce, exhibit: Exhibit) -> None:
         raise UserError(
             "this starts processes itself, and is not one of torchrun's",
             hint=(
-                "python -m tables reproduce …; on several GPUs --slurm --slurm-gpus N, on one"
-                " machine with --slurm-cluster local"
+                "python -m tables reproduce …; on the GPUs of this machine --gpus all, on a cluster"
+                " --slurm --slurm-gpus N"
             ),
         )
     if not config.cluster.slurm and config.cluster != Slurm():
         raise UserError("--slurm-partition and the like belong to --slurm", hint="add --slurm")
+    if config.gpus is not None:
+        _check_gpus(config)
     if config.tier == "paper" and exhibit.bundled_only:
         raise UserError(
             f"{exhibit.name} is made of bundled synthetic data alone: {exhibit.bundled_only}",
@@ -284,6 +295,18 @@ def _check(config: Reproduce, exhibit: Exhibit) -> None:
         raise UserError("--seeds and --jobs are at least 1")
     if config.max_seeds is not None:
         _check_max_seeds(config, config.max_seeds, exhibit.looks.first)
+
+
+def _check_gpus(config: Reproduce) -> None:
+    if config.cluster.slurm:
+        raise UserError(
+            "--gpus is for the GPUs of this machine, --slurm for those of a cluster",
+            hint="with --slurm, --slurm-gpus N",
+        )
+    if config.jobs is not None:
+        raise UserError("--gpus runs one job on each GPU", hint="leave out --jobs")
+    if config.device == "cpu":
+        raise UserError("--gpus and --device cpu contradict each other", hint="leave out one")
 
 
 def _check_data_of_tier(config: Reproduce) -> None:
@@ -341,8 +364,14 @@ def _load_given(jobs: list[Job]) -> None:
             print(encoders.load(job.checkpoint).summary())
 
 
-def _executor(config: Reproduce, exhibit: Exhibit, requested_keys: frozenset[str]) -> Executor:
-    cores = config.cluster.slurm_cpus if config.cluster.slurm else None
+def _executor(
+    config: Reproduce,
+    exhibit: Exhibit,
+    requested_keys: frozenset[str],
+    own_gpus: tuple[gpus.Gpu, ...],
+) -> Executor:
+    cores = usable() // config.jobs if config.jobs else None
+    cores = config.cluster.slurm_cpus if config.cluster.slurm else cores
     context = RunContext(
         config.tier,
         config.data,
@@ -355,6 +384,8 @@ def _executor(config: Reproduce, exhibit: Exhibit, requested_keys: frozenset[str
     if config.cluster.slurm:
         publication = Publication(exhibit, context, config.strict, requested_keys)
         return SlurmCluster(config.cluster, context, publication)
+    if own_gpus:
+        return OnePerGpu(replace(context, device="cuda"), own_gpus, config.workers)
     return LocalProcesses(context, config.jobs)
 
 
