@@ -613,6 +613,7 @@ def test_the_whole_command_on_two_gpus_stopped_and_resumed(start, tmp_path):
     for name in ("moco", "pcl"):
         torch.manual_seed(len(name))
         net = resnet.ResNet(Arch("basic", (1, 1, 1, 1), 16))
+        net.bn1.running_mean += 0.1  # as if it had seen data
         torch.save(net.state_dict(), tmp_path / f"{name}.pth")
     flags = ["--tier", "paper", "--data", data, "--rows", "moco", "pcl", "--workers", "0"]
     flags += [
