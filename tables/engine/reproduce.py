@@ -6,6 +6,7 @@ Examples (``tox -e reproduce-table1 -- FLAGS`` passes the flags on):
     python -m tables reproduce table1 --plan  # what would run; exit code 2 if nothing can
     python -m tables reproduce table1 --max-seeds 12  # more pretrainings of what is undecided
     python -m tables reproduce table1 --rows pcl moco --seeds 5
+    python -m tables reproduce table1 --tier paper --data ROOT --gpus all  # or --gpus 0,2
     python -m tables reproduce table1 --tier paper --data ROOT \\
         --slurm --slurm-partition gpu --slurm-gpus 4
     python -m tables reproduce table1 --tier paper --data ROOT \\
