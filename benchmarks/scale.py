@@ -16,7 +16,6 @@ read from /proc and so known on Linux only.
 
 import argparse
 import contextlib
-import io
 import json
 import os
 import pickle
@@ -302,14 +301,10 @@ def many_records(place: Place) -> Iterator[Row]:
     with Clock() as clock:
         records.find(folder, result, records.ModelInfo("no such row"))
     yield clock.row("looking for one that is not there", size, result.evaluation)
-    with Clock() as clock, contextlib.redirect_stdout(io.StringIO()):
+    with Clock() as clock:
         publish.pages(place.root / "results", publish.read(place.root / "results"))
     page = place.root / "results/index.html"
     yield clock.row("the page", size, f"read again; {page.stat().st_size / 1e6:.1f} MB of HTML")
-    table = catalogue.load("table1")
-    with Clock() as clock, contextlib.redirect_stdout(io.StringIO()):
-        publish.publish(table, "mini", place.root / "results")
-    yield clock.row("Table 1 and the page", size)
 
 
 def _copy(record: dict[str, Any], copy: int) -> tuple[str, dict[str, Any]]:

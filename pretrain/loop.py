@@ -38,6 +38,7 @@ from pretrain.method import Method
 from pretrain.precision import Precision, autocast
 from pretrain.recipes import common
 from pretrain.recipes.common import Recipe
+from pretrain.remaining import Remaining
 from protobench import batch_norm, keyed, records
 from protobench.checkpoints import encoders
 from protobench.data.image_list import ImageList
@@ -225,13 +226,24 @@ class Training:
         """Trains the remaining epochs, and measures where the monitor is due."""
         epochs = self.recipe.train.epochs
         done = len(self.at.log) * self.steps + self.at.step
+        left = Remaining(epochs, self.steps, partial(monitor.due, epochs=epochs))
         with progress(
             desc=self.recipe.method, unit=" steps", total=epochs * self.steps - done
         ) as bar:
+            bar.estimate = left.seconds
+
+            def after_step() -> None:
+                left.after_step()
+                bar.update()
+
             for epoch in range(len(self.at.log), epochs):
                 if self.at.step == 0:  # right after a save, so that a kill costs no more than that
-                    self._measure(epoch, labels)
-                self.epoch(bar.update)
+                    with (
+                        left.measuring() if monitor.due(epoch, epochs) else contextlib.nullcontext()
+                    ):
+                        self._measure(epoch, labels)
+                left.start_epoch(epoch, self.at.step)
+                self.epoch(after_step)
         self._measure(epochs, labels)
 
     def epoch(self, after_step: Callable[[], Any] = lambda: None) -> dict[str, Any]:
