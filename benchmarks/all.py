@@ -31,6 +31,7 @@ STAGES = (
     "pcl",
     "spcl",
     "augmentation",
+    "crops",
     "tensor_views",
     "loading",
     "features",

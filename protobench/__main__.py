@@ -12,6 +12,7 @@ Examples:
     python -m protobench check-data /data  # counts, classes, every image decoded; resumable
     python -m protobench cache  # features, decoded images, bundled data: sizes and last use
     python -m protobench cache --trim --older-than 30d --max-size 50GB --dry-run
+    python -m protobench keep-crops /data  # centre crops decoded once: 200 GB for ImageNet
     python -m protobench doctor  # what this machine and its installation lack
 
 export and convert take the flags of an evaluation too: --weights, --prefix, --normalisation, …

@@ -2,8 +2,8 @@
 processes, damaged."""
 
 import multiprocessing
-import os
 import pickle
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -12,14 +12,16 @@ import torch
 from PIL import Image
 
 from pretrain.augment import loader
+from pretrain.command import Run, train
 from pretrain.recipes import moco
+from protobench import __main__ as protobench_command
 from protobench import features
 from protobench.checkpoints import encoders
-from protobench.data import crop_cache, image_list
+from protobench.data import crop_cache, image_list, imagenet
 from protobench.data.image_list import ImageList
 from protobench.data.loading import CentreCrops, batches
 from protobench.data.transforms import EvalInput
-from protobench.runtime import files
+from protobench.runtime import cache_use, files
 from protobench.runtime.errors import UserError
 
 INPUT = EvalInput(resize=40, crop=32)
@@ -172,7 +174,7 @@ def test_a_stopped_run_resumes_after_what_is_on_the_disk(photos, own_cache, monk
     kept = crop_cache.keep(photos, INPUT)
     for i in range(20):
         np.testing.assert_array_equal(kept[i], INPUT.pixels(photos.read(i)))
-    assert sorted(path.suffix for path in own_cache.iterdir()) == [".json", ".lock", ".npy"]
+    assert sorted(path.suffix for path in own_cache.iterdir()) == [".lock", ".npy", ".use"]
 
 
 @pytest.mark.parametrize("counter", ["", "eight", "20"])
@@ -265,30 +267,64 @@ def test_damaged_and_foreign_files_are_refused(photos):
     assert crop_cache.find(photos, INPUT)
 
 
-def test_a_file_in_use_is_locked_until_its_reader_is_gone(photos):
+def test_a_file_is_in_use_until_its_last_reader_is_gone(photos):
     crop_cache.keep(photos, INPUT)
     path = crop_cache.path_of(photos, INPUT)
-
-    def locked():
-        try:
-            with files.exclusive_lock(path.with_suffix(".lock"), hint_if_busy="in use"):
-                return False
-        except UserError:
-            return True
-
     first, second = crop_cache.find(photos, INPUT), crop_cache.find(photos, INPUT)
     assert first is not None
     assert second is not None
-    assert locked()
+    assert not cache_use.is_unused(path)
     del first
-    assert locked(), "one reader is left"
+    assert not cache_use.is_unused(path), "one reader is left"
     del second
-    assert not locked()
+    assert cache_use.is_unused(path)
+    assert cache_use.read(path) == {"data": "photos", "form": "32 pixels of 40"}
 
 
-def test_use_is_noted_by_the_file_s_time(photos):
+def test_a_file_that_is_trimmed_before_it_is_opened_is_none(photos, monkeypatch):
     crop_cache.keep(photos, INPUT)
-    path = crop_cache.path_of(photos, INPUT)
-    os.utime(path, (0, 0))
-    crop_cache.find(photos, INPUT)
-    assert path.stat().st_mtime > 1e9
+    using = cache_use.using
+
+    def after_a_trim(path, **what):
+        path.unlink(missing_ok=True)
+        return using(path, **what)
+
+    monkeypatch.setattr(cache_use, "using", after_a_trim)
+    assert crop_cache.find(photos, INPUT) is None
+    assert crop_cache.centre_crops(photos, INPUT).kept is None
+
+
+# Asking for them ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_world(world, tmp_path):
+    for split in ("train", "val"):
+        for folder in sorted((world / "imagenet" / split).iterdir()):
+            own = tmp_path / "root" / "imagenet" / split / folder.name
+            own.mkdir(parents=True)
+            for image in sorted(folder.iterdir())[:2]:
+                shutil.copy(image, own)
+    return tmp_path / "root"
+
+
+def test_the_command_keeps_what_a_run_reads(small_world, command, own_cache, encoder_file, capsys):
+    words = ("keep-crops", small_world, "--resize", 36, "--crop", 32)
+    code, said, _ = command(protobench_command.main, *words)
+    assert code == 0
+    assert said.count("keeping the centre crops of imagenet-") == 2
+    assert len(list(own_cache.glob("*.npy"))) == 2
+    assert command(protobench_command.main, *words)[1].count("keeping") == 0, "they are there"
+    encoder = encoders.load(encoder_file)
+    for split in ("train", "val"):
+        features.extract(encoder, imagenet.read(small_world, split))
+    assert capsys.readouterr().out.count("kept decoded in") == 2
+
+
+def test_a_pretraining_keeps_them_if_asked_to(small_world, tmp_path, own_cache):
+    recipe = replace(moco.MINI, train=replace(moco.MINI.train, epochs=0))
+    run = Run(data=small_world, out=tmp_path / "plain", device="cpu")
+    train(recipe, run)
+    assert not own_cache.exists()
+    train(recipe, replace(run, keep_crops=True, out=tmp_path / "kept"))
+    assert len(list(own_cache.glob("*.npy"))) == 1

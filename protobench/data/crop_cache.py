@@ -6,13 +6,10 @@ list of images and a transform: N x crop x crop x 3 bytes, 193 GB for ImageNet's
 at 224 pixels. So the file is written only when asked for (``keep``); where it is complete,
 ``centre_crops`` reads it, and what it gives are the very bytes that decoding gives."""
 
-import contextlib
-import fcntl
 import io
-import json
+import mmap
 import os
 import time
-import weakref
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +20,7 @@ from torch import Tensor
 from protobench.data.image_list import ImageList
 from protobench.data.loading import CentreCrops, batches
 from protobench.data.transforms import EvalInput
-from protobench.runtime import cores, files
+from protobench.runtime import cache_use, cores, files
 from protobench.runtime.errors import UserError
 from protobench.runtime.progress import progress
 
@@ -40,19 +37,18 @@ SPARE = 0.05
 
 
 class KeptCrops:
-    """The crops by number: uint8 [crop, crop, 3], views of the mapped file.
-
-    While it is open in any process its lock is held, shared among readers, so that nobody who asks
-    for the lock trims the file. UserError for a damaged file."""
+    """The crops by number: uint8 [crop, crop, 3], views of the mapped file. UserError for a damaged
+    file."""
 
     def __init__(self, path: Path):
         self.path = path
-        if (handle := _shared_lock(path.with_suffix(".lock"))) is not None:
-            weakref.finalize(self, os.close, handle)
         try:
             self.crops_NHWC: np.ndarray = np.load(path, mmap_mode="r")
         except (OSError, ValueError, EOFError) as failure:
             raise _damaged(path) from failure
+        # read ahead: a file larger than memory comes from the disk in every pass, page by page else
+        if isinstance(mapping := self.crops_NHWC.base, mmap.mmap) and hasattr(mapping, "madvise"):
+            mapping.madvise(mmap.MADV_SEQUENTIAL)
 
     def __reduce__(self) -> tuple[type, tuple[Path]]:
         # a worker maps the file itself; NumPy would send it every byte
@@ -81,12 +77,11 @@ def find(images: ImageList, input_: EvalInput) -> KeptCrops | None:
     path = path_of(images, input_)
     if not path.exists():
         return None
-    kept = KeptCrops(path)
-    _compare(kept, images, input_)
-    with contextlib.suppress(OSError):  # somebody else's, or read-only
-        os.utime(path)  # used now
-    print(f"centre crops of {images.name}: kept decoded in {path}")
-    return kept
+    with cache_use.using(path, **_description(images, input_)):
+        if not path.exists():  # trimmed meanwhile
+            return None
+        print(f"centre crops of {images.name}: kept decoded in {path}")
+        return _opened(path, images, input_)
 
 
 def keep(images: ImageList, input_: EvalInput) -> KeptCrops | None:
@@ -97,11 +92,12 @@ def keep(images: ImageList, input_: EvalInput) -> KeptCrops | None:
     if images.pixels is not None:
         return None
     path = path_of(images, input_)
-    if not path.exists():
-        with files.exclusive_lock(path.with_suffix(".lock")):
-            if not path.exists():
-                _write(path, images, input_)
-    return find(images, input_)
+    with cache_use.using(path, **_description(images, input_)):
+        if not path.exists():
+            with files.exclusive_lock(path.with_suffix(".lock")):
+                if not path.exists():
+                    _write(path, images, input_)
+        return _opened(path, images, input_)
 
 
 def size_of(images: ImageList, input_: EvalInput) -> int:
@@ -122,24 +118,15 @@ def _folder() -> Path:
     return files.cache_dir() / "crops"
 
 
-def _shared_lock(path: Path) -> int | None:
-    """A handle that holds the lock until it is closed, at the latest with the process and its
-    workers; None on a file system without locks."""
-    with contextlib.suppress(OSError):
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        fcntl.flock(handle, fcntl.LOCK_SH)
-        return handle
-    return None
-
-
 def _damaged(path: Path) -> UserError:
     return UserError(
         "the centre crops kept here are damaged", at=path, hint="delete it; it is only a cache"
     )
 
 
-def _compare(kept: KeptCrops, images: ImageList, input_: EvalInput) -> None:
-    """Raises UserError unless the crops are those of the images, as far as a sample shows."""
+def _opened(path: Path, images: ImageList, input_: EvalInput) -> KeptCrops:
+    """UserError unless the crops are those of the images, as far as a sample shows."""
+    kept = KeptCrops(path)
     if kept.crops_NHWC.shape != (len(images), input_.crop, input_.crop, 3):
         raise _damaged(kept.path)
     for index in np.unique(np.linspace(0, len(images) - 1, COMPARED).astype(int)).tolist():
@@ -150,12 +137,14 @@ def _compare(kept: KeptCrops, images: ImageList, input_: EvalInput) -> None:
                 at=kept.path,
                 hint="delete it; it is only a cache",
             )
+    cache_use.use_while_alive(kept, path, **_description(images, input_))
+    return kept
 
 
 def _write(path: Path, images: ImageList, input_: EvalInput) -> None:
     """Writes the crops to .partial, an .npy file, resuming after those that .rows counts as synced
     to the disk; the file gets its name when all are there."""
-    growing, counter, about = (path.with_suffix(end) for end in (".partial", ".rows", ".json"))
+    growing, counter = path.with_suffix(".partial"), path.with_suffix(".rows")
     header = _header((len(images), input_.crop, input_.crop, 3))
     done, row_bytes = _rows_kept(growing, counter), input_.crop**2 * 3
     size = size_of(images, input_)
@@ -165,7 +154,6 @@ def _write(path: Path, images: ImageList, input_: EvalInput) -> None:
         size - done * row_bytes + int(SPARE * size),
         f"the centre crops of {images.name}, and {SPARE:.0%} to spare,",
     )
-    files.write_text(about, json.dumps(_about(images, input_), indent=1) + "\n")
     todo = [range(i, min(i + BATCH, len(images))) for i in range(done, len(images), BATCH)]
     loader = batches(
         CentreCrops(images, input_),
@@ -220,14 +208,7 @@ def _stack(crops: list[Tensor]) -> Tensor:
     return torch.stack([crop.permute(1, 2, 0) for crop in crops])
 
 
-def _about(images: ImageList, input_: EvalInput) -> dict[str, object]:
-    """What the file holds, for people and for ``protobench cache``."""
-    return {
-        "data": images.name,
-        "root": str(images.root.absolute()),
-        "images": len(images),
-        "fingerprint": images.fingerprint,
-        "resize": input_.resize,
-        "crop": input_.crop,
-        "warp": input_.warp,
-    }
+def _description(images: ImageList, input_: EvalInput) -> dict[str, str]:
+    """What ``protobench cache`` says of the file."""
+    form = "warped" if input_.warp else f"of {input_.resize}"
+    return {"data": images.name, "form": f"{input_.crop} pixels {form}"}

@@ -78,12 +78,9 @@ def _is_there(handle: int, path: Path) -> bool:
 
 
 def read(path: Path) -> dict[str, str]:
-    """What the entry of ``path`` is, by its note or by ``<stem>.json``, where what is kept has a
-    description of its own; empty where there is neither."""
-    for suffix in (NOTE, ".json"):
-        with contextlib.suppress(OSError):
-            if found := _parsed(beside(path, suffix).read_bytes()):
-                return found
+    """What the entry of ``path`` is; empty where that was not noted."""
+    with contextlib.suppress(OSError):
+        return _parsed(beside(path, NOTE).read_bytes())
     return {}
 
 
