@@ -1,20 +1,31 @@
 """Rehearsals: few of the real images, by the very readers, recipes and evaluations of the paper's
 tier, kept apart from it; and what they say the full run will cost."""
 
+import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from evaluate import semisup
-from pretrain.recipes import common, moco
+from pretrain import measuring, throughput
+from pretrain.recipes import common, moco, pcl, simclr, spcl, supervised
 from protobench import records
+from protobench.checkpoints import encoders
 from protobench.data import rehearsal
 from protobench.data.boxes import BoxList, Objects
 from protobench.data.datasets import DATASETS
 from protobench.data.image_list import ImageList
 from protobench.data.rehearsal import Limits
+from protobench.runtime import cli, files
 from protobench.runtime.errors import UserError
+from tables import __main__ as tables_main
+from tables.engine import catalogue, costs, rehearsal_report, runs
+from tables.engine import rehearsal as plans
+from tables.engine.rehearsal import Machine
 
 
 def _images(paths, labels, classes, root):
@@ -89,3 +100,221 @@ def test_nothing_of_a_rehearsal_has_a_real_run_s_key_even_where_it_takes_every_i
 def test_fine_tuning_takes_all_of_a_rehearsal_s_images(tmp_path):
     images = replace(_images("abcd", [0, 0, 1, 1], "xy", tmp_path), rehearsed_of=400)
     assert semisup._subset(images, None, {"percent": 1, "seed": 0}, 0).tolist() == [0, 1, 2, 3]
+
+
+# Recipes ------------------------------------------------------------------------------------------
+
+CPU = Machine(on_gpu=False, gib=None, processes=1)
+
+
+def test_one_epoch_per_phase_and_what_the_images_fill():
+    few = plans.few_recipe(pcl.V1, 32, CPU)
+    assert (few.train.epochs, few.warmup) == (3, 1)  # warm-up, first clustering, second
+    assert (few.train.batch_size, few.queue) == (8, 32)
+    assert few.num_prototypes == (4, 8, 16)
+    assert few.train.milestones == (2,)
+    assert (few.arch, few.augment, few.bn_groups) == (pcl.V1.arch, pcl.V1.augment, 4)
+    assert plans.few_recipe(simclr.PAPER, 32, CPU).train.warmup_epochs == 1
+    assert plans.few_recipe(spcl.IMAGENET, 32, CPU).num_prototypes == (16,)
+    assert plans.few_recipe(supervised.PAPER, 32, CPU).train.epochs == 2
+
+
+def test_a_gpu_takes_the_whole_batch_where_its_memory_holds_it():
+    large, small = (Machine(on_gpu=True, gib=gib, processes=1) for gib in (80.0, 12.0))
+    assert plans.few_recipe(moco.V2, 16_000, large).train.batch_size == 256
+    assert plans.few_recipe(moco.V2, 16_000, large).queue == 15_872
+    assert plans.few_recipe(moco.V2, 16_000, small).train.batch_size == 64
+    eight = Machine(on_gpu=True, gib=80.0, processes=8)
+    assert plans.few_recipe(spcl.IMAGENET, 16_000, large).train.batch_size < 1024
+    several = replace(large, gpus=4)  # --gpus gives a training as many as it needs
+    assert plans.few_recipe(spcl.IMAGENET, 16_000, several).train.batch_size == 1024
+    assert plans.few_recipe(spcl.IMAGENET, 16_000, eight).train.batch_size == 1024
+
+
+def test_too_few_images_for_any_batch_are_told():
+    with pytest.raises(UserError, match="a rehearsal of 5 images fills no batch of 8"):
+        plans.few_recipe(moco.V1, 5, CPU)
+
+
+# Costs --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("recipe", "ieee", "tf32"),
+    [(moco.V2, 996, 466), (simclr.PAPER, 1474, 673), (supervised.PAPER, 737, 336)],
+)
+def test_an_epoch_on_an_h100_is_as_its_operators_gave_it(recipe, ieee, tf32):
+    one = replace(recipe, train=replace(recipe.train, epochs=1))
+    for arithmetic, seconds in (("ieee", ieee), ("tf32", tf32)):
+        assert 3600 * costs.card_hours(one, costs.H100, arithmetic) == pytest.approx(
+            seconds, rel=0.04
+        )
+
+
+def test_pcl_s_clusterings_are_those_of_the_paper():
+    assert costs.clusterings(pcl.V1) == 180
+    assert costs.clustering_flops(pcl.V1, 1_281_167) == pytest.approx(5.74e15, rel=0.01)
+    assert costs.clusterings(moco.V1) == costs.clustering_flops(moco.V1, 10) == 0
+    ratio = costs.card_hours(pcl.V1, costs.H100, "ieee") / costs.card_hours(
+        moco.V1, costs.H100, "ieee"
+    )
+    assert ratio == pytest.approx(1 + 0.9 * 0.27, abs=0.02)  # 1.27 with an E-step, 180 of 200
+
+
+def test_hours_are_the_slower_of_reading_and_steps_and_the_clusterings():
+    found = throughput.Throughput(
+        "cpu", False, 1, 2, 2, views=10.0, crops=4.0, embedded=8.0, trained=20.0, flops=1e9
+    )
+    recipe = replace(pcl.V1, warmup=2, train=replace(pcl.V1.train, epochs=3))
+    clustered = 1000 / 4 + 2 * 1000 * 175_000 * 128 * 100 / 1e9
+    hours = rehearsal_report._training_hours(recipe, 1000, found)
+    assert hours == pytest.approx((3 * 1000 / 10 + clustered) / 3600)
+    told = rehearsal_report._input_bound(found)
+    assert told.startswith("input-bound: steps could take 2.0 times the images that are read")
+    assert "about 4 workers" in told
+    assert rehearsal_report._input_bound(replace(found, views=None)) == ""
+
+
+def test_rates_are_measured_on_files_and_written(tmp_path):
+    (tmp_path / "data").mkdir()
+    for i in range(40):
+        pixels = np.random.default_rng(i).integers(0, 255, (40, 50, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "data" / f"{i}.jpg")
+    paths = [f"{i}.jpg" for i in range(40)]
+    whole = _images(paths, [i % 2 for i in range(40)], "ab", tmp_path / "data")
+    few = rehearsal.few(whole, None, 8)
+    recipe = plans.few_recipe(replace(pcl.MINI, augment=pcl.V1.augment), 16, CPU)
+    recipe = replace(recipe, augment=replace(recipe.augment, size=32))
+    found = measuring.of_training(recipe, few, whole, device="cpu", workers=1)
+    assert (found.batch, found.processes, found.on_gpu, found.peak_gib) == (8, 1, False, None)
+    rates = (found.views, found.crops, found.embedded, found.trained, found.flops)
+    assert min(rates) > 0
+    found.write(tmp_path / "throughput.json")
+    assert throughput.read(tmp_path / "throughput.json") == found
+    assert throughput.read(tmp_path / "nothing.json") is None
+
+
+# The whole ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rehearse(command, world, tmp_path, monkeypatch):
+    """Rehearses Table 1 with recipes of the mini tier in the place of the paper's."""
+    table = catalogue.load("table1")
+    rows = tuple(replace(row, paper=row.mini or row.paper) for row in table.rows)
+    monkeypatch.setattr(catalogue, "load", lambda *_: replace(table, rows=rows))
+
+    def run(*flags, data=world):
+        return command(
+            tables_main.main,
+            *("reproduce", "table1", "--tier", "paper", "--data", data, "--rehearse"),
+            *("--results", tmp_path / "results", "--runs", tmp_path / "runs", "--device", "cpu"),
+            *("--workers", 0, *flags),
+        )
+
+    return run
+
+
+def test_a_rehearsal_runs_every_kind_of_row_and_reaches_no_table(
+    rehearse, command, tmp_path, encoder_file
+):
+    code, out, err = rehearse("--rows", "random", "pcl", "moco", "--ckpt", f"moco={encoder_file}")
+    assert code == cli.INCOMPLETE, err  # the tiny world has no 16 shots of a class
+    assert "REHEARSAL of table1, tier paper" in out
+    assert "6 of 6 records made; they are of no table" in out
+    assert "imagenet: 16 of 200 images, 4 of 20 classes" in out
+    assert "PCL: 3 of 20 epochs; batch 8, not 128; queue 16, not 512" in out
+    assert "lowshot places205: a class has" in out
+    line = next(line for line in out.splitlines() if line.startswith("  PCL  "))
+    assert "GiB computed" in line
+    folder = tmp_path / "results" / "rehearsal" / "paper"
+    have = records.read_all(folder / "records")
+    assert len(have) == 6
+    assert all("rehearsal" in record["data"] for record in have.values())
+    assert runs.select_records(catalogue.load("table1"), have).rows == {}
+    assert not (tmp_path / "results" / "paper").exists()
+    assert not (tmp_path / "runs" / "paper").exists()
+    (encoder,) = (tmp_path / "runs" / "rehearsal" / "paper").glob("pcl-*/encoder.safetensors")
+    assert len((encoder.parent / "log.jsonl").read_text().splitlines()) == 3
+    assert json.loads((encoder.parent / "throughput.json").read_text())["batch"] == 8
+    results = ("--results", tmp_path / "results" / "rehearsal")
+    code, _, err = command(tables_main.main, "diff", "table1", "--tier", "paper", *results)
+    assert (code, "no records of table1" in err) == (cli.INCOMPLETE, True)
+
+
+def test_an_interrupted_rehearsal_goes_on_and_a_finished_one_begins_anew(
+    rehearse, tmp_path, monkeypatch
+):
+    from tables.engine import executor
+
+    report = tmp_path / "results" / "rehearsal" / "paper" / "table1.txt"
+    with monkeypatch.context() as stopped:
+        stopped.setattr(executor.LocalProcesses, "run", _interrupted)
+        code, _, _ = rehearse("--rows", "random")
+        assert code != 0
+    assert not report.exists()
+    _, out, err = rehearse("--rows", "random")
+    assert "2 of 2 records made" in out, err
+    records_then = _states(report.parent / "records")
+    report.unlink()  # as if it had been interrupted before the report
+    _, out, _ = rehearse("--rows", "random")
+    assert _states(report.parent / "records") == records_then
+    rehearse("--rows", "random")
+    assert _states(report.parent / "records") != records_then
+
+
+def _interrupted(self, jobs):
+    raise KeyboardInterrupt
+
+
+def _states(folder):
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("*.json")}
+
+
+def test_jobs_by_submitit_share_the_batch_and_report(rehearse, tmp_path):
+    pytest.importorskip("submitit", reason="needs the extra slurm")
+    slurm = ("--slurm", "--slurm-cluster", "local", "--slurm-gpus", 2)
+    code, out, err = rehearse("--rows", "moco", *slurm)
+    assert code == cli.INCOMPLETE, err
+    assert "2 of 2 records made" in out
+    assert "2 processes that share a batch" in out
+    (path,) = (tmp_path / "runs" / "rehearsal" / "paper").glob("moco-*/encoder.safetensors")
+    assert encoders.load(path).report.arch == "resnet10-mini"
+
+
+@pytest.fixture
+def broken(world, tmp_path):
+    """A copy of the world to be damaged."""
+    return Path(shutil.copytree(world, tmp_path / "broken"))
+
+
+def test_data_that_cannot_be_rehearsed_is_told_before_anything_runs(
+    rehearse, broken, tmp_path, monkeypatch
+):
+    folder = next((broken / "imagenet" / "train").iterdir())
+    for path in folder.iterdir():
+        path.unlink()
+    code, _, err = rehearse("--rows", "pcl", data=broken)
+    assert code == cli.TROUBLE
+    assert f"class '{folder.name}' has no image" in err
+    (broken / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main" / "test.txt").unlink()
+    code, _, err = rehearse("--rows", "random", data=broken)
+    assert (code, "no test list" in err, "Traceback" in err) == (cli.TROUBLE, True, False)
+    shutil.rmtree(broken / "places205")
+    code, _, err = rehearse("--rows", "random", data=broken)
+    assert (code, "cannot be rehearsed" in err) == (cli.TROUBLE, True)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_disk_without_space_is_told_before_anything_runs(rehearse, tmp_path, monkeypatch):
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 0))
+    code, _, err = rehearse("--rows", "pcl")
+    assert (code, "the encoders of this rehearsal need" in err) == (cli.TROUBLE, True)
+    assert not list(tmp_path.glob("runs/rehearsal/paper/*"))
+
+
+def test_flags_that_do_not_go_together(command, rehearse):
+    code, _, err = command(tables_main.main, "reproduce", "table1", "--rehearse")
+    assert (code, "--rehearse belongs to the paper tier" in err) == (cli.TROUBLE, True)
+    code, _, err = rehearse("--seeds", 3)
+    assert (code, "a rehearsal pretrains each row once" in err) == (cli.TROUBLE, True)

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import numpy as np
 
@@ -90,8 +90,8 @@ def few(images: List, classes: int | None, per_class: int) -> List:
                 hint="unpack the data set again; every class is rehearsed",
             )
         kept |= set(sorted(of_class.tolist(), key=lambda i: images.paths[i])[:per_class])
-    fewer = images.subset(np.array(sorted(kept)))
+    fewer: ImageList = images.subset(np.array(sorted(kept)))
     labels = fewer.labels if fewer.labels.ndim == 1 else fewer.labels[:, : len(titles)]
     if isinstance(fewer, BoxList):
         fewer = replace(fewer, objects=tuple(one.of_classes(len(titles)) for one in fewer.objects))
-    return replace(fewer, labels=labels, classes=titles, rehearsed_of=len(images))
+    return cast(List, replace(fewer, labels=labels, classes=titles, rehearsed_of=len(images)))

@@ -20,7 +20,7 @@ from protobench.runtime.progress import progress
 from tables.engine import plan, work
 from tables.engine.plan import Job
 from tables.engine.schema import TIERS
-from tables.engine.work import RunContext
+from tables.engine.work import RunContext, log_folder
 
 
 class Executor(Protocol):
@@ -71,12 +71,6 @@ class LocalProcesses:
                         failed.append(f"{job.name}: {processes.explained(failure)}\n  log: {log}")
                 bar.show(pending.values())
         return failed
-
-
-def log_folder(job: Job, context: RunContext) -> Path:
-    """Where a job's output.log is written: beside its encoder, unless that was given."""
-    given = context.runs / context.tier / f"{job.row.name}-given"
-    return given if job.given else job.checkpoint.parent
 
 
 def run_job(job: Job, context: RunContext) -> None:

@@ -21,6 +21,7 @@ from protobench.data.image_list import ImageList
 from protobench.data.synthetic import bundled
 from protobench.records import ModelInfo
 from protobench.runtime.errors import UserError, choose
+from tables.engine import costs
 from tables.engine.schema import TIERS, Exhibit, Figure, Row, Table, TaskKey, Tier
 
 Settings = tuple[tuple[str, Any], ...]
@@ -471,6 +472,8 @@ def _cost(tier: Tier, jobs: list[Job], workers: int) -> str:
         f"in all: pretraining {sum(job.row.gpu_hours for job in training):,.0f} V100-hours, scoring"
         f" about {sum(map(_scoring_hours, running)):.1f} GPU-hours"
     ]
+    if training:
+        lines.append(_on_cards([job.recipe for job in training if job.recipe]))
     for row in dict.fromkeys(job.row for job in running):
         trained, hours = (
             sum(job.row is row for job in training),
@@ -482,7 +485,10 @@ def _cost(tier: Tier, jobs: list[Job], workers: int) -> str:
             else "no pretraining"
         )
         lines.append(f"  {row.title}: {pretraining}, scoring about {hours:.1f} GPU-hours")
-    disk = len(training) * 4 * RESNET50_BYTES + len(running) * 0.6e9
+        if trained and (recipe := row.recipe(tier)):
+            lines.append(f"    {_on_cards([recipe] * trained)}")
+    kept = sum(costs.training_bytes(job.recipe) for job in training if job.recipe)
+    disk = kept + len(running) * 0.6e9
     lines.append(f"disk: about {disk / 1e9:.1f} GB (checkpoints, features)")
     return "\n".join(lines)
 
@@ -501,6 +507,21 @@ def _rough_cost(tier: Tier, running: list[Job], workers: int) -> str:
         f"about {max((seconds / workers + 15) / 60, 0.5):.1f} minutes with {workers} processes of"
         f" one thread; about {megabytes} MB of disk{worlds}"
     )
+
+
+def _on_cards(recipes: list[Recipe]) -> str:
+    """The least hours of these pretrainings on today's cards, one of each."""
+    told = []
+    for card in costs.CARDS:
+        ieee, tf32 = (
+            [costs.card_hours(recipe, card, arithmetic) for recipe in recipes]
+            for arithmetic in ("ieee", "tf32")
+        )
+        if None in ieee:
+            return "on A100 and H100: not computed for such a network or such data"
+        hours = (sum(filter(None, of)) for of in (ieee, tf32))
+        told.append(f"{card.name} {' / '.join(f'{value:,.0f}' for value in hours)}")
+    return f"at least {', '.join(told)} hours in IEEE fp32 / TF32 (computed, not measured)"
 
 
 def _scoring_hours(job: Job) -> float:

@@ -3,12 +3,13 @@
 Examples (``tox -e reproduce-table1 -- FLAGS`` passes the flags on):
 
     python -m tables reproduce table1  # bundled synthetic data, minutes on two cores
-    python -m tables reproduce table1 --plan  # what would run; exit code 2 if nothing can
+    python -m tables reproduce table1 --plan  # what would run; exit 3 if not all can, 2 if nothing
     python -m tables reproduce table1 --max-seeds 12  # more pretrainings of what is undecided
     python -m tables reproduce table1 --rows pcl moco --seeds 5
     python -m tables reproduce table1 --tier paper --data ROOT --gpus all  # or --gpus 0,2
     python -m tables reproduce table1 --tier paper --data ROOT \\
         --slurm --slurm-partition gpu --slurm-gpus 4
+    python -m tables reproduce table1 --tier paper --data ROOT --rehearse  # minutes: try all of it
     python -m tables reproduce table1 --tier paper --data ROOT \\
         --ckpt moco=moco_v1_200ep.pth.tar --ckpt pcl=pcl_v1.pth.tar
 
@@ -23,6 +24,7 @@ own. Where claims are undecided then, their rows, and no others, are trained fur
 
 import math
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -32,15 +34,17 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from protobench import records
 from protobench.data import cifar
 from protobench.data.synthetic import bundled
 from protobench.runtime import cli, files
 from protobench.runtime.cores import usable
 from protobench.runtime.errors import UserError
-from tables.engine import gpus, one_per_gpu, plan, publish, work
+from tables.engine import gpus, one_per_gpu, plan, publish, rehearsal, work
 from tables.engine.executor import Executor, LocalProcesses
 from tables.engine.one_per_gpu import OnePerGpu
 from tables.engine.plan import Job
+from tables.engine.rehearsal_report import Report
 from tables.engine.schema import TIERS, Exhibit, Tier
 from tables.engine.slurm import Publication, Slurm, SlurmCluster
 from tables.engine.work import RunContext
@@ -74,6 +78,10 @@ class Reproduce:
     by the table, 4 or more"""
     plan: bool = False
     """show what would be run and what it costs, run nothing"""
+    rehearse: bool = False
+    """paper tier: run the very path of the table with a few images and steps, in minutes, and tell
+    what the full run will cost on this machine and what will stop it. Nothing of it enters a
+    table"""
     strict: bool = False
     """exit 1 also for contradicted claims and for cells above the paper"""
     jobs: int | None = None
@@ -105,6 +113,8 @@ def reproduce(config: Reproduce, exhibit: Exhibit) -> int:
     exhibit = _set(config, exhibit)
     if config.download:
         config = replace(config, data=cifar.download(files.cache_dir() / "cifar10"))
+    if config.rehearse:
+        return _rehearse(config, exhibit, given, own_gpus)
     at, seen = Pretrainings(_seeds(config, exhibit)), plan.AlreadyRead()
     jobs = _planned(config, exhibit, given, at, seen)
     _load_given(jobs)
@@ -117,10 +127,12 @@ def reproduce(config: Reproduce, exhibit: Exhibit) -> int:
     if why := plan.why_nothing(jobs):
         raise UserError(f"nothing of {exhibit.name} can be made: {why}")
     if config.plan:
-        return cli.SAME
+        return cli.INCOMPLETE if _impossible(jobs) else cli.SAME
     ran, failed = 0, list[str]()
     while True:
-        executor = _executor(config, exhibit, _keys(jobs), own_gpus)
+        context = _context(config)
+        publication = Publication(exhibit, context, config.strict, _keys(jobs))
+        executor = _executor(config, context, publication, own_gpus)
         if running := [job for job in jobs if job.to_run]:
             ran += len(running)
             with _locked(config):
@@ -149,6 +161,77 @@ def reproduce(config: Reproduce, exhibit: Exhibit) -> int:
             file=sys.stderr,
         )
     return cli.TROUBLE if failed else code
+
+
+# Rehearsal ----------------------------------------------------------------------------------------
+
+
+def _rehearse(
+    config: Reproduce, exhibit: Exhibit, given: dict[str, Path], own_gpus: tuple[gpus.Gpu, ...]
+) -> int:
+    """Runs a few images through everything, in folders of its own, and reports; returns the exit
+    code. What an interrupted rehearsal has finished is kept, a finished one is made anew."""
+    assert config.data is not None
+    seen, once = plan.AlreadyRead(), Pretrainings(1)
+    # the real images are not all decoded to find bad ones, those of the rehearsal are
+    full = _planned(replace(config, skip_bad_images=0), exhibit, given, once, seen)
+    _load_given(full)
+    machine = _machine(config, own_gpus)
+    prepared = rehearsal.prepare(exhibit, full, seen, config.data, machine)
+    if config.plan:
+        print("\n".join([f"a rehearsal of {exhibit.name} would use", *prepared.less]))
+        return cli.SAME
+    results, runs = (path / rehearsal.FOLDER for path in (config.results, config.runs))
+    rehearsal.require_space(full, runs)
+    data = rehearsal.write_folder(config.data, machine, runs)
+    own = replace(config, data=data, results=results, runs=runs)
+    context, read = _context(own), plan.AlreadyRead()
+    jobs = _planned(own, prepared.exhibit, given, once, read)
+    report = Report(prepared, tuple(jobs), tuple(full), context, config.data)
+    if report.path.exists():
+        _remove(report, jobs)
+        jobs = _planned(own, prepared.exhibit, given, once, read)
+        report = replace(report, jobs=tuple(jobs))
+    executor, failed = _executor(own, context, report, own_gpus), list[str]()
+    if running := [job for job in jobs if job.to_run]:
+        with _locked(own):
+            failed = executor.run(running)
+        if not executor.waits:
+            return cli.INCOMPLETE
+    code = report()
+    for line in failed:
+        print(f"failed: {line}", file=sys.stderr)
+    return cli.TROUBLE if failed else code
+
+
+def _machine(config: Reproduce, own_gpus: tuple[gpus.Gpu, ...]) -> rehearsal.Machine:
+    """Where the full run is to be made. UserError for a GPU that is not there."""
+    cluster = config.cluster
+    processes = cluster.slurm_gpus * cluster.slurm_nodes if cluster.slurm else 1
+    if cluster.slurm and cluster.slurm_cluster == "slurm" and config.device != "cpu":
+        return rehearsal.Machine(on_gpu=True, gib=None, processes=processes)
+    if own_gpus:
+        sizes = [gpu.gib for gpu in own_gpus if gpu.gib is not None]
+        together = sum(gpu.joins_others for gpu in own_gpus) or 1
+        return rehearsal.Machine(True, min(sizes, default=None), 1, together)
+    from protobench.runtime import devices
+
+    device = devices.device_of(config.device)
+    on_gpu = device != "cpu"
+    return rehearsal.Machine(on_gpu, devices.memory_gib(device) if on_gpu else None, processes)
+
+
+def _remove(report: Report, jobs: list[Job]) -> None:
+    """Removes what a finished rehearsal of the same table left, the report first."""
+    context, keys = report.context, _keys(jobs)
+    with files.writing(report.path):
+        report.path.unlink(missing_ok=True)
+        for path in (context.results / context.tier / "records").glob("*.json"):
+            record = records.read(path)
+            if records.key(record["unit"], record["subject"]) in keys:
+                path.unlink()
+        for job in jobs:
+            shutil.rmtree(work.log_folder(job, context), ignore_errors=True)
 
 
 # Looks --------------------------------------------------------------------------------------------
@@ -285,6 +368,13 @@ def _check(config: Reproduce, exhibit: Exhibit) -> None:
             f"--data belongs to the paper tier, the {config.tier} tier makes its own",
             hint="add --tier paper",
         )
+    if config.rehearse and config.tier != "paper":
+        raise UserError(
+            f"--rehearse belongs to the paper tier, not to {config.tier}",
+            hint="--tier paper --data ROOT --rehearse",
+        )
+    if config.rehearse and config.seeds not in (None, 1):
+        raise UserError("a rehearsal pretrains each row once", hint="leave out --seeds")
     if config.skip_bad_images and TIERS[config.tier].bundled:
         raise UserError(
             "--skip-bad-images belongs to the paper tier: bundled synthetic data is verified"
@@ -365,15 +455,10 @@ def _load_given(jobs: list[Job]) -> None:
             print(encoders.load(job.checkpoint).summary())
 
 
-def _executor(
-    config: Reproduce,
-    exhibit: Exhibit,
-    requested_keys: frozenset[str],
-    own_gpus: tuple[gpus.Gpu, ...],
-) -> Executor:
+def _context(config: Reproduce) -> RunContext:
     cores = usable() // config.jobs if config.jobs else None
     cores = config.cluster.slurm_cpus if config.cluster.slurm else cores
-    context = RunContext(
+    return RunContext(
         config.tier,
         config.data,
         config.results,
@@ -382,8 +467,15 @@ def _executor(
         work.workers_of(config.tier, config.workers, cores),
         config.skip_bad_images,
     )
+
+
+def _executor(
+    config: Reproduce,
+    context: RunContext,
+    publication: Publication | Report,
+    own_gpus: tuple[gpus.Gpu, ...],
+) -> Executor:
     if config.cluster.slurm:
-        publication = Publication(exhibit, context, config.strict, requested_keys)
         return SlurmCluster(config.cluster, context, publication)
     if own_gpus:
         return OnePerGpu(replace(context, device="cuda"), own_gpus, config.workers)

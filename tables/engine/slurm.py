@@ -22,6 +22,7 @@ from protobench.runtime import files
 from protobench.runtime.errors import Terminated, UserError
 from tables.engine import publish, work
 from tables.engine.plan import EvalTask, Job
+from tables.engine.rehearsal_report import Report
 from tables.engine.schema import Exhibit
 from tables.engine.work import RunContext
 
@@ -157,7 +158,7 @@ class SlurmCluster:
 
     settings: Slurm
     context: RunContext
-    publication: Publication
+    publication: Publication | Report
 
     @property
     def waits(self) -> bool:
@@ -173,7 +174,7 @@ class SlurmCluster:
         settings = self.settings
         for job in jobs:
             encoder: list[Any] = []
-            if job.trains:
+            if job.trains or (job.given and self.context.rehearses):
                 training = SlurmJob(job, None, self.context)
                 gpus, nodes = settings.slurm_gpus, settings.slurm_nodes
                 encoder.append(self._submit_once(training, [], gpus, nodes, failed))
@@ -192,7 +193,7 @@ class SlurmCluster:
         if not self.waits:
             self._submit(self.publication, submitted, 0, 1, failed, any_end=True)
             print(
-                f"logs and jobs.json: {self._folder}; the last job writes the table. The same"
+                f"logs and jobs.json: {self._folder}; the last job writes the result. The same"
                 " command again submits what has failed"
             )
         return failed
@@ -233,7 +234,7 @@ class SlurmCluster:
 
     def _submit(
         self,
-        unit: SlurmJob | Publication,
+        unit: SlurmJob | Publication | Report,
         after: Sequence[Any],
         gpus: int,
         nodes: int,

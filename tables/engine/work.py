@@ -2,10 +2,12 @@
 
 import traceback
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pretrain import history
 from pretrain.recipes import common
+from protobench.data import rehearsal
 from protobench.data.datasets import DATASETS
 from protobench.runtime.cores import default_workers
 from protobench.runtime.errors import UserError
@@ -27,6 +29,22 @@ class RunContext:
     """image-reading processes per job"""
     skip_bad_images: int = 0
 
+    @property
+    def rehearses(self) -> bool:
+        """Whether this is a rehearsal, in which jobs also measure."""
+        return self.data is not None and rehearsal.source_of(self.data)[1] is not None
+
+
+def log_folder(job: Job, context: RunContext) -> Path:
+    """Where a job's output.log is written: beside its encoder, unless that was given."""
+    given = context.runs / context.tier / f"{job.row.name}-given"
+    return given if job.given else job.checkpoint.parent
+
+
+def throughput_file(job: Job, context: RunContext) -> Path:
+    """Where a job of a rehearsal keeps what it has measured."""
+    return log_folder(job, context) / "throughput.json"
+
 
 def workers_of(tier: Tier, requested: int | None, cores: int | None) -> int:
     """Image-reading processes of a job: as requested; else none in a tier for CPUs, whose images
@@ -38,12 +56,16 @@ def workers_of(tier: Tier, requested: int | None, cores: int | None) -> int:
 
 
 def train(job: Job, context: RunContext) -> None:
-    """Pretrains the job's encoder, unless that is done; under torchrun, as one of several
-    processes."""
+    """Pretrains the job's encoder, unless that is done or given; under torchrun, as one of several
+    processes. In a rehearsal measures before."""
     from pretrain import loop
     from protobench.runtime import distributed
     from protobench.runtime.devices import device_of
 
+    if context.rehearses:
+        _measure(job, context)
+    if job.given:
+        return
     if job.recipe is None:
         raise ValueError(f"{job.name} has no recipe")
     device, source = distributed.init(device_of(context.device)), None
@@ -61,6 +83,34 @@ def train(job: Job, context: RunContext) -> None:
         workers=context.workers,
         keep_every=common.KEEP_EVERY,
     )
+
+
+def _measure(job: Job, context: RunContext) -> None:
+    """Measures what the job's encoder costs on this machine, once; nothing for a row that is
+    neither trained nor given."""
+    from pretrain import measuring
+    from protobench.checkpoints import encoders
+    from protobench.runtime import distributed
+    from protobench.runtime.devices import device_of
+
+    device, path = distributed.init(device_of(context.device)), throughput_file(job, context)
+    trains = job.recipe is not None and job.recipe.train.epochs > 0 and not job.given
+    if not (trains or job.given) or distributed.broadcast_from_main(path.is_file):
+        return
+    root, skip = plan.root_of(context.data, None), context.skip_bad_images
+    real, _ = rehearsal.source_of(root)
+    with distributed.main_process_first():
+        if trains and job.recipe:
+            dataset = DATASETS[job.recipe.dataset]
+            images, whole = dataset.training_images(root, skip), dataset.training_images(real)
+            found = partial(measuring.of_training, job.recipe, images)
+        else:
+            encoder, task = encoders.load(job.checkpoint), job.tasks[0]
+            whole = plan.load_data(task.evaluation, task.dataset, real, 0)[0]
+            found = partial(measuring.of_scoring, encoder.backbone, encoder.input)
+    measured = found(whole, device=device, workers=context.workers)
+    if distributed.is_main():
+        measured.write(path)
 
 
 def evaluate(job: Job, task: EvalTask, context: RunContext) -> None:
@@ -87,7 +137,7 @@ def evaluate(job: Job, task: EvalTask, context: RunContext) -> None:
 def everything(job: Job, context: RunContext) -> None:
     """Pretrains the encoder and runs its evaluations, whatever of both is left to do. A failed
     evaluation does not stop the rest; the first error is raised at the end, as UserError."""
-    if job.trains:
+    if job.trains or context.rehearses:
         train(job, context)
     failures = []
     for task in job.tasks:
