@@ -183,7 +183,7 @@ def test_rows_without_a_seed_in_common_are_no_result():
 
 def test_the_rates():
     assert pytest.approx((0, 0.05, 16 / 35)) == RATES
-    assert len(bundled.TITLES) == mechanism.CLASSES
+    assert len(bundled.TITLES) == mechanism.BUNDLED.classes
 
 
 def test_rows_differ_in_what_they_are_named_after_alone():

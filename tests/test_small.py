@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_cifar import CLASSES, _dump
+from test_mechanism import TRUE, _record
 from torchvision import datasets
 
 from pretrain import recipes
@@ -21,9 +22,10 @@ from protobench.data.datasets import DATASETS
 from protobench.runtime import cli
 from protobench.runtime.errors import UserError
 from tables import __main__ as main
-from tables.engine import catalogue, compare, plan, reproduce, runs
+from tables.engine import catalogue, compare, pictures, plan, reproduce, runs
 from tables.engine.schema import TIERS
 from tables.engine.verdicts import CellVerdict
+from tables.ours import mechanism
 
 SMALL = ("small", "small-gpu")
 IN_SMALL = ("table1", "table3", "table4", "table7", "spcl-table2")
@@ -243,8 +245,38 @@ def test_a_form_is_of_the_tier_s_data_alone_and_has_one_primary_claim(name, tier
 
 def test_what_the_tiers_show_is_what_they_have():
     for tier in SMALL:
-        here = {name for name, one in catalogue.tables().items() if one.form(tier)}
-        assert here == {*IN_SMALL}
+        here = {name for name, one in catalogue.exhibits().items() if one.form(tier)}
+        assert here == {*IN_SMALL, "mechanism"}
+
+
+@pytest.mark.parametrize("tier", SMALL)
+def test_the_dial_for_collisions_judges_the_same_predictions_on_cifar_10(tier):
+    form, dataset = catalogue.load("mechanism", tier), TIERS[tier].dataset
+    on = mechanism.of_cifar10(dataset)
+    assert on.rates == pytest.approx((0, 0.1, 16 / 25))
+    assert form.tasks == (("linear", dataset), ("ami", dataset), ("knn", dataset))
+    assert {row.recipe(tier).dataset for row in form.rows} == {dataset}
+    of_row = {row.name: row.recipe(tier) for row in form.rows}
+    assert (of_row["moco-w16"].weight, of_row["pcl-w0"].weight) == (16.0, 0.0)
+    assert of_row["moco-w16"].num_prototypes == () != of_row["pcl"].num_prototypes
+    assert of_row["moco-w1"].train == of_row["pcl"].train
+    found = {
+        row.name: [
+            _record(evaluation, dataset, row.name, seed, [{"draw": 0, "k": 20, "value": value}])
+            for seed in (1, 2, 3)
+            for evaluation, unit in (("linear", 1), ("ami", 0.01), ("knn", 1))
+            for value in [unit * (TRUE[row.name] + 0.01 * seed * len(row.name))]
+        ]
+        for row in form.rows
+    }
+    judged = form.claims(found)
+    assert [claim.verdict for claim in judged] == ["holds"] * len(judged)
+    assert "at 64 % - lead at 0 %" in judged[0].detail
+    assert "points of top-1 as class collisions go from 0 % to 64 %" in form.headline(found)
+    drawing, png, _ = pictures.draw(form, tier, found)
+    assert png.startswith(b"\x89PNG")
+    k = "+".join(map(str, of_row["pcl"].num_prototypes))
+    assert ["top-1", "pcl-w16", "0.6400", k, "1", "34.0700"] in drawing.data
 
 
 def test_the_cpu_size_changes_nothing_but_data_input_and_views():
