@@ -205,9 +205,12 @@ def test_moco_has_all_of_pcl_but_prototypes(monkeypatch):
     assert natural.mini == mechanism.BARE
     assert (natural is encoders.MOCO) == (moco.MINI == mechanism.BARE)
     assert (natural.name == "moco") == (natural is encoders.MOCO)
-    monkeypatch.setattr(mechanism, "BARE", replace(moco.MINI, temperature=0.5))
-    other = mechanism._moco(1.0)
-    assert (other.name, other.mini) == ("moco-w1", mechanism.BARE), "records are found by name"
+    for same in (True, False):
+        mini = mechanism.BARE if same else replace(mechanism.BARE, temperature=0.5)
+        monkeypatch.setattr(moco, "MINI", mini)
+        row = mechanism._moco(1.0)
+        assert (row is encoders.MOCO) == same
+        assert (row.name == "moco") == same, "records are found by name"
 
 
 # The picture --------------------------------------------------------------------------------------
