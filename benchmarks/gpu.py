@@ -1,15 +1,18 @@
 """Times training steps, PCL's E-step, k-means, neighbours and views on a GPU, at ImageNet's shapes
 and on synthetic data.
 
-    python benchmarks/gpu.py                         # at most eight minutes on one GPU
+    python benchmarks/gpu.py                         # about ten minutes on one GPU
     python benchmarks/gpu.py --only steps kmeans
     python benchmarks/gpu.py --device cpu --tiny     # tries the code without a GPU; writes nothing
 
-Writes results/benchmarks-<name of the GPU>.md. The "published" step is a plain eager one in fp32
-(convolutions in TF32, torch's default) and the default layout. k-means by faiss is what the suite
-calls, from the host's memory and with the assignment; fastkmeans and flash-kmeans run beside it
-where they are installed (pip install fastkmeans flash-kmeans), in the precision that they choose;
-the inertia of all is computed in fp32. Times are wall times with a synchronisation at both ends. A
+Writes results/benchmarks-<name of the GPU>.md. Steps have the papers' batches. The "published" step
+is a plain eager one with convolutions in TF32, torch's default, and the default layout. A step's
+limit is the larger of two times: that of its arithmetic at this GPU's own peak, measured on random
+numbers (a GPU is faster on constant ones), and that of its memory traffic, every operator reading
+its inputs and writing its outputs once, at the bandwidth of a copy. k-means by faiss is what the
+suite calls, from the host's memory and with the assignment; fastkmeans and flash-kmeans run beside
+it where they are installed (pip install fastkmeans flash-kmeans), in the precision that they
+choose; the inertia of all is computed in fp32. Times are wall times with a synchronisation at both ends. A
 stage that fails is reported and the others still run; stages for which no time is left are
 named."""
 
@@ -21,6 +24,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -32,18 +36,25 @@ from all import RESULTS, machine, page
 from alternate import Figure, Ratio, alternate, middle
 
 from evaluate import knn
-from pretrain import loop, optim
+from pretrain import gpu_memory, loop, optim
 from pretrain.augment import tensor
 from pretrain.precision import autocast
 from pretrain.recipes import common, simclr, spcl
 from pretrain.recipes import moco as moco_recipes
 from pretrain.recipes import pcl as pcl_recipes
+from protobench.checkpoints.resnet import named
 from protobench.kmeans import kmeans
-from protobench.runtime import files
+from protobench.runtime import devices, files
+from protobench.runtime.precision import Precision, arithmetic
 
-FORWARDS = {"moco": 4, "pcl": 4, "simclr": 6, "spcl": 6}
-"""Passes through the network per image, counting a backward pass as two. In MoCo and PCL one of the
-two views has no backward pass."""
+FORWARD, BACKWARD = 6, 9
+"""How often a convolution's output passes the memory: in its forward pass, that of BatchNorm and
+that of ReLU each reads one and writes one, in the backward passes each reads two and writes one.
+Residual additions, losses and the optimiser come on top."""
+AT_AN_H100_S_LIMITS = {"fp32": (1.27, 1.20), "tf32": (1.47, 1.31), "bf16": (1.67, 1.35)}
+"""An epoch of PCL over one of MoCo, with five starts of k-means and with one, computed from the
+operators' shapes for 798 (bf16), 400 (TF32) and 60 TFLOP/s (fp32, and k-means always) and 3 TB/s.
+The faster the steps, the more weighs k-means, which stays in fp32."""
 RECIPES: dict[str, common.Recipe] = {
     "moco": moco_recipes.V2,
     "simclr": simclr.PAPER,
@@ -58,18 +69,18 @@ class Sizes:
 
     images: int = 1_281_167
     batch: int = 256
+    """of extraction and views; steps have their recipe's, unless ``small``"""
     pixels: int = 224
     arch: str = "resnet50"
-    forward_flops: float = 8.2e9
     prototypes: tuple[int, ...] = (25_000, 50_000, 100_000)
     negatives: int = 16_384
-    queue: int = 16_384
     width: int = 2048
     queries: int = 50_000
     steps: int = 10
+    small: bool = False
 
 
-TINY = Sizes(2000, 16, 32, "resnet10-mini", 1e7, (20, 40), 10, 64, 32, 100, 2)
+TINY = Sizes(2000, 16, 32, "resnet10-mini", (20, 40), 10, 32, 100, 2, small=True)
 
 
 def wait(device: str) -> None:
@@ -102,17 +113,62 @@ DEADLINE = 450.0
 """Seconds after which no stage starts."""
 
 
-def flops(dtype: torch.dtype, device: str, tf32: bool = False) -> float:
-    """Measures the operations per second of large matrix products."""
+@cache
+def flops(precision: Precision, device: str) -> float:
+    """Measures the operations per second of large matrix products of random numbers: of constant
+    ones, fewer bits change, and a GPU at its limit of power is a tenth faster."""
     side = 8192 if device != "cpu" else 512
-    a = torch.ones(side, side, device=device, dtype=dtype)
-    torch.backends.cuda.matmul.allow_tf32 = tf32
-    seconds = min(spent(lambda: [a @ a for _ in range(5)], device) for _ in range(4)) / 5
-    torch.backends.cuda.matmul.allow_tf32 = False
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+    matmul: Any = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "tf32" if precision == "tf32" else "ieee"
+    try:
+        seconds = min(spent(lambda: [a @ b for _ in range(5)], device) for _ in range(4)) / 5
+    finally:
+        matmul.fp32_precision = before
     return 2 * side**3 / seconds
 
 
+@cache
+def bandwidth(device: str) -> float:
+    """Measures the bytes per second of a copy within the device's memory, read and written."""
+    numbers = torch.randn(2**28 if device != "cpu" else 2**22, device=device)
+    there = torch.empty_like(numbers)
+    seconds = min(spent(lambda: there.copy_(numbers), device) for _ in range(5))
+    return 2 * numbers.nbytes / seconds
+
+
+def limit(recipe: common.Recipe, images: int, precision: Precision, device: str) -> float:
+    """The seconds that a step of ``images`` images takes at least: see above."""
+    layers = list(gpu_memory.convolutions(named(recipe.arch), recipe.augment.size))
+    views = recipe.trained_views + recipe.momentum_views
+    operations = sum(layer.flops for layer in layers) * (views + 2 * recipe.trained_views)
+    passes = FORWARD * views + BACKWARD * recipe.trained_views
+    moved = sum(layer.out for layer in layers) * passes * (2 if precision == "bf16" else 4)
+    return images * max(operations / flops(precision, device), moved / bandwidth(device))
+
+
 # Training -----------------------------------------------------------------------------------------
+
+
+def recipe_of(name: str, sizes: Sizes) -> common.Recipe:
+    """The paper's recipe, or a small one of the same method."""
+    recipe = RECIPES[name]
+    if sizes.small:
+        recipe = replace(
+            recipe,
+            arch=sizes.arch,
+            augment=replace(recipe.augment, size=sizes.pixels),
+            train=replace(recipe.train, batch_size=sizes.batch),
+        )
+        if isinstance(recipe, moco_recipes.MoCo):
+            recipe = replace(recipe, queue=4 * sizes.batch)
+            recipe = replace(recipe, bn_groups=1 if sizes.batch < 32 else recipe.bn_groups)
+        if isinstance(recipe, spcl.SPCL):
+            recipe = replace(recipe, num_prototypes=(sizes.images // 20,))
+    if isinstance(recipe, pcl_recipes.PCL):
+        recipe = replace(recipe, num_prototypes=sizes.prototypes, num_negatives=sizes.negatives)
+    return recipe
 
 
 class Step:
@@ -128,20 +184,8 @@ class Step:
         compiled: bool,
     ):
         torch.manual_seed(0)
-        recipe = RECIPES[name]
-        recipe = replace(
-            recipe, arch=sizes.arch, train=replace(recipe.train, batch_size=sizes.batch)
-        )
-        if isinstance(recipe, moco_recipes.MoCo):
-            recipe = replace(
-                recipe, queue=sizes.queue, bn_groups=1 if sizes.batch < 32 else recipe.bn_groups
-            )
-        if isinstance(recipe, pcl_recipes.PCL):
-            recipe = replace(recipe, num_prototypes=sizes.prototypes, num_negatives=sizes.negatives)
-        if isinstance(recipe, spcl.SPCL):
-            recipe = replace(
-                recipe, num_prototypes=(min(recipe.num_prototypes[0], sizes.images // 20),)
-            )
+        recipe, self.device = recipe_of(name, sizes), device
+        batch, pixels = recipe.train.batch_size, recipe.augment.size
         labels = torch.arange(sizes.images) % 1000
         self.method = (
             import_module(f"pretrain.{name}")
@@ -153,7 +197,7 @@ class Step:
         if name == "pcl":
             self.method.prototypes = [
                 (
-                    F.normalize(torch.randn(k, recipe.dim, device=device), dim=1),
+                    F.normalize(torch.randn(k, recipe.dim), dim=1).to(device),
                     torch.full((k,), 0.2, device=device),
                     torch.from_numpy(rng.integers(0, k, sizes.images)).to(device),
                 )
@@ -165,12 +209,11 @@ class Step:
                 groups,
                 [torch.from_numpy(groups).to(device)],
             )
-        chosen = self.method.draw_batches(0, 1)[0] if name == "spcl" else np.arange(sizes.batch)
+        chosen = self.method.draw_batches(0, 1)[0] if name == "spcl" else np.arange(batch)
         self.index = torch.from_numpy(chosen).to(device)
         self.views = [
-            torch.randn(sizes.batch, 3, sizes.pixels, sizes.pixels, device=device).contiguous(
-                memory_format=layout
-            )
+            # drawn on the CPU: a GPU has other random numbers
+            torch.randn(batch, 3, pixels, pixels).to(device).contiguous(memory_format=layout)
             for _ in range(2)
         ]
         if compiled:
@@ -182,63 +225,113 @@ class Step:
 
     def __call__(self) -> None:
         """Takes one step."""
-        loop.update(self.method.loss, self.optimizer, self.views, self.index, self.precision)
+        with arithmetic(self.precision, self.device, fixed_shapes=True):
+            self.value = loop.update(
+                self.method.loss, self.optimizer, self.views, self.index, self.precision
+            )
 
 
 def steps(sizes: Sizes, device: str) -> Iterator[Ratio | Figure]:
-    """Compares, for each method, fp32 in the default layout with bf16 in channels last. Only MoCo
-    is compiled, too: the network is the same in all and takes a minute to compile."""
-    bf16 = flops(torch.bfloat16, device)
+    """Compares, for each method, the published step with ours in each precision. Only MoCo is
+    compiled, too: the network is the same in all and takes a minute to compile. What does not fit
+    on this GPU, as computed, is not run."""
+    known: tuple[Precision, ...] = ("bf16", "tf32", "fp32") if device != "cpu" else ("bf16", "fp32")
     yield Figure(
-        "matrix products of 8192 in bf16, fp32, TF32, TFLOP/s",
-        ", ".join(
-            f"{f / 1e12:.0f}"
-            for f in (bf16, flops(torch.float32, device), flops(torch.float32, device, tf32=True))
-        ),
+        f"matrix products of random numbers in {', '.join(known)}, TFLOP/s; a copy, TB/s",
+        ", ".join(f"{flops(precision, device) / 1e12:.0f}" for precision in known)
+        + f"; {bandwidth(device) / 1e12:.2f}",
     )
+    gib = devices.memory_gib(device) if device != "cpu" else float("inf")
+    eager: Precision = known[1]
     for name in RECIPES:
-        plain = Step(name, sizes, device, "fp32", torch.contiguous_format, compiled=False)
-        for _ in range(2):
-            plain()
-        for title, compiled in (("bf16, channels last", False), ("the same, compiled", True))[
-            : 2 if name == "moco" else 1
-        ]:
+        recipe = recipe_of(name, sizes)
+        images = recipe.train.batch_size
+        about = f"a step of {name}, {recipe.arch}, {images} images"
+        plain = None
+        if gpu_memory.fits(_in(recipe, eager), 1, gib):
+            plain = Step(name, sizes, device, eager, torch.contiguous_format, compiled=False)
+            for _ in range(2):
+                plain()
+        ways = [(precision, False) for precision in known[::-1]]
+        for precision, compiled in [*ways, *([("bf16", True)] if name == "moco" else [])]:
+            title = f"{about}: {precision}, channels last{', compiled' if compiled else ''}"
+            needed = gpu_memory.peak_gib(_in(recipe, precision))
+            if not gpu_memory.fits(_in(recipe, precision), 1, gib):
+                yield Figure(title, f"not run: needs {needed:.0f} GiB (computed)")
+                continue
             peak_memory(device)
-            step = Step(name, sizes, device, "bf16", torch.channels_last, compiled)
+            step = Step(name, sizes, device, precision, torch.channels_last, compiled)
             for _ in range(3):
                 step()
             memory, waits = peak_memory(device), _waits(step, device)
-            times = alternate(
-                lambda plain=plain: spent(lambda: [plain() for _ in range(sizes.steps)], device),
-                lambda step=step: spent(lambda: [step() for _ in range(sizes.steps)], device),
-                3,
-                clock=time.perf_counter,
-            )
-            pairs = sorted(a / b for a, b in zip(*times, strict=True))
-            a, b = (statistics.median(way) / sizes.steps for way in times)
-            MEASURED.setdefault(name, b)
-            least = sizes.batch * FORWARDS[name] * sizes.forward_flops / bf16
-            yield Ratio(
-                f"a step of {name}, {sizes.arch}, {sizes.batch} images in two views, against fp32:"
-                f" {title}",
-                a,
-                b,
-                (statistics.median(pairs), pairs[0], pairs[-1]),
-                f"{sizes.batch / b:.0f} images/s{memory}; {waits}",
-                limit=least,
-            )
+
+            def ours(step=step) -> float:
+                return spent(lambda: [step() for _ in range(sizes.steps)], device)
+
+            least = limit(recipe, images, precision, device)
+            if plain is None:
+                b = statistics.median(ours() for _ in range(3)) / sizes.steps
+                told = f"{1e3 * b:.0f} ms, {images / b:.0f} images/s{memory}"
+                yield Figure(title, f"{told}; {waits}", f"at least {1e3 * least:.0f} ms")
+            else:
+                times = alternate(
+                    lambda plain=plain: spent(
+                        lambda: [plain() for _ in range(sizes.steps)], device
+                    ),
+                    ours,
+                    3,
+                    clock=time.perf_counter,
+                )
+                pairs = sorted(a / b for a, b in zip(*times, strict=True))
+                a, b = (statistics.median(way) / sizes.steps for way in times)
+                yield Ratio(
+                    title,
+                    a,
+                    b,
+                    (statistics.median(pairs), pairs[0], pairs[-1]),
+                    f"{images / b:.0f} images/s{memory}, {needed:.1f} computed; {waits}",
+                    limit=least,
+                )
+            if not compiled:
+                MEASURED[f"{name} {precision}"] = b
             del step
         del plain
         gc.collect()
 
 
+def _in(recipe: common.Recipe, precision: Precision) -> common.Recipe:
+    return replace(recipe, train=replace(recipe.train, precision=precision))
+
+
+def precisions(sizes: Sizes, device: str) -> Iterator[Figure]:
+    """Compares the first loss of every method, on 16 images, with that of a CPU: in IEEE fp32 it
+    must agree, and what TF32 and bf16 change is told. Nothing in it is drawn on the device."""
+    few = replace(TINY, pixels=sizes.pixels, arch=sizes.arch, negatives=max(TINY.prototypes))
+    known: tuple[Precision, ...] = ("fp32", "bf16") if device == "cpu" else ("fp32", "tf32", "bf16")
+    for name in RECIPES:
+        losses = []
+        for where, precision in [("cpu", "fp32"), *((device, one) for one in known)]:
+            step = Step(name, few, where, precision, torch.channels_last, compiled=False)
+            step()
+            losses.append(float(step.value))
+        exact, *found = losses
+        told = ", ".join(
+            f"{precision} {abs(loss / exact - 1):.1e}"
+            for precision, loss in zip(known, found, strict=True)
+        )
+        yield Figure(
+            f"the first loss of {name}, {few.arch}, {few.batch} images, relative to the CPU's",
+            told,
+            "fp32 within 1e-4",
+        )
+
+
 def epoch(sizes: Sizes, device: str) -> Iterator[Figure]:
     """Compares an epoch of PCL with one of MoCo, computed from the steps and the clusterings
     measured before and the features measured here."""
-    title = "an epoch of PCL, E-step included, relative to MoCo, computed"
-    if missing := [
-        name for name in ("moco", "pcl", *map(str, sizes.prototypes)) if name not in MEASURED
-    ]:
+    title = "an epoch of PCL in bf16, E-step included, relative to MoCo, computed"
+    needed = ("moco bf16", "pcl bf16", *map(str, sizes.prototypes))
+    if missing := [name for name in needed if name not in MEASURED]:
         yield Figure(title, f"not computed, no time measured of: {', '.join(missing)}")
         return
     network = Step(
@@ -260,7 +353,7 @@ def epoch(sizes: Sizes, device: str) -> Iterator[Figure]:
         / sizes.batch
         * sizes.images
     )
-    moco, pcl = (sizes.images // sizes.batch * MEASURED[name] for name in ("moco", "pcl"))
+    moco, pcl = (sizes.images // sizes.batch * MEASURED[name] for name in needed[:2])
     clustering = sum(MEASURED[str(k)] for k in sizes.prototypes)
     one, five = ((pcl + features + nredo * clustering) / moco for nredo in (1, 5))
     yield Figure(
@@ -268,7 +361,7 @@ def epoch(sizes: Sizes, device: str) -> Iterator[Figure]:
         f"{one:.2f}× with one start of k-means, {five:.2f}× with the released five: MoCo {moco:.0f}"
         f" s, PCL's steps {pcl:.0f} s, features {features:.0f} s, k-means {clustering:.1f} s a"
         " start; without loading images, φ and copies to the host",
-        "≤ 1.30×",
+        "{:.2f}× (one start {:.2f}×) at an H100's limits".format(*AT_AN_H100_S_LIMITS["bf16"]),
     )
 
 
@@ -311,7 +404,7 @@ def _inertia(x: torch.Tensor, centroid_KC: torch.Tensor) -> float:
 def clusterings(sizes: Sizes, device: str) -> Iterator[Figure]:
     """Times twenty iterations at each K by every library that is installed."""
     host, x = _clustered(sizes, device)
-    fp32 = flops(torch.float32, device)
+    fp32 = flops("fp32", device)
 
     def by_faiss(k: int, iterations: int) -> torch.Tensor:
         found = kmeans(host, k, seed=0, niter=iterations, nredo=1, gpu=device != "cpu")
@@ -387,7 +480,7 @@ def neighbours(sizes: Sizes, device: str) -> Iterator[Figure]:
         lambda: knn.score(bank, labels, query, truth, (20, 200), 0.07, device=device), device
     )
     memory = peak_memory(device)
-    least = 2 * sizes.queries * sizes.images * sizes.width / flops(torch.float32, device)
+    least = 2 * sizes.queries * sizes.images * sizes.width / flops("fp32", device)
     yield Figure(
         f"kNN, {sizes.queries} queries, bank {sizes.images} × {sizes.width}, k = 200",
         f"{seconds:.1f} s{memory}; fp32 limit {least:.1f} s",
@@ -453,6 +546,7 @@ def detectors(sizes: Sizes, device: str) -> Iterator[Figure]:
 
 
 STAGES: dict[str, Callable[[Sizes, str], Iterator[Ratio | Figure]]] = {
+    "precision": precisions,
     "steps": steps,
     "kmeans": clusterings,
     "epoch": epoch,

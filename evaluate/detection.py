@@ -27,8 +27,8 @@ leaves a choice:
   COCO     BatchNorm of backbone and conv5 trains without weight decay, another one follows conv5,
            and the statistics are set from 200 batches at the end, as in MoCo's configuration.
            Unlike there, mask targets come from bitmaps, not polygons; images are resized by OpenCV
-           without antialiasing and padded to multiples of 32. All 16 images lie on one GPU: by our
-           estimate about 70 GB in float32, 45 with --precision bf16.
+           without antialiasing and padded to multiples of 32. 16 images on one GPU take at least
+           89 GiB in float32, 59 with --precision bf16 (computed): torchrun shares them.
   bf16     --precision bf16 computes the backbone in bf16, and COCO's conv5; boxes, heads and losses
            stay in float32. The record notes it; its effect on the scores was not measured."""
 
@@ -181,9 +181,9 @@ def run(config: Config, context: Context) -> Scores | None:
     """Train the detectors and score them on the test images."""
     import torch
 
-    from evaluate.mmdet_adapter import operators
+    from evaluate.mmdet_adapter import gpu_memory, operators
     from protobench.checkpoints import input_check
-    from protobench.runtime import distributed
+    from protobench.runtime import devices, distributed
 
     params, encoder = config.params(), context.encoder
     train, test = context.lists
@@ -198,6 +198,13 @@ def run(config: Config, context: Context) -> Scores | None:
         f" {len(train)} training and {len(test)} test images, resized to at most {longer} by"
         f" {shorter}, backbone in {encoder.precision}"
     )
+    if context.device.startswith("cuda") and config.on_coco and not params["small"]:
+        gpu_memory.check(
+            params["batch_size"],
+            distributed.world_size(),
+            encoder.precision,
+            devices.memory_gib(context.device),
+        )
     state = _State.read(context.state)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()  # forget what this process did before
@@ -257,7 +264,7 @@ def _train_and_score(
     build = models.mask_rcnn if on_coco else models.faster_rcnn
     detector: Any = build(encoder, len(train.classes), small=params["small"]).to(where["device"])
     if distributed.world_size() > 1 and on_coco:  # on VOC no BatchNorm trains
-        batch_norm.synchronise(detector)
+        batch_norm.synchronise(detector, equal_shares=False)
     before = None if on_coco else models.frozen(detector)
     steps = _train(detector, train, params, draw, state, on_coco=on_coco, **where)
     if before and models.frozen(detector) != before:

@@ -214,6 +214,9 @@ class Evaluation(Generic[C]):
     """the folder to read, given --data or None and the number of the bundled world"""
     summary: Callable[["Encoder"], str] = lambda encoder: encoder.summary()
     """how the encoder is introduced on the terminal"""
+    fixed_shapes: bool = False
+    """whether it trains on inputs of one shape, for which cuDNN may look for its fastest
+    algorithms; features are extracted so in any case"""
     repeat: bool = True
     """whether to compute again what a record in the results folder already holds"""
     plot: Callable[[Record, Path], None] = lambda record, path: None
@@ -249,7 +252,7 @@ class Evaluation(Generic[C]):
         ``model`` says whose encoder it is (a table's row and seed); by default the file's name.
         Raises UserError for bad flags, checkpoints and data."""
         from protobench.checkpoints import encoders
-        from protobench.runtime import distributed
+        from protobench.runtime import distributed, precision
         from protobench.runtime.devices import device_of
         from protobench.runtime.run_state import RunState
 
@@ -280,7 +283,10 @@ class Evaluation(Generic[C]):
         )
         state = RunState(config.results, f".{self.name}-{unit[:12]}", unit)
         context = Context(copies, lists, device, workers, state, started)
-        scores = self.run(config, context)
+        with precision.arithmetic(
+            config.load_options.precision, device, fixed_shapes=self.fixed_shapes
+        ):
+            scores, computed_in = self.run(config, context), precision.in_force(device)
         if scores is None or not distributed.is_main():
             return None
         path = records.write(
@@ -294,6 +300,7 @@ class Evaluation(Generic[C]):
             data=records.data_of(config.dataset, lists, **scores.data),
             cost={"seconds": round(context.seconds, 2), **scores.cost},
             **scores.details,
+            **computed_in,
         )
         state.clear()
         return path

@@ -228,13 +228,11 @@ def train(
     ``saved``, which is written after each epoch, every ten minutes and when the program is told to
     stop. Each rank computes the features of its shard of a batch; the heads of the main process are
     trained on all of them."""
-    import torch
 
-    from protobench.data.loading import RandomCrops, batches
+    from protobench.data.loading import RandomCrops, batches, moved
     from protobench.runtime import distributed
     from protobench.runtime.periodic_saver import PeriodicSaver
 
-    labels = torch.from_numpy(images.labels).to(device)
     size, crops = params["batch_size"], RandomCrops(images, input_, params["seed"])
     steps, schedule = len(chosen) // size, params.get("schedule", "steps")
     sizes = [len(distributed.shard(size, rank)) for rank in range(distributed.world_size())]
@@ -272,7 +270,7 @@ def train(
                     ) is not None:
                         heads.step(
                             x_ND.to(device),
-                            labels[[i for _, i in part]],
+                            moved(images.labels[[i for _, i in part]], device),
                             factor(epoch, params["epochs"], schedule),
                         )
                     bar.update()

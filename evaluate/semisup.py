@@ -140,7 +140,7 @@ class Config(EvalConfig):
             raise UserError("--backbone-lr and --head-lr must be positive")
         if not 0 <= params["sgd_momentum"] < 1 or not 0 <= params["weight_decay"] < float("inf"):
             raise UserError("--sgd-momentum must lie in [0, 1), --weight-decay in [0, inf)")
-        if self.load_options.precision != "fp32":
+        if self.load_options.precision == "bf16":
             raise UserError(
                 "--precision bf16 is for frozen networks; this one is trained", hint="leave it out"
             )
@@ -186,7 +186,7 @@ class FineTuning:
                 if isinstance(module, nn.BatchNorm2d):
                     module.eval()
         if distributed.world_size() > 1 and params["batch_norm"] == "train":
-            batch_norm.synchronise(self.network)
+            batch_norm.synchronise(self.network, equal_shares=True)
         self.forward = distributed.data_parallel(self.network)
         self.rates = (params["backbone_lr"], params["head_lr"])
         self.optimizer = torch.optim.SGD(
@@ -241,11 +241,11 @@ def train(
     and the losses of their epoch. Raises UserError if a loss is not finite."""
     import torch
 
-    from protobench.data.loading import RandomCrops, batches, normaliser
+    from protobench.data.loading import RandomCrops, batches, moved, normaliser
     from protobench.runtime import distributed
     from protobench.runtime.periodic_saver import PeriodicSaver
 
-    normalise, labels = normaliser(input_, device), torch.from_numpy(images.labels).to(device)
+    normalise = normaliser(input_, device)
     crops = RandomCrops(images, input_, keyed.seed(params["seed"], "draw", draw))
     steps = len(rows) // params["batch_size"]
     total = steps * params["epochs"]
@@ -281,7 +281,7 @@ def train(
             recent.append(
                 tuning.step(
                     normalise(pixels),
-                    labels[[image for _, image in where]],
+                    moved(images.labels[[image for _, image in where]], device),
                     factor(epoch, params["epochs"]),
                 )
             )
@@ -455,6 +455,7 @@ EVALUATION = Evaluation(
     report=report,
     doc=__doc__,
     read=lambda root, dataset, skip: training_and_test(root, "imagenet", skip),
+    fixed_shapes=True,
     minutes={"imagenet-1pct": 12, "imagenet-10pct": 75},
     seconds={"imagenet-10pct": 22},
 )

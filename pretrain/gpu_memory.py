@@ -42,7 +42,7 @@ GIB = 2**30
 
 
 @dataclass(frozen=True)
-class _Convolution:
+class Convolution:
     """One convolution with its BatchNorm, for one image."""
 
     weights: int
@@ -50,6 +50,11 @@ class _Convolution:
     """elements of its output"""
     channels: int
     shortcut: bool = False
+
+    @property
+    def flops(self) -> int:
+        """Operations of a forward pass; a multiplication and an addition are two."""
+        return 2 * self.weights * self.out // self.channels
 
 
 def peak_gib(recipe: Recipe, gpus: int = 1) -> float:
@@ -60,7 +65,7 @@ def peak_gib(recipe: Recipe, gpus: int = 1) -> float:
     train = recipe.train
     if not train.epochs:
         return 0.0
-    layers = list(_convolutions(named(recipe.arch), recipe.augment.size))
+    layers = list(convolutions(named(recipe.arch), recipe.augment.size))
     images, half = train.batch_size / gpus, train.precision == "bf16"
     kept = sum(layer.out * (1 if layer.shortcut else 2) for layer in layers)
     pooled = layers[0].out // 4 if named(recipe.arch).stem == "imagenet" else 0
@@ -74,13 +79,13 @@ def peak_gib(recipe: Recipe, gpus: int = 1) -> float:
     return (views + gathered + copies * weights * 4 + logits) / GIB
 
 
-def _convolutions(arch: "Arch", size: int) -> Iterator[_Convolution]:
+def convolutions(arch: "Arch", size: int) -> Iterator[Convolution]:
     """The network's convolutions, for images of ``size`` pixels."""
     from protobench.checkpoints.resnet import STEMS
 
     kernel, stride, padding = STEMS[arch.stem]
     side = (size + 2 * padding - kernel) // stride + 1
-    yield _Convolution(3 * arch.width * kernel**2, arch.width * side**2, arch.width)
+    yield Convolution(3 * arch.width * kernel**2, arch.width * side**2, arch.width)
     side = -(-side // 2) if arch.stem == "imagenet" else side
     channels = arch.width
     for stage, depth in enumerate(arch.depths):
@@ -96,9 +101,9 @@ def _convolutions(arch: "Arch", size: int) -> Iterator[_Convolution]:
             else:
                 shapes = [(3, channels, planes, side), (3, planes, planes, side)]
             for kernel, taken, given, of_side in shapes:
-                yield _Convolution(taken * given * kernel**2, given * of_side**2, given)
+                yield Convolution(taken * given * kernel**2, given * of_side**2, given)
             if before != side or channels != outputs:
-                yield _Convolution(channels * outputs, outputs * side**2, outputs, shortcut=True)
+                yield Convolution(channels * outputs, outputs * side**2, outputs, shortcut=True)
             channels = outputs
 
 

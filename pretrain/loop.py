@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from pretrain import gpu_memory, monitor, optim
 from pretrain.augment.loader import Views, open_views
 from pretrain.method import Method
-from pretrain.precision import Precision, autocast
+from pretrain.precision import autocast
 from pretrain.recipes import common
 from pretrain.recipes.common import Recipe
 from pretrain.remaining import Remaining
@@ -46,6 +46,7 @@ from protobench.data.synthetic import bundled
 from protobench.runtime import devices, distributed, files
 from protobench.runtime.errors import UserError
 from protobench.runtime.periodic_saver import PeriodicSaver
+from protobench.runtime.precision import Precision, arithmetic, in_force
 from protobench.runtime.progress import progress
 from protobench.runtime.run_state import RunState
 
@@ -87,7 +88,8 @@ def pretrain(
     with (
         files.exclusive_folder(out, "wait for it, or choose another --out")
         if distributed.is_main()
-        else contextlib.nullcontext()
+        else contextlib.nullcontext(),
+        arithmetic(recipe.train.precision, device, fixed_shapes=True),
     ):
         if distributed.broadcast_from_main(partial(_finished, encoder_path, key, saved, resume)):
             return encoder_path
@@ -128,6 +130,8 @@ def pretrain(
                     **({"processes": n} if (n := distributed.world_size()) > 1 else {}),
                     "seconds": round(sum(line["seconds"] for line in at.log), 1),
                     "processor": records.processor(),
+                    **({"gpu": name} if (name := devices.gpu_name(device)) else {}),
+                    **in_force(device),
                 },
             )
             saved.clear()
@@ -208,7 +212,7 @@ class Training:
             common.check_share(recipe, processes)
         self.method = method
         if processes > 1 and groups == 1:
-            self.method = cast(Method, batch_norm.synchronise(method))
+            self.method = cast(Method, batch_norm.synchronise(method, equal_shares=True))
         if recipe.train.compile:
             compile_networks(self.method)
         self.optimizer = optim.optimizer(recipe.train, self.method, self.method.unscheduled())
@@ -323,15 +327,19 @@ class Training:
         ):
             return
         started, x_IC = time.perf_counter(), self.extract(embedding)
-        measured: dict[str, Any] = {"epochs": epochs_done}
-        if distributed.is_main():  # only the main process writes them
+
+        def measured() -> dict[str, Any] | None:
             try:
-                measured = monitor.measure(x_IC, labels, epochs_done, device=str(self.device))
+                return monitor.measure(x_IC, labels, epochs_done, device=str(self.device))
             except UserError as mistake:
                 print(f"no measurement after {epochs_done} epochs. {mistake}")
-                return
-        seconds = round(time.perf_counter() - started, 3)
-        self.at.probes.append({**measured, "seconds": seconds})
+                return None
+
+        # the other processes wait for the main one here, and not in the next step: NCCL would spin
+        # there on the GPUs that k-means runs on
+        if found := distributed.broadcast_from_main(measured):
+            seconds = round(time.perf_counter() - started, 3)
+            self.at.probes.append({**found, "seconds": seconds})
 
     @torch.inference_mode()
     def extract(

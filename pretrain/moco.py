@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from pretrain.method import Method, Networks
 from pretrain.precision import in_fp32
 from pretrain.recipes import moco as recipes
-from protobench import keyed
+from protobench import batch_norm, keyed
 from protobench.checkpoints.resnet import build as build_backbone
 from protobench.runtime import distributed
 from protobench.runtime.errors import UserError
@@ -61,11 +61,6 @@ def momentum_update(key: nn.Module, query: nn.Module, momentum: float) -> None:
     """key <- m key + (1 - m) query for every parameter; BatchNorm statistics stay the key encoder's
     own."""
     torch._foreach_lerp_(list(key.parameters()), list(query.parameters()), 1 - momentum)
-
-
-def in_groups(encoder: nn.Module, x: Tensor, groups: int) -> Tensor:
-    """The encoder's output; each group of the batch has BatchNorm statistics of its own."""
-    return encoder(x) if groups == 1 else torch.cat([encoder(part) for part in x.chunk(groups)])
 
 
 class Encoder(nn.Module):
@@ -105,6 +100,10 @@ class MoCo(Method):
             )
         self.recipe, self.seed = recipe, seed
         self.encoder_q = Encoder(recipe.arch, recipe.dim, recipe.mlp)
+        if recipe.bn_groups > 1:
+            batch_norm.in_groups(
+                self.encoder_q, max(recipe.bn_groups // distributed.world_size(), 1)
+            )
         self.encoder_k = copy.deepcopy(self.encoder_q).requires_grad_(False)
         self.queue: Tensor
         self.register_buffer("queue", F.normalize(torch.randn(recipe.queue, recipe.dim), dim=1))
@@ -118,21 +117,27 @@ class MoCo(Method):
     def embed(self, views: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Updates the key encoder. Returns the queries [n, C] of this process's share and the keys
         [N, C] of the global batch, which carry no gradient."""
-        groups = max(self.recipe.bn_groups // distributed.world_size(), 1)
-        q_NC = in_groups(self.encoder_q, views[0], groups)
-        with torch.no_grad():
-            momentum_update(self.encoder_k, self.encoder_q, self.recipe.momentum)
-            if self.recipe.bn_groups == 1:
-                return q_NC, distributed.concat_all_gather(self.encoder_k(views[1]))
-            x_N3HW = distributed.concat_all_gather(views[1])
-            shuffle_N = torch.randperm(
-                len(x_N3HW), generator=self.generator("shuffle"), device=q_NC.device
-            )
-            shuffled = x_N3HW[distributed.shard_of(shuffle_N)].contiguous(
-                memory_format=torch.channels_last
-            )
-            k_NC = distributed.concat_all_gather(in_groups(self.encoder_k, shuffled, groups))
-        return q_NC, torch.empty_like(k_NC).index_copy_(0, shuffle_N, k_NC)
+        # keys first: what their maps take is free again before those of the queries are kept
+        k_NC = self.keys(views[1])
+        return self.encoder_q(views[0]), k_NC
+
+    @torch.no_grad()
+    def keys(self, view: Tensor) -> Tensor:
+        """Updates the key encoder and returns the keys [N, C] of the global batch, of which
+        ``view`` is this process's share. Where BatchNorm sees groups, images are shuffled among
+        them."""
+        momentum_update(self.encoder_k, self.encoder_q, self.recipe.momentum)
+        if self.recipe.bn_groups == 1:
+            return distributed.concat_all_gather(self.encoder_k(view))
+        x_N3HW = distributed.concat_all_gather(view)
+        shuffle_N = torch.randperm(
+            len(x_N3HW), generator=self.generator("shuffle"), device=view.device
+        )
+        shuffled = x_N3HW[distributed.shard_of(shuffle_N)].contiguous(
+            memory_format=torch.channels_last
+        )
+        k_NC = distributed.concat_all_gather(self.encoder_k(shuffled))
+        return torch.empty_like(k_NC).index_copy_(0, shuffle_N, k_NC)
 
     def generator(self, *key: int | str) -> torch.Generator:
         """A random generator for this step and one purpose, on the method's device."""

@@ -70,7 +70,8 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 class LARS(torch.optim.Optimizer):
-    """Layer-wise adaptive rate scaling (You et al. 2017), without Nesterov momentum.
+    """Layer-wise adaptive rate scaling (You et al. 2017), without Nesterov momentum. P parameters
+    are updated together: one by one, they would be two thirds of the kernels of SimCLR's step.
 
     SimCLR's code differs in one way: it has the rate inside the momentum, m <- mu m + lr g and w <-
     w - m. Where the rate changes, its momentum remembers earlier rates for some ten steps.
@@ -103,21 +104,22 @@ class LARS(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Tensor] | None = None) -> None:  # type: ignore[override]
         """Updates every parameter that has a gradient. Never synchronises with the device."""
         for group in self.param_groups:
-            for w in group["params"]:
-                if w.grad is None:
-                    continue
-                g = w.grad.add(w, alpha=group["weight_decay"])
-                if group["adapt"]:
-                    w_norm, g_norm = w.norm(), g.norm()
-                    ratio = torch.where(
-                        (w_norm > 0) & (g_norm > 0),
-                        group["eta"] * w_norm / g_norm,
-                        torch.ones_like(w_norm),
-                    )
-                    g = g * ratio
-                state = self.state[w]
-                if "momentum" not in state:
-                    state["momentum"] = torch.zeros_like(w)
-                m = state["momentum"]
-                m.mul_(group["momentum"]).add_(g)
-                w.sub_(m, alpha=group["lr"])
+            ws = [w for w in group["params"] if w.grad is not None]
+            if not ws:
+                continue
+            gs = torch._foreach_add([w.grad for w in ws], ws, alpha=group["weight_decay"])
+            if group["adapt"]:
+                w_norm_P, g_norm_P = (torch.stack(torch._foreach_norm(of)) for of in (ws, gs))
+                ratio_P = torch.where(
+                    (w_norm_P > 0) & (g_norm_P > 0),
+                    group["eta"] * w_norm_P / g_norm_P,
+                    torch.ones_like(w_norm_P),
+                )
+                torch._foreach_mul_(gs, list(ratio_P.unbind()))
+            for w in ws:
+                if "momentum" not in self.state[w]:
+                    self.state[w]["momentum"] = torch.zeros_like(w)
+            ms = [self.state[w]["momentum"] for w in ws]
+            torch._foreach_mul_(ms, group["momentum"])
+            torch._foreach_add_(ms, gs)
+            torch._foreach_sub_(ws, ms, alpha=group["lr"])

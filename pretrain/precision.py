@@ -2,12 +2,13 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
-Precision = Literal["fp32", "bf16"]
+from protobench.runtime.precision import Precision
+
 P = ParamSpec("P")
 T = TypeVar("T")
 

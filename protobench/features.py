@@ -22,7 +22,7 @@ from protobench.data import crop_cache
 from protobench.data.image_list import ImageList
 from protobench.data.loading import CentreCrops, batches, normaliser
 from protobench.data.transforms import EvalInput
-from protobench.runtime import cache_use, distributed, files
+from protobench.runtime import cache_use, distributed, files, precision
 from protobench.runtime.errors import UserError
 from protobench.runtime.progress import progress
 
@@ -69,10 +69,10 @@ def extract(
         "torch": torch.__version__,
         "pillow": PIL.__version__,
     }
-    if encoder.precision == "bf16":
-        identity["precision"] = "bf16"
-        if encoder.report.bf16 is None:
-            encoder.report.bf16 = agreement(encoder, images, input_, pooling, device)
+    if torch.device(device).type == "cuda" or encoder.precision != "fp32":
+        identity["precision"] = encoder.precision
+    if encoder.precision == "bf16" and encoder.report.bf16 is None:
+        encoder.report.bf16 = agreement(encoder, images, input_, pooling, device)
     input_check.verify(encoder, images, input_)
     path = (cache or files.cache_dir() / "features") / f"{files.sha256(identity)}.npy"
     how, started = "taken from the cache", time.perf_counter()
@@ -227,14 +227,15 @@ class Forward:
         fused = fuse_batchnorm(encoder.backbone).to(device)
         self.backbone = fused.to(memory_format=torch.channels_last)
         self.pooling, self.normalise = pooling, normaliser(input_, device)
-        self.precision = torch.autocast(
+        self.precision, self.device = encoder.precision, device
+        self.autocast = torch.autocast(
             torch.device(device).type, torch.bfloat16, enabled=encoder.precision == "bf16"
         )
 
     @torch.inference_mode()
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return the features."""
-        with self.precision:
+        with precision.arithmetic(self.precision, self.device, fixed_shapes=True), self.autocast:
             map_NCHW = self.backbone.features(self.normalise(pixels))
             return _pool(map_NCHW, self.pooling, self.projection).float()
 

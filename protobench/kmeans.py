@@ -1,9 +1,13 @@
 """k-means by faiss, as PCL's E-step and the clustering scores run it."""
 
+import contextlib
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import faiss
 import numpy as np
+import torch
 
 from protobench import keyed
 from protobench.runtime import distributed
@@ -45,9 +49,10 @@ def kmeans(
 
     Trains on at most ``points_per_centroid`` x K images, drawn at random: fp32 input is passed
     unchanged, faiss subsamples itself; fp16 input is subsampled to fp32. Assigns in blocks, so the
-    memory beyond the features is bounded. ``gpu``: runs on a GPU, under torchrun on those of all
-    processes on this machine, which wait (faiss copies the centroids to each and divides the
-    images); without one, small problems run on the CPU, with the same result up to rounding. Raises
+    memory beyond the features is bounded. ``gpu``: runs on this process's GPU, under torchrun on
+    those of all processes on this machine, which wait (faiss copies the centroids to each, divides
+    the images and averages them on all cores); without one, small problems run on the CPU, with the
+    same result up to rounding. Raises
     UserError for K > N, for features that are not finite, and for a large problem if ``gpu`` is set
     and faiss sees none."""
     if k > len(x_ND):
@@ -71,18 +76,20 @@ def kmeans(
                 " print(faiss.get_num_gpus())'"
             ),
         )
-    gpus = min(faiss.get_num_gpus(), distributed.local_world_size()) if gpu else 0
+    gpus = _own_gpus() if gpu else []
     search = faiss.Kmeans(
         x_ND.shape[1],
         k,
         niter=niter,
         nredo=nredo,
         seed=seed,
-        gpu=gpus,
         min_points_per_centroid=1,
         max_points_per_centroid=points_per_centroid,
     )
-    search.train(_sample(x_ND, points_per_centroid * k, seed))
+    if gpus:  # by number: faiss takes "gpu=1" for True, and so for all GPUs of the machine
+        search.index = faiss.index_cpu_to_gpus_list(search.index, gpus=gpus)
+    with _on_all_cores() if gpus else contextlib.nullcontext():
+        search.train(_sample(x_ND, points_per_centroid * k, seed))
     found = [
         search.index.search(np.ascontiguousarray(block, np.float32), 1) for block in _blocks(x_ND)
     ]
@@ -109,6 +116,26 @@ def whitened(x_ND: np.ndarray, dims: int, *, seed: int, points: int = 500_000) -
     if not np.isfinite(y_ND).all():
         raise UserError(f"PCA to {dims} dimensions: the features span fewer", hint="lower --whiten")
     return y_ND
+
+
+def _own_gpus() -> list[int]:
+    """The numbers of the GPUs that faiss sees and that this process may use: its own, or those of
+    all processes of this machine, which torchrun gave the first ones."""
+    seen, processes = faiss.get_num_gpus(), distributed.local_world_size()
+    own = range(processes) if processes > 1 else [torch.cuda.current_device()] if seen else []
+    return [gpu for gpu in own if gpu < seen]
+
+
+@contextlib.contextmanager
+def _on_all_cores() -> Iterator[None]:
+    """Lets faiss, which averages the images of each cluster on the CPU, use the cores of the
+    processes that wait; torchrun gives each process one thread."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(len(os.sched_getaffinity(0)))
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
 
 
 def _blocks(x_ND: np.ndarray) -> list[np.ndarray]:

@@ -173,6 +173,9 @@ def test_the_gpu_s_steps_run_on_a_cpu_in_small(monkeypatch):
     for name in ("moco", "simclr", "pcl", "spcl"):
         assert any(f"a step of {name}" in stage for stage in stages)
     assert len(compiled) == 1
+    for row in gpu.precisions(gpu.TINY, "cpu"):
+        assert "fp32 0.0e+00, bf16 " in row.measured, "a CPU agrees with itself"
+        assert "bf16 0.0e+00" not in row.measured
     (missing,) = gpu.epoch(gpu.TINY, "cpu")
     assert "no time measured of: 20, 40" in missing.measured
     list(gpu.clusterings(gpu.TINY, "cpu"))
@@ -192,6 +195,35 @@ def test_a_stage_that_fails_or_comes_too_late_is_a_row(monkeypatch):
     assert told == ["1 s", "**failed**: RuntimeError: out of memory"]
     (late,) = gpu._guarded("steps", gpu.TINY, "cpu", 1000.0)
     assert "left out after 16.7 minutes" in late.measured
+
+
+def test_a_step_s_limit_is_the_larger_of_arithmetic_and_traffic(monkeypatch):
+    """MoCo v2 at 256 images: 32.5 GFLOP an image (three passes with gradient, one without), and
+    22.2 MB of maps, a convolution's output passing 21 times: 119 GB."""
+    import gpu
+
+    speeds = {"flops": 798e12, "bytes": 3e12}
+    monkeypatch.setattr(gpu, "flops", lambda precision, device: speeds["flops"])
+    monkeypatch.setattr(gpu, "bandwidth", lambda device: speeds["bytes"])
+    recipe = gpu.recipe_of("moco", gpu.Sizes())
+    assert (recipe.train.batch_size, recipe.queue) == (256, 65536)
+    assert gpu.recipe_of("spcl", gpu.Sizes()).train.batch_size == 1024
+    traffic = gpu.limit(recipe, 256, "bf16", "cuda")
+    assert traffic == pytest.approx(119e9 / 3e12, rel=0.01)
+    assert gpu.limit(recipe, 256, "tf32", "cuda") == pytest.approx(2 * traffic)
+    speeds["bytes"] = 1e15
+    assert gpu.limit(recipe, 256, "bf16", "cuda") == pytest.approx(256 * 32.5e9 / 798e12, rel=0.01)
+
+
+def test_peaks_are_measured_on_random_numbers(monkeypatch):
+    import gpu
+    import torch
+
+    seen = []
+    monkeypatch.setattr(gpu, "spent", lambda work, device: seen.append(work) or 1.0)
+    gpu.flops.__wrapped__("fp32", "cpu")
+    for cell in (cell.cell_contents for cell in seen[0].__closure__):
+        assert not isinstance(cell, torch.Tensor) or len(cell.unique()) > 1000
 
 
 @pytest.mark.gpu

@@ -229,7 +229,7 @@ def test_batch_norm_of_one_process_is_torch_s():
         theirs[0].weight.uniform_(), theirs[0].bias.normal_()
     ours = torch.nn.Sequential(torch.nn.BatchNorm2d(5)).double()
     ours.load_state_dict(theirs.state_dict())
-    ours = batch_norm.synchronise(ours)
+    ours = batch_norm.synchronise(ours, equal_shares=False)
     assert type(ours[0]) is not torch.nn.BatchNorm2d
     for training in (True, True, False):
         x = torch.randn(4, 5, 3, 3, dtype=torch.float64)
@@ -248,7 +248,9 @@ def test_batch_norm_of_one_process_is_torch_s():
 def _uneven_batch_norm():
     """Shares of 4, 2 and no images, twice."""
     full = torch.randn(6, 3, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    norm = batch_norm.synchronise(torch.nn.Sequential(torch.nn.BatchNorm2d(3)).double())
+    norm = batch_norm.synchronise(
+        torch.nn.Sequential(torch.nn.BatchNorm2d(3)).double(), equal_shares=False
+    )
     mine = full.split([4, 2, 0, 0])[distributed.rank()].clone().requires_grad_()
     output = norm(mine)
     (output.sin().sum() * distributed.world_size()).backward()

@@ -59,7 +59,7 @@ def test_maps_and_weights_are_those_that_autograd_keeps(arch, size):
             loss = network(torch.zeros(images, 3, size, size, device="meta")).sum()
         kept.append(sum(storages.values()))
         del loss
-    layers = list(gpu_memory._convolutions(named(arch), size))
+    layers = list(gpu_memory.convolutions(named(arch), size))
     recipe = replace(
         supervised.PAPER, arch=arch, augment=replace(supervised.PAPER.augment, size=size)
     )
@@ -70,6 +70,13 @@ def test_maps_and_weights_are_those_that_autograd_keeps(arch, size):
     assert (many - few) * 2**30 == pytest.approx(kept[1] - kept[0], rel=0.03)
     weights = sum(layer.weights + 2 * layer.channels for layer in layers)
     assert weights == sum(p.numel() for p in network.parameters())
+
+
+def test_a_resnet_50_has_the_known_operations():
+    """4.09 billion multiplications and additions with its classifier of 2 million, at 224 pixels
+    (torchvision's table: 4.09 GFLOPS)."""
+    flops = sum(layer.flops for layer in gpu_memory.convolutions(named("resnet50"), 224))
+    assert flops / 2 + 2.048e6 == pytest.approx(4.09e9, rel=0.002)
 
 
 def test_the_number_of_gpus_is_the_smallest_that_the_batch_splits_over():

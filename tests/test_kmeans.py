@@ -35,21 +35,35 @@ def test_a_missing_gpu_is_an_error_only_where_the_cpu_would_take_hours(monkeypat
 
 
 @pytest.mark.parametrize(
-    ("seen", "processes", "used"), [(8, 1, 1), (8, 4, 4), (2, 4, 2), (0, 1, 0)]
+    ("seen", "processes", "used"), [(8, 1, [3]), (8, 4, [0, 1, 2, 3]), (2, 4, [0, 1]), (0, 1, [])]
 )
 def test_the_gpus_of_all_processes_of_a_machine_are_used(seen, processes, used, monkeypatch):
-    """As faiss is asked for; by itself, a process leaves the GPUs that it was not given alone."""
-    asked, real = [], faiss.Kmeans
+    """By number, as faiss is asked for them: a single process takes its own, here the fourth, and
+    leaves the others alone. faiss averages on all cores meanwhile, and on as many as before
+    afterwards."""
+    asked, threads, train = [], [], faiss.Kmeans.train
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: seen)
     monkeypatch.setattr(kmeans_file.distributed, "local_world_size", lambda: processes)
-    monkeypatch.setattr(
-        faiss,
-        "Kmeans",
-        lambda *args, gpu, **how: (asked.append(gpu), real(*args, gpu=False, **how))[1],
-    )
-    kmeans(np.random.default_rng(0).normal(size=(50, 3)), 4, seed=0, gpu=True)
-    kmeans(np.random.default_rng(0).normal(size=(50, 3)), 4, seed=0)
-    assert asked == [used, 0]
+    monkeypatch.setattr(kmeans_file.torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(kmeans_file.os, "sched_getaffinity", lambda process: {0, 1, 2})
+
+    def to_gpus(index, co=None, gpus=None, ngpu=-1):
+        asked.append(gpus)
+        return index
+
+    def trained(self, x):
+        threads.append(faiss.omp_get_max_threads())
+        return train(self, x)
+
+    monkeypatch.setattr(faiss, "index_cpu_to_gpus_list", to_gpus)
+    monkeypatch.setattr(faiss.Kmeans, "train", trained)
+    before = faiss.omp_get_max_threads()
+    x = np.random.default_rng(0).normal(size=(50, 3))
+    kmeans(x, 4, seed=0, gpu=True)
+    kmeans(x, 4, seed=0)
+    assert asked == ([used] if used else [])
+    assert threads == [3 if used else before, before]
+    assert faiss.omp_get_max_threads() == before
 
 
 def test_impossible_clusterings_are_refused():

@@ -148,4 +148,5 @@ def test_operators_give_the_same_on_a_gpu():
         out = RoIAlign(7, spatial_scale=0.25, sampling_ratio=0, aligned=True)(x, rois)
         out.square().sum().backward()
         results.append((out.detach().cpu(), x.grad.cpu()))
-    torch.testing.assert_close(*zip(*results, strict=True), rtol=1e-4, atol=1e-4)
+    on_cpu, on_gpu = results
+    torch.testing.assert_close(on_gpu, on_cpu, rtol=1e-4, atol=1e-4)

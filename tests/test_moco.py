@@ -84,7 +84,7 @@ def test_encoders_start_equal_and_the_head_follows_the_version():
 def test_each_group_has_its_own_statistics_and_keys_are_shuffled_between_them():
     """What 8 GPUs do: chunks of the queries as they come, chunks of the keys in another order,
     everything put back."""
-    method, twin = _method(bn_groups=2), _method(bn_groups=2)
+    method, twin = _method(bn_groups=2), _method()
     views = [torch.randn(8, 3, 32, 32) for _ in range(2)]
     q, k = method.embed(views)
     momentum_update(twin.encoder_k, twin.encoder_q, 0.99)
@@ -95,9 +95,24 @@ def test_each_group_has_its_own_statistics_and_keys_are_shuffled_between_them():
     assert shuffle.tolist() != sorted(shuffle.tolist())
     for group in (shuffle[:4], shuffle[4:]):
         torch.testing.assert_close(k[group], twin.encoder_k(views[1][group]))
+    for name, value in method.state_dict().items():  # running statistics, group after group
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(value, twin.state_dict()[name], msg=name)
     method.enqueue(k)
     assert method.generator("shuffle").initial_seed() != twin.generator("shuffle").initial_seed(), (
         "another step, another order"
+    )
+
+
+def test_convolutions_see_the_whole_batch_whatever_the_groups():
+    """Eight groups, one after another, would be eight times the kernels of a step."""
+    method, seen = _method(bn_groups=4), []
+    for module in method.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda module, given, out: seen.append(len(out)))
+    method.loss([torch.randn(8, 3, 32, 32) for _ in range(2)], torch.arange(8)).backward()
+    assert seen == [8] * 2 * sum(
+        isinstance(module, torch.nn.Conv2d) for module in method.encoder_q.modules()
     )
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pretrain import optim
 from pretrain.recipes import moco, simclr
@@ -78,6 +79,29 @@ def test_lars_moves_a_zero_weight():
     w.grad = torch.ones(1, 2)
     optim.LARS([w], lr=1.0).step()
     torch.testing.assert_close(w.detach(), -torch.ones(1, 2))
+
+
+def test_lars_updates_all_parameters_together():
+    """However many there are: on a GPU each operator is at least one kernel. (Dispatch modes see
+    what is called, not what a CPU makes of it.)"""
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            called.append(str(function))
+            return function(*args, **kwargs or {})
+
+    counts = []
+    for parameters in (3, 30):
+        ws = [nn.Parameter(torch.randn(2, 3)) for _ in range(parameters)]
+        optimizer = optim.LARS(ws, lr=0.1, weight_decay=0.1)
+        for _ in range(2):  # the first step makes the momenta
+            for w in ws:
+                w.grad = torch.randn(2, 3)
+            called: list[str] = []
+            with Calls():
+                optimizer.step()
+        counts.append(len([name for name in called if "detach" not in name]))
+    assert counts[0] == counts[1] < 25
 
 
 def test_frozen_parameters_are_not_optimised():

@@ -71,7 +71,8 @@ class Res5(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the regions' features in float32."""
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.bf16):
-            x = self.stage(x)
+            # 8192 regions; as cuDNN computes them fastest
+            x = self.stage(x.contiguous(memory_format=torch.channels_last) if x.is_cuda else x)
         normalised: Tensor = self.norm(x.float())
         return normalised
 
@@ -169,6 +170,7 @@ def _config(name: str, encoder: Encoder) -> Any:
         mean=[255 * value for value in encoder.input.mean],
         std=[255 * value for value in encoder.input.std],
         bgr_to_rgb=False,
+        non_blocking=True,  # batches lie in pinned memory
     )
     return config
 

@@ -69,10 +69,11 @@ class Train:
     optimizer: Literal["sgd", "lars"] = "sgd"
     sgd_momentum: float = 0.9
     weight_decay: float = 1e-4
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """precision of the networks, by autocast, in training steps and in feature extraction for
-    clustering; weights and losses are always fp32. The papers' code trains in fp32: bf16 is off
-    protocol. (On a GPU, convolutions in fp32 may run in TF32, which is torch's default.)"""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """precision of the networks, in training steps and in feature extraction for clustering;
+    weights and losses are always fp32. fp32 is IEEE's, on GPUs too, as in the papers. tf32:
+    convolutions on a GPU round their inputs to TF32, which is torch's own default there. bf16: by
+    autocast. Both are off protocol"""
     compile: bool = False
     """compile the networks with torch.compile: a minute or two once, then faster steps on a GPU"""
 

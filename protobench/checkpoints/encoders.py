@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -28,6 +28,7 @@ from protobench.data.transforms import NORMALISATIONS, EvalInput
 from protobench.runtime import files
 from protobench.runtime.errors import UserError, printable
 from protobench.runtime.notices import some
+from protobench.runtime.precision import Precision
 
 State = dict[str, Tensor]
 """Tensors by torchvision's names."""
@@ -47,7 +48,7 @@ class Encoder:
     projection: nn.Module | None = None
     """the projection head of this copy, if the file has one of known shape: maps pooled features
     [N, D] to [N, C]"""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"
     """precision of the network's arithmetic"""
     input_certain: bool = True
     """whether the input's normalisation is known, from our header or the user, and not assumed for

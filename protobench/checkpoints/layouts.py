@@ -40,9 +40,10 @@ class LoadOptions:
     """pixels of the centre crop; default 224, or 32 for a CIFAR stem"""
     sha256: str | None = None
     """refuse the file unless its hash begins with this"""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """precision of the network's arithmetic. bf16 is faster; how far extracted features differ is
-    measured, printed and recorded"""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """precision of the network's arithmetic. fp32 is IEEE's, on GPUs too. tf32 (of convolutions on
+    a GPU) and bf16 are faster; how far features extracted in bf16 differ is measured, printed and
+    recorded"""
 
 
 @dataclass(frozen=True)

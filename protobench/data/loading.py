@@ -82,6 +82,14 @@ def normaliser(input_: EvalInput, device: str) -> Callable[[Tensor], Tensor]:
     return normalise
 
 
+def moved(values: np.ndarray, device: str) -> Tensor:
+    """The values on ``device``, sent without making the host wait for it: from pinned memory, as
+    torch waits for a copy from any other, and for an index given as a list."""
+    tensor = torch.from_numpy(values)
+    pinned = tensor if device == "cpu" else tensor.pin_memory()
+    return pinned.to(device, non_blocking=True)
+
+
 def batches(
     dataset: Dataset[Any],
     *,

@@ -26,6 +26,11 @@ def device_of(device: str) -> str:
     return device
 
 
+def gpu_name(device: str) -> str | None:
+    """Returns the name of a GPU; None for the CPU."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else None
+
+
 def memory_gib(device: str) -> float:
     """Returns the GiB of memory of a GPU, used or not."""
     total: int = torch.cuda.get_device_properties(device).total_memory

@@ -21,15 +21,24 @@ from protobench.runtime.errors import UserError
 
 T = TypeVar("T")
 
+STEP, WORK = timedelta(hours=1), timedelta(days=1)
+"""How long a process waits for the others: in a step's collectives, so that one that hangs or has
+died costs an hour and not a day; and for work of the main process alone, which may cluster or score
+millions of images."""
+_for_work: Any = None
+"""The group, by gloo, of what waits for such work; the default one where it was not made here."""
+
 
 # Processes ----------------------------------------------------------------------------------------
 
 
 def init(device: str) -> str:
     """Joins the process group if torchrun started several processes, and returns this rank's
-    device: its own GPU if ``device`` is cuda. From then on only the main process prints.
+    device: its own GPU if ``device`` is cuda. From then on only the main process prints, and torch
+    and faiss take this GPU where none is named.
 
     Raises UserError for a numbered GPU, and if this machine has fewer GPUs than processes."""
+    global _for_work
     if launched_world_size() > 1 and not dist.is_initialized():
         on_gpu = device.startswith("cuda")
         if ":" in device:
@@ -47,19 +56,21 @@ def init(device: str) -> str:
                     hint="lower torchrun's --nproc_per_node",
                 )
             torch.cuda.set_device(local)
-        # long, because the others wait while the main process clusters millions of images
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timedelta(days=1)
-        )
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=STEP)
+        _for_work = dist.new_group(backend="gloo", timeout=WORK)
         if not is_main():
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
     if dist.is_initialized() and device == "cuda":
         return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    if device.startswith("cuda:"):
+        torch.cuda.set_device(device)
     return device
 
 
 def shutdown() -> None:
     """Leaves the process group."""
+    global _for_work
+    _for_work = None
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -110,10 +121,10 @@ def shard_of(x: T) -> T:
 def main_process_first() -> Iterator[None]:
     """Runs the block on the main process first, which fills caches that the others read."""
     if not is_main():
-        dist.barrier()
+        barrier()
     yield
     if dist.is_initialized() and is_main():
-        dist.barrier()
+        barrier()
 
 
 def broadcast_from_main(make: Callable[[], T]) -> T:
@@ -121,7 +132,7 @@ def broadcast_from_main(make: Callable[[], T]) -> T:
     if not dist.is_initialized():
         return make()
     made: list[Any] = [make() if is_main() else None]
-    dist.broadcast_object_list(made, device=torch.device("cpu"))
+    dist.broadcast_object_list(made, group=_for_work, device=torch.device("cpu"))
     result: T = made[0]
     return result
 
@@ -229,7 +240,7 @@ def gather_rows_to_main(rows: Tensor | None, sizes: list[int]) -> Tensor | None:
     if rows is not None:
         sent[: len(rows)] = rows
     parts = [torch.empty_like(sent) for _ in sizes] if is_main() else None
-    dist.gather(sent, parts)
+    dist.gather(sent, parts, group=_for_work)
     return torch.cat([part[:n] for part, n in zip(parts, sizes, strict=True)]) if parts else None
 
 
@@ -239,11 +250,11 @@ def gather_to_main(values: list[T]) -> list[T]:
     if not dist.is_initialized():
         return values
     found: list[Any] | None = [None] * world_size() if is_main() else None
-    dist.gather_object(values, found)
+    dist.gather_object(values, found, group=_for_work)
     return [value for part in found or () for value in part]
 
 
 def barrier() -> None:
     """Waits until all ranks are here."""
     if dist.is_initialized():
-        dist.barrier()
+        dist.barrier(group=_for_work)

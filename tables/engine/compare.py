@@ -383,6 +383,8 @@ def _departures(table: Table, found: list[dict[str, Any]]) -> dict[str, str]:
             )
         if (precision := recipe.get("train", {}).get("precision", "fp32")) != "fp32":
             odd.append(f"pretrained in {precision}, the papers in fp32")
+        if record.get("fp32_precision", {}).get("convolutions", "ieee") != "ieee":
+            odd.append("scored with convolutions in TF32, the papers in fp32")
         if odd:
             told[name] = f"{name} is off protocol: " + ", ".join(odd)
     return told
