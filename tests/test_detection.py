@@ -8,6 +8,7 @@ import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from PIL import Image
 from torch import nn
 
 from evaluate import detection
-from evaluate.mmdet_adapter import models, scoring, training
+from evaluate.mmdet_adapter import gpu_memory, models, scoring, training
 from evaluate.mmdet_adapter.training import Detections, Samples, Schedule
 from protobench import records
 from protobench.checkpoints import encoders, resnet
@@ -121,6 +122,7 @@ def test_the_real_detector_is_mmdetections(monkeypatch):
         detector.data_preprocessor.mean.flatten(), torch.tensor([123.675, 116.28, 103.53])
     )
     assert not detector.data_preprocessor._channel_conversion, "pixels are RGB already"
+    assert detector.data_preprocessor._non_blocking, "batches lie in pinned memory"
 
 
 def test_mask_rcnn_trains_everything_and_starts_from_the_checkpoint(encoder):
@@ -410,6 +412,35 @@ def test_samples_can_be_sent_to_a_process_that_has_not_imported_mmdetection(scen
         [sys.executable, "-W", "ignore", "-c", script], input=sent, capture_output=True, check=True
     )
     assert done.stdout.split() == [b"3"]
+
+
+def test_coco_s_batch_is_refused_before_the_first_step_where_it_cannot_fit(
+    moco_file, scene_data, monkeypatch
+):
+    """16 images of 5.6 GiB each (bf16: 3.7) on GPUs of 80 GiB, as computed."""
+    gpu_memory.check(16, 2, "fp32", 79.1)
+    gpu_memory.check(16, 1, "bf16", 79.1)
+    with pytest.raises(UserError) as error:
+        gpu_memory.check(16, 1, "fp32", 79.1)
+    assert "16 images in fp32 needs at least 89 GiB a GPU (computed)" in error.value.what
+    assert error.value.hint == (
+        "use 2 GPUs (torchrun --nproc_per_node 2); --precision bf16 needs less; the record notes it"
+    )
+    with pytest.raises(UserError) as error:
+        gpu_memory.check(16, 4, "tf32", 3.0)
+    assert error.value.hint == "take a GPU with more memory"
+    monkeypatch.setattr("protobench.runtime.devices.memory_gib", lambda device: 79.1)
+    monkeypatch.setattr("protobench.checkpoints.input_check.verify", lambda *_: None)
+    monkeypatch.setattr(detection.bundled, "is_used", lambda data: False)
+    context = SimpleNamespace(
+        encoder=encoders.load(moco_file),
+        lists=detection.read(scene_data, "coco", 0),
+        device="cuda",
+        workers=0,
+        state=None,
+    )
+    with pytest.raises(UserError, match="needs at least 89 GiB"):
+        detection.run(detection.Config(moco_file, scene_data, "coco"), context)
 
 
 @pytest.mark.parametrize(

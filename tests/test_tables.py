@@ -32,6 +32,7 @@ def _write(
     data=None,
     trained=None,
     fingerprints=("a", "b"),
+    **more,
 ):
     """Both records of an encoder; ``value(column)`` is the mean, five draws scatter around it."""
     for dataset in ("voc07", "places205"):
@@ -66,6 +67,7 @@ def _write(
             metric={"test_images": test_images},
             data={"classes": classes, "train_images": train_images} | (data or {}),
             checkpoint={"arch": arch, "untouched": untouched, "trained": trained},
+            **more,
         )
 
 
@@ -302,6 +304,7 @@ def test_other_data_or_architecture_is_off_protocol_in_the_papers_tier(command, 
             "pretrained on views of the raw profile, which are not torchvision's pixels",
         ),
         ({"train": {"precision": "bf16"}}, "pretrained in bf16, the papers in fp32"),
+        ({"train": {"precision": "tf32"}}, "pretrained in tf32, the papers in fp32"),
         ({"augment": {"profile": "faithful"}, "train": {"precision": "fp32"}}, ""),
     ],
 )
@@ -314,6 +317,16 @@ def test_faster_pretraining_is_off_protocol(command, tmp_path, changed, told):
     _, out, _ = _diff(command, tmp_path, "--tier", "paper")
     assert ("60 reproduced, 10 cited" in out) == (not told)
     assert f"MoCo: voc07 is off protocol: {told}" in out or not told
+
+
+@pytest.mark.parametrize(("convolutions", "told"), [("tf32", True), ("ieee", False)])
+def test_scores_of_convolutions_in_tf32_are_off_protocol(command, tmp_path, convolutions, told):
+    _fill(tmp_path)
+    _remove(tmp_path, "moco")
+    of = {"convolutions": convolutions, "matrix products": "ieee"}
+    _write(tmp_path, "paper", "moco", 0, _paper("moco"), fp32_precision=of)
+    _, out, _ = _diff(command, tmp_path, "--tier", "paper")
+    assert ("MoCo: voc07 is off protocol: scored with convolutions in TF32" in out) == told
 
 
 def test_one_retrained_encoder_is_never_more_than_within(command, tmp_path):
