@@ -12,8 +12,8 @@ numbers (a GPU is faster on constant ones), and that of its memory traffic, ever
 its inputs and writing its outputs once, at the bandwidth of a copy. k-means by faiss is what the
 suite calls, from the host's memory and with the assignment; fastkmeans and flash-kmeans run beside
 it where they are installed (pip install fastkmeans flash-kmeans), in the precision that they
-choose; the inertia of all is computed in fp32. Times are wall times with a synchronisation at both ends. A
-stage that fails is reported and the others still run; stages for which no time is left are
+choose; the inertia of all is computed in fp32. Times are wall times with a synchronisation at both
+ends. A stage that fails is reported and the others still run; stages for which no time is left are
 named."""
 
 import argparse

@@ -1,7 +1,6 @@
 """k-means by faiss, as PCL's E-step and the clustering scores run it."""
 
 import contextlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 
 from protobench import keyed
-from protobench.runtime import distributed
+from protobench.runtime import cores, distributed
 from protobench.runtime.errors import UserError
 
 
@@ -131,7 +130,7 @@ def _on_all_cores() -> Iterator[None]:
     """Lets faiss, which averages the images of each cluster on the CPU, use the cores of the
     processes that wait; torchrun gives each process one thread."""
     before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(len(os.sched_getaffinity(0)))
+    faiss.omp_set_num_threads(cores.usable())
     try:
         yield
     finally:

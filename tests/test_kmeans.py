@@ -45,7 +45,7 @@ def test_the_gpus_of_all_processes_of_a_machine_are_used(seen, processes, used, 
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: seen)
     monkeypatch.setattr(kmeans_file.distributed, "local_world_size", lambda: processes)
     monkeypatch.setattr(kmeans_file.torch.cuda, "current_device", lambda: 3)
-    monkeypatch.setattr(kmeans_file.os, "sched_getaffinity", lambda process: {0, 1, 2})
+    monkeypatch.setattr(kmeans_file.cores, "usable", lambda: 3)
 
     def to_gpus(index, co=None, gpus=None, ngpu=-1):
         asked.append(gpus)
