@@ -29,16 +29,8 @@ import numpy as np
 
 from evaluate import chance
 from evaluate.evaluation import Context, EvalConfig, Evaluation, Metric, Scores
+from evaluate.svm import liblinear
 from evaluate.svm.average_precision import average_precision
-from evaluate.svm.liblinear import (
-    GOYAL_COSTS,
-    PCL_COST,
-    PCL_COSTS_2020_07,
-    Problem,
-    check_costs,
-    decision,
-    normalise,
-)
 from protobench.records import Record, Run
 from protobench.runtime import cli
 from protobench.runtime.errors import UserError
@@ -66,7 +58,9 @@ class Config(EvalConfig):
     @property
     def grid(self) -> tuple[float, ...]:
         """The costs to try."""
-        return self.costs or (GOYAL_COSTS if self.protocol == "goyal" else (PCL_COST,))
+        return self.costs or (
+            liblinear.GOYAL_COSTS if self.protocol == "goyal" else (liblinear.PCL_COST,)
+        )
 
     def params(self) -> dict[str, Any]:
         """Return what determines the scores of given features."""
@@ -82,7 +76,7 @@ class Config(EvalConfig):
             raise UserError(
                 "--rule-2020-07 has costs of its own", hint="with --protocol pcl, without --costs"
             )
-        check_costs(self.costs)
+        liblinear.check_costs(self.costs)
 
 
 def score(
@@ -96,8 +90,8 @@ def score(
 ) -> Run:
     """Return the run ``{"draw", "value", "per_class", "costs", "rank_z"}``, mAP in percent. Labels
     [N, C]: 1 present, -1 absent, 0 difficult."""
-    train_ND, test_ND = normalise(train_ND), normalise(test_ND)
-    problem, positive_NC = Problem(train_ND), train_labels == 1
+    train_ND, test_ND = liblinear.normalise(train_ND), liblinear.normalise(test_ND)
+    problem, positive_NC = liblinear.Problem(train_ND), train_labels == 1
     chosen, weights = [], []
     classes = positive_NC.shape[1]
     for c in progress(range(classes), desc="SVMs", unit=" classes", total=classes):
@@ -105,7 +99,7 @@ def score(
         chosen.append(cost)
         weights.append(problem.fit(positive_NC[:, c], cost, 2.0))
     counted = test_labels != 0 if drop_difficult else None
-    score_NC = decision(test_ND, np.stack(weights))
+    score_NC = liblinear.decision(test_ND, np.stack(weights))
     per_class = 100 * average_precision(score_NC, test_labels == 1, counted)
     return {
         "draw": 0,
@@ -130,11 +124,11 @@ def _cross_validated(x_ND: np.ndarray, positive_N: np.ndarray, costs: tuple[floa
         )
     total = dict.fromkeys(costs, 0.0)
     for fit_rows, held_rows in StratifiedKFold(FOLDS).split(x_ND, positive_N):
-        problem = Problem(x_ND[fit_rows])
+        problem = liblinear.Problem(x_ND[fit_rows])
         for cost in costs:
             w = problem.fit(positive_N[fit_rows], cost, 2.0)
             total[cost] += average_precision_score(
-                positive_N[held_rows], decision(x_ND[held_rows], w[None])[:, 0]
+                positive_N[held_rows], liblinear.decision(x_ND[held_rows], w[None])[:, 0]
             )
     return max(sorted(costs), key=lambda cost: total[cost])
 
@@ -160,7 +154,7 @@ def run(config: Config, context: Context) -> Scores | None:
     given = train_ND, train.labels, test_ND, test.labels
     found = score(*given, config.grid, drop_difficult=goyal)
     if config.rule_2020_07:
-        tried = {cost: score(*given, (cost,))["value"] for cost in PCL_COSTS_2020_07}
+        tried = {cost: score(*given, (cost,))["value"] for cost in liblinear.PCL_COSTS_2020_07}
         best = max(tried, key=lambda cost: tried[cost])
         found |= {"value_2020_07": tried[best], "cost_2020_07": best}
     remark = chance.ranking_remark(found["rank_z"], len(test.classes), trained=context.trained)

@@ -42,17 +42,8 @@ from threadpoolctl import threadpool_limits
 
 from evaluate import chance
 from evaluate.evaluation import Context, EvalConfig, Evaluation, Metric, Scores
-from evaluate.svm import newton
+from evaluate.svm import liblinear, newton
 from evaluate.svm.average_precision import average_precision
-from evaluate.svm.liblinear import (
-    GOYAL_COSTS,
-    PCL_COST,
-    PCL_COSTS_2020_07,
-    Problem,
-    check_costs,
-    decision,
-    normalise,
-)
 from evaluate.svm.support_sets import (
     RELEASED_DRAWS,
     RELEASED_SHOTS,
@@ -98,7 +89,9 @@ class Config(EvalConfig):
     @property
     def grid(self) -> tuple[float, ...]:
         """The costs to try."""
-        return self.costs or (GOYAL_COSTS if self.protocol == "goyal" else (PCL_COST,))
+        return self.costs or (
+            liblinear.GOYAL_COSTS if self.protocol == "goyal" else (liblinear.PCL_COST,)
+        )
 
     @property
     def exact(self) -> bool:
@@ -144,7 +137,7 @@ class Config(EvalConfig):
                 "--rule-2020-07 has draws and costs of its own",
                 hint="with --draw-order released, without --costs",
             )
-        check_costs(self.costs)
+        liblinear.check_costs(self.costs)
 
 
 # Scores -------------------------------------------------------------------------------------------
@@ -167,7 +160,7 @@ def score(
 
     Labels [N, C] (1, 0, -1) give mean average precision, labels [N] give top-1 accuracy (no
     weights: pass 1). ``exact``: by Newton's method instead of LIBLINEAR."""
-    train_ND, test_ND = normalise(train_ND), normalise(test_ND)
+    train_ND, test_ND = liblinear.normalise(train_ND), liblinear.normalise(test_ND)
     fit = _newton if exact else _liblinear
     runs: list[Run] = []
     for support in progress(sets, desc=desc, unit=" draws", total=len(sets)):
@@ -213,12 +206,12 @@ def _liblinear(
     positive_weight: float,
 ) -> list[np.ndarray]:
     """Return, per cost, the decision values [M, C] of one SVM per class."""
-    problem = Problem(x_ND)
+    problem = liblinear.Problem(x_ND)
     weights = [
         np.stack([problem.fit(positive, cost, positive_weight) for positive in positives])
         for cost in costs
     ]
-    return [decision(test_MD, w_CD) for w_CD in weights]
+    return [liblinear.decision(test_MD, w_CD) for w_CD in weights]
 
 
 def _newton(
@@ -323,8 +316,10 @@ def run(config: Config, context: Context) -> Scores | None:
                 )
             )
             for cost, of_cost in zip(
-                PCL_COSTS_2020_07,
-                released_support_sets(train, config.shots, config.draws, len(PCL_COSTS_2020_07)),
+                liblinear.PCL_COSTS_2020_07,
+                released_support_sets(
+                    train, config.shots, config.draws, len(liblinear.PCL_COSTS_2020_07)
+                ),
                 strict=True,
             )
         ]

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from tables.engine import sequential
-from tables.engine.runs import Runs
+from tables.engine.runs import Runs, is_released
 from tables.engine.schema import Claim, ClaimResult, Column, Table
 from tables.engine.sequential import LOOKS, ClaimVerdict, Decision, Lead, Looks
 
@@ -30,7 +30,7 @@ class Rows:
     def given(self, row: str) -> bool:
         """Whether the row is a published encoder, of which there is one."""
         seeds = {seed for column in self.table.columns for seed, _ in self.runs[row, column.title]}
-        return self.sources.get(row, "").startswith("released") and len(seeds) == 1
+        return is_released(self.sources.get(row, "")) and len(seeds) == 1
 
     def missing(self, claim: Claim) -> str:
         """Why the claim has nothing to be judged on; empty where it has."""

@@ -266,7 +266,7 @@ def _cell(
         return Cell(row, column, paper, runs, "off-protocol")
     if not paper:
         return Cell(row, column, paper, runs, "unprinted")
-    released = any(map(is_released, of_row))
+    released = any(is_released(record["subject"]["source"]) for record in of_row)
     exact = released and _as_paper(column, of_row)
     compared = [
         verdicts.compare(
@@ -304,11 +304,6 @@ def _as_paper(column: Column, of_row: list[dict[str, Any]]) -> bool:
     )
 
 
-def _is_released(source: str) -> bool:
-    """Whether an encoder is the paper's own."""
-    return source.startswith("released")
-
-
 def _gains(
     table: Table, cells: dict[tuple[str, str], Cell], sources: dict[str, str]
 ) -> list[RowGain]:
@@ -340,7 +335,7 @@ def _gains(
                 for cell in judged
             ],
             table.paper_runs,
-            same_encoder=_is_released(sources.get(row.name, "")),
+            same_encoder=is_released(sources.get(row.name, "")),
         )
         gains.append(RowGain(row, gain.mean, gain.p_at_least(-1.0)))
     return gains

@@ -22,6 +22,7 @@ from protobench.data.synthetic import bundled
 from protobench.records import ModelInfo
 from protobench.runtime.errors import UserError, choose
 from tables.engine import costs
+from tables.engine.runs import is_released
 from tables.engine.schema import TIERS, Exhibit, Figure, Row, Table, TaskKey, Tier
 
 Settings = tuple[tuple[str, Any], ...]
@@ -368,7 +369,7 @@ def _job(
                 )
             )
         else:
-            own = _as_paper(table, name, dataset) if source.startswith("released") else ()
+            own = _as_paper(table, name, dataset) if is_released(source) else ()
             config = partial(_config, row.settings + own, checkpoint, name, dataset, data, world)
             result = (
                 history.result_key(name, key, lists[0], dataset)

@@ -77,7 +77,7 @@ def select_records(
         params = files.sha256(unit["params"])
         recipe = record["subject"]["recipe"]
         # the paper's own encoders may be scored on the paper's draws (Column.as_paper)
-        settings = exhibit.row(row).settings, is_released(record)
+        settings = exhibit.row(row).settings, is_released(record["subject"]["source"])
         if (  # the first record of each kind sets what all others must have
             kind_of.setdefault(task, kind) != kind
             or data_of.setdefault((task, world), unit["data"]) != unit["data"]
@@ -100,9 +100,10 @@ def shares_data(found: Iterable[dict[str, Any]], task: TaskKey) -> bool:
     return len({tuple(of["unit"]["data"]) for of in found if task_of(of) == task}) <= 1
 
 
-def is_released(record: dict[str, Any]) -> bool:
-    """Whether a record is about an encoder that the paper's authors published."""
-    return str(record["subject"]["source"]).startswith("released")
+def is_released(source: str) -> bool:
+    """Whether an encoder of this source (``plan.Job.source``) is the paper's own, published by its
+    authors."""
+    return source.startswith("released")
 
 
 def _as_printed(record: dict[str, Any], printed: dict[str, Any]) -> bool:
