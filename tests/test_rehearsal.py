@@ -25,6 +25,7 @@ from protobench.runtime.errors import UserError
 from tables import __main__ as tables_main
 from tables.engine import catalogue, costs, rehearsal_report, runs
 from tables.engine import rehearsal as plans
+from tables.engine.plan import Job
 from tables.engine.rehearsal import Machine
 
 
@@ -173,6 +174,35 @@ def test_hours_are_the_slower_of_reading_and_steps_and_the_clusterings():
     assert told.startswith("input-bound: steps could take 2.0 times the images that are read")
     assert "about 4 workers" in told
     assert rehearsal_report._input_bound(replace(found, views=None)) == ""
+
+
+def test_shared_memory_is_that_of_two_batches_a_worker():
+    found = throughput.Throughput("a GPU", True, 1, 16, 16, views=1.0)
+    two = 2 * 16 * 256 * 2 * 3 * 224 * 224
+    assert rehearsal_report._shared_bytes(moco.V2, found) == two
+    assert rehearsal_report._shared_bytes(supervised.PAPER, found) == two / 2
+    assert rehearsal_report._shared_bytes(moco.V2, replace(found, views=None)) == 0
+
+
+def test_what_will_stop_the_full_run_is_told_of_its_lists_and_recipes(tmp_path):
+    row = replace(catalogue.load("table1").row("pcl"), title="SPCL")
+    where = tmp_path / "encoder.safetensors"
+    job = Job(row, 1, spcl.IMAGENET, where, False, "retrained", "", "to run", "", ())
+    images = _images([str(i) for i in range(1030)], [i % 2 for i in range(1030)], "ab", tmp_path)
+    lists = {("lowshot", "places205"): (images.subset(np.arange(20)), images)}
+
+    def stops(gib, gpus=1):
+        machine = Machine(on_gpu=True, gib=gib, processes=1, gpus=gpus)
+        return list(plans._stops([job], [job], {"imagenet": images}, lists, tmp_path, machine))
+
+    memory, shots = stops(80.0)
+    assert memory.startswith("SPCL: GPU memory: a batch of 1024 needs 16")
+    assert "GiB on each GPU (computed), which has 80.0; use 4 GPUs" in memory
+    assert shots == "lowshot places205: a class has 10 training images, fewer than 16 shots"
+    assert stops(80.0, gpus=8) == [shots]
+    few = images.subset(np.arange(1000))
+    told = list(plans._stops([job], [job], {"imagenet": few}, {}, tmp_path, CPU))
+    assert told == ["SPCL: some has 1000 images, less than one batch of 1024"]
 
 
 def test_rates_are_measured_on_files_and_written(tmp_path):
