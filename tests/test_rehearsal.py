@@ -25,7 +25,7 @@ from protobench.runtime.errors import UserError
 from tables import __main__ as tables_main
 from tables.engine import catalogue, costs, rehearsal_report, runs
 from tables.engine import rehearsal as plans
-from tables.engine.plan import Job
+from tables.engine.plan import EvalTask, Job
 from tables.engine.rehearsal import Machine
 
 
@@ -174,6 +174,18 @@ def test_hours_are_the_slower_of_reading_and_steps_and_the_clusterings():
     assert told.startswith("input-bound: steps could take 2.0 times the images that are read")
     assert "about 4 workers" in told
     assert rehearsal_report._input_bound(replace(found, views=None)) == ""
+
+
+def test_an_evaluation_s_images_are_those_that_pass_the_network():
+    def images(evaluation, dataset, **params):
+        return rehearsal_report.passes(EvalTask(evaluation, dataset, "to run"), params, 10_000)
+
+    assert images("linear", "imagenet", epochs=100) == 1_000_000
+    assert images("semisup", "imagenet-1pct", epochs=20, percent=1) == 3 * 20 * 100
+    assert images("lowshot", "voc07", shots=(1, 2), draws=5) == 10_000
+    assert images("lowshot", "places205", shots=(1, 2), draws=5) == 205 * 5 * 3
+    assert images("lowshot", "places205", shots=(16, 32), draws=5) == 10_000
+    assert images("knn", "imagenet") == 10_000
 
 
 def test_shared_memory_is_that_of_two_batches_a_worker():

@@ -25,10 +25,10 @@ from pretrain import gpu_memory
 from protobench.runtime.cores import usable
 from protobench.runtime.errors import UserError
 from tables.engine import plan, work
-from tables.engine.executor import JobsBar, jobs_bar, log_folder
+from tables.engine.executor import JobsBar, jobs_bar
 from tables.engine.gpus import Gpu
 from tables.engine.plan import Job
-from tables.engine.work import RunContext
+from tables.engine.work import RunContext, log_folder
 
 POLL_SECONDS = 0.5
 STOP_SECONDS = 120.0

@@ -23,6 +23,8 @@ WAITING = 2
 """Batches that wait for each worker."""
 WIDTH, EMBEDDING = 2048, 128
 """Numbers of a feature: pooled, and after the head."""
+DRAWN_FROM = {"places205": 205}
+"""Data sets of which low-shot SVMs read what is drawn alone, and their classes."""
 LONG_DAYS = 60
 """From how many days on a row's cost is told among what will stop the run."""
 
@@ -120,17 +122,13 @@ class Report:
             return float(params["draws"] * seconds / 3600)
         if found is None or found.embedded is None:
             return None
-        images = {
-            "linear": params.get("epochs", 0) * train + test,
-            "semisup": 3 * params.get("epochs", 0) * train * params.get("percent", 0) / 100 + test,
-        }.get(task.evaluation, train + test)
+        images = passes(task, params, train) + test
         return float(images / min(found.embedded, found.crops or found.embedded) / 3600)
 
     def _cost(self, rows: list["_Row"]) -> Iterator[str]:
         measured = [row.found for row in rows if row.found]
         if not measured:
-            yield "nothing was measured: no encoder was trained or given"
-            return
+            yield "no rates were measured, as no encoder was trained or given"
         for machine in dict.fromkeys(
             f"{found.device}; {found.processes} processes that share a batch, with"
             f" {found.workers} image-reading workers each; {found.cores} cores"
@@ -242,6 +240,21 @@ class _Row:
             f"{epoch:>10}{_time(self.hours):>11}"
             f"{(_time(sum(scored)) if scored else '?') + unknown:>11}"
         )
+
+
+def passes(task: EvalTask, params: Mapping[str, Any], train: int) -> float:
+    """How many training images an evaluation with these parameters passes through the network, of
+    ``train``; a backward pass counts as two images."""
+    if task.evaluation == "linear":
+        return float(params["epochs"] * train)
+    if task.evaluation == "semisup":
+        return float(3 * params["epochs"] * train * params["percent"] / 100)
+    if task.evaluation == "tsne":
+        return float(min(train, params["classes"] * params["per_class"]))
+    if task.evaluation == "lowshot" and task.dataset in DRAWN_FROM:
+        drawn = DRAWN_FROM[task.dataset] * params["draws"] * sum(params["shots"])
+        return float(min(train, drawn))
+    return float(train)
 
 
 def _training_hours(recipe: Recipe, images: int, found: Throughput) -> float:
