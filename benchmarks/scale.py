@@ -426,11 +426,11 @@ def hashing(place: Place) -> Iterator[Row]:
     with Clock() as clock:
         for path in paths:
             files.sha256_file(path)
-    rate, total = count * size / clock.wall, place.counts.train
+    rate, total = count * size / clock.cpu, place.counts.train
     yield clock.row(
         "SHA-256 of the contents of ImageNet's train",
         f"{_short(total)} files, {total * size / 1e9:.3g} GB",
-        f"{rate / 1e9:.2f} GB/s from memory, one thread; a disk adds its own time",
+        f"{rate / 1e9:.2f} GB per CPU second from memory; a disk adds its own time",
         total / count,
     )
 
@@ -505,22 +505,22 @@ def _seconds(value: float | None) -> str:
 def _bytes(value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value / 1e9:.3g} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"
+    return f"{value / 1e9:.3g} GB" if value >= 1e9 else f"{max(value, 0) / 1e6:.0f} MB"
 
 
 HEADINGS = ("step", "size", "wall", "CPU", "memory")
 
 
 def table(rows: list[Row], before: list[Row]) -> str:
-    """Returns the rows in Markdown; where an earlier run has a row of the same name, its wall time
+    """Returns the rows in Markdown; where an earlier run has a row of the same name, its CPU time
     and its memory stand beside it."""
     earlier = {row.step: row for row in before}
     lines = []
     for row in rows:
         old = earlier.get(row.step)
-        was = [old.cells()[0], old.cells()[2]] if old else ["", ""]
+        was = old.cells()[1:] if old else ["", ""]
         lines.append([row.step, row.size, *row.cells(), *(was if before else ()), row.remark])
-    headings = [*HEADINGS, *(("wall before", "memory before") if before else ()), "remarks"]
+    headings = [*HEADINGS, *(("CPU before", "memory before") if before else ()), "remarks"]
     return tabulate(lines, headings, tablefmt="pipe", disable_numparse=True)
 
 
@@ -532,9 +532,10 @@ def page(rows: list[Row], before: list[Row]) -> str:
         "# The true sizes, from hard links\n\n"
         "`python benchmarks/scale.py` writes this file: lists, orders, workers, annotations and"
         " files of the true counts and layouts, made of hard links to 2000 small JPEGs. One run of"
-        " each, beside other work, so times are upper bounds. Memory is the growth of the resident"
-        " set to its peak.\n\n"
-        f"{machine()}\n\n{table(rows, before)}\n"
+        " each, beside other work, so wall times are upper bounds. Memory is the growth of the"
+        " resident set to its peak; forked workers' is what they share with no other process.\n\n"
+        f"{machine()} Load average at the end: {os.getloadavg()[1]:.0f}.\n\n"
+        f"{table(rows, before)}\n"
     )
 
 

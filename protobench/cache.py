@@ -248,7 +248,7 @@ def trim(
 
 def _named(entry: Entry) -> str:
     words = (entry.kind, entry.what.get("checkpoint"), entry.what.get("data"), entry.stem.name[:32])
-    return printable(" ".join(filter(None, words)))
+    return printable(" ".join(dict.fromkeys(filter(None, words))))
 
 
 def _removed(entry: Entry) -> bool:

@@ -57,15 +57,16 @@ class _Own(Dataset):
     def __getitem__(self, index):
         assert len(self.paths[index]) == 30
         lines = (
-            Path("/proc/self/smaps_rollup").read_text().splitlines() if index % 50_000 == 0 else []
+            Path("/proc/self/smaps_rollup").read_text().splitlines() if index % 100_000 == 0 else []
         )
         return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty"))
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="needs Linux's /proc")
 def test_a_forked_worker_does_not_copy_the_paths_that_it_reads():
-    """200 000 texts would be 17 MB of objects, which a worker copies as it counts references."""
-    paths = Paths(f"n{c:08d}/n{c:08d}_{i:06d}.JPEG"[:30] for c in range(200) for i in range(1000))
+    """400 000 texts would be 35 MB of objects, which a worker copies as it counts references; what
+    else it writes to, in a process after many tests, takes some megabytes."""
+    paths = Paths(f"n{c:08d}/n{c:08d}_{i:06d}.JPEG"[:30] for c in range(400) for i in range(1000))
     loader = DataLoader(
         _Own(paths), sampler=range(len(paths)), batch_size=1000, num_workers=1,
         multiprocessing_context="fork",
@@ -73,7 +74,7 @@ def test_a_forked_worker_does_not_copy_the_paths_that_it_reads():
     kilobytes = np.concatenate([batch.numpy() for batch in loader])
     own = kilobytes[kilobytes > 0]
     assert len(own) == 4
-    assert own[-1] - own[0] < 4000, own
+    assert own[-1] - own[0] < 12_000, own
 
 
 @pytest.fixture
@@ -144,8 +145,8 @@ def test_the_page_puts_an_earlier_run_beside(links):
     before = [scale.Row("a", "1.28 M", 9.0, 8.0, 2e9)]
     lines = scale.table(rows, before).splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-    assert cells[0] == [*scale.HEADINGS, "wall before", "memory before", "remarks"]
-    assert cells[2] == ["a", "1.28 M", "2 s", "1.5 s", "3 MB", "9 s", "2 GB", "note"]
+    assert cells[0] == [*scale.HEADINGS, "CPU before", "memory before", "remarks"]
+    assert cells[2] == ["a", "1.28 M", "2 s", "1.5 s", "3 MB", "8 s", "2 GB", "note"]
     assert cells[3] == ["b", "2", "50 ms", "", "", "", "", ""]
     assert "before" not in scale.table(rows, [])
 

@@ -4,6 +4,7 @@ import hashlib
 import os
 import unicodedata
 import warnings
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -43,10 +44,12 @@ class Paths(Sequence[str]):
     that is not forked is sent the block."""
 
     def __init__(self, texts: Iterable[str]):
-        # any text comes back as it was, undecodable bytes of file names included
-        encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
-        self._bytes = b"".join(encoded)
-        self._end_I = np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)))
+        written, ends = bytearray(), array("q")
+        for text in texts:
+            # any text comes back as it was, undecodable bytes of file names included
+            written += text.encode("utf-8", "surrogatepass")
+            ends.append(len(written))
+        self._bytes, self._end_I = bytes(written), np.array(ends)
 
     def __len__(self) -> int:
         return len(self._end_I)
@@ -347,7 +350,7 @@ def image_folder(root: Path, name: str, *, leaves: bool = False) -> ImageList:
     return ImageList(
         name,
         root,
-        tuple(path for title in ordered for path in images_of[title]),
+        Paths(path for title in ordered for path in images_of[title]),
         np.repeat(np.arange(len(ordered)), [len(images_of[title]) for title in ordered]),
         tuple(printable(title) for title in sorted(titles)),
     )
