@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
+from pretrain import loop
 from pretrain.augment import loader
 from pretrain.command import Run, train
-from pretrain.recipes import moco
+from pretrain.recipes import moco, pcl
 from protobench import __main__ as protobench_command
 from protobench import features
 from protobench.checkpoints import encoders
 from protobench.data import crop_cache, image_list, imagenet
+from protobench.data.crop_cache import KeptCrops
 from protobench.data.image_list import ImageList
 from protobench.data.loading import CentreCrops, batches
 from protobench.data.transforms import EvalInput
@@ -138,6 +141,27 @@ def test_an_e_step_reads_them(photos, monkeypatch):
     monkeypatch.setattr(ImageList, "read", lambda *_: pytest.fail("decoded"))
     read = list(views.centre_crops(views.parts()))
     assert all(torch.equal(a, b) for a, b in zip(expected, read, strict=True))
+
+
+def test_a_training_that_reads_them_ends_the_same(train_images, tmp_path, monkeypatch):
+    recipe = replace(
+        pcl.MINI,
+        queue=64,
+        num_prototypes=(5,),
+        warmup=0,
+        train=replace(pcl.MINI.train, epochs=2, batch_size=32),
+    )
+    monkeypatch.setattr(loader, "IN_MEMORY_BYTES", 0)
+    read, given = [], KeptCrops.__getitem__
+    monkeypatch.setattr(KeptCrops, "__getitem__", lambda self, i: read.append(i) or given(self, i))
+    decoded = loop.pretrain(recipe, train_images, tmp_path / "decoded", seed=1)
+    assert not read
+    crop_cache.keep(train_images, recipe.input)
+    read.clear()
+    kept = loop.pretrain(recipe, train_images, tmp_path / "kept", seed=1)
+    assert len(read) >= 2 * len(train_images), "by two E-steps at least"
+    first, second = (load_file(path) for path in (decoded, kept))
+    assert encoders.digest_of(first) == encoders.digest_of(second)
 
 
 # Writing ------------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
-"""The centre crops of a data set kept decoded, so that no pass over it decodes them again: PCL and
-SPCL make one in every epoch, and every evaluation makes one for every checkpoint.
+"""The centre crops of a data set kept decoded, so that no pass over it decodes them again: PCL
+makes one in every epoch after the warm-up, and an evaluation makes one for every checkpoint.
 
 Crops are the same in every pass, unlike the random views. They lie in one memory-mapped file for a
 list of images and a transform: N x crop x crop x 3 bytes, 193 GB for ImageNet's training images
