@@ -43,11 +43,24 @@ SCENES = {
 }
 
 
-def pytest_collection_modifyitems(items):
-    if not torch.cuda.is_available():
-        for item in items:
-            if "gpu" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+def pytest_generate_tests(metafunc):
+    """A test marked ``gpu`` runs on the GPU and, on every machine, on one that is only claimed."""
+    if metafunc.definition.get_closest_marker("gpu"):
+        there = torch.cuda.is_available()
+        real = pytest.mark.skipif(not there, reason="needs a CUDA device")
+        metafunc.parametrize("gpu", [pytest.param("real", marks=real), "claimed"], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def gpu(request):
+    """What ``device="cuda"`` means in a test marked ``gpu``."""
+    if getattr(request, "param", "real") == "real":
+        yield
+        return
+    import claimed_device
+
+    with claimed_device.device():
+        yield
 
 
 def pytest_sessionfinish():

@@ -470,11 +470,11 @@ def test_torchrun_tells_a_mistake_once(world, tmp_path):
 # Evaluations --------------------------------------------------------------------------------------
 
 
-def _evaluated(folder, ckpt, world, scene_data):
+def evaluated(folder, ckpt, world, scene_data, device="cpu"):
     """Every evaluation, with sizes that two processes cannot share evenly."""
     from evaluate import ami, detection, fullsvm, gallery, knn, linear, lowshot, semisup, tsne
 
-    how = {"device": "cpu", "workers": 0, "results": folder}
+    how = {"device": device, "workers": 0, "results": folder}
     configs = {
         lowshot: {"data": world, "shots": (1, 2), "draws": 3},
         fullsvm: {"data": world},
@@ -505,9 +505,9 @@ def test_evaluations_of_two_processes_give_what_one_gives(
     moco_file, world, scene_data, tmp_path, monkeypatch, mmdet
 ):
     monkeypatch.setenv("PROTOBENCH_CACHE", str(tmp_path / "one"))
-    alone = _evaluated(tmp_path / "alone", moco_file, world, scene_data)
+    alone = evaluated(tmp_path / "alone", moco_file, world, scene_data)
     monkeypatch.setenv("PROTOBENCH_CACHE", str(tmp_path / "two"))
-    first, second = parallel.run(_evaluated, tmp_path / "together", moco_file, world, scene_data)
+    first, second = parallel.run(evaluated, tmp_path / "together", moco_file, world, scene_data)
     assert set(second.values()) == {None}, "the first process writes"
     assert len(list((tmp_path / "together").glob("*.json"))) == len(alone) == 9
     assert not list((tmp_path / "together").glob(".*.pt"))
