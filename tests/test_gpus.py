@@ -568,11 +568,13 @@ def test_mistakes_are_told_before_anything_runs(command, tmp_path, machine, flag
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_plan_says_how_the_gpus_are_shared(command, tmp_path, machine):
-    machine.has(H100, H100)
-    code, out, err = _reproduce(command, tmp_path, "--plan", "--gpus", "all", "--seeds", "2")
+def test_the_plan_says_how_the_gpus_are_shared(command, tmp_path, machine, world):
+    machine.has(H100, H100, total=40960)
+    flags = ("--plan", "--gpus", "all", "--tier", "paper", "--data", world, "--seeds", "2")
+    code, out, err = _reproduce(command, tmp_path, *flags, "--rows", "moco", "simclr")
     assert code == 0, err
-    assert f"on 2 GPUs ({H100}), side by side: 12 jobs" in out
+    told = "side by side: 4 jobs; simclr is trained on 2 together"
+    assert f"on 2 GPUs ({H100}), {told}" in out
 
 
 @pytest.fixture
