@@ -88,14 +88,15 @@ COCO = {
 BUNDLED = {"scales": [[128, 96]], "test_scale": [128, 96], "warmup": 50, "batch_size": 8}
 PROTOCOLS = {
     (False, False): VOC,
-    (False, True): VOC | BUNDLED | {"lr": 0.02, "epochs": 6},
+    (False, True): VOC | BUNDLED | {"lr": 0.02, "warmup": 150, "epochs": 6},
     (True, False): COCO,
     (True, True): COCO | BUNDLED | {"lr": 0.05, "iterations": 200, "precise_bn": 20},
 }
 """By whether on COCO, and whether on the bundled scenes. Scenes keep their size, so that objects
 have the scale that encoders know. The rates are those of 0.005, 0.02 and 0.05 that left Random and
 Supervised (seed 1) the lowest training loss: on VOC 2.17, 1.79, 2.04 and 1.51, 1.35, diverged; on
-COCO, where the least sum decided, 2.62, 2.59, 2.22 and 1.78, 2.30, 1.84."""
+COCO, where the least sum decided, 2.62, 2.59, 2.22 and 1.78, 2.30, 1.84. With 50 steps of warm-up
+Random with seed 3 diverged on VOC07+12; with 150 it does not."""
 
 
 @dataclass(frozen=True)
