@@ -5,7 +5,8 @@ Examples:
 
     python evaluate/detection.py --ckpt pcl_v1.pth.tar --data /data/VOCdevkit
     python evaluate/detection.py --ckpt pcl_v1.pth.tar --data /data/VOCdevkit --train voc07+12
-    python evaluate/detection.py --ckpt pcl_v1.pth.tar --data /data/coco --task coco --device cuda
+    # at least 45 GiB on each GPU (computed)
+    torchrun --nproc_per_node 2 evaluate/detection.py --ckpt pcl_v1.pth.tar --data /data/coco --task coco
     python evaluate/detection.py --ckpt encoder.safetensors  # bundled synthetic data
 
 VOC, appendix E: MMDetection's Faster R-CNN R50-FPN; every layer of the backbone frozen, BatchNorm
@@ -30,7 +31,7 @@ leaves a choice:
            without antialiasing and padded to multiples of 32. 16 images on one GPU take at least
            89 GiB in float32, 59 with --precision bf16 (computed): torchrun shares them.
   bf16     --precision bf16 computes the backbone in bf16, and COCO's conv5; boxes, heads and losses
-           stay in float32. The record notes it; its effect on the scores was not measured."""
+           stay in float32. The record notes it; its effect on the scores was not measured."""  # noqa: E501 (examples are one line each)
 
 import base64
 import io

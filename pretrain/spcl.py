@@ -5,7 +5,7 @@ Examples:
     python pretrain/spcl.py mini  # bundled synthetic data, about two minutes on one core
     python pretrain/spcl.py cifar10 --data ROOT --device cuda  # ROOT/cifar-10-batches-py
     python pretrain/spcl.py cifar100 --data ROOT --device cuda
-    python pretrain/spcl.py imagenet --data ROOT --device cuda
+    # 21 GiB on each GPU (computed); one would need 164
     torchrun --nproc_per_node 8 pretrain/spcl.py imagenet --data ROOT
     python pretrain/spcl.py mini --pairs labels  # the leak: pairs drawn by true class
 
