@@ -2,6 +2,7 @@
 tier, kept apart from it; and what they say the full run will cost."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from test_cluster import slurm  # noqa: F401 (a fixture)
 
 from evaluate import semisup
 from pretrain import measuring, throughput
@@ -315,13 +317,24 @@ def _states(folder):
 
 def test_jobs_by_submitit_share_the_batch_and_report(rehearse, tmp_path):
     pytest.importorskip("submitit", reason="needs the extra slurm")
-    slurm = ("--slurm", "--slurm-cluster", "local", "--slurm-gpus", 2)
-    code, out, err = rehearse("--rows", "moco", *slurm)
+    two = ("--slurm", "--slurm-cluster", "local", "--slurm-gpus", 2)
+    code, out, err = rehearse("--rows", "moco", *two)
     assert code == cli.INCOMPLETE, err
     assert "2 of 2 records made" in out
-    assert "2 processes that share a batch" in out
+    assert "processes that share a batch: 2;" in out
     (path,) = (tmp_path / "runs" / "rehearsal" / "paper").glob("moco-*/encoder.safetensors")
     assert encoders.load(path).report.arch == "resnet10-mini"
+
+
+def test_on_a_cluster_the_report_is_the_last_job(rehearse, slurm, tmp_path):  # noqa: F811
+    pytest.importorskip("submitit", reason="needs the extra slurm")
+    code, _, err = rehearse("--rows", "moco", "--slurm")
+    assert code == cli.INCOMPLETE, err
+    texts = [path.read_text() for path in sorted(slurm.glob("*.sh"))]
+    names = [re.search(r"--job-name=(\S+)", text)[1] for text in texts]
+    assert [name.partition("-")[0] for name in names] == ["moco", "moco", "moco", "rehearsal"]
+    assert "--dependency=afterany:" in texts[-1]
+    assert not list((tmp_path / "results").rglob("*.json"))
 
 
 @pytest.fixture

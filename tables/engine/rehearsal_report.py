@@ -130,8 +130,8 @@ class Report:
         if not measured:
             yield "no rates were measured, as no encoder was trained or given"
         for machine in dict.fromkeys(
-            f"{found.device}; {found.processes} processes that share a batch, with"
-            f" {found.workers} image-reading workers each; {found.cores} cores"
+            f"{found.device}; processes that share a batch: {found.processes}; image-reading"
+            f" workers of each: {found.workers}; cores: {found.cores}"
             for found in measured
         ):
             yield f"the full run on this machine: {machine}"
