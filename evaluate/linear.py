@@ -412,7 +412,7 @@ EVALUATION = Evaluation(
     report=report,
     doc=__doc__,
     minutes={"imagenet": 720, "places205": 540, "cifar10": 20, "cifar100": 20},
-    seconds={"imagenet": 14, "places205": 14, "cifar10": 15, "cifar100": 15},
+    seconds={"imagenet": 14, "places205": 14, "cifar10": 15, "cifar10-10k": 30, "cifar100": 15},
 )
 
 if __name__ == "__main__":
