@@ -7,7 +7,10 @@ by a mask. ``Counts`` counts the rest: kernels, FLOPs, memory, and where the hos
 copy.
 
 It sees no kernels: neither time nor rounding, TF32, cuDNN's choice (nor its workspace), streams,
-NCCL, or fragmentation. Layouts in bf16 it has wrong, as they depend on cuDNN's version."""
+NCCL, or fragmentation. Layouts in bf16 it has wrong, as they depend on cuDNN's version.
+
+Together with claimed_device.py it is longer than such a stand-in should be. Both stay, for they see
+different faults: this one sizes, waits and memory, the other one numbers and whole programs."""
 
 import contextlib
 import heapq

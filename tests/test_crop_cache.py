@@ -33,8 +33,8 @@ ROW = 32 * 32 * 3
 
 @pytest.fixture
 def photos(tmp_path):
-    """JPEGs and PNGs of odd sizes, portrait and landscape, smaller than the crop too, grey, CMYK
-    and with transparency."""
+    """JPEG and PNG images of odd sizes, portrait and landscape, smaller than the crop too, grey,
+    CMYK and with transparency."""
     rng = np.random.default_rng(0)
     folder = tmp_path / "photos" / "a"
     folder.mkdir(parents=True)
