@@ -301,7 +301,7 @@ def test_strict_counts_a_reversed_claim(command, results, monkeypatch):
     monkeypatch.setattr(
         catalogue,
         "load",
-        lambda name: replace(figure, claims=lambda found: (ClaimResult("x", "reversed", "", ""),)),
+        lambda *name: replace(figure, claims=lambda found: (ClaimResult("x", "reversed", "", ""),)),
     )
     assert command(tables_main.main, "diff", "figure4", "--results", results)[0] == 0
     assert command(tables_main.main, "diff", "figure4", "--results", results, "--strict")[0] == 1

@@ -6,6 +6,7 @@ whole, with all its checks, and then keeps a few images: those whose names come 
 row, run and machine uses the same."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -44,11 +45,11 @@ def write(folder: Path, source: Path, limits: Limits) -> None:
 def source_of(root: Path) -> tuple[Path, Limits | None]:
     """The folder of the real data that ``root`` stands for, and how much of it is used; ``root``
     itself and None where it is no rehearsal folder. UserError where its file is damaged."""
+    if not os.path.isfile(root / FILE):
+        return root, None
     try:
         content = json.loads((root / FILE).read_bytes())
         return Path(content.pop("source")), Limits(**content)
-    except (FileNotFoundError, NotADirectoryError):
-        return root, None
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as failure:
         raise UserError(
             f"not what a rehearsal writes: {failure}",
