@@ -1,7 +1,7 @@
 """Measures how much PCL's lead over MoCo varies between bundled worlds, and between pretraining
 seeds within a world.
 
-    python benchmarks/worlds.py                          # 4 worlds x 3 seeds, an hour on two cores
+    python benchmarks/worlds.py                          # 4 worlds x 3 seeds, 18 min on two cores
     python benchmarks/worlds.py --worlds 2 --seeds 2 --epochs 3 --out /tmp/worlds.md     # a trial
 
 (In its first epochs, the warm-up, PCL is MoCo: up to two epochs every lead is 0.)
