@@ -54,7 +54,14 @@ def run(command, tmp_path, world, monkeypatch):
         executor = MadeUp(tmp_path, lead)
         monkeypatch.setattr(reproduce, "_executor", lambda *_: executor)
         code, out, err = command(
-            tables_main.main, "reproduce", "table4", "--results", tmp_path, *flags
+            tables_main.main,
+            "reproduce",
+            "table4",
+            "--results",
+            tmp_path,
+            "--runs",
+            tmp_path / "runs",
+            *flags,
         )
         return code, out, err, executor.runs
 

@@ -4,7 +4,6 @@
 import contextlib
 import json
 import math
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -16,6 +15,7 @@ from typing import Protocol
 from tqdm import tqdm
 
 from protobench.runtime import processes
+from protobench.runtime.cores import usable
 from protobench.runtime.progress import progress
 from tables.engine import plan, work
 from tables.engine.plan import Job
@@ -50,7 +50,7 @@ class LocalProcesses:
         """See Executor.run. On Ctrl-C ends the processes and re-raises."""
         context = self.context
         gpu = context.device == "cuda" or (context.device == "auto" and TIERS[context.tier].on_gpu)
-        parallel = self.parallel or (1 if gpu else os.cpu_count() or 1)
+        parallel = self.parallel or (1 if gpu else usable())
         threads = 1 if parallel > 1 else 0
         failed = []
         records = context.results / context.tier / "records"

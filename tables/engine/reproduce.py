@@ -119,7 +119,7 @@ def reproduce(config: Reproduce, exhibit: Exhibit) -> int:
     jobs = _planned(config, exhibit, given, at, seen)
     _load_given(jobs)
     if config.plan:
-        print(plan.describe(exhibit, config.tier, jobs, config.jobs or os.cpu_count() or 1))
+        print(plan.describe(exhibit, config.tier, jobs, config.jobs or usable()))
         if told := _looks_told(config, exhibit):
             print(told)
         if own_gpus:
