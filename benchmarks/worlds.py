@@ -35,6 +35,7 @@ from pretrain.recipes import moco, pcl
 from protobench import keyed, records
 from protobench.data import imagenet
 from protobench.data.synthetic import bundled, manifest
+from protobench.runtime.cores import usable
 
 RECIPES = {"moco": moco.MINI, "pcl": pcl.MINI}
 METRICS = ("VOC07 low-shot, mean over k", "VOC07, all images", "kNN")
@@ -183,7 +184,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="in each world")
     parser.add_argument("--first", type=int, default=101, help="number of the first world")
     parser.add_argument("--epochs", type=int, help="default: the recipes'")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes side by side")
+    parser.add_argument("--jobs", type=int, default=usable(), help="processes side by side")
     parser.add_argument("--runs", type=Path, default=Path("runs/worlds"))
     parser.add_argument("--out", type=Path, default=Path("results/worlds.md"))
     given = parser.parse_args()

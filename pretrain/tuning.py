@@ -44,7 +44,6 @@ import contextlib
 import csv
 import io
 import json
-import os
 import platform
 from collections.abc import Iterable, Mapping
 from concurrent.futures import as_completed
@@ -61,6 +60,7 @@ from pretrain.recipes.common import Recipe, run_key
 from protobench import keyed
 from protobench.data.image_list import ImageList
 from protobench.runtime import cli, files, processes
+from protobench.runtime.cores import usable
 from protobench.runtime.errors import UserError
 from protobench.runtime.progress import progress
 
@@ -401,7 +401,7 @@ class Flags:
     plan: bool = False
     """print the grid and train nothing"""
     jobs: int | None = None
-    """trainings side by side, one torch thread each; default one per core"""
+    """trainings side by side, one torch thread each; default one per usable core"""
     runs: Path = Path("runs/tuning")
     """folder of the trainings; a finished one in it is not trained again"""
     results: Path = Path("results")
@@ -416,7 +416,7 @@ def main() -> int:
         print("\n".join(map(str, sorted(cells, key=_place))))
         print(f"{len(cells)} trainings")
         return cli.SAME
-    jobs = os.cpu_count() or 1 if flags.jobs is None else flags.jobs
+    jobs = usable() if flags.jobs is None else flags.jobs
     if jobs < 1:
         raise UserError(f"--jobs {jobs}", hint="at least 1")
     log = flags.results / "tuning.csv"

@@ -66,6 +66,16 @@ def test_affinity_and_quota_both_limit_the_usable_cores(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("share", "expected"), [("5", 5), ("0", 1), ("64", 12), ("", 12), ("x", 12)]
+)
+def test_a_job_beside_others_has_its_share_of_the_cores(monkeypatch, share, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)))
+    monkeypatch.setattr(cores, "_quotas", lambda: iter(()))
+    monkeypatch.setenv(cores.SHARE, share)
+    assert cores.usable() == expected
+
+
+@pytest.mark.parametrize(
     ("usable", "ranks", "expected"), [(16, 1, 16), (16, 8, 2), (2, 8, 1), (192, 1, 32), (20, 3, 6)]
 )
 def test_ranks_of_a_machine_share_its_cores(monkeypatch, usable, ranks, expected):

@@ -209,6 +209,7 @@ from pathlib import Path
 folder = Path(os.environ["TEST_FOLDER"])
 name = Path(sys.argv[1]).name.rpartition("-")[0]
 seen = {"gpus": os.environ["CUDA_VISIBLE_DEVICES"], "threads": os.environ["OMP_NUM_THREADS"]}
+seen["cores"] = os.environ["PROTOBENCH_CORES"]
 print("this is", name)
 (folder / f"{name}.started").write_text(json.dumps(seen))
 """
@@ -279,6 +280,7 @@ def test_rows_and_seeds_run_side_by_side_each_on_its_own_gpu(tiny, tmp_path, cap
     assert sorted(seen) == ["moco-1", "moco-2", "pcl-1"]
     assert sorted(one["gpus"] for one in seen.values()) == ["GPU-0", "GPU-1", "GPU-2"]
     assert {one["threads"] for one in seen.values()} == {"5"}
+    assert {one["cores"] for one in seen.values()} == {"5"}  # that k-means takes
     assert "this is pcl-1" in (tmp_path / "runs" / "paper" / "pcl:1" / "output.log").read_text()
     err = capfd.readouterr().err
     for name, one in seen.items():

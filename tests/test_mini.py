@@ -244,7 +244,7 @@ def test_a_later_look_reads_only_the_worlds_that_are_new(monkeypatch, tmp_path):
     monkeypatch.setenv("PROTOBENCH_CACHE", str(tmp_path))
     monkeypatch.setattr(bundled, "SPLITS", dict.fromkeys(TINY, 20))
     monkeypatch.setattr(bundled, "ensure", lambda **of: asked.append(of["world"]) or tmp_path)
-    monkeypatch.setattr(bundled.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(bundled, "usable", lambda: 1)
     how = {"data": None, "given": {}, "rows": ("random", "moco"), "results": tmp_path}
     table, seen = catalogue.load("table1"), plan.AlreadyRead()
     plan.make_plan(table, "quick", **how, runs=tmp_path, seeds=2, seen=seen)

@@ -19,7 +19,7 @@ from pretrain import recipes
 from pretrain.recipes import common, moco
 from protobench.data import cifar, verify
 from protobench.data.datasets import DATASETS
-from protobench.runtime import cli
+from protobench.runtime import cli, files
 from protobench.runtime.errors import UserError
 from tables import __main__ as main
 from tables.engine import catalogue, compare, pictures, plan, reproduce, runs
@@ -387,6 +387,37 @@ def test_table_4_on_both_layouts(command, tmp_path, layout, request, monkeypatch
     )
     assert code == cli.INCOMPLETE
     assert "no records of table4" in err
+
+
+def test_a_plan_reads_compares_and_hashes_every_file_once(command, tmp_path, folders, monkeypatch):
+    """Table 4 asks for the training images twice, to train and to score on."""
+    hashed = []
+    monkeypatch.setattr(
+        files, "sha256_file", lambda path, of=files.sha256_file: hashed.append(path) or of(path)
+    )
+    code, _, err = _plan(command, tmp_path, "--data", folders, "--plan", tier="small-gpu")
+    assert code == cli.SAME, err
+    assert err.count("cifar10-train is not as published") == 1
+    assert len(hashed) == len(set(hashed)) == 2 * 10 * PER_CLASS
+
+
+def test_an_equal_training_of_another_row_is_not_made_again(tmp_path, monkeypatch):
+    """MoCo and the mechanism's moco-w1 are one recipe in the small-gpu tier."""
+    assert mechanism.ARMS["MoCo"][1.0].small_gpu == moco.SMALL_GPU
+    moco_, mine, other = (
+        tmp_path / f"{name}/encoder.safetensors"
+        for name in ("moco-seed1-0123abcd", "moco-w1-seed1-0123abcd", "moco-seed2-0123abcd")
+    )
+    keys = {moco_: "key", other: "key of seed 2"}
+    monkeypatch.setattr(plan, "exported_key", keys.get)
+    for path in keys:
+        path.parent.mkdir()
+        path.touch()
+    assert plan._finished(mine, "key") == moco_
+    assert plan._finished(mine, "another key") == mine
+    assert plan._finished(moco_, "key") == moco_
+    keys[mine] = "key"
+    assert plan._finished(mine, "key") == mine
 
 
 def test_records_of_the_other_size_are_left_out_even_in_one_folder():

@@ -3,15 +3,42 @@
 Each reader module beside this file ends in ``DATASET = Dataset(…)`` (or ``DATASETS``, a tuple of
 them), which datasets.py finds."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from protobench.data import decoding, rehearsal
 from protobench.data.boxes import BoxList
 from protobench.data.image_list import ImageList, pair
 from protobench.runtime import files
 from protobench.runtime.errors import UserError
+
+Read = TypeVar("Read", bound=ImageList | tuple[BoxList, BoxList])
+_READ: ContextVar[dict[tuple[Any, Path], Any] | None] = ContextVar("lists read", default=None)
+
+
+@contextmanager
+def read_once() -> Iterator[None]:
+    """Within the block a list is read, compared with what was published, and hashed once, however
+    many evaluations and pretrainings ask for it: a plan asks once for each. The lists are kept, so
+    the files must not change meanwhile."""
+    before = _READ.set({})
+    try:
+        yield
+    finally:
+        _READ.reset(before)
+
+
+def _once(read: Callable[[Path], Read], root: Path) -> Read:
+    """What ``read`` reads in ``root``, or has read there in a block of ``read_once``."""
+    if (known := _READ.get()) is None:
+        return read(root)
+    if (read, root) not in known:
+        known[read, root] = read(root)
+    return cast(Read, known[read, root])
 
 
 @dataclass(frozen=True)
@@ -74,7 +101,9 @@ class Dataset:
 
         UserError also where the two lists have different classes or a class has no test image."""
         train, test = rehearsal.read(
-            root, lambda real: pair(self.read_train(real), self.read_test(real)), ("train", "test")
+            root,
+            lambda real: pair(_once(self.read_train, real), _once(self.read_test, real)),
+            ("train", "test"),
         )
         return decoding.leave_out((train, test), skip_bad_images)
 
@@ -82,10 +111,11 @@ class Dataset:
         """As ``read_both``, with the objects in each image. UserError where it has no boxes."""
         if self.read_boxes is None:
             raise UserError(f"{self.name} has no boxes", hint="choose a detection data set")
-        train, test = rehearsal.read(root, self.read_boxes, ("train", "test"))
+        read = self.read_boxes
+        train, test = rehearsal.read(root, lambda real: _once(read, real), ("train", "test"))
         return decoding.leave_out((train, test), skip_bad_images)
 
     def training_images(self, root: Path, skip_bad_images: int = 0) -> ImageList:
         """The training images alone, less up to ``skip_bad_images`` that cannot be decoded."""
-        lists = rehearsal.read(root, lambda real: (self.read_train(real),), ("train",))
+        lists = rehearsal.read(root, lambda real: (_once(self.read_train, real),), ("train",))
         return decoding.leave_out(lists, skip_bad_images)[0]

@@ -1,7 +1,8 @@
 """How many cores this process may use, and how many processes that read images go with them.
 
 The machine's own count is not the answer: a scheduler or ``taskset`` gives a process some of its
-cores (affinity), a container a share of their time (cgroup quota)."""
+cores (affinity), a container a share of their time (cgroup quota), and what runs jobs side by side
+gives each a share (``SHARE``)."""
 
 import math
 import os
@@ -11,6 +12,8 @@ from pathlib import Path
 from protobench.runtime.errors import UserError
 from protobench.runtime.notices import notice
 
+SHARE = "PROTOBENCH_CORES"
+"""Environment variable: how many cores a job may use that shares the machine with others."""
 MOST_WORKERS = 32
 """Not more by default: each holds two batches in /dev/shm, 150 MB of 256 pairs of views. One H100
 is fed by 11 to 18."""
@@ -21,7 +24,9 @@ def usable() -> int:
     allowed = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
-    return min([allowed, *map(math.ceil, _quotas())])
+    share = os.environ.get(SHARE, "")
+    shares = [max(int(share), 1)] if share.isdigit() else []
+    return min([allowed, *shares, *map(math.ceil, _quotas())])
 
 
 def default_workers(cores: int | None = None) -> int:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pretrain import gpu_memory
-from protobench.runtime.cores import usable
+from protobench.runtime.cores import SHARE, usable
 from protobench.runtime.errors import UserError
 from tables.engine import plan, work
 from tables.engine.executor import JobsBar, jobs_bar
@@ -167,6 +167,7 @@ class OnePerGpu:
                 | {
                     "CUDA_VISIBLE_DEVICES": ",".join(gpu.uuid for gpu in gpus),
                     "OMP_NUM_THREADS": str(cores),
+                    SHARE: str(cores * part.gpus),  # k-means takes all that there are
                 },
                 start_new_session=True,  # a terminal's Ctrl-C reaches this program alone
             )

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from evaluate.evaluation import Evaluation
-from pretrain import history
+from pretrain import gpu_memory, history
 from pretrain.recipes.common import Recipe, run_key
 from protobench import records
 from protobench.checkpoints import released
@@ -33,6 +33,8 @@ FETCHED = Path("checkpoints")
 RESNET50_BYTES = 0.1e9
 COSTS = {traits.dataset: traits.cost for traits in TIERS.values() if traits.dataset}
 """Data set of a tier -> its ``cost``."""
+CARD_GIB = (24, 80)
+"""Memory of usual GPUs."""
 PAPER_SCORE_MINUTES, BUNDLED_SCORE_SECONDS = 30.0, 3.0
 """The cost of one evaluation that does not tell its own: on the real data with one recent GPU,
 and on the bundled data with one core of the reference machine."""
@@ -350,6 +352,7 @@ def _job(
             key, state, why = None, "impossible", why_not
         else:
             key = run_key(recipe, images, seed)
+            checkpoint = _finished(checkpoint, key)
             state, why = ("done", "") if exported_key(checkpoint) == key else ("to run", "")
     tasks = []
     for (name, dataset), (lists, missing) in sources.items():
@@ -392,6 +395,16 @@ def _job(
         tuple(tasks),
         world,
     )
+
+
+def _finished(checkpoint: Path, key: str) -> Path:
+    """The encoder of an equal training that was finished as another row, where its own is not:
+    MoCo and the mechanism's "moco-w1" are one recipe in the small-gpu tier."""
+    if exported_key(checkpoint) == key:
+        return checkpoint
+    _, _, training = checkpoint.parent.name.rpartition("-seed")
+    equal = sorted(checkpoint.parent.parent.glob(f"*-seed{training}/{checkpoint.name}"))
+    return next((other for other in equal if exported_key(other) == key), checkpoint)
 
 
 def _as_paper(table: Exhibit, name: str, dataset: str) -> Settings:
@@ -488,6 +501,7 @@ def _cost(tier: Tier, jobs: list[Job], workers: int) -> str:
         lines.append(f"  {row.title}: {pretraining}, scoring about {hours:.1f} GPU-hours")
         if trained and (recipe := row.recipe(tier)):
             lines.append(f"    {_on_cards([recipe] * trained)}")
+            lines.append(f"    {_memory(recipe)}")
     kept = sum(costs.training_bytes(job.recipe) for job in training if job.recipe)
     disk = kept + len(running) * 0.6e9
     lines.append(f"disk: about {disk / 1e9:.1f} GB (checkpoints, features)")
@@ -523,6 +537,17 @@ def _on_cards(recipes: list[Recipe]) -> str:
         hours = (sum(filter(None, of)) for of in (ieee, tf32))
         told.append(f"{card.name} {' / '.join(f'{value:,.0f}' for value in hours)}")
     return f"at least {', '.join(told)} hours in IEEE fp32 / TF32 (computed, not measured)"
+
+
+def _memory(recipe: Recipe) -> str:
+    """How much GPU memory a recipe's batch needs, and how many GPUs of two usual sizes hold it."""
+    numbers = [(gpu_memory.gpus_needed(recipe, gib), gib) for gib in CARD_GIB]
+    told = [f"{n or 'no number'} of {gib} GiB" for n, gib in numbers]
+    return (
+        f"GPU memory: {gpu_memory.peak_gib(recipe):.1f} GiB for a batch of"
+        f" {recipe.train.batch_size} in {recipe.train.precision} on one GPU (computed); GPUs that"
+        f" would do: {' or '.join(told)}"
+    )
 
 
 def _scoring_hours(job: Job) -> float:

@@ -36,6 +36,7 @@ import tyro
 
 from protobench import records
 from protobench.data import cifar
+from protobench.data.dataset import read_once
 from protobench.data.synthetic import bundled
 from protobench.runtime import cli, files
 from protobench.runtime.cores import usable
@@ -105,6 +106,7 @@ class Reproduce:
     """checkpoints and logs"""
 
 
+@read_once()
 def reproduce(config: Reproduce, exhibit: Exhibit) -> int:
     """Plans, runs, compares, writes the table's files; returns the exit code."""
     given = _given(config)

@@ -20,7 +20,6 @@ import contextlib
 import io
 import json
 import multiprocessing
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -48,6 +47,7 @@ from protobench.data.synthetic.sprites import (
     shape,
 )
 from protobench.runtime import files
+from protobench.runtime.cores import usable
 from protobench.runtime.errors import UserError
 from protobench.runtime.progress import progress
 
@@ -98,8 +98,8 @@ def ensure(root: Path | None = None, counts: dict[str, int] | None = None, world
 
 def ensure_all(worlds: Iterable[int]) -> dict[int, Path]:
     """The roots of several worlds. Those that are missing are made side by side, a process per
-    core."""
-    worlds, counts, cores = sorted(set(worlds)), SPLITS, os.cpu_count() or 1
+    usable core."""
+    worlds, counts, cores = sorted(set(worlds)), SPLITS, usable()
     missing = [world for world in worlds if not folder("mini", identity(world, counts)).is_dir()]
     if len(missing) > 1 and cores > 1:
         with ProcessPoolExecutor(
