@@ -19,18 +19,30 @@ checkpoint has one. ``--feature pooled`` is the backbone's pooled feature, which
 has."""  # noqa: E501 (examples are one line each)
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from evaluate.evaluation import Context, EvalConfig, Evaluation, Metric, Scores, training_only
+from evaluate.evaluation import (
+    Context,
+    EvalConfig,
+    Evaluation,
+    Metric,
+    Scores,
+    Wanted,
+    training_only,
+)
 from protobench.checkpoints.layouts import Copy
+from protobench.data.image_list import ImageList
 from protobench.data.synthetic import bundled
 from protobench.mutual_information import agreement
 from protobench.records import Record, Run
 from protobench.runtime import cli
 from protobench.runtime.errors import UserError
 from protobench.runtime.progress import progress
+
+if TYPE_CHECKING:
+    from protobench.features import Pooling
 
 
 @dataclass(frozen=True)
@@ -101,6 +113,12 @@ def score(x_ND: np.ndarray, labels: np.ndarray, config: Config, *, gpu: bool = F
     return runs
 
 
+def wanted(config: Config, lists: tuple[ImageList, ...]) -> list[Wanted]:
+    """Return the features that are clustered."""
+    pooling: Pooling = "embedding" if config.feature == "embedding" else "average"
+    return [Wanted(lists[0], pooling)]
+
+
 def run(config: Config, context: Context) -> Scores | None:
     """Cluster the training images' features and compare the clusters with the classes."""
     from protobench import features
@@ -110,7 +128,7 @@ def run(config: Config, context: Context) -> Scores | None:
     if (k := max(config.clusters)) > len(train):
         hint = "lower --num-clusters"
         raise UserError(f"{k} clusters of only {len(train)} images", at=train.root, hint=hint)
-    x_ND = context.features(train, "embedding" if config.feature == "embedding" else "average")
+    (x_ND,) = context.all_features(wanted(config, context.lists))
     if not distributed.is_main():
         return None
     return Scores(
@@ -147,6 +165,7 @@ EVALUATION = Evaluation(
     run=run,
     report=report,
     doc=__doc__,
+    wanted=wanted,
     read=training_only,
     minutes={"imagenet": 60},
 )

@@ -48,6 +48,7 @@ from evaluate.evaluation import Context, EvalConfig, Evaluation, Metric, Scores
 from protobench import keyed
 from protobench.data.boxes import BoxList
 from protobench.data.datasets import DATASETS
+from protobench.data.image_list import ImageList
 from protobench.data.synthetic import bundled, scenes
 from protobench.records import Record, Run
 from protobench.runtime import cli
@@ -177,6 +178,13 @@ def read(root: Path, dataset: str, skip_bad_images: int) -> tuple[BoxList, BoxLi
 
     operators.check()
     return DATASETS[dataset].read_both_with_boxes(root, skip_bad_images)
+
+
+def passes(config: Config, lists: tuple[ImageList, ...]) -> int:
+    """Return how many images pass through the backbone, which is trained on COCO alone."""
+    (train, test), params = lists, config.params()
+    seen = params["iterations"] * params["batch_size"] or params["epochs"] * len(train)
+    return int(params["draws"] * (seen * (3 if config.on_coco else 1) + len(test)))
 
 
 def run(config: Config, context: Context) -> Scores | None:
@@ -508,6 +516,7 @@ EVALUATION = Evaluation(
     summary=_summary,
     repeat=False,
     plot=plot,
+    passes=passes,
 )
 
 if __name__ == "__main__":

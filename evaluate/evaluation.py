@@ -7,7 +7,7 @@ A file under ``evaluate/`` holds one protocol: a docstring with its sources and 
 loading the encoder and the data, the processes of a torchrun, the record, and the command line."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -136,6 +136,17 @@ class Scores:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """Features of the centre crops of some images, which an evaluation asks its context for."""
+
+    images: ImageList
+    pooling: "Pooling" = "average"
+    copy: int = 0
+    """which of the copies of the encoder that the configuration names"""
+    warp: bool = False
+
+
+@dataclass(frozen=True)
 class Context:
     """What an evaluation is given: the encoder, the images, and where to compute."""
 
@@ -185,6 +196,12 @@ class Context:
             workers=self.workers,
         )
 
+    def all_features(self, wanted: Sequence[Wanted]) -> list[np.ndarray]:
+        """Return the same for all that is wanted, in this order."""
+        return [
+            self.features(one.images, one.pooling, copy=one.copy, warp=one.warp) for one in wanted
+        ]
+
 
 @dataclass(frozen=True)
 class Evaluation(Generic[C]):
@@ -202,6 +219,12 @@ class Evaluation(Generic[C]):
     """raise it when a score changes for equal weights, images and parameters"""
     read: Callable[[Path, str, int], tuple[ImageList, ...]] = training_and_test
     """folder, data set and number of bad images to skip -> the images that the evaluation needs"""
+    wanted: Callable[[C, tuple[ImageList, ...]], Sequence[Wanted]] = lambda config, lists: ()
+    """the features that ``run`` asks for, so that several evaluations can be given theirs in one
+    pass over the images"""
+    passes: Callable[[C, tuple[ImageList, ...]], int] = lambda config, lists: 0
+    """how many images pass through the network beside those of ``wanted``; one that it is trained
+    on counts three times"""
     minutes: Mapping[str, float] = field(default_factory=dict)
     """data set -> rough cost of one score on the real data, with one recent GPU and a local disk"""
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -246,11 +269,17 @@ class Evaluation(Generic[C]):
             config.params(),
         )
 
-    def execute(self, config: C, model: ModelInfo | None = None) -> Path | None:
+    def execute(
+        self,
+        config: C,
+        model: ModelInfo | None = None,
+        lists: tuple[ImageList, ...] | None = None,
+    ) -> Path | None:
         """Score a checkpoint and return the path of the record; None on all ranks but the main one.
 
         ``model`` says whose encoder it is (a table's row and seed); by default the file's name.
-        Raises UserError for bad flags, checkpoints and data."""
+        ``lists`` are the images where they have been read already. Raises UserError for bad flags,
+        checkpoints and data."""
         from protobench.checkpoints import encoders
         from protobench.runtime import distributed, precision
         from protobench.runtime.devices import device_of
@@ -268,9 +297,10 @@ class Evaluation(Generic[C]):
             encoders.load(config.ckpt, config.load_options, prefer=copy) for copy in config.copies
         )
         print(self.summary(copies[0]))
-        with distributed.main_process_first():
-            world = home_world(config.ckpt) if config.world is None else config.world
-            lists = self.load_data(config.data, config.dataset, config.skip_bad_images, world)
+        if lists is None:
+            with distributed.main_process_first():
+                world = home_world(config.ckpt) if config.world is None else config.world
+                lists = self.load_data(config.data, config.dataset, config.skip_bad_images, world)
         key = self.result_key(copies[-1].key, lists, config)
         model = model or ModelInfo.of(config.ckpt)
         if not self.repeat:

@@ -28,9 +28,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from evaluate import chance
-from evaluate.evaluation import Context, EvalConfig, Evaluation, Metric, Scores
+from evaluate.evaluation import Context, EvalConfig, Evaluation, Metric, Scores, Wanted
 from evaluate.svm import liblinear
 from evaluate.svm.average_precision import average_precision
+from protobench.data.image_list import ImageList
 from protobench.records import Record, Run
 from protobench.runtime import cli
 from protobench.runtime.errors import UserError
@@ -133,6 +134,13 @@ def _cross_validated(x_ND: np.ndarray, positive_N: np.ndarray, costs: tuple[floa
     return max(sorted(costs), key=lambda cost: total[cost])
 
 
+def wanted(config: Config, lists: tuple[ImageList, ...]) -> list[Wanted]:
+    """Return the features of training and test images."""
+    goyal = config.protocol == "goyal"
+    pooling: Pooling = "2x2" if goyal else "average"
+    return [Wanted(images, pooling, warp=goyal) for images in lists]
+
+
 def run(config: Config, context: Context) -> Scores | None:
     """Train one SVM per class and rank the test images."""
     from protobench.runtime import distributed
@@ -146,9 +154,8 @@ def run(config: Config, context: Context) -> Scores | None:
                 at=train.root,
                 hint="unpack the data set again",
             )
-    goyal = config.protocol == "goyal"
-    pooling: Pooling = "2x2" if goyal else "average"
-    train_ND, test_ND = (context.features(x, pooling, warp=goyal) for x in (train, test))
+    goyal, (for_training, _) = config.protocol == "goyal", (both := wanted(config, context.lists))
+    train_ND, test_ND = context.all_features(both)
     if not distributed.is_main():
         return None
     given = train_ND, train.labels, test_ND, test.labels
@@ -163,7 +170,7 @@ def run(config: Config, context: Context) -> Scores | None:
         Metric("mAP", "%", len(test)),
         warnings=(remark,),
         data={"class_names": train.classes},
-        details={"feature": {"dim": int(test_ND.shape[1]), "pooling": pooling}},
+        details={"feature": {"dim": int(test_ND.shape[1]), "pooling": for_training.pooling}},
     )
 
 
@@ -197,6 +204,7 @@ EVALUATION = Evaluation(
     run=run,
     report=report,
     doc=__doc__,
+    wanted=wanted,
     minutes={"voc07": 3},
 )
 

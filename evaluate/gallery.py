@@ -19,7 +19,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from evaluate.evaluation import Context, EvalConfig, Evaluation, Metric, Scores, training_only
+from evaluate.evaluation import (
+    Context,
+    EvalConfig,
+    Evaluation,
+    Metric,
+    Scores,
+    Wanted,
+    training_only,
+)
 from protobench import keyed
 from protobench.checkpoints.layouts import Copy
 from protobench.data.image_list import ImageList
@@ -116,6 +124,11 @@ def picture(images: ImageList, index: int) -> dict[str, Any]:
     }
 
 
+def wanted(config: Config, lists: tuple[ImageList, ...]) -> list[Wanted]:
+    """Return the features that are clustered."""
+    return [Wanted(lists[0], "embedding")]
+
+
 def run(config: Config, context: Context) -> Scores | None:
     """Cluster the training images and choose the pictures to show."""
     from protobench import features
@@ -129,7 +142,7 @@ def run(config: Config, context: Context) -> Scores | None:
             at=train.root,
             hint="lower --fine and --coarse",
         )
-    x_ND = context.features(train, "embedding")
+    (x_ND,) = context.all_features(wanted(config, context.lists))
     if not distributed.is_main():
         return None
     x_ND = features.unit_norm(x_ND)
@@ -181,6 +194,7 @@ EVALUATION = Evaluation(
     run=run,
     report=report,
     doc=__doc__,
+    wanted=wanted,
     read=training_only,
     minutes={"imagenet": 90},
 )

@@ -28,9 +28,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from evaluate import chance
-from evaluate.evaluation import Context, EvalConfig, Evaluation, Metric, Scores
+from evaluate.evaluation import Context, EvalConfig, Evaluation, Metric, Scores, Wanted
 from protobench import outcomes
 from protobench.checkpoints.layouts import Copy
+from protobench.data.image_list import ImageList
 from protobench.records import Record, Run
 from protobench.runtime import cli
 from protobench.runtime.errors import UserError
@@ -178,6 +179,13 @@ def nearest(bank_ND: np.ndarray, query_MD: np.ndarray, k: int, device: str) -> t
     return similarity.cpu(), index.gather(1, chosen).cpu()
 
 
+def wanted(config: Config, lists: tuple[ImageList, ...]) -> tuple[Wanted, Wanted]:
+    """Return which features are compared: the queries', then the bank's."""
+    (train, test), is_embedding = lists, config.feature == "embedding"
+    pooling: Pooling = "embedding" if is_embedding else "average"
+    return Wanted(test, pooling), Wanted(train, pooling, copy=-1)
+
+
 def run(config: Config, context: Context) -> Scores | None:
     """Classify the test images by their nearest training images."""
     from protobench.runtime import distributed
@@ -185,9 +193,7 @@ def run(config: Config, context: Context) -> Scores | None:
     train, test = context.lists
     if max(config.k) > len(train):
         raise UserError(f"k = {max(config.k)} of only {len(train)} images", hint="lower --k")
-    pooling: Pooling = "embedding" if config.feature == "embedding" else "average"
-    query_MD = context.features(test, pooling)
-    bank_ND = context.features(train, pooling, copy=-1)
+    query_MD, bank_ND = context.all_features(wanted(config, context.lists))
     runs = score(
         bank_ND,
         train.labels,
@@ -239,6 +245,7 @@ EVALUATION = Evaluation(
     run=run,
     report=report,
     doc=__doc__,
+    wanted=wanted,
     minutes={"imagenet": 25},
 )
 

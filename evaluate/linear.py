@@ -38,7 +38,7 @@ from typing import Any, Literal
 import numpy as np
 
 from evaluate import chance
-from evaluate.evaluation import Context, EvalConfig, Evaluation, Metric, Scores
+from evaluate.evaluation import Context, EvalConfig, Evaluation, Metric, Scores, Wanted
 from protobench import keyed, outcomes
 from protobench.data.image_list import ImageList
 from protobench.data.synthetic import bundled
@@ -307,6 +307,26 @@ def accuracies(hits_2LN: np.ndarray) -> tuple[list[float], list[float]]:
     return top1, top5
 
 
+def _held_out(images: ImageList, rates: tuple[float, ...]) -> np.ndarray:
+    """Return whether an image chooses among the rates, and is not trained on: bool [N]."""
+    everything = np.arange(len(images))
+    return everything % HELD_OUT == 0 if len(rates) > 1 else np.zeros(len(images), dtype=bool)
+
+
+def wanted(config: Config, lists: tuple[ImageList, ...]) -> list[Wanted]:
+    """Return the features of the test images, and of those held out, if any."""
+    (training, test), params = lists, config.params()
+    held = np.flatnonzero(_held_out(training, params["lr"]))
+    chosen = [test, training.subset(held)] if len(held) else [test]
+    return [Wanted(images, params["pooling"]) for images in chosen]
+
+
+def passes(config: Config, lists: tuple[ImageList, ...]) -> int:
+    """Return how many random crops pass through the frozen network."""
+    params = config.params()
+    return int(params["epochs"] * (~_held_out(lists[0], params["lr"])).sum())
+
+
 def run(config: Config, context: Context) -> Scores | None:
     """Train the probes on the frozen encoder and score them on the test images."""
     from protobench import features
@@ -326,17 +346,17 @@ def run(config: Config, context: Context) -> Scores | None:
             " processes",
             hint="start fewer",
         )
-    everything = np.arange(len(training))
-    held = everything % HELD_OUT == 0 if len(rates) > 1 else np.zeros(len(training), dtype=bool)
+    held = _held_out(training, rates)
+    of_test, *of_held = wanted(config, context.lists)
     compute = features.Forward(encoder, encoder.input, params["pooling"], device)
     before = encoders.digest_of(compute.backbone.state_dict())
-    test_ND = context.features(test, params["pooling"])
+    (test_ND,) = context.all_features([of_test])
     heads = Heads(rates, test_ND.shape[1], len(training.classes), params, device)
     train(
         heads,
         compute,
         training,
-        everything[~held],
+        np.flatnonzero(~held),
         encoder.input,
         params,
         device=device,
@@ -345,9 +365,7 @@ def run(config: Config, context: Context) -> Scores | None:
     )
     if encoders.digest_of(compute.backbone.state_dict()) != before:
         raise RuntimeError("the frozen backbone moved while the probe was trained")
-    held_ND = None
-    if len(rates) > 1:
-        held_ND = context.features(training.subset(everything[held]), params["pooling"])
+    held_ND = next(iter(context.all_features(of_held)), None)
     if not distributed.is_main():
         return None
     hits_2LN = hits(heads, test_ND, test.labels, device)
@@ -411,6 +429,8 @@ EVALUATION = Evaluation(
     run=run,
     report=report,
     doc=__doc__,
+    wanted=wanted,
+    passes=passes,
     minutes={"imagenet": 720, "places205": 540, "cifar10": 20, "cifar100": 20},
     seconds={"imagenet": 14, "places205": 14, "cifar10": 15, "cifar10-10k": 30, "cifar100": 15},
 )

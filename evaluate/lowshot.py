@@ -41,7 +41,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from evaluate import chance
-from evaluate.evaluation import Context, EvalConfig, Evaluation, Metric, Scores
+from evaluate.evaluation import Context, EvalConfig, Evaluation, Metric, Scores, Wanted
 from evaluate.svm import liblinear, newton
 from evaluate.svm.average_precision import average_precision
 from evaluate.svm.support_sets import (
@@ -51,6 +51,7 @@ from evaluate.svm.support_sets import (
     all_support_sets,
     released_support_sets,
 )
+from protobench.data.image_list import ImageList
 from protobench.records import Record, Run
 from protobench.runtime import cli
 from protobench.runtime.errors import UserError
@@ -272,24 +273,38 @@ def with_rule_2020_07(runs: list[Run], by_cost: list[list[Run]]) -> list[Run]:
     ]
 
 
+def _drawn(config: Config, train: ImageList) -> tuple[list[SupportSet], np.ndarray]:
+    """Return the support sets, as rows among the training images used, and which those are."""
+    sets = all_support_sets(
+        train, config.protocol, config.shots, config.draws, config.seed, config.draw_order
+    )
+    used = np.arange(len(train))
+    if config.dataset != "voc07":  # of Places205's 2.4 million images only those drawn are read
+        used = np.unique(np.concatenate([support.rows[0] for support in sets]))
+        row_of = np.zeros(len(train), dtype=np.int64)
+        row_of[used] = np.arange(len(used))
+        sets = [replace(s, rows=[row_of[s.rows[0]]] * len(s.rows)) for s in sets]
+    return sets, used
+
+
+def wanted(config: Config, lists: tuple[ImageList, ...]) -> list[Wanted]:
+    """Return the features of the training images that are used, and of the test images."""
+    (train, test), goyal = lists, config.protocol == "goyal"
+    pooling: Pooling = "2x2" if goyal else "average"
+    _, used = _drawn(config, train)
+    chosen = train if len(used) == len(train) else train.subset(used)
+    return [Wanted(images, pooling, warp=goyal) for images in (chosen, test)]
+
+
 def run(config: Config, context: Context) -> Scores | None:
     """Train SVMs on every support set and score them on the test images."""
     from protobench.runtime import distributed
 
     train, test = context.lists
-    sets = all_support_sets(
-        train, config.protocol, config.shots, config.draws, config.seed, config.draw_order
-    )
     goyal, is_voc = config.protocol == "goyal", config.dataset == "voc07"
-    pooling: Pooling = "2x2" if goyal else "average"
-    used = np.arange(len(train))
-    if not is_voc:  # of Places205's 2.4 million training images only those drawn are read
-        used = np.unique(np.concatenate([support.rows[0] for support in sets]))
-        row_of = np.zeros(len(train), dtype=np.int64)
-        row_of[used] = np.arange(len(used))
-        sets = [replace(s, rows=[row_of[s.rows[0]]] * len(s.rows)) for s in sets]
-    train_ND = context.features(train.subset(used), pooling, warp=goyal)
-    test_ND = context.features(test, pooling, warp=goyal)
+    sets, _ = _drawn(config, train)
+    both = wanted(config, context.lists)
+    train_ND, test_ND = context.all_features(both)
     runs = distributed.gather_to_main(
         score(
             train_ND,
@@ -330,7 +345,7 @@ def run(config: Config, context: Context) -> Scores | None:
         runs,
         Metric("mAP" if is_voc else "top-1", "%", len(test)),
         warnings=(_remark(runs, test.labels, trained=context.trained),),
-        details={"feature": {"dim": int(test_ND.shape[1]), "pooling": pooling}},
+        details={"feature": {"dim": int(test_ND.shape[1]), "pooling": both[0].pooling}},
     )
 
 
@@ -380,6 +395,7 @@ EVALUATION = Evaluation(
     run=run,
     report=report,
     doc=__doc__,
+    wanted=wanted,
     minutes={"voc07": 2, "places205": 12},
     bundled={"draws": 20},
 )

@@ -327,6 +327,13 @@ def _subset(
     return drawn(len(training), params["percent"], params["seed"], draw)
 
 
+def passes(config: Config, lists: tuple[ImageList, ...]) -> int:
+    """Return how many images pass through the networks, in training and in the tests."""
+    (training, val), params = lists, config.params()
+    trained = len(training) * params["percent"] // 100 * params["epochs"]
+    return int(params["draws"] * (3 * trained + len(val)))
+
+
 def run(config: Config, context: Context) -> Scores | None:
     """Fine-tune on every draw's subset and score the networks on the validation images."""
     import torch
@@ -454,6 +461,7 @@ EVALUATION = Evaluation(
     run=run,
     report=report,
     doc=__doc__,
+    passes=passes,
     read=lambda root, dataset, skip: training_and_test(root, "imagenet", skip),
     fixed_shapes=True,
     minutes={"imagenet-1pct": 12, "imagenet-10pct": 75},

@@ -13,16 +13,28 @@ a t-SNE, so the record also holds a number that means something: how often an im
 neighbour in the plane has its class."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from evaluate.evaluation import Context, EvalConfig, Evaluation, Metric, Scores, training_only
+from evaluate.evaluation import (
+    Context,
+    EvalConfig,
+    Evaluation,
+    Metric,
+    Scores,
+    Wanted,
+    training_only,
+)
 from protobench import keyed
 from protobench.checkpoints.layouts import Copy
+from protobench.data.image_list import ImageList
 from protobench.records import Record, Run
 from protobench.runtime import cli
 from protobench.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from protobench.features import Pooling
 
 
 @dataclass(frozen=True)
@@ -89,19 +101,27 @@ def score(x_ND: np.ndarray, labels: np.ndarray, perplexity: float) -> tuple[np.n
     return xy_N2, {"draw": 0, "value": round(share, 4)}
 
 
+def wanted(config: Config, lists: tuple[ImageList, ...]) -> list[Wanted]:
+    """Return the features of the images shown."""
+    (train,) = lists
+    shown = train.subset(sample(train.labels, config.classes, config.per_class, config.seed))
+    pooling: Pooling = "embedding" if config.feature == "embedding" else "average"
+    return [Wanted(shown, pooling)]
+
+
 def run(config: Config, context: Context) -> Scores | None:
     """Draw images and place their embeddings in the plane."""
     from protobench import features
     from protobench.runtime import distributed
 
-    (train,) = context.lists
-    shown = train.subset(sample(train.labels, config.classes, config.per_class, config.seed))
+    (train,), (placed,) = context.lists, wanted(config, context.lists)
+    shown = placed.images
     if config.perplexity >= len(shown):
         raise UserError(
             f"a perplexity of {config.perplexity:g} needs more than {len(shown)} images",
             hint="lower --perplexity, or raise --per-class",
         )
-    x_ND = context.features(shown, "embedding" if config.feature == "embedding" else "average")
+    (x_ND,) = context.all_features([placed])
     if not distributed.is_main():
         return None
     xy_N2, found = score(features.unit_norm(x_ND), shown.labels, config.perplexity)
@@ -131,6 +151,7 @@ EVALUATION = Evaluation(
     run=run,
     report=report,
     doc=__doc__,
+    wanted=wanted,
     read=training_only,
     minutes={"imagenet": 5},
     seconds={"imagenet": 20},

@@ -5,10 +5,10 @@ import contextlib
 import io
 import os
 import time
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
 import PIL
@@ -56,49 +56,126 @@ def extract(
     returns all features. In bf16 the difference from fp32 is added to ``encoder.report``. Raises
     UserError if an image cannot be read, if features are not finite or all equal (a collapsed
     encoder), or if the disk is too small."""
-    input_ = replace(encoder.input, warp=warp)
-    weights = [encoder.report.sha256, encoder.report.prefix, encoder.report.arch]
-    identity = {
-        "version": VERSION,
-        "weights": weights,
-        "data": images.cache_key,
-        "input": asdict(input_),
-        "pooling": pooling,
-        "device": torch.device(device).type,
-        "batch_size": batch_size,
-        "torch": torch.__version__,
-        "pillow": PIL.__version__,
-    }
-    if torch.device(device).type == "cuda" or encoder.precision != "fp32":
-        identity["precision"] = encoder.precision
-    if encoder.precision == "bf16" and encoder.report.bf16 is None:
-        encoder.report.bf16 = agreement(encoder, images, input_, pooling, device)
-    input_check.verify(encoder, images, input_)
-    path = (cache or files.cache_dir() / "features") / f"{files.sha256(identity)}.npy"
-    how, started = "taken from the cache", time.perf_counter()
-    with cache_use.using(path, **(what := _description(encoder, images, pooling, warp))):
-        if not distributed.broadcast_from_main(lambda: _is_complete(path)):
-            lock = files.exclusive_lock(path.with_suffix(".lock"))
-            with lock if distributed.is_main() else contextlib.nullcontext():
-                # another evaluation may have written them while this one waited for the lock
-                if not distributed.broadcast_from_main(lambda: _is_complete(path)):
-                    forward = Forward(encoder, input_, pooling, device)
-                    _write(path, images, input_, forward, device, workers, batch_size)
-                    if distributed.is_main():
-                        _finish(path, images, encoder)
-                    distributed.barrier()
-                    how = f"{time.perf_counter() - started:.1f} s"
-        if not _is_complete(path):
-            raise UserError(
-                "this process cannot see the features that rank 0 has written",
-                at=path,
-                hint="PROTOBENCH_CACHE must name a folder on a file system that all machines share",
-            )
-        x_ND: np.ndarray = np.load(path, mmap_mode="r")
-        # the base is the mapping, which every view of the features keeps alive
-        cache_use.use_while_alive(x_ND.base, path, **what)
-    print(f"features of {images.name}: {x_ND.shape[0]} x {x_ND.shape[1]}, {how}")
+    (x_ND,) = extract_together(
+        [(encoder, pooling)],
+        images,
+        warp=warp,
+        device=device,
+        workers=workers,
+        batch_size=batch_size,
+        cache=cache,
+    )
     return x_ND
+
+
+def extract_together(
+    wanted: Sequence[tuple[Encoder, Pooling]],
+    images: ImageList,
+    *,
+    warp: bool = False,
+    device: str = "cpu",
+    workers: int = 0,
+    batch_size: int = 256,
+    cache: Path | None = None,
+) -> list[np.ndarray]:
+    """Return what ``extract`` returns for each of several encoders and poolings, to the same bits.
+    Every image is read and decoded once for all of them, and passes each network once.
+
+    Raises ValueError for encoders that expect different inputs. Of several that fail, the first
+    raises its UserError; the others' features are kept."""
+    (input_,) = {replace(encoder.input, warp=warp) for encoder, _ in wanted}
+    started, entries = time.perf_counter(), list[_Entry]()
+    for encoder, pooling in wanted:
+        if encoder.precision == "bf16" and encoder.report.bf16 is None:
+            encoder.report.bf16 = agreement(encoder, images, input_, pooling, device)
+        input_check.verify(encoder, images, input_)
+        identity = {
+            "version": VERSION,
+            "weights": _weights(encoder),
+            "data": images.cache_key,
+            "input": asdict(input_),
+            "pooling": pooling,
+            "device": torch.device(device).type,
+            "batch_size": batch_size,
+            "torch": torch.__version__,
+            "pillow": PIL.__version__,
+        }
+        if torch.device(device).type == "cuda" or encoder.precision != "fp32":
+            identity["precision"] = encoder.precision
+        path = (cache or files.cache_dir() / "features") / f"{files.sha256(identity)}.npy"
+        entries.append(_Entry(path, encoder, pooling, _description(encoder, images, pooling, warp)))
+    with contextlib.ExitStack() as in_use:
+        for entry in entries:
+            in_use.enter_context(cache_use.using(entry.path, **entry.what))
+        missing = _missing(entries)
+        if missing:
+            with contextlib.ExitStack() as locks:
+                # in one order, or two processes could wait for each other
+                for entry in sorted(missing, key=lambda entry: entry.path):
+                    if distributed.is_main():
+                        lock = files.exclusive_lock(entry.path.with_suffix(".lock"))
+                        locks.enter_context(lock)
+                # another evaluation may have written them while this one waited for the locks
+                if missing := _missing(entries):
+                    _write(missing, images, input_, device, workers, batch_size)
+                    if distributed.is_main():
+                        _finish(missing, images)
+                    distributed.barrier()
+        found = []
+        for entry in entries:
+            if not _is_complete(entry.path):
+                raise UserError(
+                    "this process cannot see the features that rank 0 has written",
+                    at=entry.path,
+                    hint=(
+                        "PROTOBENCH_CACHE must name a folder on a file system that all machines"
+                        " share"
+                    ),
+                )
+            x_ND: np.ndarray = np.load(entry.path, mmap_mode="r")
+            # the base is the mapping, which every view of the features keeps alive
+            cache_use.use_while_alive(x_ND.base, entry.path, **entry.what)
+            how = "taken from the cache"
+            if entry.path in [one.path for one in missing]:
+                how = f"{time.perf_counter() - started:.1f} s"
+            print(f"features of {images.name}: {x_ND.shape[0]} x {x_ND.shape[1]}, {how}")
+            found.append(x_ND)
+    return found
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """Features in the cache, or to be written there."""
+
+    path: Path
+    encoder: Encoder
+    pooling: Pooling
+    what: dict[str, str]
+    """they are, for people"""
+
+    @property
+    def partial(self) -> Path:
+        """The file while it is written."""
+        return self.path.with_suffix(".partial")
+
+    @property
+    def counter(self) -> Path:
+        """How much of it is on the disk."""
+        return self.path.with_suffix(".rows")
+
+
+def _weights(encoder: Encoder) -> list[str]:
+    """What tells the weights of one encoder from another's."""
+    return [encoder.report.sha256, encoder.report.prefix, encoder.report.arch]
+
+
+def _missing(entries: list[_Entry]) -> list[_Entry]:
+    """Return those that are not complete on the main process's disk, each path once."""
+    by_path = {entry.path: entry for entry in entries}
+    missing = distributed.broadcast_from_main(
+        lambda: [path for path in by_path if not _is_complete(path)]
+    )
+    return [by_path[path] for path in missing]
 
 
 def _description(
@@ -121,37 +198,40 @@ def _is_complete(path: Path) -> bool:
     return False
 
 
-def _finish(path: Path, images: ImageList, encoder: Encoder) -> None:
-    """Check the written features and move them to ``path``; delete them if they are bad."""
-    partial, counter = path.with_suffix(".partial"), path.with_suffix(".rows")
-    try:
-        _check(np.load(partial, mmap_mode="r"), images, encoder.report.file)
-    except UserError:
-        partial.unlink()
-        counter.unlink(missing_ok=True)
-        raise
-    with files.writing(path):
-        os.replace(partial, path)
-    counter.unlink(missing_ok=True)
+def _finish(entries: list[_Entry], images: ImageList) -> None:
+    """Check the written features and move them to their paths; delete those that are bad, and raise
+    the UserError of the first of them."""
+    mistakes = []
+    for entry in entries:
+        try:
+            _check(np.load(entry.partial, mmap_mode="r"), images, entry.encoder.report.file)
+        except UserError as mistake:
+            entry.partial.unlink()
+            mistakes.append(mistake)
+        else:
+            with files.writing(entry.path):
+                os.replace(entry.partial, entry.path)
+        entry.counter.unlink(missing_ok=True)
+    if mistakes:
+        raise mistakes[0]
 
 
 def _write(
-    path: Path,
+    entries: list[_Entry],
     images: ImageList,
     input_: EvalInput,
-    compute: Callable[[torch.Tensor], torch.Tensor],
     device: str,
     workers: int,
     batch_size: int,
 ) -> None:
-    """Write features to .partial, an .npy file, resuming after the rows that .rows counts as synced
-    to the disk.
+    """Write features to .partial, .npy files, resuming after the rows that every .rows counts as
+    synced to the disk.
 
     Of W ranks, rank r computes batches r, r + W, …; rank 0 writes all rows in the order of the
     images."""
-    partial, counter = path.with_suffix(".partial"), path.with_suffix(".rows")
+    compute = _computing(entries, input_, device)
     world_size, rank = distributed.world_size(), distributed.rank()
-    done = distributed.broadcast_from_main(lambda: _rows_kept(partial, counter))
+    done = distributed.broadcast_from_main(lambda: min(map(_rows_kept, entries)))
     starts = range(done, len(images), batch_size)
     parts = [range(start, min(start + batch_size, len(images))) for start in starts]
     if not parts:
@@ -163,38 +243,79 @@ def _write(
         batches(crops, workers=workers, device=device, batch_sampler=parts[rank::world_size])
     )
     synced = time.monotonic()
-    opened = files.opened(partial, "r+b" if done else "wb")
-    with opened if distributed.is_main() else contextlib.nullcontext() as file:
+    with contextlib.ExitStack() as opened:
+        outputs = [
+            opened.enter_context(files.opened(entry.partial, "r+b" if done else "wb"))
+            for entry in (entries if distributed.is_main() else [])
+        ]
         bar = progress(rounds, desc=f"features {images.name}", unit=" batches", total=len(rounds))
         for this_round in bar:
             pixels = next(mine, None)
-            own = None if pixels is None else compute(pixels).float().cpu()
+            own: list[torch.Tensor | None] = [None] * len(entries)
+            if pixels is not None:
+                own = [*compute(pixels)]
             sizes = [len(part) for part in this_round]
             sizes += [0] * (world_size - len(sizes))
-            rows = distributed.gather_rows_to_main(own, sizes)
-            if rows is None or file is None:
+            gathered = [distributed.gather_rows_to_main(x_ND, sizes) for x_ND in own]
+            rows = [x_ND for x_ND in gathered if x_ND is not None]
+            if not outputs:
                 continue
-            with files.writing(path):
+            with files.writing(entries[0].path):
                 if this_round is rounds[0]:
-                    header, row_bytes = _header(len(images), rows.shape[1]), rows.shape[1] * 4
-                    needed = len(header) + row_bytes * (len(images) - done)
-                    files.require_disk_space(path.parent, needed, "the features")
-                    file.write(header)
-                    file.seek(len(header) + done * row_bytes)
-                    file.truncate()
-                file.write(rows.numpy().tobytes())
+                    _begin(outputs, rows, len(images), done, entries[0].path.parent)
+                for file, x_ND in zip(outputs, rows, strict=True):
+                    file.write(x_ND.numpy().tobytes())
                 if this_round is rounds[-1] or time.monotonic() - synced > SYNC_SECONDS:
-                    files.sync(file)
+                    for file, entry in zip(outputs, entries, strict=True):
+                        files.sync(file)
+                        files.write_text(entry.counter, f"{this_round[-1].stop} {file.tell()}")
                     synced = time.monotonic()
-                    files.write_text(counter, f"{this_round[-1].stop} {file.tell()}")
 
 
-def _rows_kept(partial: Path, counter: Path) -> int:
+def _begin(
+    outputs: list[BinaryIO], rows: list[torch.Tensor], images: int, done: int, folder: Path
+) -> None:
+    """Write the headers, and cut each file off after the rows that are ``done``. Raises UserError
+    where the disk has not the space for the others."""
+    headers = [_header(images, x_ND.shape[1]) for x_ND in rows]
+    row_bytes = [x_ND.shape[1] * 4 for x_ND in rows]
+    needed = sum(map(len, headers)) + sum(row_bytes) * (images - done)
+    files.require_disk_space(folder, needed, "the features")
+    for file, header, size in zip(outputs, headers, row_bytes, strict=True):
+        file.write(header)
+        file.seek(len(header) + done * size)
+        file.truncate()
+
+
+def _computing(
+    entries: list[_Entry], input_: EvalInput, device: str
+) -> Callable[[torch.Tensor], list[torch.Tensor]]:
+    """Return a function from pixels to the features of all entries, on the CPU; the pixels pass
+    each network once, however many poolings are wanted of it."""
+    groups: dict[str, list[int]] = {}
+    for i, entry in enumerate(entries):
+        groups.setdefault(files.sha256(_weights(entry.encoder)), []).append(i)
+    forwards = [
+        Forward(entries[group[0]].encoder, input_, [entries[i].pooling for i in group], device)
+        for group in groups.values()
+    ]
+
+    def compute(pixels: torch.Tensor) -> list[torch.Tensor]:
+        found: list[torch.Tensor] = [pixels] * len(entries)
+        for group, forward in zip(groups.values(), forwards, strict=True):
+            for i, x_ND in zip(group, forward.all(pixels), strict=True):
+                found[i] = x_ND.float().cpu()
+        return found
+
+    return compute
+
+
+def _rows_kept(entry: _Entry) -> int:
     """Return how many rows a stopped extraction left on the disk; 0 if the file is shorter than its
     counter says."""
     try:
-        rows, size = map(int, counter.read_text().split())
-        return rows if partial.stat().st_size >= size else 0
+        rows, size = map(int, entry.counter.read_text().split())
+        return rows if entry.partial.stat().st_size >= size else 0
     except (OSError, ValueError):
         return 0
 
@@ -214,9 +335,16 @@ class Forward:
     ``backbone`` is a copy of the encoder's with its BatchNorms fused into the convolutions. Raises
     UserError for an embedding if the checkpoint has no projection head."""
 
-    def __init__(self, encoder: Encoder, input_: EvalInput, pooling: Pooling, device: str):
+    def __init__(
+        self,
+        encoder: Encoder,
+        input_: EvalInput,
+        pooling: Pooling | Sequence[Pooling],
+        device: str,
+    ):
+        self.poolings = (pooling,) if isinstance(pooling, str) else tuple(pooling)
         self.projection: torch.nn.Module | None = None
-        if pooling == "embedding":
+        if "embedding" in self.poolings:
             if encoder.projection is None:
                 raise UserError(
                     f"{encoder.report.file} holds no projection head of a known shape, so there is"
@@ -226,18 +354,22 @@ class Forward:
             self.projection = encoder.projection.to(device)
         fused = fuse_batchnorm(encoder.backbone).to(device)
         self.backbone = fused.to(memory_format=torch.channels_last)
-        self.pooling, self.normalise = pooling, normaliser(input_, device)
+        self.normalise = normaliser(input_, device)
         self.precision, self.device = encoder.precision, device
         self.autocast = torch.autocast(
             torch.device(device).type, torch.bfloat16, enabled=encoder.precision == "bf16"
         )
 
-    @torch.inference_mode()
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return the features."""
+        """Return the features, by the first of several poolings."""
+        return self.all(pixels)[0]
+
+    @torch.inference_mode()
+    def all(self, pixels: torch.Tensor) -> list[torch.Tensor]:
+        """Return the features by every pooling, of one pass through the network."""
         with precision.arithmetic(self.precision, self.device, fixed_shapes=True), self.autocast:
             map_NCHW = self.backbone.features(self.normalise(pixels))
-            return _pool(map_NCHW, self.pooling, self.projection).float()
+            return [_pool(map_NCHW, one, self.projection).float() for one in self.poolings]
 
 
 def agreement(
@@ -275,7 +407,7 @@ def _pool(
     map_NCHW: torch.Tensor, pooling: Pooling, projection: torch.nn.Module | None
 ) -> torch.Tensor:
     """Return features [N, D] of the last stage's maps."""
-    if projection is not None:
+    if pooling == "embedding" and projection is not None:
         embedding: torch.Tensor = projection(map_NCHW.mean((2, 3)))
         return embedding
     if pooling == "average":

@@ -1,4 +1,5 @@
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -179,6 +180,56 @@ def test_a_full_disk_is_reported_before_features_are_written(encoder, world, tmp
     monkeypatch.setattr(files.shutil, "disk_usage", lambda _: namedtuple("usage", "free")(1000))
     with pytest.raises(UserError, match="PROTOBENCH_CACHE"):
         features.extract(encoder, voc.read(world, "test"), cache=tmp_path)
+
+
+def test_what_is_extracted_together_is_read_once_and_equal_to_the_last_bit(
+    moco_file, world, tmp_path, monkeypatch
+):
+    test = voc.read(world, "test")
+    query, momentum = (encoders.load(moco_file, prefer=copy) for copy in (None, "momentum"))
+    kinds = [
+        (query, "average"),
+        (query, "2x2"),
+        (momentum, "embedding"),
+        (query, "embedding"),
+        (query, "average"),
+    ]
+    alone = [
+        np.array(features.extract(encoder, test, pooling=pooling, cache=tmp_path / "alone"))
+        for encoder, pooling in kinds
+    ]
+    real, reads = image_list.ImageList.read, []
+
+    def recorded(self, index):
+        reads.append(self.paths[index])
+        return real(self, index)
+
+    monkeypatch.setattr(image_list.ImageList, "read", recorded)
+    passed = []
+    monkeypatch.setattr(
+        features.Forward,
+        "all",
+        lambda self, x, real=features.Forward.all: passed.append(1) or real(self, x),
+    )
+    together = features.extract_together(kinds, test, batch_size=256, cache=tmp_path / "together")
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert sorted(reads) == sorted(test.paths)
+    assert len(passed) == 2, "one batch, through two networks"
+    one_missing = min((tmp_path / "together").glob("*.npy"))
+    one_missing.unlink()
+    again = features.extract_together(kinds, test, cache=tmp_path / "together")
+    for one, other in zip(alone, again, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert len(reads) == 2 * len(test)
+
+
+def test_encoders_of_different_inputs_share_no_pass(encoder, world, tmp_path):
+    other = replace(encoder, input=replace(encoder.input, crop=16))
+    with pytest.raises(ValueError, match="too many values"):
+        features.extract_together(
+            [(encoder, "average"), (other, "average")], voc.read(world, "test"), cache=tmp_path
+        )
 
 
 def test_evaluations_share_one_extraction(encoder_file, world, tmp_path, monkeypatch, capsys):
