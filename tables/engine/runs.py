@@ -48,7 +48,7 @@ def select_records(
     the bundled data, "of one data" means: of the world of their seed, and all worlds of one kind.
     Records of a rehearsal are of no table, wherever they lie.
     """
-    names = {row.name for row in exhibit.rows}
+    names = {row.name for row in exhibit.rows if not row.cited}
     found = {
         key: record
         for key, record in have.items()
