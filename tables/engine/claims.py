@@ -1,15 +1,23 @@
 """Judges claims: those of a table on its cells' runs, those of a figure on any numbers per
 pretraining."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 
 from tables.engine import sequential
 from tables.engine.runs import Runs, is_released
-from tables.engine.schema import Claim, ClaimResult, Column, Table
+from tables.engine.schema import (
+    Claim,
+    ClaimResult,
+    Column,
+    Contrast,
+    RowNames,
+    Table,
+    TaskKey,
+)
 from tables.engine.sequential import LOOKS, ClaimVerdict, Decision, Lead, Looks
 
 
@@ -26,6 +34,8 @@ class Rows:
     """whether all pretrainings of a column were scored on the same images and draws"""
     real: bool
     """whether the data is the paper's, so that numbers it cites may be compared"""
+    metrics: Mapping[TaskKey, tuple[str, str]] = field(default_factory=dict)
+    """evaluation and data set -> the metric's name and unit, of those that were run"""
 
     def given(self, row: str) -> bool:
         """Whether the row is a published encoder, of which there is one."""
@@ -55,11 +65,27 @@ class Rows:
         ]
         return sorted(set.intersection(*each))
 
-    def values(self, names: str | tuple[str, ...], column: Column, seeds: list[int]) -> np.ndarray:
+    def values(self, names: RowNames, column: Column, seeds: list[int]) -> np.ndarray:
         """[S, D], the mean over the rows; a row that is cited is the paper's number."""
         each = [names] if isinstance(names, str) else names
         mean: np.ndarray = np.mean([self._of_row(name, column, seeds) for name in each], axis=0)
         return mean
+
+    def printed(self, names: RowNames, column: Column) -> float | None:
+        """The paper's number, or the mean over several rows; None where it lacks one."""
+        each = [names] if isinstance(names, str) else names
+        numbers = [self.table.numbers[name, column.title] for name in each]
+        return float(np.mean([float(number) for number in numbers])) if all(numbers) else None
+
+    def metric(self, columns: Sequence[Column]) -> tuple[str, str]:
+        """Name and unit of what these columns hold; empty where that is unknown, or not one."""
+        known = [self.metrics.get(column.task, ("", "")) for column in columns]
+        names = dict.fromkeys(name for name, _ in known)
+        units = {unit for _, unit in known}
+        named = all(column.value == "value" for column in columns)
+        return " and ".join(filter(None, names)) if named else "", *(
+            units if len(units) == 1 else [""]
+        )
 
     def _of_row(self, name: str, column: Column, seeds: list[int]) -> np.ndarray:
         if self.table.row(name).cited:
@@ -75,10 +101,16 @@ def of_table(claim: Claim, rows: Rows, *, invalid: bool) -> ClaimResult:
     """Judges a claim. Pretrainings are the unit; of published encoders, of which there is one each,
     the draws are, and the verdict is about these encoders. ``invalid``: the numbers mean
     nothing."""
+    result = partial(
+        ClaimResult,
+        claim.text,
+        source=claim.source,
+        primary=claim.primary,
+        by=claim.by,
+        decimals=rows.table.decimals,
+    )
     if missing := rows.missing(claim):
-        return ClaimResult(
-            claim.text, "not-run", f"not run: {missing}", claim.source, claim.primary
-        )
+        return result("not-run", f"not run: {missing}", contrasts=_contrasts(claim, rows))
     trained = [name for name in claim.rows if not rows.table.row(name).cited]
     given = [name for name in trained if rows.given(name)]
     seeds = rows.seeds(claim)
@@ -90,12 +122,10 @@ def of_table(claim: Claim, rows: Rows, *, invalid: bool) -> ClaimResult:
         decision = Decision(verdict, 1, sequential.FIXED_LEVEL, list(found.values()))
         reason = "of these encoders alone, over draws"
     elif given or not seeds:
-        return ClaimResult(
-            claim.text,
+        return result(
             "undecided",
             "of single encoders, which cannot speak for other pretrainings",
-            claim.source,
-            claim.primary,
+            contrasts=_contrasts(claim, rows),
         )
     else:
         looks = rows.table.looks
@@ -110,31 +140,79 @@ def of_table(claim: Claim, rows: Rows, *, invalid: bool) -> ClaimResult:
     if invalid:
         decision = replace(decision, verdict="invalid")
     detail = f"{_detail(claim, found, decision.level, rows.table.decimals)}; {reason}"
-    return ClaimResult(claim.text, decision.verdict, detail, claim.source, claim.primary, open_rows)
+    contrasts = _contrasts(claim, rows, found, decision.level)
+    return result(decision.verdict, detail, rows=open_rows, contrasts=contrasts)
+
+
+def _compared(claim: Claim) -> Iterator[tuple[str, RowNames, tuple[Column, ...]]]:
+    """The left and right rows of every comparison, and the columns that it is a mean over."""
+    for left in claim.left:
+        for right in claim.right:
+            if claim.endpoint == "mean":
+                yield left, right, claim.columns
+            else:
+                yield from ((left, right, (column,)) for column in claim.columns)
+
+
+def _where(claim: Claim, columns: tuple[Column, ...]) -> str:
+    return f"mean of {len(columns)} columns" if claim.endpoint == "mean" else columns[0].title
 
 
 def _leads(claim: Claim, rows: Rows, seeds: list[int]) -> dict[tuple[str, str], Lead]:
     """(what is compared, where) -> the lead over these pretrainings."""
     found = {}
-    for left in claim.left:
-        for right in claim.right:
-            pair = f"{left} - {right if isinstance(right, str) else ' and '.join(right)}"
-            differences = [
-                rows.values(left, column, seeds) - rows.values(right, column, seeds)
-                for column in claim.columns
-            ]
-            deltas = [column.delta for column in claim.columns]
-            if claim.endpoint == "mean":
-                if len({grid.shape for grid in differences}) > 1:
-                    differences = [grid.mean(1, keepdims=True) for grid in differences]
-                known = [delta for delta in deltas if delta is not None]
-                delta = float(np.mean(known)) if len(known) == len(deltas) else None
-                where = f"mean of {len(claim.columns)} columns"
-                found[pair, where] = sequential.lead(np.mean(differences, axis=0), delta=delta)
-                continue
-            for column, grid, delta in zip(claim.columns, differences, deltas, strict=True):
-                found[pair, column.title] = sequential.lead(grid, delta=delta)
+    for left, right, columns in _compared(claim):
+        pair = f"{left} - {right if isinstance(right, str) else ' and '.join(right)}"
+        differences = [
+            rows.values(left, column, seeds) - rows.values(right, column, seeds)
+            for column in columns
+        ]
+        if len({grid.shape for grid in differences}) > 1:
+            differences = [grid.mean(1, keepdims=True) for grid in differences]
+        found[pair, _where(claim, columns)] = sequential.lead(
+            np.mean(differences, axis=0), delta=_delta(columns)
+        )
     return found
+
+
+def _delta(columns: tuple[Column, ...]) -> float | None:
+    """Below which a lead in the mean over the columns is negligible."""
+    known = [column.delta for column in columns if column.delta is not None]
+    return float(np.mean(known)) if len(known) == len(columns) else None
+
+
+def _contrasts(
+    claim: Claim,
+    rows: Rows,
+    found: Mapping[tuple[str, str], Lead] | None = None,
+    level: float = sequential.FIXED_LEVEL,
+) -> tuple[Contrast, ...]:
+    """Every comparison with the paper's numbers; with ours where they were ``found``."""
+    leads: list[Lead | None] = list((found or {}).values())
+    compared = list(_compared(claim))
+    contrasts = []
+    for (left, right, columns), lead in zip(compared, leads or [None] * len(compared), strict=True):
+        names = [right] if isinstance(right, str) else right
+        against = " and ".join(rows.table.row(name).title for name in names)
+        metric, unit = rows.metric(columns)
+        printed = [
+            ours - theirs
+            for column in columns
+            if (ours := rows.printed(left, column)) is not None
+            and (theirs := rows.printed(right, column)) is not None
+        ]
+        contrasts.append(
+            Contrast(
+                f"{rows.table.row(left).title} - {against}, {_where(claim, columns)}",
+                lead.mean if lead else None,
+                lead.interval(level) if lead else None,
+                float(np.mean(printed)) if len(printed) == len(columns) else None,
+                metric,
+                unit,
+                _delta(columns),
+            )
+        )
+    return tuple(contrasts)
 
 
 def _detail(claim: Claim, leads: dict[tuple[str, str], Lead], level: float, decimals: int) -> str:

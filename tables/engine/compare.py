@@ -16,6 +16,7 @@ from tables.engine.runs import (
     Runs,
     grid,
     is_released,
+    metrics,
     recorded,
     runs_of,
     samples,
@@ -202,7 +203,12 @@ def outcome(table: Table, tier: Tier, found: RecordsByRow) -> Outcome:
                 )
             cells[key] = cell
     judged_on = claims.Rows(
-        table, runs, sources, partial(_shares_draws, found), TIERS[tier].compared
+        table,
+        runs,
+        sources,
+        partial(_shares_draws, found),
+        TIERS[tier].compared,
+        metrics(found),
     )
     judged = [
         claims.of_table(

@@ -125,6 +125,15 @@ def recorded(found: RecordsByRow, what: str) -> str:
     )
 
 
+def metrics(found: RecordsByRow) -> dict[TaskKey, tuple[str, str]]:
+    """Evaluation and data set -> name and unit of the metric, of those that have records."""
+    return {
+        task_of(record): (record["metric"]["name"], record["metric"]["unit"])
+        for of in found.values()
+        for record in of
+    }
+
+
 def runs_of(found: list[dict[str, Any]], column: Column) -> Runs:
     """A cell's runs out of its row's records."""
     return {

@@ -227,6 +227,25 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Contrast:
+    """One difference that a claim speaks of: ours, and the paper's beside it."""
+
+    what: str
+    """what is subtracted from what, and where"""
+    lead: float | None
+    """ours; None where nothing was run"""
+    interval: tuple[float, float] | None = None
+    """of it, allowing for all looks; None for a single difference, which has none"""
+    paper: float | None = None
+    """the same difference of the paper's numbers, of its data; None where it prints none"""
+    metric: str = ""
+    unit: str = ""
+    """of the metric; differences of "%" are points"""
+    delta: float | None = None
+    """a lead below this is negligible; None: none is"""
+
+
+@dataclass(frozen=True)
 class ClaimResult:
     """What became of a claim, of a table or of a figure."""
 
@@ -239,6 +258,24 @@ class ClaimResult:
     primary: bool = False
     rows: tuple[str, ...] = ()
     """rows of which more pretrainings could decide it"""
+    contrasts: tuple[Contrast, ...] = ()
+    """all that it was judged on; of what was not run, the paper's numbers alone"""
+    by: float = 0.0
+    """what every lead must exceed"""
+    within: float | None = None
+    """how far from 0 no difference may lie, where that is claimed instead of a lead"""
+    decimals: int = 1
+    """that its numbers are told with"""
+
+    @property
+    def weakest(self) -> Contrast | None:
+        """The contrast that speaks least for the claim; of what was not run, by the paper."""
+        known = [(of.lead, of) for of in self.contrasts if of.lead is not None]
+        known = known or [(of.paper, of) for of in self.contrasts if of.paper is not None]
+        if not known:
+            return next(iter(self.contrasts), None)
+        support = (lambda lead: lead) if self.within is None else (lambda lead: -abs(lead))
+        return min(known, key=lambda one: support(one[0]))[1]
 
 
 @dataclass(frozen=True, kw_only=True)
