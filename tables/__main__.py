@@ -8,6 +8,7 @@ Examples:
     python -m tables reproduce table1 --help          # more on running
     python -m tables reproduce figure3
     python -m tables compare a.pth b.pth  # two scored checkpoints, image by image
+    python -m tables leaderboard          # all scored checkpoints: results/leaderboard/index.html
     python -m tables page  # results/index.html and one page per table, from what is there
     python -m tables list
 """
@@ -61,13 +62,25 @@ class Compare:
     """print JSON"""
 
 
+@dataclass(frozen=True)
+class Leaderboard:
+    """Write one page of all scored checkpoints, a CSV, and a page per checkpoint, from folders of
+    records. Others' records are added by copying their files into a folder."""
+
+    folders: tyro.conf.Positional[tuple[Path, ...]] = (Path("results"),)
+    """folders of records; of a results folder those in scores/ and <tier>/records/"""
+    out: Path = Path("results/leaderboard")
+    """folder to write"""
+
+
 def main() -> int:
     """The command line."""
     command, args = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
     if command in ("-h", "--help"):
         print(__doc__)
         return cli.SAME
-    match choose("command", command, ("reproduce", "diff", "compare", "page", "list")):
+    commands = ("reproduce", "diff", "compare", "page", "leaderboard", "list")
+    match choose("command", command, commands):
         case "list":
             for exhibit in [*catalogue.tables().values(), *catalogue.figures().values()]:
                 print(f"{exhibit.name}: {exhibit.title}; {exhibit.paper.citation}")
@@ -88,6 +101,11 @@ def main() -> int:
                 print(json.dumps([asdict(comparison) for comparison in found], indent=1))
             else:
                 print(paired.table(found, (chosen.a, chosen.b), left_out))
+        case "leaderboard":
+            from tables.engine import leaderboard
+
+            board = cli.parse(Leaderboard, __doc__ or "", args)
+            return leaderboard.main(board.folders, board.out)
         case "page":
             from tables.engine import publish
 
