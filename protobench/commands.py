@@ -73,8 +73,7 @@ class Fetch:
             entry = released.catalogue()[self.name]
             print(f"{path}: {entry.title} ({entry.proof})")
             return
-        for entry in released.catalogue().values():
-            print(f"{entry.name:<16} {entry.title}; {entry.proof}; {entry.page}")
+        print(released.listing())
 
 
 @dataclass(frozen=True)

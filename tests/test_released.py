@@ -47,9 +47,9 @@ def server(monkeypatch):
             "net",
             "A net",
             "net.pth",
-            f"http://127.0.0.1:{running.server_port}/net.pth",
             "resnet50",
             "https://example.org",
+            f"http://127.0.0.1:{running.server_port}/net.pth",
             md5=hashlib.md5(DATA).hexdigest()[:8],
         )
         monkeypatch.setattr(released, "catalogue", lambda: {"net": entry})
@@ -120,15 +120,56 @@ def test_the_catalogue_is_what_the_tables_need():
 
     rows = {f"{name}/{row.name}" for name, table in tables().items() for row in table.rows}
     for entry in released.catalogue().values():
-        assert entry.url.startswith("https://")
         assert set(entry.rows) <= rows
-        assert re.fullmatch("[0-9a-f]{8}|", entry.md5 + entry.sha256)
     assert {
         row
         for entry in released.catalogue().values()
         for row in entry.rows
         if row.startswith("table1")
     } == {"table1/moco", "table1/pcl", "table1/pcl-v2", "table1/supervised"}
+
+
+def test_every_entry_can_be_brought_and_told_apart():
+    entries = list(released.catalogue().values())
+    for entry in entries:
+        assert re.fullmatch("[a-z0-9-]+", entry.name)
+        assert entry.page.startswith("https://")
+        assert bool(entry.url) != bool(entry.by_hand)
+        assert not entry.url or entry.url.startswith("https://")
+        assert re.fullmatch("([0-9a-f]{6,8})?", entry.md5 + entry.sha256)
+        named = re.search(r"-([0-9a-f]{8})\.pth$", entry.file)
+        assert not named or named[1] == entry.sha256, "a name that holds a hash is a stated hash"
+        assert re.fullmatch(r"resnet50|vit_\w+_patch\d+", entry.arch)
+    for what in ("kept_as", "title", "url"):
+        told = [value for entry in entries if (value := getattr(entry, what))]
+        assert len(told) == len(set(told)), f"two entries of one {what}"
+    files = [entry.file for entry in entries if not entry.generic]
+    assert not any(files.count(entry.file) for entry in entries if entry.generic)
+
+
+def test_the_field_is_covered():
+    """Every origin whose layout is known and that publishes a ResNet-50 or a vision transformer."""
+    pages = " ".join(entry.page for entry in released.catalogue().values())
+    for project in (
+        *("facebookresearch/moco", "facebookresearch/moco-v3", "facebookresearch/simsiam"),
+        *("facebookresearch/swav", "facebookresearch/dino", "facebookresearch/barlowtwins"),
+        *("facebookresearch/vicreg", "facebookresearch/vissl", "facebookresearch/mae"),
+        *("facebookresearch/dinov2", "facebookresearch/deit", "salesforce/PCL", "salesforce/MoPro"),
+        *("HobbitLong/PyContrast", "HobbitLong/SupContrast", "open-mmlab/mmpretrain"),
+        *("lightly-ai/lightly", "bytedance/ibot", "pytorch-image-models", "imgsim", "torchvision"),
+    ):
+        assert project in pages
+
+
+def test_what_has_no_address_is_brought_by_hand(tmp_path, command):
+    code, _, err = command(program.main, "fetch", "pycontrast-pirl", "--to", tmp_path)
+    assert code == 2
+    assert "PIRL.pth lies in the Dropbox folder" in err
+    assert f"save it as {tmp_path / 'pycontrast-pirl-PIRL.pth'}" in err
+    (tmp_path / "pycontrast-pirl-PIRL.pth").write_bytes(DATA)
+    code, out, _ = command(program.main, "fetch", "pycontrast-pirl", "--to", tmp_path)
+    assert code == 0
+    assert "publish no hash" in out
 
 
 def test_a_published_name_with_another_hash_is_refused(tmp_path):
@@ -161,3 +202,8 @@ def test_the_list_is_printed(command):
     assert "moco-v1" in out
     assert "md5 b251726a as published" in out
     assert "pcl-v2" in out
+    resnets, transformers = out.split("Vision transformers\n")
+    assert resnets.startswith("ResNet-50\n")
+    assert "dinov2-vit-l" in transformers
+    assert "no hash published" in transformers
+    assert resnets.count("https://github.com/facebookresearch/moco\n") == 1, "once per project"

@@ -25,9 +25,12 @@ class Released:
     name: str
     title: str
     file: str
-    url: str
     arch: str
     page: str
+    url: str = ""
+    """empty where it has no address of its own"""
+    by_hand: str = ""
+    """where it lies then"""
     md5: str = ""
     sha256: str = ""
     rows: tuple[str, ...] = ()
@@ -56,6 +59,26 @@ def catalogue() -> dict[str, Released]:
         name: Released(name, **{**entry, "rows": tuple(entry.get("rows", ()))})
         for name, entry in content.items()
     }
+
+
+def listing() -> str:
+    """Returns all known files as text, by network and by where they are published."""
+    groups: dict[str, dict[str, list[Released]]] = {}
+    for entry in catalogue().values():
+        network = "Vision transformers" if entry.arch.startswith("vit") else "ResNet-50"
+        groups.setdefault(network, {}).setdefault(entry.page, []).append(entry)
+    width = max(map(len, catalogue()))
+    lines = []
+    for network, by_page in groups.items():
+        lines += [network, ""]
+        for page, entries in by_page.items():
+            lines.append(f"  {page}")
+            for entry in entries:
+                hashed = entry.proof if entry.sha256 or entry.md5 else "no hash published"
+                told = "; ".join(filter(None, (entry.title, hashed, entry.by_hand)))
+                lines.append(f"    {entry.name:<{width}}  {told}")
+        lines.append("")
+    return "\n".join(lines).rstrip()
 
 
 def identify(path: Path, sha256: str) -> Released | None:
@@ -98,9 +121,16 @@ def fetch(name: str, folder: Path) -> Path:
     """Downloads a published file into ``folder``, unless it is there, and returns its path. The
     file is whole and has the published hash, or is absent.
 
-    Raises UserError for an unknown name, without a network, and for another file."""
+    Raises UserError for an unknown name, without a network, for another file, and for one that has
+    to be brought by hand."""
     entry = catalogue()[choose("checkpoint", name, list(catalogue()))]
     path = folder / entry.kept_as
+    if not entry.url and not path.is_file():
+        raise UserError(
+            f"{entry.title} has no address of its own: {entry.file} lies {entry.by_hand}",
+            at=entry.page,
+            hint=f"save it as {path}",
+        )
     if path.is_dir():
         raise UserError(
             "a folder is in the way of the download", at=path, hint="--to another folder"
