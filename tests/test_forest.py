@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from protobench import records
-from tables.engine import catalogue, compare, forest, runs
+from tables.engine import catalogue, compare, forest, forest_png, forest_tex, runs
 from tables.engine.schema import ClaimResult, Contrast
 
 REFERENCE = Path(__file__).parent.parent / "results" / "reference" / "mini"
@@ -178,7 +178,10 @@ def test_no_words_run_into_others(claims, judged):
             for shape in row.shapes:
                 if not isinstance(shape, forest.Words):
                     continue
-                width = forest._font(shape.bold, shape.size).getlength(shape.text) / forest.SCALE
+                width = (
+                    forest_png._font(shape.bold, shape.size).getlength(shape.text)
+                    / forest_png.SCALE
+                )
                 ends = {0: forest.LEFT - 5, forest.NUMBERS: forest.VERDICT - 5}
                 assert shape.x + width <= ends.get(shape.x, forest.WIDTH), shape.text
                 assert row.top < shape.y - 6
@@ -230,10 +233,45 @@ def test_the_alternative_counts_the_verdicts(judged):
     assert "PCL > MoCo on VOC07, mean over k: undecided, lead +1.1" in told
 
 
+def test_figures_claims_are_drawn_in_their_units():
+    have = records.read_all(REFERENCE / "records")
+    figure = catalogue.load("mechanism")
+    claims = figure.claims(runs.select_records(figure, have).rows)
+    assert [(unit, len(of)) for unit, of in forest.by_unit(claims)] == [("%", 10)]
+    assert [one.within for one in claims].count(1.0) == 2
+    told = [shape.text for shape in words(claims)]
+    assert "negligible or allowed" in told
+    for one in claims:
+        assert f"{one.weakest.lead:+.1f}" in one.detail
+
+
+def test_the_tex_is_balanced_and_holds_every_number(judged):
+    text = forest_tex.tikz(TABLE1, "mini", judged["table1"])
+    assert text.count("{") == text.count("}")
+    assert text.count("\\begin") == text.count("\\end") == 2
+    assert text.count("$") % 2 == 0
+    assert text.isascii()
+    assert "PCL $>$ MoCo at every k on VOC07" in text
+    assert "$+$" not in text
+    assert "+1.1 [$-$0.5, +2.8]" in text
+    drawn = [line for line in text.splitlines() if line.startswith(("\\draw", "\\fill", "\\node"))]
+    assert drawn
+    assert all(line.endswith(";") for line in drawn)
+    assert forest_tex.tikz(TABLE1, "mini", []) == ""
+
+
+def test_names_are_no_tex():
+    hostile = "50 % of {x} \\input{a} $y$ #1 a_b & c~d^e"
+    assert forest_tex.escaped(hostile) == (
+        "50 \\% of \\{x\\} \\textbackslash{}input\\{a\\} \\$y\\$ \\#1 a\\_b \\& c\\textasciitilde{}d"
+        "\\textasciicircum{}e"
+    )
+
+
 def test_pictures_are_small_and_the_same_every_time(judged):
-    light = forest.png(TABLE1, "mini", judged["table1"])
-    dark = forest.png(TABLE1, "mini", judged["table1"], dark=True)
-    assert light == forest.png(TABLE1, "mini", judged["table1"])
+    light = forest_png.png(TABLE1, "mini", judged["table1"])
+    dark = forest_png.png(TABLE1, "mini", judged["table1"], dark=True)
+    assert light == forest_png.png(TABLE1, "mini", judged["table1"])
     for png, ground in ((light, "#ffffff"), (dark, forest.PALETTE["ground"][1])):
         assert len(png) < 150_000
         with Image.open(io.BytesIO(png)) as image:

@@ -258,15 +258,17 @@ def of_seeds(
     rows: Sequence[str] = (),
     primary: bool = False,
     decimals: int = 3,
+    unit: str = "",
 ) -> ClaimResult:
     """Judges "left exceeds right by over ``by``" over the pretraining seeds that both have.
 
-    ``difference`` says what is subtracted from what; a lead below ``delta`` is negligible;
-    ``rows`` are those that more pretrainings would be of."""
-    return _of_differences(
+    ``difference`` says what is subtracted from what, in ``unit`` (% is told as points); a lead
+    below ``delta`` is negligible; ``rows`` are those that more pretrainings would be of."""
+    judged = _of_differences(
         text,
         [_paired(left, right)],
         source,
+        difference,
         f"{difference}: ",
         lambda found, level: sequential.judge(found, by, level),
         delta=delta,
@@ -274,7 +276,9 @@ def of_seeds(
         rows=rows,
         primary=primary,
         decimals=decimals,
+        unit=unit,
     )
+    return replace(judged, by=by)
 
 
 def unchanged(
@@ -289,13 +293,15 @@ def unchanged(
     rows: Sequence[str] = (),
     primary: bool = False,
     decimals: int = 1,
+    unit: str = "",
 ) -> ClaimResult:
     """Judges "what is changed moves the score by no more than ``margin``" on the differences of
-    each change, by pretraining seed; ``names`` are the changes'."""
-    return _of_differences(
+    each change, by pretraining seed and in ``unit``; ``names`` are the changes'."""
+    judged = _of_differences(
         text,
         differences,
         source,
+        what,
         f"{what}; ",
         lambda found, level: sequential.judge_unchanged(found, margin, level),
         names=names,
@@ -304,7 +310,9 @@ def unchanged(
         rows=rows,
         primary=primary,
         decimals=decimals,
+        unit=unit,
     )
+    return replace(judged, within=margin)
 
 
 def _paired(left: dict[int, float], right: dict[int, float]) -> dict[int, float]:
@@ -315,6 +323,7 @@ def _of_differences(
     text: str,
     differences: Sequence[dict[int, float]],
     source: str,
+    what: str,
     before: str,
     judged: Callable[[list[Lead], float], ClaimVerdict],
     *,
@@ -325,6 +334,7 @@ def _of_differences(
     rows: Sequence[str],
     primary: bool,
     decimals: int,
+    unit: str,
 ) -> ClaimResult:
     seeds = sorted(set.intersection(*map(set, differences))) if differences else []
     if not seeds:
@@ -342,4 +352,23 @@ def _of_differences(
         for name, lead in zip(names, decision.leads, strict=True)
     )
     detail = f"{before}{told}{after}; {_pretrainings(decision.seeds, looks)}"
-    return ClaimResult(text, decision.verdict, detail, source, primary, tuple(rows))
+    contrasts = tuple(
+        Contrast(
+            f"{what}, {name}" if name else what,
+            lead.mean,
+            lead.interval(decision.level),
+            unit=unit,
+            delta=delta,
+        )
+        for name, lead in zip(names, decision.leads, strict=True)
+    )
+    return ClaimResult(
+        text,
+        decision.verdict,
+        detail,
+        source,
+        primary,
+        tuple(rows),
+        contrasts,
+        decimals=decimals,
+    )

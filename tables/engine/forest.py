@@ -1,28 +1,22 @@
 """The claims of a table or a figure as a forest plot: every lead with its interval, the paper's
 lead beside it, the verdict at the right.
 
-The picture is laid out once, as shapes whose colours are named by their role, and painted twice: as
-SVG for the pages, where CSS colours it, and as PNG, light and dark.
+The picture is laid out once, as shapes whose colours are named by their role, and painted three
+times: here as SVG for the pages, where CSS colours it; as PNG (engine/forest_png.py) and as TikZ
+(engine/forest_tex.py).
 
 A claim about several comparisons is drawn by the one that speaks least for it; the leads of the
 others are ticks on the same line. An interval that leaves the axis ends in an arrow, a lead without
 one says so, and a claim that was not run shows the paper's lead alone."""
 
-import io
 import math
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from html import escape
-from importlib.util import find_spec
 from itertools import chain
-from pathlib import Path
 from typing import Literal
-
-import numpy as np
-from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from tables.engine.schema import TIERS, ClaimResult, Contrast, Exhibit, Tier
 from tables.engine.sequential import ClaimVerdict
@@ -131,6 +125,11 @@ class Picture:
     """headings, axes, legend"""
     rows: tuple[Row, ...]
 
+    @property
+    def shapes(self) -> list[Shape]:
+        """All of them, in the order of painting."""
+        return [*self.around, *chain.from_iterable(row.shapes for row in self.rows)]
+
 
 # Layout -------------------------------------------------------------------------------------------
 
@@ -162,7 +161,8 @@ def axis_of(claims: Sequence[ClaimResult]) -> Axis:
     all others."""
     points, ends = [0.0], list[float]()
     for claim in claims:
-        points += [claim.by] if claim.within is None else [-claim.within, claim.within]
+        band = _band(claim) or 0.0
+        points += [claim.by, -band, band]
         if shown := claim.weakest:
             points += [value for value in (shown.lead, shown.paper) if value is not None]
             ends += shown.interval or ()
@@ -211,16 +211,17 @@ def lay_out(
 
 def by_unit(claims: Sequence[ClaimResult]) -> list[tuple[str, list[ClaimResult]]]:
     """The claims by the unit of what is drawn of them, primary ones first; those of which none is
-    known go with the first."""
-    ordered = sorted(claims, key=lambda claim: not claim.primary)
-    units = [
-        of.unit for claim in ordered if (of := claim.weakest) and (of.unit or of.lead is not None)
-    ]
-    groups: dict[str, list[ClaimResult]] = {unit: [] for unit in units or [""]}
-    for claim in ordered:
-        of = claim.weakest
-        groups[of.unit if of and of.unit in groups else next(iter(groups))].append(claim)
-    return [(unit, group) for unit, group in groups.items() if group]
+    known stand at the end."""
+    groups: dict[str, list[ClaimResult]] = {}
+    without = []
+    for claim in sorted(claims, key=lambda claim: not claim.primary):
+        shown = claim.weakest
+        if shown is None or (shown.lead is None and not shown.unit):
+            without.append(claim)
+        else:
+            groups.setdefault(shown.unit, []).append(claim)
+    *before, (unit, last) = list(groups.items()) or [("", [])]
+    return [*before, (unit, [*last, *without])]
 
 
 def _legend(claims: Sequence[ClaimResult], y: float, compared: bool) -> Iterator[list[Shape]]:
@@ -241,10 +242,17 @@ def _legend(claims: Sequence[ClaimResult], y: float, compared: bool) -> Iterator
     if printed:
         data = "" if compared else " (other data)"
         entries.append((lambda x, middle: [_diamond(x + 12, middle)], f"the paper's lead{data}"))
-    entries.append((lambda x, middle: [_box(x, x + 24, middle, "band")], "negligible"))
+    if any(map(_band, claims)):
+        allowed = any(claim.within is not None for claim in claims)
+        entries.append(
+            (
+                lambda x, middle: [_box(x, x + 24, middle, "band")],
+                "negligible or allowed" if allowed else "negligible",
+            )
+        )
     line, x = list[Shape](), 0.0
     for shapes, words in entries:
-        width = 32 + 6.4 * len(words) + 16
+        width = 32 + 6.2 * len(words) + 20
         if line and x + width > WIDTH:
             yield line
             line, x, y = [], 0.0, y + LINE
@@ -329,15 +337,18 @@ def signed(value: float, decimals: int) -> str:
 def _bounds(claim: ClaimResult, axis: Axis, middle: float) -> Iterator[Shape]:
     """What the lead is held against: the band where it is negligible, what it must exceed, or the
     range that it may not leave."""
-    shown = claim.weakest
-    band = claim.within
-    if band is None and shown and claim.by == 0:
-        band = shown.delta
-    if band is not None:
+    if band := _band(claim):
         yield _box(axis.x(-band), axis.x(band), middle, "band")
     if claim.by:
         x = axis.x(claim.by)
         yield Line((x, x), (middle - 9, middle + 9), "ink", 1.5, dashed=True)
+
+
+def _band(claim: ClaimResult) -> float | None:
+    """How far from 0 it reaches; None where there is none."""
+    if claim.within is not None or claim.by:
+        return claim.within
+    return claim.weakest.delta if claim.weakest else None
 
 
 def _marks(
@@ -519,95 +530,3 @@ def _svg(shape: Shape) -> str:
                 f' style="fill:{colour};font-size:{shape.size:g}px{bold}">'
                 f"{escape(shape.text)}</text>"
             )
-
-
-# PNG ----------------------------------------------------------------------------------------------
-
-SCALE, MARGIN = 2, 12
-"""pixels per unit, and units around the picture"""
-
-
-def png(
-    exhibit: Exhibit, tier: Tier, claims: Sequence[ClaimResult], *, dark: bool = False
-) -> bytes:
-    """The picture as a file, the same bytes for the same claims."""
-    picture = lay_out(exhibit, tier, claims, headed=True)
-    colours = {role: of[dark] for role, of in PALETTE.items()}
-    size = (int(SCALE * (WIDTH + 2 * MARGIN)), int(SCALE * (picture.height + 2 * MARGIN)))
-    shapes = [*picture.around, *chain.from_iterable(row.shapes for row in picture.rows)]
-    # twice as large, for lines that are smooth when it is reduced; letters are smooth by themselves
-    large = Image.new("RGB", (2 * size[0], 2 * size[1]), colours["ground"])
-    pen = ImageDraw.Draw(large)
-    for shape in shapes:
-        if not isinstance(shape, Words):
-            _stroke(pen, shape, colours[shape.role])
-    image = large.resize(size, Image.Resampling.BOX)
-    pen = ImageDraw.Draw(image)
-    for shape in shapes:
-        if isinstance(shape, Words):
-            _write(pen, shape, colours[shape.role])
-    file = io.BytesIO()
-    few = image.quantize(palette=_shades(colours), dither=Image.Dither.NONE)
-    few.save(file, format="png", optimize=True)
-    return file.getvalue()
-
-
-def _shades(colours: dict[str, str]) -> Image.Image:
-    """Every colour in steps to the ground's: all that lines and letters need, in a third of the
-    bytes."""
-    ground = np.array(ImageColor.getrgb(colours["ground"]))
-    steps = [
-        np.round(ground + share * (np.array(ImageColor.getrgb(colour)) - ground)).astype(int)
-        for role, colour in colours.items()
-        for share in ([1.0] if role in ("line", "band") else np.linspace(0, 1, 12)[1:])
-    ]
-    palette = Image.new("P", (1, 1))
-    palette.putpalette([int(value) for shade in (ground, *steps) for value in shade])
-    return palette
-
-
-def _stroke(pen: ImageDraw.ImageDraw, shape: Line | Area | Dot, colour: str) -> None:
-    def at(x: float, y: float) -> tuple[float, float]:
-        return 2 * SCALE * (x + MARGIN), 2 * SCALE * (y + MARGIN)
-
-    match shape:
-        case Line():
-            (x0, y0), (x1, y1) = (at(x, y) for x, y in zip(shape.x, shape.y, strict=True))
-            pieces = np.linspace(0, 1, 8 if shape.dashed else 2)
-            for start, end in zip(pieces[::2], pieces[1::2], strict=True):
-                pen.line(
-                    (
-                        x0 + start * (x1 - x0),
-                        y0 + start * (y1 - y0),
-                        x0 + end * (x1 - x0),
-                        y0 + end * (y1 - y0),
-                    ),
-                    colour,
-                    max(1, round(2 * SCALE * shape.width)),
-                )
-        case Area():
-            points = [at(x, y) for x, y in shape.points]
-            if shape.hollow:
-                pen.line([*points, *points[:2]], colour, round(2 * SCALE * OUTLINE), joint="curve")
-            else:
-                pen.polygon(points, colour)
-        case Dot():
-            pen.circle(at(shape.x, shape.y), 2 * SCALE * shape.radius, colour)
-
-
-def _write(pen: ImageDraw.ImageDraw, words: Words, colour: str) -> None:
-    anchor = {"start": "ls", "middle": "ms", "end": "rs"}[words.anchor]
-    where = SCALE * (words.x + MARGIN), SCALE * (words.y + MARGIN)
-    pen.text(where, words.text, colour, _font(words.bold, words.size), anchor=anchor)
-
-
-@cache
-def _font(bold: bool, size: float) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which matplotlib brings along; found without importing it, which takes longer
-    than the picture."""
-    spec = find_spec("matplotlib")
-    assert spec is not None
-    assert spec.origin is not None
-    folder = Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf"
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(folder / name, SCALE * size, layout_engine=ImageFont.Layout.BASIC)

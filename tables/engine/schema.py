@@ -272,10 +272,11 @@ class ClaimResult:
         """The contrast that speaks least for the claim; of what was not run, by the paper."""
         known = [(of.lead, of) for of in self.contrasts if of.lead is not None]
         known = known or [(of.paper, of) for of in self.contrasts if of.paper is not None]
-        if not known:
-            return next(iter(self.contrasts), None)
-        support = (lambda lead: lead) if self.within is None else (lambda lead: -abs(lead))
-        return min(known, key=lambda one: support(one[0]))[1]
+
+        def support(one: tuple[float, Contrast]) -> float:
+            return one[0] if self.within is None else -abs(one[0])
+
+        return min(known, key=support)[1] if known else next(iter(self.contrasts), None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -240,6 +240,7 @@ def claims(found: RecordsByRow, on: Setting = BUNDLED) -> tuple[ClaimResult, ...
             looks=EARLY_LOOKS,
             rows=[ARMS[name][dose].name for name, dose in (left, right)],
             decimals=1,
+            unit="%",
         )
 
     def equals(text: str, dose: float) -> ClaimResult:
@@ -252,6 +253,7 @@ def claims(found: RecordsByRow, on: Setting = BUNDLED) -> tuple[ClaimResult, ...
             f"placebo - MoCo at {percent[dose]}",
             looks=EARLY_LOOKS,
             rows=[ARMS[name][dose].name for name, _ in pair],
+            unit="%",
         )
 
     ceiling = exceeds(
@@ -286,6 +288,7 @@ def growth(found: RecordsByRow, endpoint: str = "", on: Setting = BUNDLED) -> Cl
         rows=[ARMS[name][dose].name for name in ("PCL", "MoCo") for dose in (low, high)],
         primary=primary,
         decimals=1,
+        unit="%",
     )
 
 

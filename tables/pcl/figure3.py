@@ -49,6 +49,7 @@ def claims(found: RecordsByRow) -> tuple[ClaimResult, ...]:
             caption,
             "sd of sizes, fixed - estimated",
             delta=NEGLIGIBLE_SD,
+            unit="images per cluster",
             rows=("pcl", "pcl-fixed"),
             primary=True,
         ),
@@ -59,6 +60,7 @@ def claims(found: RecordsByRow) -> tuple[ClaimResult, ...]:
             caption,
             "MI of prototypes, estimated - fixed, nats",
             delta=margins.NEGLIGIBLE_UNIT,
+            unit="nats",
             rows=("pcl", "pcl-fixed"),
         ),
         of_seeds(
@@ -68,6 +70,7 @@ def claims(found: RecordsByRow) -> tuple[ClaimResult, ...]:
             caption,
             "MI of features, estimated - fixed, nats",
             delta=margins.NEGLIGIBLE_UNIT,
+            unit="nats",
             rows=("pcl", "pcl-fixed"),
         ),
         of_seeds(
@@ -77,6 +80,7 @@ def claims(found: RecordsByRow) -> tuple[ClaimResult, ...]:
             text,
             "MI of prototypes, PCL - MoCo, nats",
             delta=margins.NEGLIGIBLE_UNIT,
+            unit="nats",
             rows=("pcl", "moco"),
         ),
         of_seeds(
@@ -86,6 +90,7 @@ def claims(found: RecordsByRow) -> tuple[ClaimResult, ...]:
             text,
             "last - first probe, nats",
             delta=margins.NEGLIGIBLE_UNIT,
+            unit="nats",
             rows=("pcl",),
         ),
         _overhead(found),

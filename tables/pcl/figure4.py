@@ -44,6 +44,7 @@ def claims(found: RecordsByRow) -> tuple[ClaimResult, ...]:
             "Figure 4",
             "smallest rise over the K, last - first probe",
             delta=margins.NEGLIGIBLE_UNIT,
+            unit="AMI",
             rows=("pcl",),
             primary=True,
         ),

@@ -85,6 +85,7 @@ def claims(found: RecordsByRow) -> tuple[ClaimResult, ...]:
             rows=("pcl", "moco"),
             primary=True,
             decimals=1,
+            unit="%",
         ),
     )
 

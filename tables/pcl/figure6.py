@@ -89,6 +89,7 @@ def claims(found: RecordsByRow) -> tuple[ClaimResult, ...]:
             rows=("pcl",),
             primary=True,
             decimals=1,
+            unit="%",
         ),
         ClaimResult(
             "fine clusters are nested in coarse ones, as sub-classes are in classes",

@@ -46,6 +46,7 @@ def fewer_neighbours(found: RecordsByRow, column: Column = ACCURACY) -> tuple[Cl
             delta=margins.NEGLIGIBLE,
             rows=("pcl", "moco"),
             decimals=1,
+            unit="%",
         ),
     )
 

@@ -279,6 +279,7 @@ def _by_both_readings(
             difference,
             delta=margins.NEGLIGIBLE_UNIT,
             rows=rows,
+            unit="cosine",
         )
         for reading in (what, f"{what}_release")
     )
@@ -310,6 +311,7 @@ def _unchanged(
         names=[f"{_setting(found, row, what):g}" for row in others],
         rows=[row.name for row in rows],
         primary=primary,
+        unit="%",
     )
 
 
