@@ -23,7 +23,7 @@ def pool(count: int, threads: int) -> Iterator[ProcessPoolExecutor]:
             count,
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_start_worker,
-            initargs=(threads,),
+            initargs=(threads, multiprocessing.get_start_method()),
         )
         try:
             yield workers
@@ -45,7 +45,10 @@ def explained(failure: BaseException) -> object:
     return resource_errors.explained(failure) or repr(failure)
 
 
-def _start_worker(threads: int) -> None:
+def _start_worker(threads: int, start_method: str) -> None:
+    # Processes that a worker starts itself, to read images, begin as those of any other program. A
+    # spawned process would spawn them, and importing torch takes each of them seconds.
+    multiprocessing.set_start_method(start_method, force=True)
     # The parent ends its workers, whose files are whole at any moment.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

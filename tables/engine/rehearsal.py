@@ -48,7 +48,7 @@ class Size:
     """settings of detection"""
 
 
-ON_CPU = Size(Limits(4, 4, 1), 8, (("iterations", 2), ("batch_size", 2), ("draws", 1)))
+ON_CPU = Size(Limits(3, 4, 1), 8, (("iterations", 2), ("batch_size", 1), ("draws", 1)))
 ON_GPU = Size(Limits(None, 16, 4), None, (("iterations", 20), ("draws", 1)))
 
 
