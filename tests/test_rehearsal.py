@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from test_cluster import slurm  # noqa: F401 (a fixture)
 
-from evaluate import semisup
-from pretrain import measuring, throughput
+from evaluate import gallery, semisup
+from pretrain import loop, measuring, throughput
 from pretrain.recipes import common, moco, pcl, simclr, spcl, supervised
 from protobench import records
 from protobench.checkpoints import encoders
@@ -122,6 +122,32 @@ def test_one_epoch_per_phase_and_what_the_images_fill():
     assert plans.few_recipe(supervised.PAPER, 32, CPU).train.epochs == 2
 
 
+def _trained():
+    """The paper's recipes, of all tables and figures."""
+    exhibits = [*catalogue.tables().values(), *catalogue.figures().values()]
+    recipes = [row.paper for exhibit in exhibits for row in exhibit.rows if row.paper]
+    return [one for i, one in enumerate(recipes) if one.train.epochs and one not in recipes[:i]]
+
+
+def test_every_recipe_of_the_paper_has_a_rehearsal_that_its_method_takes(tmp_path):
+    images = _images(map(str, range(16)), [i % 4 for i in range(16)], "abcd", tmp_path)
+    assert len(_trained()) > 15
+    for recipe in _trained():
+        few = plans.few_recipe(recipe, len(images), CPU)
+        common.check(few)
+        common.check_share(few, 1)
+        few.check_images(images)
+        loop.build(replace(few, arch="resnet10-mini"), images, 0)
+    assert plans.few_recipe(moco.V1, 16, CPU).train.batch_size == 16, "8 groups of two"
+
+
+def test_a_gallery_of_few_images_has_a_cluster_that_fills_it():
+    for images in (12, 16, 160, 16_000):
+        settings = dict(plans._settings(catalogue.load("figure6"), images, 4, plans.ON_CPU))
+        assert images / settings["fine"] > gallery.NEAREST - 1
+        assert 1 <= settings["coarse"] < settings["fine"]
+
+
 def test_a_gpu_takes_the_whole_batch_where_its_memory_holds_it():
     large, small = (Machine(on_gpu=True, gib=gib, processes=1) for gib in (80.0, 12.0))
     assert plans.few_recipe(moco.V2, 16_000, large).train.batch_size == 256
@@ -135,7 +161,7 @@ def test_a_gpu_takes_the_whole_batch_where_its_memory_holds_it():
 
 
 def test_too_few_images_for_any_batch_are_told():
-    with pytest.raises(UserError, match="a rehearsal of 5 images fills no batch of 8"):
+    with pytest.raises(UserError, match="a rehearsal of 5 images fills no batch of 16"):
         plans.few_recipe(moco.V1, 5, CPU)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluate import subsets
+from evaluate import gallery, subsets
 from pretrain import gpu_memory, history
 from pretrain.recipes.common import Recipe
 from pretrain.recipes.pcl import PCL
@@ -43,12 +43,12 @@ class Size:
 
     limits: Limits
     batch: int | None
-    """the largest batch; None: the recipe's"""
+    """the largest batch, unless BatchNorm's groups need more; None: the recipe's"""
     detection: tuple[tuple[str, Any], ...]
     """settings of detection"""
 
 
-ON_CPU = Size(Limits(3, 4, 1), 8, (("iterations", 2), ("batch_size", 1), ("draws", 1)))
+ON_CPU = Size(Limits(4, 4, 1), 8, (("iterations", 2), ("batch_size", 1), ("draws", 1)))
 ON_GPU = Size(Limits(None, 16, 4), None, (("iterations", 20), ("draws", 1)))
 
 
@@ -178,8 +178,10 @@ def _batch(recipe: Recipe, images: int, machine: Machine) -> int:
     """The largest batch that the images fill, that splits over groups and processes, and that a
     GPU's memory holds (computed)."""
     full, most = recipe.train.batch_size, machine.size.batch
-    step = math.lcm(recipe.batch_norm_groups, machine.processes, 4)  # SPCL has quarters
-    batch = min(full, images, most or full) // step * step
+    groups = recipe.batch_norm_groups
+    groups *= 2 if groups > 1 else 1  # of two images or more
+    step = math.lcm(groups, machine.processes, 4)  # SPCL has quarters
+    batch = min(full, images, max(most or full, step)) // step * step
     if batch < step:
         raise UserError(
             f"{recipe.method}: a rehearsal of {images} images fills no batch of {step}",
@@ -220,8 +222,8 @@ def _settings(exhibit: Exhibit, images: int, shots: int, size: Size) -> Settings
         "batch_size": min(size.batch or 256, images // 2),
         "k": tuple(dict.fromkeys((min(20, images), min(200, images)))),
         "num_clusters": (max(2, images // 4),),
-        "fine": max(3, images // 2),
-        "coarse": max(2, images // 4),
+        "fine": (fine := max(2, images // gallery.NEAREST)),  # so that a cluster has as many
+        "coarse": fine // 2,
         "perplexity": float(min(30, images // 4)),
         "shots": tuple(k for k in (1, 2, 4, 8, 16) if k <= shots),
     }
