@@ -196,8 +196,13 @@ def test_hours_are_the_slower_of_reading_and_steps_and_the_clusterings():
     )
     recipe = replace(pcl.V1, warmup=2, train=replace(pcl.V1.train, epochs=3))
     clustered = 1000 / 4 + 2 * 1000 * 175_000 * 128 * 100 / 1e9
+    # three epochs are too few to tell quarters apart: before, after each, and at the end
+    monitored = 1000 / 4 + 2 * 1000 * (12 + 25 + 50) * 128 * 101 / 1e9
     hours = rehearsal_report._training_hours(recipe, 1000, found)
-    assert hours == pytest.approx((3 * 1000 / 10 + clustered) / 3600)
+    assert hours == pytest.approx((3 * 1000 / 10 + clustered + 4 * monitored) / 3600)
+    bare = replace(supervised.PAPER, train=replace(supervised.PAPER.train, epochs=3))
+    hours = rehearsal_report._training_hours(bare, 1000, found)
+    assert hours == pytest.approx(3 * 1000 / 10 / 3600), "Supervised is not monitored"
     told = rehearsal_report._input_bound(found)
     assert told.startswith("input-bound: steps could take 2.0 times the images that are read")
     assert "about 4 workers" in told
@@ -214,6 +219,17 @@ def test_an_evaluation_s_images_are_those_that_pass_the_network():
     assert images("lowshot", "places205", shots=(1, 2), draws=5) == 205 * 5 * 3
     assert images("lowshot", "places205", shots=(16, 32), draws=5) == 10_000
     assert images("knn", "imagenet") == 10_000
+
+
+def test_distances_of_features_are_counted_where_they_take_hours():
+    def flops(evaluation, **params):
+        return costs.distance_flops(evaluation, params, 1000, 10)
+
+    assert flops("knn", k=(20,), feature="pooled") == 2 * 10 * 1000 * 2048
+    ami = {"num_clusters": (25, 50), "iterations": 20, "restarts": 5}
+    assert flops("ami", feature="embedding", **ami) == 2 * 1000 * 75 * 128 * 101
+    assert flops("gallery", fine=100, coarse=50) == 2 * 1000 * 150 * 128 * 101
+    assert flops("lowshot", shots=(1,)) == 0
 
 
 def test_shared_memory_is_that_of_two_batches_a_worker():

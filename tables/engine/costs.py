@@ -7,8 +7,9 @@ a backward pass counts as two. A pass of ResNet-50 at 224 pixels takes 8.13 GFLO
 which also move at least 0.095 GB, and 0.172 GB move in BatchNorm, ReLU and sums (fp32, from the
 shapes of its operators). No card has run any of this."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pretrain.recipes.common import KEEP_EVERY, Recipe
 from pretrain.recipes.pcl import PCL
@@ -20,8 +21,10 @@ IMAGES = {"imagenet": 1_281_167, "cifar10": 50_000, "cifar100": 50_000}
 """Training images of the papers' data."""
 POINTS_PER_PROTOTYPE = 256
 """How many images per prototype SPCL's k-means learns from at most (pretrain/spcl.py)."""
-WIDTH = 2048
-"""Features that SPCL clusters; ResNet-50's."""
+WIDTH, EMBEDDING = 2048, 128
+"""Numbers of a feature of ResNet-50: pooled, which SPCL clusters, and after the head."""
+KMEANS = 20 * 5
+"""Passes over the images of a k-means of 20 iterations and 5 starts (protobench/kmeans.py)."""
 BACKBONE_BYTES = 0.1e9
 """Of ResNet-50's weights in fp32."""
 
@@ -77,6 +80,20 @@ def clustering_flops(recipe: Recipe, images: int) -> float:
             2.0 * (min(images, POINTS_PER_PROTOTYPE * k) * runs + images) * k * WIDTH
             for k in recipe.num_prototypes
         )
+    return 0.0
+
+
+def distance_flops(evaluation: str, params: Mapping[str, Any], train: int, test: int) -> float:
+    """FLOP of the distances between features that an evaluation with these parameters computes; 0
+    for one whose computations on features are minutes."""
+    width = WIDTH if params.get("feature") == "pooled" else EMBEDDING
+    if evaluation == "knn":
+        return 2.0 * test * train * width
+    if evaluation == "ami":
+        runs: int = params["iterations"] * params["restarts"] + 1
+        return 2.0 * train * float(sum(params["num_clusters"])) * width * runs
+    if evaluation == "gallery":
+        return 2.0 * train * float(params["fine"] + params["coarse"]) * width * (KMEANS + 1)
     return 0.0
 
 

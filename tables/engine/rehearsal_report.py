@@ -13,6 +13,7 @@ from pretrain.throughput import Throughput
 from protobench import records
 from protobench.runtime import cli, files
 from tables.engine import costs, plan, work
+from tables.engine.costs import EMBEDDING, WIDTH
 from tables.engine.plan import EvalTask, Job
 from tables.engine.rehearsal import Prepared
 from tables.engine.work import RunContext
@@ -21,8 +22,6 @@ SHM, SCREEN = Path("/dev/shm"), 100
 """Where workers put batches; columns of a report's lines."""
 WAITING = 2
 """Batches that wait for each worker."""
-WIDTH, EMBEDDING = 2048, 128
-"""Numbers of a feature: pooled, and after the head."""
 DRAWN_FROM = {"places205": 205}
 """Data sets of which low-shot SVMs read what is drawn alone, and their classes."""
 LONG_DAYS = 60
@@ -106,8 +105,9 @@ class Report:
         found: Throughput | None,
         have: Mapping[str, Any],
     ) -> float | None:
-        """Hours of an evaluation on this machine, of its images alone (what is computed on their
-        features, minutes, is left out); None where no rate was measured."""
+        """Hours of an evaluation on this machine, of its images and of the distances between their
+        features (what else is computed on them, minutes, is left out); None where no rate was
+        measured."""
         if task.evaluation in history.KINDS:
             return 0.0
         params = plan.eval_config(full, task, data=self.data).params()
@@ -122,8 +122,9 @@ class Report:
             return float(params["draws"] * seconds / 3600)
         if found is None or found.embedded is None:
             return None
-        images = passes(task, params, train) + test
-        return float(images / min(found.embedded, found.crops or found.embedded) / 3600)
+        seconds = (passes(task, params, train) + test) / _features_rate(found)
+        seconds += costs.distance_flops(task.evaluation, params, train, test) / (found.flops or 1.0)
+        return float(seconds / 3600)
 
     def _cost(self, rows: list["_Row"]) -> Iterator[str]:
         measured = [row.found for row in rows if row.found]
@@ -146,8 +147,8 @@ class Report:
                 yield f"  {row.few.row.title}: {told}"
         yield f"  disk: {self._disk(rows)}"
         yield (
-            "  rates were measured in seconds; hours are these rates times the full run's images,"
-            " without the monitor and what is computed on features"
+            "  rates were measured in seconds; hours are these rates times the full run's images"
+            " and distances, the monitor's too; without SVMs, t-SNE and the like: minutes"
         )
 
     def _disk(self, rows: list["_Row"]) -> str:
@@ -258,15 +259,28 @@ def passes(task: EvalTask, params: Mapping[str, Any], train: int) -> float:
 
 
 def _training_hours(recipe: Recipe, images: int, found: Throughput) -> float:
-    """Hours of a training on this machine by its measured rates."""
+    """Hours of a training on this machine by its measured rates, with its monitor's."""
+    from pretrain import monitor  # imports torch, which plans do without
+
     assert found.trained
-    assert found.embedded
+    flops, passed = found.flops or 1.0, images / _features_rate(found)
     epoch = images / min(found.trained, found.views or found.trained)
-    clustered = 0.0
+    clustered = measured = 0.0
     if costs.clusterings(recipe):
-        clustered = images / min(found.embedded, found.crops or found.embedded)
-        clustered += costs.clustering_flops(recipe, images) / (found.flops or 1.0)
-    return (recipe.train.epochs * epoch + costs.clusterings(recipe) * clustered) / 3600
+        clustered = passed + costs.clustering_flops(recipe, images) / flops
+    if dim := getattr(recipe, "dim", 0):  # a method without an embedding is not measured
+        distances = 2.0 * images * sum(monitor.cluster_numbers(images)) * dim
+        measured = passed + distances * (costs.KMEANS + 1) / flops
+    epochs = recipe.train.epochs
+    times = sum(monitor.due(done, epochs) for done in range(epochs + 1))
+    seconds = epochs * epoch + costs.clusterings(recipe) * clustered + times * measured
+    return seconds / 3600
+
+
+def _features_rate(found: Throughput) -> float:
+    """Images/s of which features are made: the slower of reading and the network."""
+    assert found.embedded
+    return min(found.embedded, found.crops or found.embedded)
 
 
 def _input_bound(found: Throughput) -> str:
