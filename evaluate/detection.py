@@ -88,17 +88,68 @@ COCO = {
 }
 """The papers' protocols."""
 BUNDLED = {"scales": [[128, 96]], "test_scale": [128, 96], "warmup": 50, "batch_size": 8}
-PROTOCOLS = {
-    (False, False): VOC,
-    (False, True): VOC | BUNDLED | {"lr": 0.02, "warmup": 150, "epochs": 6},
-    (True, False): COCO,
-    (True, True): COCO | BUNDLED | {"lr": 0.05, "iterations": 200, "precise_bn": 20},
-}
-"""By whether on COCO, and whether on the bundled scenes. Scenes keep their size, so that objects
-have the scale that encoders know. The rates are those of 0.005, 0.02 and 0.05 that left Random and
-Supervised (seed 1) the lowest training loss: on VOC 2.17, 1.79, 2.04 and 1.51, 1.35, diverged; on
-COCO, where the least sum decided, 2.62, 2.59, 2.22 and 1.78, 2.30, 1.84. With 50 steps of warm-up
-Random with seed 3 diverged on VOC07+12; with 150 it does not."""
+VOC_BUNDLED = VOC | BUNDLED | {"lr": 0.02, "warmup": 150, "epochs": 6}
+COCO_BUNDLED = COCO | BUNDLED | {"lr": 0.05, "iterations": 200, "precise_bn": 20}
+"""On the bundled scenes. They keep their size, so that objects have the scale that encoders know.
+The rates are those of 0.005, 0.02 and 0.05 that left Random and Supervised (seed 1) the lowest
+training loss: on VOC 2.17, 1.79, 2.04 and 1.51, 1.35, diverged; on COCO, where the least sum
+decided, 2.62, 2.59, 2.22 and 1.78, 2.30, 1.84. With 50 steps of warm-up Random with seed 3 diverged
+on VOC07+12; with 150 it does not."""
+
+
+@dataclass(frozen=True)
+class Detector:
+    """What is trained, by which protocol, and how it is scored."""
+
+    title: str
+    build: str
+    """the function of mmdet_adapter/models.py"""
+    score: str
+    """the function of mmdet_adapter/scoring.py"""
+    metric: str
+    headings: dict[str, str]
+    """numbers of a run -> their headings in the report"""
+    protocol: dict[str, Any]
+    on_bundled: dict[str, Any]
+    """the protocol on the bundled scenes"""
+    draws: int
+    """trainings on real data"""
+    frozen: bool = False
+    """whether the backbone is"""
+    masks: bool = False
+    difficult: bool = False
+    """whether it is trained on VOC's difficult objects, too"""
+
+
+FROZEN = Detector(
+    "Faster R-CNN FPN, backbone frozen",
+    "faster_rcnn",
+    "voc",
+    "mAP@0.5",
+    {"value": "mAP@0.5, 11 recalls", "area": "under the curve"},
+    VOC,
+    VOC_BUNDLED,
+    draws=3,
+    frozen=True,
+)
+FINE_TUNED = Detector(
+    "Mask R-CNN C4, everything trains",
+    "mask_rcnn",
+    "coco",
+    "box AP",
+    {
+        "value": "AP box",
+        "box50": "50",
+        "box75": "75",
+        "mask": "AP mask",
+        "mask50": "50",
+        "mask75": "75",
+    },
+    COCO,
+    COCO_BUNDLED,
+    draws=1,
+    masks=True,
+)
 
 
 @dataclass(frozen=True)
@@ -129,14 +180,14 @@ class Config(EvalConfig):
     """seed of initial heads, order, flips and sampled regions"""
 
     @property
-    def on_coco(self) -> bool:
-        """Whether this is Mask R-CNN on COCO."""
-        return self.dataset == "coco"
+    def detector(self) -> Detector:
+        """What is trained."""
+        return FINE_TUNED if self.dataset == "coco" else FROZEN
 
     def params(self) -> dict[str, Any]:
         """Return what determines the score of an encoder on given images."""
         on_bundled = bundled.is_used(self.data)
-        params = dict(PROTOCOLS[self.on_coco, on_bundled])
+        params = dict(self.detector.on_bundled if on_bundled else self.detector.protocol)
         if self.epochs is not None and self.iterations is not None:
             raise UserError("--epochs and --iterations exclude one another")
         if self.epochs is not None or self.iterations is not None:
@@ -146,7 +197,7 @@ class Config(EvalConfig):
             for name in ("lr", "warmup", "epochs", "iterations", "batch_size")
         }
         params |= {name: value for name, value in given.items() if value is not None}
-        draws = 1 if on_bundled or self.on_coco else 3
+        draws = 1 if on_bundled else self.detector.draws
         return params | {
             "draws": draws if self.draws is None else self.draws,
             "small": on_bundled,
@@ -181,10 +232,10 @@ def read(root: Path, dataset: str, skip_bad_images: int) -> tuple[BoxList, BoxLi
 
 
 def passes(config: Config, lists: tuple[ImageList, ...]) -> int:
-    """Return how many images pass through the backbone, which is trained on COCO alone."""
+    """Return how many images pass through the backbone."""
     (train, test), params = lists, config.params()
     seen = params["iterations"] * params["batch_size"] or params["epochs"] * len(train)
-    return int(params["draws"] * (seen * (3 if config.on_coco else 1) + len(test)))
+    return int(params["draws"] * (seen * (1 if config.detector.frozen else 3) + len(test)))
 
 
 def run(config: Config, context: Context) -> Scores | None:
@@ -195,7 +246,7 @@ def run(config: Config, context: Context) -> Scores | None:
     from protobench.checkpoints import input_check
     from protobench.runtime import devices, distributed
 
-    params, encoder = config.params(), context.encoder
+    params, encoder, detector = config.params(), context.encoder, config.detector
     train, test = context.lists
     assert isinstance(train, BoxList)
     assert isinstance(test, BoxList)
@@ -204,11 +255,10 @@ def run(config: Config, context: Context) -> Scores | None:
     input_check.verify(encoder, test, encoder.input)
     provided, (longer, shorter) = operators.provide(), params["test_scale"]
     print(
-        f"{'Mask R-CNN, C4' if config.on_coco else 'Faster R-CNN, FPN'}, operators of {provided}:"
-        f" {len(train)} training and {len(test)} test images, resized to at most {longer} by"
-        f" {shorter}, backbone in {encoder.precision}"
+        f"{detector.title}, operators of {provided}: {len(train)} training and {len(test)} test"
+        f" images, resized to at most {longer} by {shorter}, backbone in {encoder.precision}"
     )
-    if context.device.startswith("cuda") and config.on_coco and not params["small"]:
+    if context.device.startswith("cuda") and detector.masks and not params["small"]:
         gpu_memory.check(
             params["batch_size"],
             distributed.world_size(),
@@ -220,9 +270,7 @@ def run(config: Config, context: Context) -> Scores | None:
         torch.cuda.reset_peak_memory_stats()  # forget what this process did before
     for draw in range(len(state.runs), params["draws"]):
         state.runs.append(
-            _train_and_score(
-                encoder, train, test, params, draw, state, on_coco=config.on_coco, **where
-            )
+            _train_and_score(encoder, train, test, params, draw, state, of=detector, **where)
         )
         state.losses, state.detector, state.optimizer = [], None, None
         state.write()
@@ -233,7 +281,7 @@ def run(config: Config, context: Context) -> Scores | None:
     gpu_bytes = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
     return Scores(
         state.runs,
-        Metric("box AP" if config.on_coco else "mAP@0.5", "%", len(test)),
+        Metric(detector.metric, "%", len(test)),
         cost={
             "seconds": round(state.total, 2),
             "seconds_per_step": round(per_step, 4),
@@ -258,7 +306,7 @@ def _train_and_score(
     draw: int,
     state: "_State",
     *,
-    on_coco: bool,
+    of: Detector,
     **where: Any,
 ) -> Run:
     """Resume or begin one training and score it. Return a run of the record, with ``curves``,
@@ -271,23 +319,24 @@ def _train_and_score(
     from protobench.runtime import distributed
 
     torch.manual_seed(keyed.seed(params["seed"], "heads", draw))
-    build = models.mask_rcnn if on_coco else models.faster_rcnn
+    build = getattr(models, of.build)
     detector: Any = build(encoder, len(train.classes), small=params["small"]).to(where["device"])
-    if distributed.world_size() > 1 and on_coco:  # on VOC no BatchNorm trains
+    if distributed.world_size() > 1 and not of.frozen:  # else no BatchNorm trains
         batch_norm.synchronise(detector, equal_shares=False)
-    before = None if on_coco else models.frozen(detector)
-    steps = _train(detector, train, params, draw, state, on_coco=on_coco, **where)
+    before = models.frozen(detector) if of.frozen else None
+    targets = train.with_ignored() if of.difficult else train
+    steps = _train(detector, targets, params, draw, state, masks=of.masks, **where)
     if before and models.frozen(detector) != before:
         raise RuntimeError("the frozen backbone changed in training")
     detections = training.predict(
         detector,
         Samples(test, [params["test_scale"]], 0, masks=False),
-        batch_size=2 if on_coco else 8,
+        batch_size=8 if of.frozen else 2,
         **where,
     )
     if not distributed.is_main():
         return {}
-    scores = (scoring.coco if on_coco else scoring.voc)(detections, test)
+    scores = getattr(scoring, of.score)(detections, test)
     return {
         "draw": draw,
         **scores,
@@ -308,7 +357,7 @@ def _train(
     draw: int,
     state: "_State",
     *,
-    on_coco: bool,
+    masks: bool,
     **where: Any,
 ) -> int:
     """Train ``detector`` from where ``state`` left it, keeping ``state`` up to date, and return the
@@ -344,7 +393,7 @@ def _train(
         saver.after_step()
 
     samples = Samples(
-        train, params["scales"], keyed.seed(params["seed"], "draw", draw), masks=on_coco
+        train, params["scales"], keyed.seed(params["seed"], "draw", draw), masks=masks
     )
     try:
         with saver.deferring_signals():
@@ -360,7 +409,7 @@ def _train(
             )
     except torch.OutOfMemoryError as failure:
         hint = (
-            "--precision bf16 needs less" if on_coco else "another --batch-size is another protocol"
+            "--precision bf16 needs less" if masks else "another --batch-size is another protocol"
         )
         raise UserError(
             f"the GPU's memory is too small for batches of {params['batch_size']}", hint=hint
@@ -442,38 +491,28 @@ def _small(images: BoxList, index: int) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def report(record: Record) -> list[str]:
-    """Return the record as lines for the terminal."""
+def report(record: Record, of: Detector | None = None) -> list[str]:
+    """Return the record as lines for the terminal; ``of``: what was trained, by default as the
+    data set says."""
     runs, params, data, cost = (
         record["runs"],
         record["unit"]["params"],
         record["data"],
         record["cost"],
     )
-    on_coco = record["unit"]["data_name"] == "coco"
+    of = of or (FINE_TUNED if record["unit"]["data_name"] == "coco" else FROZEN)
     lines = [
-        f"{'Mask R-CNN C4, everything trains' if on_coco else 'Faster R-CNN FPN, backbone frozen'}:"
-        f" {data['train_images']} training images, {runs[0]['steps']} batches of"
+        f"{of.title}: {data['train_images']} training images, {runs[0]['steps']} batches of"
         f" {params['batch_size']} at a rate of {params['lr']:g}, {cost['images_per_second']:.1f}"
         f" images/s; {record['metric']['test_images']} test images"
     ]
-    names = (
-        ("value", "box50", "box75", "mask", "mask50", "mask75") if on_coco else ("value", "area")
-    )
-    titles = (
-        ("AP box", "50", "75", "AP mask", "50", "75")
-        if on_coco
-        else ("mAP@0.5, 11 recalls", "under the curve")
-    )
+    titles = of.headings.values()
     lines.append(
         "draw" + "".join(f"{title:>{max(len(title), 6) + 3}}" for title in titles) + "   last loss"
     )
     lines += [
         f"{run['draw']:<4}"
-        + "".join(
-            f"{run[name]:{max(len(title), 6) + 3}.1f}"
-            for name, title in zip(names, titles, strict=True)
-        )
+        + "".join(f"{run[name]:{max(len(title), 6) + 3}.1f}" for name, title in of.headings.items())
         + f"{run['loss']:12.3f}"
         for run in runs
     ]
@@ -517,6 +556,7 @@ EVALUATION = Evaluation(
     repeat=False,
     plot=plot,
     passes=passes,
+    detector=True,
 )
 
 if __name__ == "__main__":

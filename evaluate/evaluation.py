@@ -242,6 +242,8 @@ class Evaluation(Generic[C]):
     algorithms; features are extracted so in any case"""
     repeat: bool = True
     """whether to compute again what a record in the results folder already holds"""
+    detector: bool = False
+    """whether it trains detectors, on images with boxes"""
     plot: Callable[[Record, Path], None] = lambda record, path: None
     """draws what belongs beside the record"""
 

@@ -143,6 +143,11 @@ def test_tox_finds_the_same_names(monkeypatch):
     spec.loader.exec_module(toxfile)
     assert sorted(toxfile.names()) == sorted(catalogue.exhibits())
     assert "reproduce-spcl-table2" in toxfile.tox_extend_envs()
+    for name, exhibit in catalogue.exhibits().items():
+        detects = any(plan.trains_detectors(evaluation) for evaluation, _ in exhibit.tasks)
+        needed = {"slurm", "detection"} if detects else {"slurm"}
+        assert toxfile.extras(f"reproduce-{name}") == needed
+    assert toxfile.extras("tests") == set()
 
 
 def test_the_name_of_tox_s_environment_will_do(command, tmp_path):

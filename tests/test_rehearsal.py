@@ -415,3 +415,14 @@ def test_flags_that_do_not_go_together(command, rehearse):
     assert (code, "--rehearse belongs to the paper tier" in err) == (cli.TROUBLE, True)
     code, _, err = rehearse("--seeds", 3)
     assert (code, "a rehearsal pretrains each row once" in err) == (cli.TROUBLE, True)
+
+
+def test_probes_and_detectors_of_one_table_share_their_settings():
+    """On a CPU two images a batch; on a GPU everyone's own batch."""
+    table = catalogue.load("mocov2-table1")
+    on_cpu = dict(plans._settings(table, 16, 0, plans.ON_CPU))
+    assert (on_cpu["epochs"], on_cpu["batch_size"], on_cpu["draws"]) == (1, 2, 1)
+    assert "iterations" not in on_cpu
+    on_gpu = dict(plans._settings(table, 16_000, 0, plans.ON_GPU))
+    assert "batch_size" not in on_gpu
+    assert dict(plans._settings(catalogue.load("table5"), 16, 0, plans.ON_CPU))["iterations"] == 2

@@ -122,6 +122,19 @@ def faster_rcnn(encoder: Encoder, num_classes: int, *, small: bool) -> nn.Module
 def mask_rcnn(encoder: Encoder, num_classes: int, *, small: bool) -> nn.Module:
     """Build Mask R-CNN on conv4 with conv5 as its head (C4). Everything trains, BatchNorm included,
     as in MoCo's configuration; the extra BatchNorm is also from there."""
+    detector = _c4(encoder, num_classes, small=small, masks=True)
+    # as Detectron2 initialises its masks
+    mask_logits = detector.get_submodule("roi_head.mask_head.conv_logits")
+    nn.init.normal_(mask_logits.get_parameter("weight"), std=0.001)
+    return detector
+
+
+def faster_rcnn_c4(encoder: Encoder, num_classes: int, *, small: bool) -> nn.Module:
+    """Build the same without masks: Faster R-CNN, as in MoCo's configuration for VOC."""
+    return _c4(encoder, num_classes, small=small, masks=False)
+
+
+def _c4(encoder: Encoder, num_classes: int, *, small: bool, masks: bool) -> nn.Module:
     config = _config(MASK_RCNN_C4, encoder)
     channels, stride = _stage_channels(encoder.backbone), _first_stride(encoder.backbone)
     bf16, backbone = encoder.precision == "bf16", deepcopy(encoder.backbone)
@@ -134,17 +147,17 @@ def mask_rcnn(encoder: Encoder, num_classes: int, *, small: bool) -> nn.Module:
     extractor.featmap_strides, extractor.out_channels = [4 * stride], channels[2]
     for head in (config.roi_head.bbox_head, config.roi_head.mask_head):
         head.in_channels, head.num_classes = channels[3], num_classes
+    if not masks:
+        config.roi_head.mask_head = None
     config.train_cfg.rpn.allowed_border = -1
     # as in Detectron2, every object gets its best anchors, however poor
     config.train_cfg.rpn.assigner.min_pos_iou = 1e-6
     if small:
         config.rpn_head.anchor_generator.scales = [1, 2, 4, 8]
-        config.roi_head.mask_head.conv_out_channels = SMALL["channels"]
+        if masks:
+            config.roi_head.mask_head.conv_out_channels = SMALL["channels"]
         _sample_less(config)
     detector: nn.Module = _build(config)
-    # as Detectron2 initialises its masks
-    mask_logits = detector.get_submodule("roi_head.mask_head.conv_logits")
-    nn.init.normal_(mask_logits.get_parameter("weight"), std=0.001)
     return detector
 
 

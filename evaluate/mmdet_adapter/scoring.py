@@ -12,6 +12,8 @@ from protobench.data.boxes import BoxList, Objects
 
 RECALLS = np.linspace(0, 1, 51)
 """The recalls at which precision-recall curves are kept."""
+IOUS = [(50 + 5 * step) / 100 for step in range(10)]
+"""0.50 to 0.95, the thresholds of COCO's AP."""
 
 
 def voc(detected: list[Detections], truth: BoxList) -> dict[str, Any]:
@@ -25,17 +27,7 @@ def voc(detected: list[Detections], truth: BoxList) -> dict[str, Any]:
     as found nor as missed. A class without objects is in no mean."""
     from mmdet.evaluation.functional import mean_ap
 
-    # threads: MMDetection's pool forks, which hangs if the calling process has threads
-    mean_ap.Pool = ThreadPool
-    value, results = mean_ap.eval_map(
-        [_boxes_by_class(image, len(truth.classes)) for image in detected],
-        [_as_voc(objects) for objects in truth.objects],
-        iou_thr=0.5,
-        eval_mode="11points",
-        use_legacy_coordinate=True,
-        logger="silent",
-        nproc=1,
-    )
+    value, results = _eval_map(detected, truth, 0.5)
     by_class = {
         title: result
         for title, result in zip(truth.classes, results, strict=True)
@@ -54,6 +46,33 @@ def voc(detected: list[Detections], truth: BoxList) -> dict[str, Any]:
             for title, result in by_class.items()
         },
     }
+
+
+def voc_over_ious(detected: list[Detections], truth: BoxList) -> dict[str, Any]:
+    """Return the scores of ``voc`` and, as Detectron2 scores VOC07, its mAP over 11 recalls at IoU
+    0.75 (``ap75``) and the mean of those at 0.50, 0.55, … 0.95 (``ap``)."""
+    at = {iou: _percent(_eval_map(detected, truth, iou)[0]) for iou in IOUS}
+    return voc(detected, truth) | {
+        "ap": round(sum(at.values()) / len(at), 4),
+        "ap75": at[0.75],
+    }
+
+
+def _eval_map(detected: list[Detections], truth: BoxList, iou: float) -> Any:
+    """Return MMDetection's mAP over 11 recalls, and what it found for each class."""
+    from mmdet.evaluation.functional import mean_ap
+
+    # threads: MMDetection's pool forks, which hangs if the calling process has threads
+    mean_ap.Pool = ThreadPool
+    return mean_ap.eval_map(
+        [_boxes_by_class(image, len(truth.classes)) for image in detected],
+        [_as_voc(objects) for objects in truth.objects],
+        iou_thr=iou,
+        eval_mode="11points",
+        use_legacy_coordinate=True,
+        logger="silent",
+        nproc=1,
+    )
 
 
 def coco(detected: list[Detections], truth: BoxList) -> dict[str, Any]:

@@ -74,6 +74,15 @@ class BoxList(ImageList):
             objects=tuple(self.objects[i] for i in indices),
         )
 
+    def with_ignored(self) -> "BoxList":
+        """The same images with all objects, none of them ignored."""
+        return replace(
+            self,
+            objects=tuple(
+                replace(one, ignored_N=np.zeros_like(one.ignored_N)) for one in self.objects
+            ),
+        )
+
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the images (see ImageList), all boxes and all masks."""

@@ -264,6 +264,11 @@ def evaluation(name: str) -> Evaluation[Any]:
     return found
 
 
+def trains_detectors(name: str) -> bool:
+    """Whether an evaluation does, on images with boxes."""
+    return name not in history.KINDS and evaluation(name).detector
+
+
 def load_data(name: str, dataset: str, root: Path, skip_bad_images: int) -> tuple[ImageList, ...]:
     """Return the lists of images that a record is about: those of an evaluation, or the training
     images of a pretraining that records itself."""

@@ -215,7 +215,8 @@ def _fewest(images: ImageList) -> int:
 def _settings(exhibit: Exhibit, images: int, shots: int, size: Size) -> Settings:
     """Fields of the evaluations' Config for so many training images, of which every class of
     low-shot data has ``shots``."""
-    if any(name == "detection" for name, _ in exhibit.tasks):
+    detectors = [plan.trains_detectors(name) for name, _ in exhibit.tasks]
+    if all(detectors):
         return size.detection
     common = {
         "epochs": 2,
@@ -227,6 +228,11 @@ def _settings(exhibit: Exhibit, images: int, shots: int, size: Size) -> Settings
         "perplexity": float(min(30, images // 4)),
         "shots": tuple(k for k in (1, 2, 4, 8, 16) if k <= shots),
     }
+    if any(detectors):  # a probe and a detector share the names of their settings
+        del common["batch_size"]
+        common |= {"epochs": 1} | {
+            name: value for name, value in size.detection if name != "iterations"
+        }
     return tuple(common.items())
 
 

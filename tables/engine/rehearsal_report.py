@@ -113,7 +113,7 @@ class Report:
         params = plan.eval_config(full, task, data=self.data).params()
         train, *rest = self.prepared.lists[task.evaluation, task.dataset]
         test = sum(rest)
-        if task.evaluation == "detection":
+        if plan.trains_detectors(task.evaluation):
             record = have.get(few.key)
             if record is None:
                 return None

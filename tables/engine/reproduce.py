@@ -357,7 +357,7 @@ def _check(config: Reproduce, exhibit: Exhibit) -> None:
     if config.tier == "paper" and config.data is not None and bundled.is_root(config.data):
         for what, there in (
             ("CIFAR", any(dataset.startswith("cifar") for _, dataset in exhibit.tasks)),
-            ("VOC and COCO", any(name == "detection" for name, _ in exhibit.tasks)),
+            ("VOC and COCO", any(plan.trains_detectors(name) for name, _ in exhibit.tasks)),
         ):
             if there:
                 raise UserError(
@@ -509,7 +509,7 @@ def _impossible(jobs: list[Job]) -> list[str]:
 def _set(config: Reproduce, exhibit: Exhibit) -> Exhibit:
     """The table with detectors trained at --lr, or, in the quick tier, in a few steps."""
     if config.lr is not None and (
-        config.tier != "paper" or any(name != "detection" for name, _ in exhibit.tasks)
+        config.tier != "paper" or not all(plan.trains_detectors(name) for name, _ in exhibit.tasks)
     ):
         raise UserError(
             "--lr belongs to the paper tier of tables 5 and 6 and their figure", hint="leave it out"
@@ -517,7 +517,7 @@ def _set(config: Reproduce, exhibit: Exhibit) -> Exhibit:
     if config.lr is not None and not 0 < config.lr < math.inf:
         raise UserError("--lr is positive")
     settings: tuple[tuple[str, Any], ...] = () if config.lr is None else (("lr", config.lr),)
-    if config.tier == "quick" and any(name == "detection" for name, _ in exhibit.tasks):
+    if config.tier == "quick" and any(plan.trains_detectors(name) for name, _ in exhibit.tasks):
         settings = (("iterations", 20),)
     if not settings:
         return exhibit
