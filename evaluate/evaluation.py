@@ -271,17 +271,11 @@ class Evaluation(Generic[C]):
             config.params(),
         )
 
-    def execute(
-        self,
-        config: C,
-        model: ModelInfo | None = None,
-        lists: tuple[ImageList, ...] | None = None,
-    ) -> Path | None:
+    def execute(self, config: C, model: ModelInfo | None = None) -> Path | None:
         """Score a checkpoint and return the path of the record; None on all ranks but the main one.
 
         ``model`` says whose encoder it is (a table's row and seed); by default the file's name.
-        ``lists`` are the images where they have been read already. Raises UserError for bad flags,
-        checkpoints and data."""
+        Raises UserError for bad flags, checkpoints and data."""
         from protobench.checkpoints import encoders
         from protobench.runtime import distributed, precision
         from protobench.runtime.devices import device_of
@@ -299,10 +293,9 @@ class Evaluation(Generic[C]):
             encoders.load(config.ckpt, config.load_options, prefer=copy) for copy in config.copies
         )
         print(self.summary(copies[0]))
-        if lists is None:
-            with distributed.main_process_first():
-                world = home_world(config.ckpt) if config.world is None else config.world
-                lists = self.load_data(config.data, config.dataset, config.skip_bad_images, world)
+        with distributed.main_process_first():
+            world = home_world(config.ckpt) if config.world is None else config.world
+            lists = self.load_data(config.data, config.dataset, config.skip_bad_images, world)
         key = self.result_key(copies[-1].key, lists, config)
         model = model or ModelInfo.of(config.ckpt)
         if not self.repeat:

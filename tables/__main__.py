@@ -7,6 +7,7 @@ Examples:
     python -m tables reproduce table1 --plan
     python -m tables reproduce table1 --help          # more on running
     python -m tables reproduce figure3
+    python -m tables score a.pth b.pth --data ROOT  # every evaluation of some checkpoints
     python -m tables compare a.pth b.pth  # two scored checkpoints, image by image
     python -m tables leaderboard          # all scored checkpoints: results/leaderboard/index.html
     python -m tables page  # results/index.html and one page per table, from what is there
@@ -79,7 +80,7 @@ def main() -> int:
     if command in ("-h", "--help"):
         print(__doc__)
         return cli.SAME
-    commands = ("reproduce", "diff", "compare", "page", "leaderboard", "list")
+    commands = ("reproduce", "score", "diff", "compare", "page", "leaderboard", "list")
     match choose("command", command, commands):
         case "list":
             for exhibit in [*catalogue.tables().values(), *catalogue.figures().values()]:
@@ -116,6 +117,10 @@ def main() -> int:
                 file=sys.stdout if written else sys.stderr,
             )
             return cli.SAME if written else cli.INCOMPLETE
+        case "score":
+            from tables.engine import score
+
+            return score.score(cli.parse(score.Score, score.__doc__ or "", args))
         case "reproduce":
             from tables.engine import reproduce
 

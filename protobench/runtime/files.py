@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -148,6 +149,12 @@ def _sync_folder(folder: Path) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes text as ``write_atomic`` does, in UTF-8 with Unix line ends on every platform."""
     write_atomic(path, lambda file: file.write(text.encode()))
+
+
+def file_name(words: str) -> str:
+    """Returns the words as part of a file's name: other characters than letters, digits and ``.+-``
+    become _, and of many the first 80 stay."""
+    return re.sub(r"[^\w.+-]", "_", words)[:80]
 
 
 def canonical_json(value: Any) -> str:

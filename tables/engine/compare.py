@@ -233,7 +233,7 @@ def outcome(table: Table, tier: Tier, found: RecordsByRow) -> Outcome:
     remarks += [
         f"{table.row(name).title}: {text}"
         for name, records_of in found.items()
-        for text in _doubts(records_of)
+        for text in doubts(records_of)
     ]
     return Outcome(
         table,
@@ -391,7 +391,7 @@ def _departures(table: Table, found: list[dict[str, Any]]) -> dict[str, str]:
     return told
 
 
-def _doubts(found: list[dict[str, Any]]) -> list[str]:
+def doubts(found: list[dict[str, Any]]) -> list[str]:
     """What records say against their own values: impossible scores, an input that does not fit the
     weights."""
     told = [
