@@ -9,7 +9,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -212,13 +212,19 @@ def read(path: Path) -> Record:
     return {"record_id": record_id, **record}
 
 
-def read_all(folder: Path) -> dict[str, Record]:
-    """Read all records of a folder, by their key; the newest where something was computed twice."""
-    found = (
-        [read(path) for path in sorted(folder.glob("*.json")) if path.is_file()]
-        if folder.is_dir()
-        else []
-    )
+def read_all(folder: Path, refused: Callable[[UserError], None] | None = None) -> dict[str, Record]:
+    """Read all records of a folder, by their key; the newest where something was computed twice.
+
+    What cannot be taken for a record raises UserError, or is told to ``refused`` and left out."""
+    found = []
+    for path in sorted(folder.glob("*.json")) if folder.is_dir() else ():
+        if path.is_file():
+            try:
+                found.append(read(path))
+            except UserError as mistake:
+                if refused is None:
+                    raise
+                refused(mistake)
     return {
         key(record["unit"], record["subject"]): record
         for record in sorted(found, key=lambda record: record["finished"])

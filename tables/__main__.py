@@ -110,13 +110,7 @@ def main() -> int:
         case "page":
             from tables.engine import publish
 
-            results = cli.parse(Page, __doc__ or "", args).results
-            written = publish.pages(results, publish.read(results))
-            print(
-                "\n".join(map(str, written)) or "no records, so no page",
-                file=sys.stdout if written else sys.stderr,
-            )
-            return cli.SAME if written else cli.INCOMPLETE
+            return publish.rewrite_pages(cli.parse(Page, __doc__ or "", args).results)
         case "score":
             from tables.engine import score
 

@@ -2,11 +2,12 @@
 files and the pages."""
 
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from protobench import records
 from protobench.runtime import cli, colour, files
+from protobench.runtime.errors import UserError, printable
 from tables.engine import catalogue, compare, page, pictures, reference, runs, show
 from tables.engine.page import RecordsByTier
 from tables.engine.runs import Collected
@@ -52,19 +53,44 @@ def undecided(
     return [claim for claim in exhibit.claims(rows) if claim.verdict == "undecided" and claim.rows]
 
 
-def read(results: Path) -> RecordsByTier:
-    """The records of all tiers, verified."""
-    return {tier: records.read_all(results / tier / "records") for tier in TIERS}
+def read(results: Path, refused: Callable[[UserError], None] | None = None) -> RecordsByTier:
+    """The records of all tiers, verified (see records.read_all)."""
+    return {tier: records.read_all(results / tier / "records", refused) for tier in TIERS}
 
 
 def pages(
     results: Path,
     have: RecordsByTier,
     requested_keys: dict[tuple[Tier, str], Collection[str]] | None = None,
+    left_out: Sequence[str] = (),
 ) -> list[Path]:
-    """Writes all pages (see page.build); returns their paths."""
+    """Brings all pages up to date (see page.build); returns their paths."""
     tables, figures = catalogue.tables(), catalogue.figures()
-    return page.build(results, have, tables.values(), figures.values(), requested_keys)
+    return page.build(results, have, tables.values(), figures.values(), requested_keys, left_out)
+
+
+def rewrite_pages(results: Path) -> int:
+    """Brings all pages up to date with the records in ``results``, and prints their paths; returns
+    the exit code. What cannot be read is told here and on the index, and the rest is shown."""
+    refused: list[UserError] = []
+    have = read(results, refused.append)
+    refused += [
+        UserError("there is no tier of this name", at=folder)
+        for folder in sorted(results.glob("*/records"))
+        if folder.parent.name not in TIERS and any(folder.glob("*.json"))
+    ]
+    left_out = [
+        printable(f"{_relative(Path(mistake.at or results), results)}: {mistake.what}")
+        for mistake in refused
+    ]
+    written = pages(results, have, left_out=left_out)
+    for told in left_out:
+        print(f"left out: {told}", file=sys.stderr)
+    if not written:
+        print("no records, so no page", file=sys.stderr)
+        return cli.INCOMPLETE
+    print("\n".join(map(str, written)))
+    return cli.TROUBLE if left_out else cli.SAME
 
 
 def _table(table: Table, tier: Tier, results: Path, collected: Collected, strict: bool) -> int:
@@ -95,8 +121,10 @@ def _table(table: Table, tier: Tier, results: Path, collected: Collected, strict
     return outcome.exit_code(strict)
 
 
-def _relative(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+def _relative(path: Path, folder: Path | None = None) -> Path:
+    """As seen from a folder, by default the current one, where it lies within."""
+    folder = folder or Path.cwd()
+    return path.relative_to(folder) if path.is_relative_to(folder) else path
 
 
 def _figure(figure: Figure, tier: Tier, results: Path, collected: Collected, strict: bool) -> int:

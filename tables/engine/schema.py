@@ -2,6 +2,7 @@
 before any run, and the text's claims."""
 
 import csv
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -317,6 +318,12 @@ class Exhibit(ABC):
         """The version of the paper, and the place in it."""
         return f"{self.paper.edition}, {self.where}" if self.where else self.paper.edition
 
+    @property
+    def label(self) -> str:
+        """ "Table 1", or the name where it is no whole table or figure of the paper."""
+        numbered = re.fullmatch(r"((?:Table|Figure) \d+)(?: \(.*\))?", self.where)
+        return numbered[1] if numbered else self.name
+
     def form(self, tier: Tier) -> "Exhibit | None":
         """The exhibit as a tier shows it; None where the tier has none of it."""
         return self.forms(tier) if TIERS[tier].dataset else self
@@ -337,6 +344,20 @@ class Drawing:
     """what the picture shows, for the CSV beside it"""
 
 
+@dataclass(frozen=True)
+class Curve:
+    """What a figure found, in so few points that an overview has room for them."""
+
+    title: str
+    unit: str
+    across: str
+    """what the points differ in"""
+    points: tuple[tuple[str, float, float], ...]
+    """(where, mean, half the width of its interval, which is NaN or infinite where there is
+    none)"""
+    interval: str = "95 % interval"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Figure(Exhibit):
     """A figure of a paper."""
@@ -354,6 +375,8 @@ class Figure(Exhibit):
     """judges the paper's statements about the figure on the same records"""
     headline: Callable[[RecordsByRow], str] = lambda found: ""
     """what was found, in a sentence; a figure that has one stands first on the page"""
+    curve: Callable[[RecordsByRow], Curve | None] = lambda found: None
+    """the same as a curve beside it; None where there is nothing to draw"""
 
     @property
     def tasks(self) -> tuple[TaskKey, ...]:

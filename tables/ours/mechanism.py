@@ -22,6 +22,7 @@ from tables.engine.runs import task_of
 from tables.engine.schema import (
     TIERS,
     ClaimResult,
+    Curve,
     Drawing,
     Figure,
     RecordsByRow,
@@ -318,6 +319,22 @@ def headline(found: RecordsByRow, on: Setting = BUNDLED) -> str:
     )
 
 
+def curve(found: RecordsByRow, on: Setting = BUNDLED) -> Curve | None:
+    """The lead by the rate of collisions; None where no pretraining seed has all of its rows."""
+    of = common(lead(found, dose, on=on) for dose in DOSES)
+    if not of[0]:
+        return None
+    return Curve(
+        "PCL's lead over MoCo",
+        f"points of {on.unit}",
+        "class collisions among the negatives",
+        tuple(
+            (told, mean(one), half_width(one))
+            for told, one in zip(on.percent.values(), of, strict=True)
+        ),
+    )
+
+
 # The picture --------------------------------------------------------------------------------------
 
 HEADER = ("quantity", "row", "collision rate", "K", "seed", "value")
@@ -494,6 +511,7 @@ def _on_cifar10(tier: Tier) -> Figure:
         draw=partial(draw_dial, on=on),
         claims=partial(claims, on=on),
         headline=partial(headline, on=on),
+        curve=partial(curve, on=on),
     )
 
 
@@ -533,4 +551,5 @@ FIGURE = Figure(
     draw=draw,
     claims=claims,
     headline=headline,
+    curve=curve,
 )
