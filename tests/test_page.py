@@ -186,6 +186,7 @@ def test_the_first_screen_counts_what_the_tables_say(built):
         assert re.search(rf'class="badge {verdict}" href="#mini-{verdict}">\S {count} ', text)
     (tile,) = re.findall('<a class="tile undecided" href="mini/table1.html">.*?</a>', text, re.S)
     assert "PCL &gt; MoCo on VOC07, mean over k" in tile
+    assert "+1.1 [-0.5, +2.8]" in tile
     assert "11 claims: 2 hold, 1 weaker, 4 reversed, 4 undecided" in tile
     (mechanism,) = (found for found in findings if found.exhibit.name == "mechanism")
     assert mechanism.headline.replace("'", "&#39;") in text

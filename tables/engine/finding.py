@@ -1,13 +1,14 @@
 """What was found of a table or a figure in a tier: the records it is made of, compared and judged,
 as every page shows it."""
 
+import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from tables.engine import compare, pictures, show
+from tables.engine import compare, forest, pictures
 from tables.engine.compare import Outcome
 from tables.engine.runs import select_records
 from tables.engine.schema import (
@@ -106,9 +107,22 @@ def counted(claims: Sequence[ClaimResult]) -> list[tuple[ClaimVerdict, int, str]
     numbers = Counter(claim.verdict for claim in claims)
     return [
         (verdict, numbers[verdict], f"{numbers[verdict]} {WORDS.get(verdict, verdict)}")
-        for verdict in show.CLAIM_SYMBOLS
+        for verdict in forest.SYMBOLS
         if numbers[verdict]
     ]
+
+
+def told_lead(claim: ClaimResult) -> str:
+    """ "+1.1 [-0.5, +2.8]": what speaks least for a claim, with its interval where it has a finite
+    one; empty where nothing was run."""
+    contrast = claim.weakest
+    if contrast is None or contrast.lead is None:
+        return ""
+    told = f"{contrast.lead:+.{claim.decimals}f}"
+    if contrast.interval and all(map(math.isfinite, contrast.interval)):
+        low, high = contrast.interval
+        told += f" [{low:+.{claim.decimals}f}, {high:+.{claim.decimals}f}]"
+    return told
 
 
 def told_claims(claims: Sequence[ClaimResult]) -> str:

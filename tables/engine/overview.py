@@ -6,8 +6,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from tables.engine import show, strips
-from tables.engine.finding import Finding, counted, told_cells, told_claims
+from tables.engine import forest, strips
+from tables.engine.finding import Finding, counted, told_cells, told_claims, told_lead
 from tables.engine.schema import TIERS, ClaimResult, Exhibit, Figure, Paper, Table, Tier
 from tables.engine.sequential import ClaimVerdict
 
@@ -32,6 +32,8 @@ class Tile:
     """empty where nothing was run"""
     lead: ClaimResult | None = None
     """the claim that it is about"""
+    margin: str = ""
+    """by how much, with its interval"""
     claims: str = ""
     """how many came out how"""
     cells: str = ""
@@ -96,7 +98,7 @@ def of_tier(tier: Tier, findings: Sequence[Finding], exhibits: Iterable[Exhibit]
     each = [(finding, claim) for finding in findings for claim in finding.claims]
     claims = [
         (verdict, of)
-        for verdict in show.CLAIM_SYMBOLS
+        for verdict in forest.SYMBOLS
         if (of := [pair for pair in each if pair[1].verdict == verdict])
     ]
     headline = next((finding for finding in findings if finding.headline), None)
@@ -120,6 +122,7 @@ def _tile(finding: Finding) -> Tile:
         finding.exhibit,
         finding.href,
         finding.lead_claim,
+        told_lead(finding.lead_claim) if finding.lead_claim else "",
         told_claims(finding.claims),
         told_cells(outcome) if outcome else "",
         outcome.controls if outcome and outcome.failed else "",

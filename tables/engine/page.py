@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
 
 import pretrain.recipes
 import tables as papers
 from protobench.runtime import files
-from tables.engine import cells, finding, overview, pictures, provenance, reference, show
+from tables.engine import cells, finding, forest, overview, pictures, provenance, reference, show
 from tables.engine.finding import Finding
 from tables.engine.schema import TIERS, Exhibit, Figure, Table, Tier
 
 E = TypeVar("E", bound=Exhibit)
 RecordsByTier = dict[Tier, dict[str, dict[str, Any]]]
 """tier -> its records by their key"""
-ENDINGS = ("csv", "cells.csv", "md", "tex", "txt", "png", "svg")
+ENDINGS = ("csv", "cells.csv", "md", "tex", "txt", "png", "svg", "claims.png", "claims.tex")
 """Of the files beside a page that it links, where they exist."""
 
 
@@ -85,7 +86,7 @@ def _template(name: str) -> Any:
         f"{name}.html.jinja",
         globals={
             "intervals": show.INTERVALS,
-            "symbols": {**show.SYMBOLS, **show.CLAIM_SYMBOLS},
+            "symbols": {**show.SYMBOLS, **forest.SYMBOLS},
             "legend": show.LEGEND,
             "meanings": overview.MEANINGS,
             "provenance_of": provenance.HEADER,
@@ -150,6 +151,7 @@ def _exhibit_page(
         after=after,
         beside=beside,
         picture=picture,
+        forest=Markup(forest.svg(exhibit, found.tier, found.claims)),
         provenance=provenance.lines(exhibit.rows, found.found),
         **_of_table(found),
     )

@@ -14,7 +14,6 @@ from protobench.runtime import cli
 from tables.engine import reference, verdicts
 from tables.engine.compare import Cell, Outcome
 from tables.engine.schema import TIERS, ClaimResult, Column
-from tables.engine.sequential import ClaimVerdict
 
 SYMBOLS = {
     "re-evaluated": "=",
@@ -31,16 +30,6 @@ SYMBOLS = {
     "cited": "–",
     "absent": "—",
 }
-CLAIM_SYMBOLS: dict[ClaimVerdict, str] = {
-    "holds": "✓",
-    "weaker": "◐",
-    "reversed": "⇄",
-    "negligible": "≈",
-    "undecided": "~",
-    "invalid": "✗",
-    "not-run": "·",
-}
-"""Of claims' verdicts; in this order they are counted on the pages."""
 LEGEND = (
     "= re-evaluated (the paper's own file)   ✓ reproduced (90 % interval inside the margin)   ≈"
     " within the margin, without an interval   ~ undecided   ▼ short   ▲ above   ✗ invalid   ?"
