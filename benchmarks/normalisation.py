@@ -67,14 +67,14 @@ def image_lists(real: Path | None) -> tuple[list[ImageList], list[ImageList]]:
 
 def ratios(encoder: encoders.Encoder, measured: list[ImageList]) -> dict[str, list[float]]:
     """Returns, for each assumed normalisation, the ratio on each list of images."""
-    found = defaultdict(list)
+    found, backbone = defaultdict(list), encoder.resnet("its first BatchNorm is measured")
     for images in measured:
         sample = images.subset(np.unique(np.linspace(0, len(images) - 1, IMAGES).astype(int)))
         (pixels,) = batches(
             CentreCrops(sample, encoder.input), workers=0, device="cpu", batch_size=len(sample)
         )
         for name, (mean, std) in NORMALISATIONS.items():
-            found[name].append(variance_ratio(encoder, pixels, mean, std))
+            found[name].append(variance_ratio(backbone, pixels, mean, std))
     return found
 
 

@@ -184,6 +184,11 @@ class Config(EvalConfig):
         """What is trained."""
         return FINE_TUNED if self.dataset == "coco" else FROZEN
 
+    @property
+    def needs_resnet(self) -> str:
+        """Why only a ResNet can be evaluated so."""
+        return "detectors take its stages"
+
     def params(self) -> dict[str, Any]:
         """Return what determines the score of an encoder on given images."""
         on_bundled = bundled.is_used(self.data)

@@ -33,6 +33,10 @@ if TYPE_CHECKING:  # these import torch, which --help must not wait for
     from protobench.runtime.run_state import RunState
 
 
+CONVOLUTIONAL_MAP = "this protocol pools the last convolutional map to 2x2"
+"""Why a protocol needs a ResNet."""
+
+
 def home_world(ckpt: Path) -> int | None:
     """The bundled world of an encoder that this suite exported: the one it was trained in or, where
     it was not trained at all, the one with the number of its seed. None for any other file."""
@@ -87,6 +91,11 @@ class EvalConfig:
 
     def check(self) -> None:
         """Raise UserError for values that make no sense, before any work is done."""
+
+    @property
+    def needs_resnet(self) -> str:
+        """Why only a ResNet can be evaluated so; empty if any encoder can."""
+        return ""
 
     @property
     def copies(self) -> tuple[Copy | None, ...]:
@@ -292,6 +301,8 @@ class Evaluation(Generic[C]):
         copies = tuple(
             encoders.load(config.ckpt, config.load_options, prefer=copy) for copy in config.copies
         )
+        if config.needs_resnet:
+            copies[0].resnet(config.needs_resnet)
         print(self.summary(copies[0]))
         with distributed.main_process_first():
             world = home_world(config.ckpt) if config.world is None else config.world

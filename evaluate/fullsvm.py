@@ -28,7 +28,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from evaluate import chance
-from evaluate.evaluation import Context, EvalConfig, Evaluation, Metric, Scores, Wanted
+from evaluate.evaluation import (
+    CONVOLUTIONAL_MAP,
+    Context,
+    EvalConfig,
+    Evaluation,
+    Metric,
+    Scores,
+    Wanted,
+)
 from evaluate.svm import liblinear
 from evaluate.svm.average_precision import average_precision
 from protobench.data.image_list import ImageList
@@ -62,6 +70,11 @@ class Config(EvalConfig):
         return self.costs or (
             liblinear.GOYAL_COSTS if self.protocol == "goyal" else (liblinear.PCL_COST,)
         )
+
+    @property
+    def needs_resnet(self) -> str:
+        """Why only a ResNet can be evaluated so."""
+        return CONVOLUTIONAL_MAP if self.protocol == "goyal" else ""
 
     def params(self) -> dict[str, Any]:
         """Return what determines the scores of given features."""

@@ -38,7 +38,15 @@ from typing import Any, Literal
 import numpy as np
 
 from evaluate import chance
-from evaluate.evaluation import Context, EvalConfig, Evaluation, Metric, Scores, Wanted
+from evaluate.evaluation import (
+    CONVOLUTIONAL_MAP,
+    Context,
+    EvalConfig,
+    Evaluation,
+    Metric,
+    Scores,
+    Wanted,
+)
 from protobench import keyed, outcomes
 from protobench.data.image_list import ImageList
 from protobench.data.synthetic import bundled
@@ -106,6 +114,11 @@ class Config(EvalConfig):
             raise UserError("--epochs must be at least 1, --batch-size at least 2")
         if not 0 <= params["sgd_momentum"] < 1 or not 0 <= params["weight_decay"] < float("inf"):
             raise UserError("--sgd-momentum must lie in [0, 1), --weight-decay in [0, inf)")
+
+    @property
+    def needs_resnet(self) -> str:
+        """Why only a ResNet can be evaluated so."""
+        return CONVOLUTIONAL_MAP if self.dataset == "places205" else ""
 
     def _default_lr(self, probe: str) -> tuple[float, ...]:
         if self.dataset == "places205":

@@ -41,7 +41,15 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from evaluate import chance
-from evaluate.evaluation import Context, EvalConfig, Evaluation, Metric, Scores, Wanted
+from evaluate.evaluation import (
+    CONVOLUTIONAL_MAP,
+    Context,
+    EvalConfig,
+    Evaluation,
+    Metric,
+    Scores,
+    Wanted,
+)
 from evaluate.svm import liblinear, newton
 from evaluate.svm.average_precision import average_precision
 from evaluate.svm.support_sets import (
@@ -99,6 +107,11 @@ class Config(EvalConfig):
         """Whether Newton's method solves the SVMs."""
         several = len(self.grid) > 1 and self.dataset == "voc07"
         return self.solver == "newton" or (self.solver == "auto" and several)
+
+    @property
+    def needs_resnet(self) -> str:
+        """Why only a ResNet can be evaluated so."""
+        return CONVOLUTIONAL_MAP if self.protocol == "goyal" else ""
 
     def params(self) -> dict[str, Any]:
         """Return what determines the scores of given features."""

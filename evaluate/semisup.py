@@ -99,6 +99,11 @@ class Config(EvalConfig):
         ]
         return next((path for path in found if path.is_file()), None)
 
+    @property
+    def needs_resnet(self) -> str:
+        """Why only a ResNet can be evaluated so."""
+        return "it fine-tunes the whole network by a recipe for ResNets"
+
     def params(self) -> dict[str, Any]:
         """Return what determines the score of an encoder on given images."""
         on_bundled, listing = bundled.is_used(self.data), self.listing

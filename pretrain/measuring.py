@@ -16,6 +16,7 @@ from pretrain.recipes.common import Recipe
 from pretrain.throughput import Throughput
 from protobench import keyed, records
 from protobench.checkpoints.resnet import ResNet
+from protobench.checkpoints.vit import ViT
 from protobench.data.image_list import ImageList
 from protobench.data.loading import CentreCrops, batches
 from protobench.data.transforms import EvalInput
@@ -73,14 +74,14 @@ def of_training(
 
 
 def of_scoring(
-    backbone: ResNet, input_: EvalInput, whole: ImageList, *, device: str, workers: int
+    backbone: ResNet | ViT, input_: EvalInput, whole: ImageList, *, device: str, workers: int
 ) -> Throughput:
     """Measures what scoring a given encoder needs: centre crops of ``whole`` and their features."""
     return _machine(backbone.to(device), input_, whole, device, workers)
 
 
 def _machine(
-    backbone: ResNet,
+    backbone: ResNet | ViT,
     input_: EvalInput,
     whole: ImageList,
     device: str,
@@ -130,7 +131,7 @@ def _rate(made: Iterator[Any], keys: np.ndarray, workers: int, device: str) -> f
 
 
 @torch.inference_mode()
-def _embedded(backbone: ResNet, input_: EvalInput, device: str) -> float:
+def _embedded(backbone: ResNet | ViT, input_: EvalInput, device: str) -> float:
     kind = "cuda" if device.startswith("cuda") else "cpu"
     size, steps, was_training = EMBEDDED[kind], PEAK_STEPS[kind], backbone.training
     x = torch.randn(size, 3, input_.crop, input_.crop, device=device)

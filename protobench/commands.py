@@ -45,11 +45,20 @@ class Layouts:
         rows = [
             {
                 "origin": layout.origin,
+                "network": "ViT" if layout.transformer else "ResNet",
                 "query copy under": (home := layout.containers[0]) + layout.query,
                 "momentum copy under": layout.momentum and home + layout.momentum,
                 "evaluated": layout.evaluated,
-                "normalisation": "refused" if layout.refused else layout.normalisation,
-                "that of a CIFAR stem": "known" if layout.cifar_normalisation else "to be given",
+                "normalisation": (
+                    "refused" if layout.refused else layout.normalisation or "to be given"
+                ),
+                "that of a CIFAR stem": (
+                    "-"
+                    if layout.transformer
+                    else "known"
+                    if layout.cifar_normalisation
+                    else "to be given"
+                ),
             }
             for layout in LAYOUTS
         ]

@@ -17,7 +17,7 @@ import torch
 from protobench.checkpoints import input_check
 from protobench.checkpoints.encoders import Encoder
 from protobench.checkpoints.load_report import Bf16Agreement
-from protobench.checkpoints.resnet import fuse_batchnorm
+from protobench.checkpoints.resnet import ResNet, fuse_batchnorm
 from protobench.data import crop_cache
 from protobench.data.image_list import ImageList
 from protobench.data.loading import CentreCrops, batches, normaliser
@@ -27,8 +27,9 @@ from protobench.runtime.errors import UserError
 from protobench.runtime.progress import progress
 
 Pooling = Literal["average", "2x2", "embedding"]
-"""average: global average pool (2048-D for a ResNet-50). 2x2: conv5 pooled to 2x2 (8192-D), as
-Goyal et al. use it. embedding: the projection head's output (128-D in MoCo and PCL)."""
+"""average: the backbone's feature; a ResNet's is its global average pool (2048-D for a ResNet-50),
+a vision transformer's what --vit-feature says. 2x2: conv5 pooled to 2x2 (8192-D), as Goyal et al.
+use it, of a ResNet only. embedding: the projection head's output (128-D in MoCo and PCL)."""
 
 VERSION = 2
 """Raise when features change for equal inputs."""
@@ -165,8 +166,14 @@ class _Entry:
 
 
 def _weights(encoder: Encoder) -> list[str]:
-    """What tells the weights of one encoder from another's."""
-    return [encoder.report.sha256, encoder.report.prefix, encoder.report.arch]
+    """What tells the network of one encoder from another's."""
+    report = encoder.report
+    return [
+        report.sha256,
+        report.prefix,
+        report.arch,
+        *([report.feature] if report.feature else []),
+    ]
 
 
 def _missing(entries: list[_Entry]) -> list[_Entry]:
@@ -333,7 +340,8 @@ class Forward:
     through the frozen backbone and pooled.
 
     ``backbone`` is a copy of the encoder's with its BatchNorms fused into the convolutions. Raises
-    UserError for an embedding if the checkpoint has no projection head."""
+    UserError for an embedding if the checkpoint has no projection head, and for a 2x2 pool of a
+    network without a map."""
 
     def __init__(
         self,
@@ -352,8 +360,10 @@ class Forward:
                     hint="evaluate the pooled feature instead: --feature pooled",
                 )
             self.projection = encoder.projection.to(device)
-        fused = fuse_batchnorm(encoder.backbone).to(device)
-        self.backbone = fused.to(memory_format=torch.channels_last)
+        if "2x2" in self.poolings:
+            encoder.resnet("the last convolutional map is pooled to 2x2")
+        self.backbone = fuse_batchnorm(encoder.backbone).to(device)
+        self.backbone.to(memory_format=torch.channels_last)
         self.normalise = normaliser(input_, device)
         self.precision, self.device = encoder.precision, device
         self.autocast = torch.autocast(
@@ -368,7 +378,10 @@ class Forward:
     def all(self, pixels: torch.Tensor) -> list[torch.Tensor]:
         """Return the features by every pooling, of one pass through the network."""
         with precision.arithmetic(self.precision, self.device, fixed_shapes=True), self.autocast:
-            map_NCHW = self.backbone.features(self.normalise(pixels))
+            x = self.normalise(pixels)
+            if not isinstance(self.backbone, ResNet):  # it has one feature
+                return [self.backbone(x).float()] * len(self.poolings)
+            map_NCHW = self.backbone.features(x)
             return [_pool(map_NCHW, one, self.projection).float() for one in self.poolings]
 
 

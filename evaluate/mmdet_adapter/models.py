@@ -97,11 +97,12 @@ def faster_rcnn(encoder: Encoder, num_classes: int, *, small: bool) -> nn.Module
     """Build Faster R-CNN with FPN on the frozen backbone (PCL, appendix E: "all the conv layers",
     BatchNorm included)."""
     config = _config(FASTER_RCNN_FPN, encoder)
-    channels, stride = _stage_channels(encoder.backbone), _first_stride(encoder.backbone)
-    bf16 = encoder.precision == "bf16"
-    config.backbone = {
-        "type": lambda: Stages(deepcopy(encoder.backbone), (1, 2, 3, 4), frozen=True, bf16=bf16)
-    }
+    backbone, bf16 = (
+        deepcopy(encoder.resnet("detectors take its stages")),
+        encoder.precision == "bf16",
+    )
+    channels, stride = _stage_channels(backbone), _first_stride(backbone)
+    config.backbone = {"type": lambda: Stages(backbone, (1, 2, 3, 4), frozen=True, bf16=bf16)}
     config.neck.in_channels = channels
     config.rpn_head.anchor_generator.strides = [stride * 2**level for level in range(5)]
     extractor = config.roi_head.bbox_roi_extractor
@@ -136,8 +137,11 @@ def faster_rcnn_c4(encoder: Encoder, num_classes: int, *, small: bool) -> nn.Mod
 
 def _c4(encoder: Encoder, num_classes: int, *, small: bool, masks: bool) -> nn.Module:
     config = _config(MASK_RCNN_C4, encoder)
-    channels, stride = _stage_channels(encoder.backbone), _first_stride(encoder.backbone)
-    bf16, backbone = encoder.precision == "bf16", deepcopy(encoder.backbone)
+    backbone, bf16 = (
+        deepcopy(encoder.resnet("detectors take its stages")),
+        encoder.precision == "bf16",
+    )
+    channels, stride = _stage_channels(backbone), _first_stride(backbone)
     layer4 = backbone.layer4  # taken before Stages removes it
     config.backbone = {"type": lambda: Stages(backbone, (3,), frozen=False, bf16=bf16)}
     config.roi_head.shared_head = {"type": lambda **_: Res5(layer4, channels[3], bf16=bf16)}

@@ -18,12 +18,13 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from protobench.checkpoints import heads, identity, layouts, recognise, released, tensor_files
+from protobench.checkpoints import heads, identity, layouts, recognise, released, tensor_files, vit
 from protobench.checkpoints.layouts import Copy, LoadOptions
 from protobench.checkpoints.load_report import LoadReport
 from protobench.checkpoints.recognise import Match
 from protobench.checkpoints.resnet import Arch, ResNet, arch_name, arch_of, named
 from protobench.checkpoints.tensor_files import TensorFile
+from protobench.checkpoints.vit import ViT, ViTArch
 from protobench.data.transforms import NORMALISATIONS, EvalInput
 from protobench.runtime import files
 from protobench.runtime.errors import UserError, printable
@@ -31,7 +32,7 @@ from protobench.runtime.notices import some
 from protobench.runtime.precision import Precision
 
 State = dict[str, Tensor]
-"""Tensors by torchvision's names."""
+"""Tensors by torchvision's names, those of a vision transformer by timm's."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Encoder:
 
     ``key`` identifies the weights and their input in caches and records."""
 
-    backbone: ResNet
+    backbone: ResNet | ViT
     input: EvalInput
     key: str
     report: LoadReport
@@ -53,6 +54,14 @@ class Encoder:
     input_certain: bool = True
     """whether the input's normalisation is known, from our header or the user, and not assumed for
     the file's origin"""
+
+    def resnet(self, why: str) -> ResNet:
+        """Returns the backbone. Raises UserError, with the reason, if it is no ResNet."""
+        if not isinstance(self.backbone, ResNet):
+            raise UserError(
+                f"this needs a ResNet, not a vision transformer: {why}", at=self.report.file
+            )
+        return self.backbone
 
     def summary(self) -> str:
         """Returns a few lines for the terminal: what was loaded, what was left out, and the
@@ -81,7 +90,7 @@ def load(
             file = tensor_files.read(path, trust=trust)
             names = _stripped(path, file.tensors)
             match = recognise.recognise(
-                path, names, [*file.entries, *_facts(file.tensors)], reading, prefer
+                path, names, [*file.entries, *_facts(path, file.tensors)], reading, prefer
             )
             found = {
                 ours: names[theirs]
@@ -95,27 +104,32 @@ def load(
             hint = "; ".join([*([mistake.hint] if mistake.hint else []), *told])
             raise UserError(mistake.what, at=mistake.at or path, hint=hint or None) from mistake
         backbone = _network(path, match, file, found, reading)
-        arch, expected = backbone.arch, backbone.state_dict()
+        arch, expected = backbone.arch, _named_as_in_files(backbone).state_dict()
         tensors = {ours: file.tensors[name] for ours, name in found.items()}
         state = _take(path, match, tensors, expected, reading.drop, copy=file.mapped)
         sha256 = hashing.result()
-    projection = _projection(match, tensors, arch)
+    projection = _projection(match, tensors, backbone.out_channels)
     head = projection.state_dict() if projection else {}
     recorded = identity.check_published_hashes(path, reading.sha256)
     _verify(file, match, path, state | _named("projection.", head))
     input_ = _input(path, match, arch, file, reading)
     known = released.identify(path, sha256)
-    if known and (known.arch, "imagenet") != (arch_name(arch), arch.stem):
+    if known and known.arch != _name(arch):
         raise UserError(
-            f"named like the published {known.title}, a {known.arch}, but holds a"
-            f" {arch_name(arch)}",
+            f"named like the published {known.title}, a {known.arch}, but holds a {_name(arch)}",
             at=path,
             hint=f"give it another name, or take the published file: {known.page}",
         )
     matched = len(state)
     for name in expected.keys() - state.keys():  # counters, which older checkpoints lack
         state[name] = torch.zeros((), dtype=torch.long)
-    backbone.load_state_dict(state, assign=True)
+    is_untouched, positions = _untouched(state), ""
+    if isinstance(backbone, ViT):
+        assert match.layout.transformer, "a file of a ViT has one of their layouts"
+        is_untouched = vit.untouched(state)
+        how = match.layout.transformer.positions
+        backbone, state, positions = vit.fitted(backbone, state, input_.crop, how)
+    _named_as_in_files(backbone).load_state_dict(state, assign=True)
     report = LoadReport(
         file=printable(path.name),
         sha256=sha256,
@@ -124,19 +138,22 @@ def load(
         released=known,
         copy=match.copy,
         prefix=_shown(match, found),
-        arch=arch_name(arch),
+        arch=_name(arch),
         matched=matched,
         expected=len(expected),
         dropped=_dropped(match, names, set(found) - state.keys()),
         trained=file.header.get("trained"),
         input=input_,
-        untouched=_untouched(state),
+        untouched=is_untouched,
         projection={name: list(t.shape) for name, t in head.items()},
         left_as_data=[printable(name) for name in file.left_as_data[:100]],
+        feature=vit.FEATURES[arch.feature] if isinstance(arch, ViTArch) else "",
+        positions=positions,
     )
     key = _key(path, match, arch, file, reading, input_, prefer)
     certain = bool(file.header) or reading.normalisation is not None
-    if not certain and not report.untouched and _without_statistics(state):
+    is_resnet = isinstance(backbone, ResNet)
+    if is_resnet and not certain and not report.untouched and _without_statistics(state):
         raise UserError(
             "the first BatchNorm has no statistics (all means 0, all variances equal), so whether"
             f" the inputs were normalised as usual for {report.origin} cannot be checked",
@@ -161,35 +178,44 @@ def _stripped(path: Path, tensors: State) -> dict[str, str]:
     return names
 
 
-def _facts(tensors: State) -> list[str]:
+def _facts(path: Path, tensors: State) -> list[str]:
     """What recognition needs beside names: whether convolutions have TensorFlow's memory layout,
-    outputs last."""
+    outputs last; whether position embeddings are an origin's fixed ones; the kind of file."""
+    facts = [layouts.SAFETENSORS] if path.suffix == ".safetensors" else []
+    for name, tensor in tensors.items():
+        if re.search(r"(^|[./])pos_embed$", name) and (origin := vit.fixed_positions(tensor)):
+            facts.append(layouts.FIXED_POSITIONS.format(origin))
     kernels = (
         tensor
         for name, tensor in tensors.items()
         if name.endswith("conv1.weight") and tensor.layout == torch.strided
     )
-    return (
-        [layouts.TENSORFLOW]
-        if any(k.ndim == 4 and k.shape[0] > 1 and k.stride(0) == 1 < k.stride(1) for k in kernels)
-        else []
-    )
+    if any(k.ndim == 4 and k.shape[0] > 1 and k.stride(0) == 1 < k.stride(1) for k in kernels):
+        facts.append(layouts.TENSORFLOW)
+    return facts
 
 
 def _network(
     path: Path, match: Match, file: TensorFile, found: dict[str, str], reading: LoadOptions
-) -> ResNet:
+) -> ResNet | ViT:
     """Returns the network that the tensors belong to, on the meta device. Raises UserError if there
-    is none, or another than --arch."""
+    is none, or another than --arch, or without timm for a vision transformer."""
+    arch: Arch | ViTArch
+    tensors = {ours: file.tensors[name] for ours, name in found.items()}
+    if reading.vit_feature and not match.layout.transformer:
+        raise UserError(
+            f"--vit-feature {reading.vit_feature} is for vision transformers; this is a ResNet",
+            at=path,
+        )
     try:
-        if file.header:
+        if match.layout.transformer:
+            arch = vit.arch_of(tensors, match.layout.transformer, reading.vit_feature or "class")
+        elif file.header:
             arch = Arch(**{**file.header["arch"], "depths": tuple(file.header["arch"]["depths"])})
         else:
-            arch = arch_of(
-                {ours: file.tensors[name] for ours, name in found.items()}, match.layout.cifar_stem
-            )
+            arch = arch_of(tensors, match.layout.cifar_stem)
         with torch.device("meta"):
-            backbone = ResNet(arch)
+            backbone = ViT(arch, arch.side) if isinstance(arch, ViTArch) else ResNet(arch)
     except UserError as mistake:
         raise UserError(
             f"{match.layout.origin} checkpoint: {mistake.what}", at=path, hint=mistake.hint
@@ -198,13 +224,29 @@ def _network(
         raise UserError(
             f"the checkpoint's header describes no network: {failure}", at=path
         ) from failure
-    if reading.arch and named(reading.arch) not in (arch, replace(arch, stem="imagenet")):
+    if reading.arch and not _is_a(arch, reading.arch):
         raise UserError(
-            f"the checkpoint holds a {arch_name(arch)}, not a {reading.arch}",
+            f"the checkpoint holds a {_name(arch)}, not a {reading.arch}",
             at=path,
             hint="--arch only checks; leave it out, or give the intended file",
         )
     return backbone
+
+
+def _named_as_in_files(backbone: ResNet | ViT) -> nn.Module:
+    """The module whose tensors have the names that files have."""
+    return backbone.net if isinstance(backbone, ViT) else backbone
+
+
+def _name(arch: Arch | ViTArch) -> str:
+    return arch.name if isinstance(arch, ViTArch) else arch_name(arch)
+
+
+def _is_a(arch: Arch | ViTArch, name: str) -> bool:
+    """Whether ``name`` is this network's, with whatever stem or patches."""
+    if isinstance(arch, ViTArch):
+        return name in (arch.name, arch.name.rpartition("_")[0])
+    return named(name) in (arch, replace(arch, stem="imagenet"))
 
 
 def _take(
@@ -217,11 +259,12 @@ def _take(
         *match.layout.heads,
         *(() if match.layout.rename else drop),
     }  # renamed words may be the backbone's
+    of_backbone = recognise.family_of(match.layout).named
     counters = {name for name in expected if name.endswith("num_batches_tracked")}
     unexpected = sorted(
         name
         for name in found.keys() - expected.keys()
-        if recognise.BACKBONE.match(name) or name.split(".")[0] not in of_heads
+        if of_backbone.match(name) or name.split(".")[0] not in of_heads
     )
     misshapen, spoilt, state = [], [], {}
     for name in sorted(expected.keys() & found.keys()):
@@ -258,9 +301,7 @@ def _take(
         for fault, names in faults.items()
         if names
     ]:
-        parts = sorted(
-            {name.split(".")[0] for name in unexpected if not recognise.BACKBONE.match(name)}
-        )
+        parts = sorted({name.split(".")[0] for name in unexpected if not of_backbone.match(name)})
         heads_alone = parts and len(told) == 1 and not match.layout.rename
         raise UserError(
             f"{match.layout.origin} checkpoint does not fill the backbone's {len(expected)}"
@@ -275,16 +316,15 @@ def _take(
     return state
 
 
-def _projection(match: Match, found: State, arch: Arch) -> nn.Module | None:
+def _projection(match: Match, found: State, width: int) -> nn.Module | None:
     """Returns the copy's projection head; None if it has none of known shape (heads.py) that
-    fits, or one with tensors that are not dense finite numbers."""
+    fits features of this width, or one with tensors that are not dense finite numbers."""
     prefix = match.layout.projection
     state = {
         name.removeprefix(prefix): tensor
         for name, tensor in found.items()
         if prefix and name.startswith(prefix)
     }
-    width = arch.width * 8 * (4 if arch.block == "bottleneck" else 1)
     head = heads.shaped_like(state, width)
     if head is None or not all(
         t.layout == torch.strided
@@ -306,7 +346,7 @@ def _projection(match: Match, found: State, arch: Arch) -> nn.Module | None:
 
 
 def _input(
-    path: Path, match: Match, arch: Arch, file: TensorFile, reading: LoadOptions
+    path: Path, match: Match, arch: Arch | ViTArch, file: TensorFile, reading: LoadOptions
 ) -> EvalInput:
     """Returns the input from our header or the layout; ``reading`` overrides either."""
     try:
@@ -328,11 +368,14 @@ def _input(
             input_ = layouts.eval_input(
                 path,
                 match.layout,
-                cifar=arch.stem != "imagenet",
-                wide=arch.width > 64,
+                cifar=isinstance(arch, Arch) and arch.stem != "imagenet",
+                wide=isinstance(arch, Arch) and arch.width > 64,
                 dataset=dataset,
                 given=reading.normalisation,
             )
+            if isinstance(arch, ViTArch) and match.layout.transformer:
+                crop = match.layout.transformer.crop or arch.side
+                input_ = replace(input_, resize=round(crop * 256 / 224), crop=crop)
         resize, crop = (
             own if given is None else given
             for given, own in ((reading.resize, input_.resize), (reading.crop, input_.crop))
@@ -377,7 +420,7 @@ def digest_of(state: State) -> str:
 def _shown(match: Match, found: dict[str, str]) -> str:
     """Returns the prefix as it is in the file, with wrappers."""
     ours, theirs = next(
-        (ours, theirs) for ours, theirs in found.items() if ours.startswith("layer")
+        (ours, theirs) for ours, theirs in found.items() if ours.startswith(("layer", "blocks."))
     )
     return theirs.removesuffix(ours) if theirs.endswith(ours) else match.prefix
 
@@ -423,7 +466,7 @@ def _without_statistics(state: State) -> bool:
 def _key(
     path: Path,
     match: Match,
-    arch: Arch,
+    arch: Arch | ViTArch,
     file: TensorFile,
     reading: LoadOptions,
     input_: EvalInput,
@@ -440,7 +483,8 @@ def _key(
         prefer is None and reading.weights == match.layout.evaluated
     )
     exact = reading.precision == "fp32"
-    if same_input and usual_copy and reading.prefix is None and exact:
+    usual_feature = reading.vit_feature in (None, "class")
+    if same_input and usual_copy and usual_feature and reading.prefix is None and exact:
         return usual
     return files.sha256(
         [usual, match.prefix, asdict(arch), asdict(input_), *(() if exact else [reading.precision])]

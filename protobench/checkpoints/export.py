@@ -14,6 +14,7 @@ import torch
 from protobench import records
 from protobench.checkpoints import encoders, identity, released
 from protobench.checkpoints.encoders import Encoder
+from protobench.checkpoints.resnet import ResNet
 from protobench.runtime import files
 from protobench.runtime.errors import UserError
 
@@ -56,7 +57,8 @@ def export(encoder: Encoder, path: Path, target: Target) -> None:
     the same.
 
     Raises UserError for a suffix that the target does not read, for a network or an input that its
-    names cannot express, and for file names that promise a hash."""
+    names cannot express, for a vision transformer, and for file names that promise a hash."""
+    backbone = encoder.resnet("the file itself already has timm's names, which timm reads")
     arch = encoder.report.arch
     if target in ("moco", "mmdet", "detectron2") and arch not in PLAIN:
         raise UserError(
@@ -79,7 +81,7 @@ def export(encoder: Encoder, path: Path, target: Target) -> None:
             key = files.sha256([encoder.key, "one copy"])
             encoders.export(
                 temporary,
-                encoder.backbone,
+                backbone,
                 key=key,
                 input_=encoder.input,
                 trained=_history(encoder),
@@ -87,7 +89,7 @@ def export(encoder: Encoder, path: Path, target: Target) -> None:
                 origin=encoder.report.origin,
             )
         elif path.suffix in (".pth", ".pt", ".tar") and target != "protobench":
-            content = _content(encoder, target)
+            content = _content(encoder, backbone, target)
             files.write_atomic(temporary, partial(torch.save, content))
         else:
             raise UserError(
@@ -118,15 +120,14 @@ def _history(encoder: Encoder) -> dict[str, Any]:
     }
 
 
-def _content(encoder: Encoder, target: Target) -> dict[str, Any]:
+def _content(encoder: Encoder, backbone: ResNet, target: Target) -> dict[str, Any]:
     """What torch.save writes, with BatchNorm's counters, which MoCo's sanity check needs."""
     state = {
-        name: tensor.detach().cpu().contiguous()
-        for name, tensor in encoder.backbone.state_dict().items()
+        name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()
     }
     header = {
         "protobench": encoders.header(
-            encoder.backbone,
+            backbone,
             key=encoder.key,
             input_=encoder.input,
             trained=_history(encoder),

@@ -20,6 +20,7 @@ import torch
 
 from protobench.checkpoints.encoders import Encoder
 from protobench.checkpoints.load_report import InputFit
+from protobench.checkpoints.resnet import ResNet
 from protobench.data.image_list import ImageList
 from protobench.data.loading import CentreCrops, batches, normaliser
 from protobench.data.transforms import NORMALISATIONS, EvalInput
@@ -48,20 +49,24 @@ def verify(encoder: Encoder, images: ImageList, input_: EvalInput) -> None:
 
     Sets ``encoder.report.input_fit`` and warns on the terminal if there is a doubt. Raises
     UserError if the normalisation was assumed, contradicts the weights, and another one fits them.
-    Says nothing of a BatchNorm that was never trained."""
+    Says nothing of a BatchNorm that was never trained, nor of a vision transformer: LayerNorm
+    remembers nothing."""
     report = encoder.report
-    if report.input_fit or report.untouched or not bool((_remembered(encoder) > 0).any()):
+    if report.input_fit or report.untouched or not isinstance(encoder.backbone, ResNet):
+        return
+    if not bool((_remembered(encoder.backbone) > 0).any()):
         return
     sample = images.subset(np.unique(np.linspace(0, len(images) - 1, IMAGES).astype(int)))
     (pixels,) = batches(
         CentreCrops(sample, input_), workers=0, device="cpu", batch_size=len(sample)
     )
-    ratio = variance_ratio(encoder, pixels, input_.mean, input_.std)
+    ratio = variance_ratio(encoder.backbone, pixels, input_.mean, input_.std)
     report.input_fit = InputFit(len(sample), float(f"{ratio:.3g}"))
     if LEAST <= ratio <= MOST:
         return
     ratios = {
-        name: variance_ratio(encoder, pixels, mean, std) for name, (mean, std) in OTHERS.items()
+        name: variance_ratio(encoder.backbone, pixels, mean, std)
+        for name, (mean, std) in OTHERS.items()
     }
     best = min(ratios, key=lambda name: abs(math.log(ratios[name])))
     fits = LEAST <= ratios[best] <= MOST
@@ -85,22 +90,22 @@ def verify(encoder: Encoder, images: ImageList, input_: EvalInput) -> None:
 
 
 def variance_ratio(
-    encoder: Encoder, pixels_N3HW: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]
+    backbone: ResNet, pixels_N3HW: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> float:
     """Variance of the first convolution's outputs over the one that BatchNorm remembers, median
     over channels. Pixels: uint8."""
     normalise = normaliser(EvalInput(mean=mean, std=std), "cpu")  # type: ignore[arg-type]
     with torch.inference_mode():
-        seen_C = encoder.backbone.conv1(normalise(pixels_N3HW)).var((0, 2, 3))
-        remembered_C = _remembered(encoder)
+        seen_C = backbone.conv1(normalise(pixels_N3HW)).var((0, 2, 3))
+        remembered_C = _remembered(backbone)
         alive_C = remembered_C > 1e-12 * remembered_C.max()
         return float(
             (seen_C[alive_C].clamp_min(1e-30) / remembered_C[alive_C]).log().median().exp()
         )
 
 
-def _remembered(encoder: Encoder) -> torch.Tensor:
+def _remembered(backbone: ResNet) -> torch.Tensor:
     """The first BatchNorm's variances [C]."""
-    variance_C = encoder.backbone.bn1.running_var
+    variance_C = backbone.bn1.running_var
     assert variance_C is not None, "every backbone here keeps statistics"
     return variance_C

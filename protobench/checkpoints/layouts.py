@@ -3,7 +3,8 @@ torch.
 
 Names are compared without the wrappers ``module.`` and ``_orig_mod.``, which may be anywhere in
 them, and begin with the dictionaries that hold them: ``state_dict/encoder_q.conv1.weight``. A
-layout fits a file if it explains every ResNet in it (see recognise.py)."""
+layout fits a file if it explains every ResNet, or every vision transformer, in it (see
+recognise.py)."""
 
 import math
 import re
@@ -15,6 +16,7 @@ from protobench.data.transforms import NORMALISATIONS, EvalInput
 from protobench.runtime.errors import UserError
 
 Copy = Literal["query", "momentum"]
+Feature = Literal["class", "patches", "class+patches", "last4"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,9 @@ class LoadOptions:
     """pixels of the shorter side; default 256, or 32 for a CIFAR stem"""
     crop: int | None = None
     """pixels of the centre crop; default 224, or 32 for a CIFAR stem"""
+    vit_feature: Feature | None = None
+    """a vision transformer's feature, after its last norm: its class token (the default), the mean
+    of its patches, both, or the class tokens of its last four blocks"""
     sha256: str | None = None
     """refuse the file unless its hash begins with this"""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
@@ -47,12 +52,26 @@ class LoadOptions:
 
 
 @dataclass(frozen=True)
+class Transformer:
+    """What the tensors of a code base's vision transformers do not show."""
+
+    positions: Literal["dino", "mae", "timm"]
+    """how it makes position embeddings for images of another size (vit.INTERPOLATION)"""
+    sides: tuple[int, ...] = ()
+    """pixels of the images that its position embeddings are for; empty: any"""
+    crop: int | None = None
+    """pixels at which it evaluates; None: those that the position embeddings are for"""
+    heads: tuple[tuple[int, int], ...] = ()
+    """widths whose number of attention heads is not the usual one (vit.SIZES), and that number"""
+
+
+@dataclass(frozen=True)
 class Layout:
     """One way of naming a backbone's tensors."""
 
     origin: str
     query: str = ""
-    """what comes before conv1 in the trained copy, inside a container"""
+    """what comes before conv1, or before patch_embed, in the trained copy, inside a container"""
     momentum: str | None = None
     """the same for the moving average, or the teacher"""
     containers: tuple[str, ...] = ("state_dict/", "", "model/", "model_state_dict/")
@@ -83,6 +102,8 @@ class Layout:
     """what a 3x3 stem means (resnet.STEMS)"""
     refused: str = ""
     """why such a file cannot be evaluated"""
+    transformer: Transformer | None = None
+    """facts about its vision transformers; None: its networks are ResNets"""
 
 
 HEADS = (
@@ -105,7 +126,10 @@ HEADS = (
 TENSORFLOW = "(convolutions have TensorFlow's memory layout)"
 """A fact about the tensors that counts as an entry: no name marks a converted file, but its strides
 do."""
-_TF = re.escape(TENSORFLOW)
+SAFETENSORS = "(a safetensors file)"
+FIXED_POSITIONS = "(position embeddings: {}'s fixed ones)"
+"""Further facts that count as entries; vit.fixed_positions recognises the second."""
+_TF, _SAFETENSORS = map(re.escape, (TENSORFLOW, SAFETENSORS))
 _LIGHTNING = r"^pytorch-lightning_version$"
 _SOLO = (_LIGHTNING, r"^state_dict/(momentum_)?projector\.", r"^state_dict/classifier\.")
 _DETECTOR = r"(^|/)(rpn_head|roi_head|bbox_head|mask_head|decode_head)\."
@@ -121,6 +145,120 @@ _SEQUENTIAL = (
 )
 
 _AVERAGED = r"^ema_state_dict/(.*\.)?layer1\."
+
+_HEAD = r"(^|/)head\.weight$"
+_MAE_POSITIONS, _MOCO_POSITIONS = (
+    re.escape(FIXED_POSITIONS.format(origin)) for origin in ("MAE", "MoCo v3")
+)
+_DINO = Transformer("dino", sides=(224,))
+_DINOV2 = Transformer("dino", sides=(518, 224), crop=224)
+_MOCO_V3 = Transformer("timm", sides=(224,), heads=((384, 12),))
+_MAE = Transformer("mae", sides=(224, 448))
+_TIMM = Transformer("timm")
+
+VISION_TRANSFORMERS: tuple[Layout, ...] = (
+    Layout("MoCo v3", "base_encoder.", "momentum_encoder.", transformer=_MOCO_V3),
+    Layout(  # after its linear probe, or its convert_to_deit.py
+        "MoCo v3",
+        marks=(_MOCO_POSITIONS,),
+        without=(r"(^|[./])(base|momentum)_encoder\.",),
+        transformer=_MOCO_V3,
+    ),
+    Layout(
+        "MAE",
+        containers=("model/", "state_dict/", ""),
+        marks=(_MAE_POSITIONS,),
+        heads=(
+            "mask_token",
+            "decoder_embed",
+            "decoder_pos_embed",
+            "decoder_blocks",
+            "decoder_norm",
+            "decoder_pred",
+        ),
+        transformer=_MAE,
+    ),
+    Layout(
+        "DINO",
+        "student/backbone.",
+        "teacher/backbone.",
+        ("",),
+        without=(r"^ibot_loss(/|$)", r"^teacher/dino_head\."),
+        evaluated="momentum",
+        transformer=_DINO,
+    ),
+    Layout(
+        "iBOT",
+        "student/backbone.",
+        "teacher/backbone.",
+        ("",),
+        marks=(r"^ibot_loss(/|$)",),
+        heads=("masked_embed",),
+        evaluated="momentum",
+        transformer=_DINO,
+    ),
+    # What both publish beside that: one copy of the backbone without a head, DINO's as it is,
+    # iBOT's in a dictionary (its extract_backbone_weights.py).
+    *(
+        Layout(
+            origin,
+            containers=(container,),
+            without=(
+                _HEAD,
+                _SAFETENSORS,
+                _MAE_POSITIONS,
+                _MOCO_POSITIONS,
+                r"(^|/)mask_token$",
+                r"^state_dict_ema/",
+                r"\.ls1\.",
+            ),
+            heads=("masked_embed",),
+            transformer=_DINO,
+        )
+        for origin, container in (("DINO", ""), ("iBOT", "state_dict/"))
+    ),
+    Layout(
+        "DINOv2",
+        containers=("",),
+        marks=(r"^mask_token$", r"^blocks\.0\.ls1\.gamma$"),
+        heads=("mask_token",),
+        transformer=_DINOV2,
+    ),
+    Layout(  # its blocks are in chunks, for FSDP: blocks.0.3.norm1.weight
+        "DINOv2",
+        momentum="backbone.",
+        containers=("teacher/",),
+        marks=(r"^teacher/dino_head\.",),
+        rename=((r"^blocks\.\d+\.(?=\d+\.)", "blocks."),),
+        heads=("mask_token",),
+        evaluated="momentum",
+        transformer=_DINOV2,
+    ),
+    *(
+        Layout(
+            "timm",
+            containers=("", "model/", "state_dict/"),
+            marks=(mark,),
+            without=(*without, _MAE_POSITIONS, _MOCO_POSITIONS, r"(^|/)mask_token$", _DETECTOR),
+            normalisation=None,
+            transformer=_TIMM,
+        )
+        for mark, without in (
+            (_HEAD, (r"^state_dict_ema/",)),
+            (_SAFETENSORS, (_HEAD,)),
+        )
+    ),
+    Layout(
+        "timm, with averaged weights",
+        "state_dict/",
+        "state_dict_ema/",
+        ("",),
+        (r"^state_dict_ema/",),
+        evaluated="momentum",
+        normalisation=None,
+        transformer=_TIMM,
+    ),
+)
 
 LAYOUTS: tuple[Layout, ...] = (
     Layout(
@@ -386,7 +524,9 @@ LAYOUTS: tuple[Layout, ...] = (
             *((rf"^res{n + 1}\.", f"layer{n}.") for n in range(1, 5)),
         ),
     ),
+    *VISION_TRANSFORMERS,
 )
+"""All layouts. Those of ResNets explain ResNets alone, and the others vision transformers."""
 
 
 def normalisation(text: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:

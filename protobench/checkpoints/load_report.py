@@ -58,11 +58,15 @@ class LoadReport:
     """how the weights were trained, if this suite exported the file"""
     input: EvalInput
     untouched: bool
-    """whether BatchNorm is still at its initial values"""
+    """whether BatchNorm, or a vision transformer's LayerNorm, is still at its initial values"""
     projection: dict[str, list[int]]
     """shapes of the projection head's tensors; empty without a head of known shape"""
     left_as_data: list[str]
     """classes whose objects were read without running their code"""
+    feature: str = ""
+    """which of a vision transformer's outputs its feature is"""
+    positions: str = ""
+    """the grid of its position embeddings, and how they were interpolated if they were"""
     input_fit: InputFit | None = None
     bf16: Bf16Agreement | None = None
 
@@ -72,7 +76,7 @@ class LoadReport:
         told["input"] = asdict(self.input)
         if known := self.released:
             told["released"] = {"name": known.name, "title": known.title, "proof": known.proof}
-        for measured in ("input_fit", "bf16", "left_as_data"):
+        for measured in ("input_fit", "bf16", "left_as_data", "feature", "positions"):
             if not told[measured]:
                 del told[measured]
         if self.input_fit:
@@ -96,6 +100,8 @@ class LoadReport:
             f"  input: shorter side {self.input.resize}, centre {self.input.crop},"
             f" mean {mean}, std {std}",
         ]
+        if self.feature:
+            lines.append(f"  feature: {self.feature}; positions {self.positions}")
         if self.left_as_data:
             lines.append(
                 f"  read without running its code: objects of {some(self.left_as_data, 5)} left as"
@@ -104,8 +110,9 @@ class LoadReport:
         if self.released:
             lines.append(f"  a published checkpoint: {self.released.title} ({self.released.proof})")
         if self.untouched:
+            norm = "LayerNorm" if self.feature else "BatchNorm"
             lines.append(
-                "  warning: BatchNorm is still at its initial values; this looks like an untrained"
+                f"  warning: {norm} is still at its initial values; this looks like an untrained"
                 " network"
             )
         return printable("\n".join(lines))

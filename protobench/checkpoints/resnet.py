@@ -4,7 +4,7 @@ ResNet-10."""
 import copy
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from protobench.runtime.errors import UserError, choose
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ class ResNet(nn.Module):
         return self.features(x).mean((2, 3))
 
 
-def fuse_batchnorm(backbone: ResNet) -> ResNet:
+def fuse_batchnorm(backbone: Network) -> Network:
     """Returns a copy for evaluation only, with each BatchNorm fused into the convolution before it:
     the same function up to rounding, but faster, with less memory traffic."""
     fused = copy.deepcopy(backbone).eval()
