@@ -17,6 +17,7 @@ from protobench import records
 from protobench.checkpoints import encoders, vit
 from protobench.checkpoints.layouts import LoadOptions
 from protobench.runtime.errors import UserError
+from tables import __main__ as tables
 
 HALF = "0.5,0.5,0.5,0.5,0.5,0.5"
 
@@ -443,6 +444,15 @@ def test_what_needs_a_convolutional_network_says_so_at_once(
     assert "this needs a ResNet, not a vision transformer" in err
     assert why in " ".join(err.split())
     assert "Traceback" not in err
+
+
+def test_the_report_card_says_what_needs_a_resnet(command, dino, world, tmp_path):
+    words = (dino, "--data", world, "--results", tmp_path, *SMALL, "--plan")
+    code, out, err = command(tables.main, "score", *words)
+    assert code == 0, err
+    told = " ".join(out.split())
+    assert "needs a ResNet, not a vision transformer: it fine-tunes the whole network" in told
+    assert "Traceback" not in out + err
 
 
 def test_the_embedding_needs_a_head(command, dino, world, tmp_path):

@@ -142,6 +142,7 @@ class Checkpoint:
     has_head: bool
     seconds_per_image: float
     """of one pass through the network on this machine; 0 where it was not measured"""
+    is_resnet: bool = True
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
@@ -176,6 +177,7 @@ def short_names(paths: Sequence[Path]) -> list[str]:
 def load(path: Path, name: str, where: Where) -> Checkpoint:
     """What is known of a file. UserError where it cannot be loaded whole."""
     from protobench.checkpoints import encoders
+    from protobench.checkpoints.resnet import ResNet
 
     usual = encoders.load(path, where.load_options)
     momentum = encoders.load(path, where.load_options, prefer="momentum")
@@ -187,6 +189,7 @@ def load(path: Path, name: str, where: Where) -> Checkpoint:
         {None: usual.key, "momentum": momentum.key},
         usual.projection is not None and momentum.projection is not None,
         _seconds_per_image(usual) if where.device == "cpu" else 0.0,
+        isinstance(usual.backbone, ResNet),
     )
 
 
@@ -274,6 +277,8 @@ def _task(checkpoint: Checkpoint, choice: Choice, where: Where, have: dict[str, 
     )
     try:
         config.check()
+        if config.needs_resnet and not checkpoint.is_resnet:
+            raise UserError(f"needs a ResNet, not a vision transformer: {config.needs_resnet}")
         lists = evaluation.load_data(where.data, choice.dataset, where.skip_bad_images, world)
         encoder_key = checkpoint.keys[config.copies[-1]]
         result = evaluation.result_key(encoder_key, lists, config)
