@@ -2,6 +2,7 @@
 this process."""
 
 import os
+import shutil
 import sys
 
 os.environ.setdefault(
@@ -149,3 +150,19 @@ def command(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
         return int(exit_.value.code or 0), printed.out, printed.err
 
     return run
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, run by playwright: skipped, visibly, where there is none."""
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if not program:
+        pytest.skip("needs Chromium")
+    playwright = pytest.importorskip("playwright.sync_api", reason="pip install '.[browser]'")
+    with playwright.sync_playwright() as running:
+        opened = running.chromium.launch(
+            executable_path=program,
+            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+        )
+        yield opened
+        opened.close()

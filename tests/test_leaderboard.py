@@ -448,3 +448,62 @@ def test_the_column_that_tells_most_apart_sorts(tmp_path):
     assert [checkpoint.name for checkpoint in board.checkpoints] == ["b.pth", "c.pth", "a.pth"]
     assert board.pairs[board.main] == (3, 3)
     assert ranks.LEVEL == 0.05
+
+
+# In a browser -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """Two worlds, kNN and low-shot SVMs, four checkpoints each."""
+    folder = tmp_path_factory.mktemp("built")
+    for world in (1, 2):
+        for i, rate in enumerate((0.9, 0.6, 0.5, 0.2)):
+            write(folder / "in", f"net{i}", rate=rate, world=world)
+            draws = [{"draw": d, "k": 1, "value": 30.0 + i + d * d} for d in range(5)]
+            write(folder / "in", f"net{i}", "lowshot", runs=draws, world=world, data="voc07")
+    leaderboard.build(submissions.read([folder / "in"]), folder / "out")
+    return folder / "out"
+
+
+def names(tab):
+    return tab.locator("section.board:visible tbody:visible tr:visible th a").all_inner_texts()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_it_is_sorted_and_filtered_by_click_and_by_key(browser, built, width):
+    tab = browser.new_page(viewport={"width": width, "height": 900})
+    said = []
+    tab.on("console", lambda message: said.append(message.text))
+    tab.on("pageerror", lambda mistake: said.append(str(mistake)))
+    tab.goto((built / "index.html").as_uri())
+    tab.select_option("select[name=data]", label="Bundled world 2")
+    assert names(tab) == [f"net{i}.pth" for i in (0, 1, 2, 3)]
+    head = tab.locator("section.board:visible th.sort").filter(has_text="k=1").last
+    head.locator("button").focus()
+    tab.keyboard.press("Enter")
+    assert head.get_attribute("aria-sort") == "descending"
+    assert names(tab) == [f"net{i}.pth" for i in (3, 2, 1, 0)]
+    head.locator("button").click()
+    assert head.get_attribute("aria-sort") == "ascending"
+    assert names(tab) == [f"net{i}.pth" for i in (0, 1, 2, 3)]
+    tab.fill("input[name=name]", "NET2")
+    assert names(tab) == ["net2.pth"]
+    tab.fill("input[name=name]", "")
+    tab.select_option("select[name=protocol]", label="lowshot, voc07")
+    assert tab.locator("section.board:visible th.sort:visible").count() == 1
+    assert tab.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert said == []
+    tab.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(browser, built, scheme):
+    axe = pytest.importorskip("axe_core_python.sync_playwright", reason="pip install '.[browser]'")
+    for path in (built / "index.html", next((built / "checkpoints").iterdir())):
+        tab = browser.new_page(color_scheme=scheme)
+        tab.goto(path.as_uri())
+        tab.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+        found = axe.Axe().run(tab)["violations"]
+        assert [(v["id"], [node["html"][:120] for node in v["nodes"][:3]]) for v in found] == []
+        tab.close()

@@ -60,6 +60,7 @@ def test_ranks_by_hand():
     found = ranks.ranks(by_draws(values))
     assert found == [Rank(1, 2, 3), Rank(1, 2, 3), Rank(3, 3, 3)]
     assert [str(rank) for rank in found] == ["1–2", "1–2", "3"]
+    assert [Rank(1, 2, 4).leads, Rank(1, 2, 3).leads, Rank(2, 2, 4).leads] == [True, False, False]
     lower = ranks.ranks(by_draws(values), higher_is_better=False)
     assert lower == [Rank(2, 3, 3), Rank(2, 3, 3), Rank(1, 1, 3)]
 

@@ -185,7 +185,8 @@ def _shown(board: Board, protocols: Sequence[str]) -> dict[str, Any]:
         "main": number_of[board.main],
         "groups": [
             {
-                "title": protocol,
+                "evaluation": columns[0].evaluation,
+                "dataset": columns[0].dataset,
                 "metric": f"{metric}{f', {unit}' if unit else ''}",
                 "protocol": protocols.index(protocol),
                 "columns": [

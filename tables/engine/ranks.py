@@ -60,6 +60,11 @@ class Rank:
         """Whether the test excludes any rank."""
         return (self.best, self.worst) != (1, self.of)
 
+    @property
+    def leads(self) -> bool:
+        """Whether it may be the best, and is in the better half for certain."""
+        return self.best == 1 and 2 * self.worst <= self.of
+
     def __str__(self) -> str:
         if not self.told:
             return ""
