@@ -25,6 +25,7 @@ TITLES = {
     "semisup": "fine-tuned on a part of the labels",
     "ami": "mutual information of clusters and classes",
     "detection": "object detection",
+    "detection_c4": "object detection, fine-tuned C4",
 }
 """Evaluations in words; others by their name."""
 SPREAD = "± standard deviation over draws, where there are several"
