@@ -17,6 +17,7 @@ from torchvision import datasets
 
 from pretrain import recipes
 from pretrain.recipes import common, moco
+from protobench.checkpoints import resnet
 from protobench.data import cifar, verify
 from protobench.data.datasets import DATASETS
 from protobench.runtime import cli, files
@@ -226,6 +227,14 @@ def test_without_a_network_the_error_names_another_way(command, tmp_path, monkey
 
 
 # Forms --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tier", SMALL)
+@pytest.mark.parametrize("name", IN_SMALL)
+def test_what_the_tier_trains_is_the_network_that_the_table_expects(name, tier):
+    table = catalogue.load(name, tier)
+    trained = {recipe.arch for row in table.rows if (recipe := row.recipe(tier))}
+    assert {resnet.arch_name(resnet.named(arch)) for arch in trained} == set(table.networks)
 
 
 @pytest.mark.parametrize("tier", SMALL)

@@ -571,6 +571,15 @@ def test_fewer_images_than_the_paper_s_are_off_protocol(tmp_path, changes, told)
     assert outcome.cells["random", "VOC07 k=1"].verdict != "off-protocol"
 
 
+def test_a_remark_stands_once_for_all_rows_that_it_is_about(tmp_path):
+    for row in ("random", "supervised", "pcl"):
+        images = {"train_images": 2501} if row != "pcl" else {}
+        _write(tmp_path, "paper", row, 1, _paper(row), data=images)
+    outcome = compare.outcome(TABLE, "paper", runs.collect(TABLE, tmp_path, "paper").rows)
+    (told,) = [remark for remark in outcome.remarks if "voc07 is off protocol" in remark]
+    assert told.startswith("Random, Supervised: voc07 is off protocol: 2501 training images")
+
+
 # Tables of other evaluations ----------------------------------------------------------------------
 
 

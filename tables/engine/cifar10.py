@@ -20,7 +20,7 @@ from tables.engine.schema import (
 )
 
 GROUP = "CIFAR-10"
-NETWORKS: dict[Tier, str] = {"small": "resnet10, mini stem", "small-gpu": "resnet18, cifar stem"}
+NETWORKS: dict[Tier, str] = {"small": "resnet10-mini", "small-gpu": "resnet18, cifar stem"}
 DRAWS = ("draws", 20)
 """Support sets of low-shot SVMs, as many as in the bundled tier; the same for all encoders."""
 NOTES: dict[Tier, tuple[str, ...]] = {

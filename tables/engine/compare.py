@@ -2,7 +2,7 @@
 verdict."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -221,20 +221,20 @@ def outcome(table: Table, tier: Tier, found: RecordsByRow) -> Outcome:
             replace(claim, verdict="invalid") if failed and claim.verdict != "not-run" else claim
             for claim in table.further_claims(found)
         ]
-    remarks = [
-        f"{table.row(name).title}: {text}"
+    remarks = _by_text(
+        (table.row(name).title, text)
         for name, texts in departures.items()
         for text in texts.values()
-    ]
+    )
     remarks += [
         f"{table.row(name).title} {why}: this looks like an untrained network"
         for name, why in untrained.items()
     ]
-    remarks += [
-        f"{table.row(name).title}: {text}"
+    remarks += _by_text(
+        (table.row(name).title, text)
         for name, records_of in found.items()
         for text in doubts(records_of)
-    ]
+    )
     return Outcome(
         table,
         tier,
@@ -246,6 +246,14 @@ def outcome(table: Table, tier: Tier, found: RecordsByRow) -> Outcome:
         sources,
         recorded(found, "processor"),
     )
+
+
+def _by_text(told: Iterable[tuple[str, str]]) -> list[str]:
+    """One line for each remark, which begins with the rows that it is about."""
+    rows: dict[str, list[str]] = {}
+    for row, text in told:
+        rows.setdefault(text, []).append(row)
+    return [f"{', '.join(titles)}: {text}" for text, titles in rows.items()]
 
 
 def _shares_draws(found: RecordsByRow, column: Column) -> bool:
