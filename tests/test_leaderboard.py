@@ -313,12 +313,17 @@ def test_checkpoints_are_told_apart_by_their_key_and_have_names_of_their_own(tmp
             write(tmp_path, f"same{world}", world=world),
             lambda of: of["subject"].update(source="same.pth", row="same"),
         )
+    edit(
+        write(tmp_path, "encoder"),
+        lambda of: of["checkpoint"].update(trained={"method": "pcl", "seed": 3}),
+    )
     scores = submissions.read([tmp_path]).scores.values()
     names = [checkpoint.name for checkpoint in standings.checkpoints(scores, ())]
-    assert len(names) == 6
-    assert {known.title, "two.pth", "three.pth", "moco, seed 1"} < set(names)
+    assert len(names) == 7
+    assert all(checkpoint.network == "resnet50" for checkpoint in standings.checkpoints(scores, ()))
+    assert {known.title, "two.pth", "three.pth", "moco, seed 1", "pcl, seed 3"} < set(names)
     assert {name[:9] for name in names} >= {"same.pth "}
-    assert len(set(names)) == 6
+    assert len(set(names)) == 7
 
 
 def test_a_pretraining_of_this_suite_shows_its_curves(tmp_path, run):

@@ -125,6 +125,13 @@ class Checkpoint:
         report: dict[str, Any] = self.newest["checkpoint"]
         return report
 
+    @property
+    def network(self) -> str:
+        """The network, and what of it is read where that is not all that its file is about."""
+        copy, feature = self.report.get("copy"), self.report.get("feature")
+        parts = [self.report["arch"], feature, "" if copy == "query" else f"{copy} copy"]
+        return ", ".join(str(part) for part in parts if part)
+
     @cached_property
     def released(self) -> released.Released | None:
         """The published file that it is, by the catalogue; None where its hash says otherwise."""
@@ -296,11 +303,14 @@ def _by_label(runs: Iterable[Run]) -> dict[str, list[Run]]:
 
 
 def _name(checkpoint: Checkpoint) -> str:
-    """What a person calls it: the published file's title, else the table's row and seed, else its
-    file."""
+    """What a person calls it: the published file's title, else the table's row and seed, else what
+    this suite trained, else its file."""
     if checkpoint.released:
         return checkpoint.released.title
     subjects = [record["subject"] for record in checkpoint.records]
     if of_row := next((of for of in subjects if of["seed"] is not None), None):
         return printable(f"{of_row['row']}, seed {of_row['seed']}")
+    trained = checkpoint.report.get("trained")
+    if isinstance(trained, dict) and {"method", "seed"} <= trained.keys():
+        return printable(f"{trained['method']}, seed {trained['seed']}")
     return printable(subjects[0]["source"] or subjects[0]["row"] or "unnamed")
