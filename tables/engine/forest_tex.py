@@ -7,11 +7,12 @@ from tables.engine import forest
 from tables.engine.forest import Area, Dot, Line, Shape, Words
 from tables.engine.schema import TIERS, ClaimResult, Exhibit, Tier
 
-UNIT = 0.45
-"""points; 930 of the picture's units are as wide as the text of an article, 418 pt"""
+UNIT = 0.8
+"""points, before all is scaled to the width of the line: with it letters have about 10 points, for
+which fonts are made"""
 MARKS = {
     "\\": "\\textbackslash{}",
-    "~": "\\textasciitilde{}",
+    "~": "$\\sim$",
     "^": "\\textasciicircum{}",
     "<": "$<$",
     ">": "$>$",
@@ -45,9 +46,10 @@ def tikz(exhibit: Exhibit, tier: Tier, claims: Sequence[ClaimResult]) -> str:
             f"\\definecolor{{forest-{role}}}{{HTML}}{{{forest.PALETTE[role][0][1:].upper()}}}"
             for role in used
         ),
+        "\\resizebox{\\linewidth}{!}{%",
         f"\\begin{{tikzpicture}}[x={UNIT}pt,y=-{UNIT}pt,every node/.style={{inner sep=0pt}}]",
         *map(_drawn, picture.shapes),
-        "\\end{tikzpicture}",
+        "\\end{tikzpicture}}",
         f"\\caption{{{escaped(caption)}}}",
         f"\\label{{fig:{exhibit.name}-claims-{tier}}}",
         "\\end{figure}",
