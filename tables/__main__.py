@@ -37,6 +37,8 @@ class Diff:
     results: Path = Path("results")
     strict: bool = False
     """exit 1 also for contradicted claims and for cells above the paper"""
+    wide: bool = False
+    """do not split what needs more than 100 columns"""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,9 @@ def main() -> int:
 
             diff = cli.parse(Diff, __doc__ or "", args)
             exhibit = catalogue.load(diff.table, diff.tier)
-            return publish.publish(exhibit, diff.tier, diff.results, strict=diff.strict)
+            return publish.publish(
+                exhibit, diff.tier, diff.results, strict=diff.strict, wide=diff.wide
+            )
         case "compare":
             from tables.engine import paired
 

@@ -254,7 +254,8 @@ def test_the_readmes_table_is_that_of_the_reference_run(tmp_path, command):
     records.mkdir(parents=True)
     for record in (ROOT / "results" / "reference" / "mini" / "records").glob("*-lowshot-*"):
         shutil.copy(record, records)
-    code, out, err = command(main, "diff", "table1", "--results", tmp_path / "reference")
+    wide = "--results", tmp_path / "reference", "--wide"
+    code, out, err = command(main, "diff", "table1", *wide)
     assert code == 0, err
     assert_shown(text_blocks("README.md")[0], out)
 

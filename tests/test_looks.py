@@ -89,7 +89,8 @@ def test_only_rows_of_undecided_claims_are_trained_further(run):
     assert code == 0, err
     assert [len(jobs) for jobs in runs] == [16, 4, 6]
     assert set(runs[1]) == {f"{row} seed {seed}" for row in ("moco", "pcl") for seed in (5, 6)}
-    assert "undecided after 4 pretrainings" in out
+    assert "undecided after 4 pretrainings: 2 of the claims\n  PCL > MoCo\n" in out
+    assert "so 9 pretrainings of moco, pcl" in out
     assert "9 pretrainings" in out
 
 

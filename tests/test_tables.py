@@ -475,6 +475,9 @@ def test_every_form_is_a_function_of_the_records_alone(command, tmp_path):
         "table1.tex",
         "table1.txt",
         "table1.html",
+        "table1.claims.png",
+        "table1.claims-dark.png",
+        "table1.claims.tex",
     }
     _diff(command, tmp_path)
     assert first == {path.name: path.read_bytes() for path in (tmp_path / "mini").glob("table1*")}

@@ -157,6 +157,11 @@ def file_name(words: str) -> str:
     return re.sub(r"[^\w.+-]", "_", words)[:80]
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes bytes as ``write_atomic`` does."""
+    write_atomic(path, lambda file: file.write(content))
+
+
 def canonical_json(value: Any) -> str:
     """Returns the one spelling of a value of which hashes are taken: sorted keys, no spaces, no
     NaN."""

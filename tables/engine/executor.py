@@ -44,6 +44,8 @@ class LocalProcesses:
     context: RunContext
     parallel: int | None = None
     """how many at a time; default one per core, one on a GPU"""
+    look: str = ""
+    """for the bar: what the jobs are for"""
     waits: bool = True
 
     def run(self, jobs: list[Job]) -> list[str]:
@@ -55,7 +57,7 @@ class LocalProcesses:
         failed = []
         records = context.results / context.tier / "records"
         with (
-            jobs_bar(jobs, records) as bar,
+            jobs_bar(jobs, records, self.look) as bar,
             processes.pool(min(parallel, len(jobs)), threads) as pool,
         ):
             pending: dict[Future[None], Job] = {
@@ -87,9 +89,9 @@ def run_job(job: Job, context: RunContext) -> None:
 
 
 @contextlib.contextmanager
-def jobs_bar(jobs: list[Job], records: Path) -> Iterator["JobsBar"]:
+def jobs_bar(jobs: list[Job], records: Path, look: str = "") -> Iterator["JobsBar"]:
     """A bar for the jobs, closed at the end of the block."""
-    bar = JobsBar(jobs, records)
+    bar = JobsBar(jobs, records, look)
     try:
         yield bar
     finally:
@@ -100,10 +102,10 @@ class JobsBar:
     """One bar over all jobs, in estimated seconds of work. Reads the epochs done from the runs'
     logs, and the evaluations done from ``records``."""
 
-    def __init__(self, jobs: list[Job], records: Path):
+    def __init__(self, jobs: list[Job], records: Path, look: str = ""):
         self.jobs, self.records, self.started = jobs, records, time.time()
         self.bar = progress(
-            desc=f"{len(jobs)} encoders",
+            desc=f"{look}{len(jobs)} encoders",
             unit=" s of work",
             total=math.ceil(sum(map(plan.estimate, jobs))),
         )

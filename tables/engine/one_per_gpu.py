@@ -112,6 +112,8 @@ class OnePerGpu:
     program: tuple[str, ...] = PROGRAM
     waits: bool = True
     cores: int = field(default_factory=usable)
+    look: str = ""
+    """for the bar: what the jobs are for"""
 
     def run(self, jobs: list[Job]) -> list[str]:
         """See Executor.run. On Ctrl-C stops the jobs and re-raises."""
@@ -124,7 +126,7 @@ class OnePerGpu:
         records = context.results / context.tier / "records"
         with (
             tempfile.TemporaryDirectory(prefix="protobench-") as folder,
-            jobs_bar(jobs, records) as bar,
+            jobs_bar(jobs, records, self.look) as bar,
             _stopped_at_the_end(running),
         ):
             while waiting or running:

@@ -3,15 +3,16 @@ files and the pages."""
 
 import sys
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from protobench import records
 from protobench.runtime import cli, colour, files
 from protobench.runtime.errors import UserError, printable
-from tables.engine import catalogue, compare, page, pictures, reference, runs, show
+from tables.engine import catalogue, claims_files, compare, page, pictures, reference, runs, show
 from tables.engine.page import RecordsByTier
 from tables.engine.runs import Collected
-from tables.engine.schema import TIERS, ClaimResult, Exhibit, Figure, Table, Tier
+from tables.engine.schema import TIERS, ClaimResult, Exhibit, Figure, RecordsByRow, Table, Tier
 
 
 def publish(
@@ -21,22 +22,59 @@ def publish(
     *,
     strict: bool = False,
     requested_keys: Collection[str] = (),
+    wide: bool = False,
 ) -> int:
     """Prints a table or a figure of the records in ``results``, writes its files beside them
-    (``results/<tier>/<name>.*``) and all pages; returns the exit code.
+    (``results/<tier>/<name>.*``) and all pages; returns the exit code. What is printed ends with
+    the claims and what to do next.
 
     ``requested_keys``: the records that a run was about; without them the newest of each kind.
-    ``strict``: exit 1 also for contradicted claims and for cells above the paper."""
+    ``strict``: exit 1 also for contradicted claims and for cells above the paper. ``wide``: what
+    needs more columns than a terminal may have is not split."""
     have = read(results)
     collected = runs.select_records(exhibit, have[tier], requested_keys)
+    columns = None if wide else show.COLUMNS
     if isinstance(exhibit, Figure):
-        code = _figure(exhibit, tier, results, collected, strict)
+        shown = _figure(exhibit, tier, results, collected, strict, columns)
     else:
         assert isinstance(exhibit, Table)
-        code = _table(exhibit, tier, results, collected, strict)
-    if pages(results, have, {(tier, exhibit.name): requested_keys}):
-        print(f"page: {results / 'index.html'}")
-    return code
+        shown = _table(exhibit, tier, results, collected, strict, columns)
+    written = pages(results, have, {(tier, exhibit.name): requested_keys})
+    print(colour.painted(shown.ending), end="")
+    own = results / tier / f"{exhibit.name}.html"
+    if page := next((path for path in (own, results / "index.html") if path in written), None):
+        print(f"page: {colour.link(page)}")
+    if told := more_pretrainings(exhibit, tier, shown.claims, collected.rows):
+        print(f"next: {told}")
+    return shown.code
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What was printed, and how it ends."""
+
+    code: int
+    claims: Sequence[ClaimResult] = ()
+    ending: str = ""
+
+
+def more_pretrainings(
+    exhibit: Exhibit, tier: Tier, claims: Sequence[ClaimResult], found: RecordsByRow
+) -> str:
+    """The command for the next look at claims that are open; empty where there are none, and in
+    the quick tier, whose numbers mean nothing."""
+    undecided = [claim for claim in claims if claim.verdict == "undecided" and claim.rows]
+    if not undecided or tier == "quick":
+        return ""
+    each = {row: {record["subject"]["seed"] for record in of} for row, of in found.items()}
+    seeds = min(len(each[row]) for claim in undecided for row in claim.rows if row in each)
+    are = "1 claim is" if len(undecided) == 1 else f"{len(undecided)} claims are"
+    following = exhibit.looks.after(seeds, exhibit.looks.sizes[-1])
+    if following is None:
+        return f"{are} undecided at the last look, of {seeds} pretrainings; no more are made"
+    flags = "" if tier == "mini" else f" --tier {tier} --data ROOT"
+    flags += f" {'--max-seeds' if TIERS[tier].grows else '--seeds'} {following}"
+    return f"python -m tables reproduce {exhibit.name}{flags} ({are} undecided)"
 
 
 def undecided(
@@ -93,19 +131,27 @@ def rewrite_pages(results: Path) -> int:
     return cli.TROUBLE if left_out else cli.SAME
 
 
-def _table(table: Table, tier: Tier, results: Path, collected: Collected, strict: bool) -> int:
+def _table(
+    table: Table,
+    tier: Tier,
+    results: Path,
+    collected: Collected,
+    strict: bool,
+    columns: int | None,
+) -> Shown:
     if not collected.rows:
         print(
             f"no records of {table.name} in {results / tier / 'records'}; python -m tables"
             f" reproduce {table.name} makes them",
             file=sys.stderr,
         )
-        return cli.INCOMPLETE
+        return Shown(cli.INCOMPLETE)
     outcome = compare.outcome(table, tier, collected.rows)
     forms = show.forms(outcome, strict)
     for ending, content in forms.items():
         files.write_text(results / tier / f"{table.name}.{ending}", content)
-    print(colour.painted(forms["txt"]))
+    drawn = claims_files.save(table, tier, outcome.claims, results / tier)
+    print(colour.painted(show.table_text(outcome, columns)), end="")
     if told := reference.against(outcome, collected.rows, results / "reference"):
         print(told)
     if collected.stale:
@@ -113,12 +159,13 @@ def _table(table: Table, tier: Tier, results: Path, collected: Collected, strict
             f"left out: {collected.stale} records of other data, parameters or recipes in"
             f" {results / tier / 'records'}"
         )
-    written = f"written: {results / tier / table.name}.{{{','.join(forms)}}}"
+    written = f"written: {results / tier / table.name}.{{{','.join([*forms, *drawn])}}}"
     if table.numbers_csv and not TIERS[tier].dataset:
         numbers = _relative(table.numbers_csv)
         written += f"; plain diff: diff {numbers} {results / tier / table.name}.csv"
-    print(written)
-    return outcome.exit_code(strict)
+    print(f"{written}\n")
+    ending = show.ending(outcome, strict, columns)
+    return Shown(outcome.exit_code(strict), outcome.claims, f"{ending}\n")
 
 
 def _relative(path: Path, folder: Path | None = None) -> Path:
@@ -127,24 +174,35 @@ def _relative(path: Path, folder: Path | None = None) -> Path:
     return path.relative_to(folder) if path.is_relative_to(folder) else path
 
 
-def _figure(figure: Figure, tier: Tier, results: Path, collected: Collected, strict: bool) -> int:
+def _figure(
+    figure: Figure,
+    tier: Tier,
+    results: Path,
+    collected: Collected,
+    strict: bool,
+    columns: int | None,
+) -> Shown:
     if lacking := pictures.missing(figure, collected.rows):
         print(
             f"{figure.name} needs records of {', '.join(lacking)} in {results / tier / 'records'}; "
             f"python -m tables reproduce {figure.name} makes them",
             file=sys.stderr,
         )
-        return cli.INCOMPLETE
+        return Shown(cli.INCOMPLETE)
     pictures.save(figure, tier, collected.rows, results / tier)
-    print(f"{figure.name}: {figure.title}")
-    print(f"{figure.paper.citation}; {figure.source}\n{TIERS[tier].stamp}\n")
+    for line in (
+        f"{figure.name}: {figure.title}",
+        f"{figure.paper.citation}; {figure.source}",
+        TIERS[tier].stamp,
+    ):
+        print(show.wrapped(line, columns))
     claims = figure.claims(collected.rows)
     if headline := figure.headline(collected.rows):
-        print(headline + "\n")
-    if claims:
-        print(colour.painted(show.claims_text(claims, figure.claimed_by)) + "\n")
+        print("\n" + show.wrapped(headline, columns))
+    print(f"\nwritten: {results / tier / figure.name}.{{png,svg,csv}}\n")
     contradicted = any(claim.verdict in compare.CONTRADICTED for claim in claims)
     code = cli.DIFFERS if strict and contradicted else cli.SAME
-    print(f"claims: {show.counts(claims)} -> exit {code}\n")
-    print(f"written: {results / tier / figure.name}.{{png,svg,csv}}")
-    return code
+    ending = f"claims: {show.counts(claims)} -> exit {code}\n\n"
+    if claims:
+        ending = f"{show.claims_text(claims, figure.claimed_by, columns)}\n\n{ending}"
+    return Shown(code, claims, ending)

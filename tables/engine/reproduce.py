@@ -85,6 +85,8 @@ class Reproduce:
     table"""
     strict: bool = False
     """exit 1 also for contradicted claims and for cells above the paper"""
+    wide: bool = False
+    """do not split what needs more than 100 columns"""
     jobs: int | None = None
     """processes side by side; default one per core, one on a GPU"""
     gpus: str | None = None
@@ -134,7 +136,7 @@ def reproduce(config: Reproduce, exhibit: Exhibit) -> int:
     while True:
         context = _context(config)
         publication = Publication(exhibit, context, config.strict, _keys(jobs))
-        executor = _executor(config, context, publication, own_gpus)
+        executor = _executor(config, context, publication, own_gpus, _look(exhibit, at))
         if running := [job for job in jobs if job.to_run]:
             ran += len(running)
             with _locked(config):
@@ -152,6 +154,7 @@ def reproduce(config: Reproduce, exhibit: Exhibit) -> int:
         config.results,
         strict=config.strict,
         requested_keys=_keys(jobs),
+        wide=config.wide,
     )
     for line in _impossible(jobs):
         print(f"not possible: {line}", file=sys.stderr)
@@ -246,6 +249,8 @@ class Pretrainings:
     of_all: int
     of_rows: Mapping[str, int] = field(default_factory=dict)
     """row -> more than that"""
+    undecided: int = 0
+    """claims that they are made for"""
 
 
 def _seeds(config: Reproduce, exhibit: Exhibit) -> int:
@@ -281,11 +286,20 @@ def _next_look(
     rows = [name for name in trained if any(name in claim.rows for claim in undecided)]
     if not rows:
         return None
-    print(
-        f"undecided after {size} pretrainings: {len(undecided)} of the claims; {following}"
-        f" pretrainings of {', '.join(rows)}"
-    )
-    return Pretrainings(at.of_all, {**at.of_rows, **dict.fromkeys(rows, following)})
+    print(f"undecided after {size} pretrainings: {len(undecided)} of the claims")
+    print("\n".join(f"  {claim.text}" for claim in undecided))
+    print(f"so {following} pretrainings of {', '.join(rows)}")
+    return Pretrainings(at.of_all, {**at.of_rows, **dict.fromkeys(rows, following)}, len(undecided))
+
+
+def _look(exhibit: Exhibit, at: Pretrainings) -> str:
+    """Which look these pretrainings are for, and how many claims are open, for the progress bar;
+    empty where they are none."""
+    size, sizes = max([at.of_all, *at.of_rows.values()]), exhibit.looks.sizes
+    if size not in sizes:
+        return ""
+    told = f"look {sizes.index(size) + 1} of {len(sizes)}, "
+    return told + (f"{at.undecided} claims open, " if at.undecided else "")
 
 
 def _looks_told(config: Reproduce, exhibit: Exhibit) -> str:
@@ -476,12 +490,13 @@ def _executor(
     context: RunContext,
     publication: Publication | Report,
     own_gpus: tuple[gpus.Gpu, ...],
+    look: str = "",
 ) -> Executor:
     if config.cluster.slurm:
         return SlurmCluster(config.cluster, context, publication)
     if own_gpus:
-        return OnePerGpu(replace(context, device="cuda"), own_gpus, config.workers)
-    return LocalProcesses(context, config.jobs)
+        return OnePerGpu(replace(context, device="cuda"), own_gpus, config.workers, look=look)
+    return LocalProcesses(context, config.jobs, look=look)
 
 
 @contextmanager

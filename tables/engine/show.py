@@ -4,6 +4,7 @@ records alone."""
 import csv
 import io
 import re
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 
@@ -35,6 +36,8 @@ LEGEND = (
     " within the margin, without an interval   ~ undecided   ▼ short   ▲ above   ✗ invalid   ?"
     " controls not run   · not run   – cited by the paper   — a row without this number"
 )
+COLUMNS = 100
+"""of a terminal, where not all is asked for"""
 INTERVALS = "paired difference [interval that allows for all looks]"
 PRIMARY = " (primary)"
 
@@ -94,7 +97,7 @@ def groups(outcome: Outcome) -> list[tuple[str, list[Column]]]:
     ]
 
 
-def _rows(outcome: Outcome, columns: list[Column]) -> list[list[str]]:
+def _rows(outcome: Outcome, columns: Sequence[Column]) -> list[list[str]]:
     return [
         [
             row.title,
@@ -136,16 +139,22 @@ def _below(outcome: Outcome) -> list[str]:
     ]
 
 
-def claims_text(claims: Sequence[ClaimResult], claimed_by: str) -> str:
-    """Verdict, claim and what the verdict rests on, for the terminal."""
+def claims_text(claims: Sequence[ClaimResult], claimed_by: str, columns: int | None = None) -> str:
+    """Verdict, claim and what the verdict rests on, for the terminal; no wider than ``columns``."""
+    headers, widths = [f"claim of {claimed_by}", "", INTERVALS], [None, 44, 62]
+    if columns is not None:
+        rest = columns - len("negligible") - 2 - 2  # two between columns
+        widths = [None, rest * 2 // 5, rest - rest * 2 // 5]
+        told = zip(widths[1:], (headers[0], INTERVALS), strict=True)
+        headers = ["verdict", *(textwrap.fill(words, width or columns) for width, words in told)]
     return tabulate(
         [
             (claim.verdict, f"{claim.text}{PRIMARY if claim.primary else ''}", claim.detail)
             for claim in claims
         ],
-        headers=[f"claim of {claimed_by}", "", INTERVALS],
+        headers=headers,
         tablefmt="simple",
-        maxcolwidths=[None, 44, 62],
+        maxcolwidths=widths,
     )
 
 
@@ -202,7 +211,13 @@ def ceilings(outcome: Outcome) -> str:
 
 
 def text(outcome: Outcome, strict: bool = False) -> str:
-    """Returns the table for the terminal: ours | paper in every cell, then claims and summary."""
+    """Returns the table for a file: ours | paper in every cell, then claims and summary."""
+    return f"{table_text(outcome)}{ending(outcome, strict)}"
+
+
+def table_text(outcome: Outcome, columns: int | None = None) -> str:
+    """What stands before the claims. No wider than ``columns``: headings have a line of their own,
+    parts that are wider are cut into several, and long lines are wrapped."""
     table = outcome.table
     lines = [
         f"{table.name}: {table.title}",
@@ -211,26 +226,63 @@ def text(outcome: Outcome, strict: bool = False) -> str:
         f"ours | paper; {what_spread_means(outcome)}",
         f"controls (Random, Supervised): {outcome.controls}",
         *outcome.remarks,
-        "",
     ]
-    for heading, columns in groups(outcome):
-        lines += [
-            tabulate(
-                _rows(outcome, columns),
-                headers=[heading, *(c.heading for c in columns)],
-                tablefmt="simple",
-                disable_numparse=True,
-            ),
-            "",
-        ]
-    lines += [line for told in _below(outcome) for line in (told, "")]
-    lines += [
-        claims_text(outcome.claims, table.claimed_by),
+    parts = [wrapped(line, columns) for line in lines] + [""]
+    for heading, of_group in groups(outcome):
+        for chosen in _fitting(outcome, of_group, columns):
+            grid = _grid(outcome, heading if columns is None else "", chosen)
+            parts += [*([heading] if columns else []), grid, ""]
+    parts += [line for told in _below(outcome) for line in (wrapped(told, columns), "")]
+    return _without_trailing_spaces("\n".join(parts)) + "\n"
+
+
+def ending(outcome: Outcome, strict: bool = False, columns: int | None = None) -> str:
+    """The claims, and the summary."""
+    multiple = multiplicity(outcome.claims)
+    parts = [
+        claims_text(outcome.claims, outcome.table.claimed_by, columns),
         "",
-        *([told, ""] if (told := multiplicity(outcome.claims)) else []),
-        summary(outcome, strict),
+        *([wrapped(multiple, columns), ""] if multiple else []),
+        wrapped(summary(outcome, strict), columns),
     ]
-    return "\n".join(line.rstrip() for line in "\n".join(lines).split("\n")) + "\n"
+    return _without_trailing_spaces("\n".join(parts)) + "\n"
+
+
+def wrapped(line: str, columns: int | None) -> str:
+    """A line of prose on several; words are never broken."""
+    if columns is None:
+        return line
+    return textwrap.fill(
+        line, columns, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _grid(outcome: Outcome, heading: str, columns: Sequence[Column]) -> str:
+    return tabulate(
+        _rows(outcome, columns),
+        headers=[heading, *(c.heading for c in columns)],
+        tablefmt="simple",
+        disable_numparse=True,
+    )
+
+
+def _fitting(
+    outcome: Outcome, of_group: Sequence[Column], columns: int | None
+) -> list[Sequence[Column]]:
+    """A part's columns in as few pieces as are no wider than ``columns``, of about equal length; a
+    single column is not split."""
+    for pieces in range(1, len(of_group)):
+        size = -(-len(of_group) // pieces)
+        split = [of_group[i : i + size] for i in range(0, len(of_group), size)]
+        if columns is None or all(
+            max(map(len, _grid(outcome, "", piece).splitlines())) <= columns for piece in split
+        ):
+            return split
+    return [[column] for column in of_group]
+
+
+def _without_trailing_spaces(text: str) -> str:
+    return "\n".join(line.rstrip() for line in text.split("\n"))
 
 
 def grid_csv(outcome: Outcome) -> str:
