@@ -90,7 +90,7 @@ def _remove(results, row):
 
 
 def _diff(command, results, *flags):
-    return command(tables_main.main, "diff", "table1", "--results", results, *flags)
+    return command(tables_main.main, "diff", "table1", "--results", results, "--wide", *flags)
 
 
 def test_equal_numbers_are_reproduced_and_plain_diff_agrees(command, tmp_path):

@@ -37,7 +37,7 @@ def png(
             _write(pen, shape, colours[shape.role])
     file = io.BytesIO()
     few = image.quantize(palette=_shades(colours), dither=Image.Dither.NONE)
-    few.save(file, format="png", optimize=True)
+    few.save(file, format="png")
     return file.getvalue()
 
 

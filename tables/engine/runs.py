@@ -126,9 +126,10 @@ def recorded(found: RecordsByRow, what: str) -> str:
 
 
 def metrics(found: RecordsByRow) -> dict[TaskKey, tuple[str, str]]:
-    """Evaluation and data set -> name and unit of the metric, of those that have records."""
+    """Evaluation and data set -> name and unit of the metric, of those that have records; empty
+    where a record does not say."""
     return {
-        task_of(record): (record["metric"]["name"], record["metric"]["unit"])
+        task_of(record): (record["metric"].get("name", ""), record["metric"].get("unit", ""))
         for of in found.values()
         for record in of
     }
