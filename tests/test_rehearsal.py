@@ -313,6 +313,8 @@ def test_a_rehearsal_runs_every_kind_of_row_and_reaches_no_table(
     assert "lowshot places205: a class has" in out
     line = next(line for line in out.splitlines() if line.startswith("  PCL  "))
     assert "GiB computed" in line
+    random = next(line for line in out.splitlines() if line.startswith("  Random  "))
+    assert random.endswith(" min"), "scored at the rate of another row's equal network"
     folder = tmp_path / "results" / "rehearsal" / "paper"
     have = records.read_all(folder / "records")
     assert len(have) == 6

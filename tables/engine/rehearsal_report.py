@@ -90,12 +90,22 @@ class Report:
         trained = None
         if recipe and found:
             trained = _training_hours(recipe, self.prepared.training[recipe.dataset], found)
+        rates = found or self._rates_of_its_network(full)
         scored = [
-            self._scoring_hours(full, task, few_task, found, have)
+            self._scoring_hours(full, task, few_task, rates, have)
             for task, few_task in zip(full.tasks, few.tasks, strict=True)
             if few_task.state != "impossible"
         ]
         return _Row(few, recipe, found, trained, scored)
+
+    def _rates_of_its_network(self, job: Job) -> Throughput | None:
+        """For an encoder that is not trained, and so not measured: the rates of another row with
+        the same network."""
+        if job.given or job.recipe is None or job.recipe.train.epochs:
+            return None
+        same = [of for of in self.jobs if of.recipe and of.recipe.arch == job.recipe.arch]
+        measured = [throughput.read(work.throughput_file(of, self.context)) for of in same]
+        return next(filter(None, measured), None)
 
     def _scoring_hours(
         self,
