@@ -261,6 +261,18 @@ def test_what_will_stop_the_full_run_is_told_of_its_lists_and_recipes(tmp_path):
     assert told == ["SPCL: some has 1000 images, less than one batch of 1024"]
 
 
+def test_more_clusters_than_images_stop_an_evaluation(tmp_path):
+    images = _images(map(str, range(30)), [i % 2 for i in range(30)], "ab", tmp_path)
+    for table, task in (("table7", ("ami", "imagenet")), ("figure6", ("gallery", "imagenet"))):
+        row = catalogue.load(table).row("pcl")
+        where = tmp_path / "encoder.safetensors"
+        tasks = (EvalTask(*task, "to run"),)
+        job = Job(row, 1, row.paper, where, False, "retrained", "", "to run", "", tasks)
+        (told,) = plans._stops([], [job], {}, {task: (images,)}, tmp_path, CPU)
+        assert told.startswith(f"{task[0]} imagenet: ")
+        assert told.endswith("000 clusters of 30 images")
+
+
 def test_rates_are_measured_on_files_and_written(tmp_path):
     (tmp_path / "data").mkdir()
     for i in range(40):

@@ -287,14 +287,26 @@ def _stops(
     for (name, dataset), of_task in lists.items():
         if name == "lowshot" and (fewest := _fewest(of_task[0])) < 16:
             yield f"lowshot {dataset}: a class has {fewest} training images, fewer than 16 shots"
+        if name not in ("semisup", "ami", "gallery"):
+            continue
+        task = next(
+            one
+            for job in jobs
+            for one in job.tasks
+            if (one.evaluation, one.dataset) == (name, dataset)
+        )
+        config = plan.eval_config(jobs[0], task, data=data)
         if name == "semisup":
-            task = next(task for job in jobs for task in job.tasks if task.dataset == dataset)
-            config = plan.eval_config(jobs[0], task, data=data)
             if listing := config.listing:
                 try:
                     subsets.listed(of_task[0], listing, config.percent)
                 except UserError as mistake:
                     yield f"semisup {dataset}: {mistake.what} ({listing})"
+            continue
+        params = config.params()
+        most = max(*params.get("num_clusters", ()), params.get("fine", 0), 0)
+        if most > len(of_task[0]):
+            yield f"{name} {dataset}: {most} clusters of {len(of_task[0])} images"
 
 
 def _less(
