@@ -11,6 +11,7 @@ Examples:
     python -m tables compare a.pth b.pth  # two scored checkpoints, image by image
     python -m tables leaderboard          # all scored checkpoints: results/leaderboard/index.html
     python -m tables page  # results/index.html and one page per table, from what is there
+    python -m tables gallery  # the README's pictures, and the HTML that shows them
     python -m tables list
 """
 
@@ -76,13 +77,24 @@ class Leaderboard:
     """folder to write"""
 
 
+@dataclass(frozen=True)
+class Gallery:
+    """Draw the pictures that the README shows, where they are not up to date, and print the HTML
+    that shows them, with alternative texts from the records."""
+
+    names: tyro.conf.Positional[tuple[str, ...]] = ("table1", "mechanism", "figure5")
+    """tables, shown by the forest plot of their claims, and figures"""
+    tier: Tier = "mini"
+    results: Path = Path("results/reference")
+
+
 def main() -> int:
     """The command line."""
     command, args = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
     if command in ("-h", "--help"):
         print(__doc__)
         return cli.SAME
-    commands = ("reproduce", "score", "diff", "compare", "page", "leaderboard", "list")
+    commands = ("reproduce", "score", "diff", "compare", "page", "leaderboard", "gallery", "list")
     match choose("command", command, commands):
         case "list":
             for exhibit in [*catalogue.tables().values(), *catalogue.figures().values()]:
@@ -111,6 +123,12 @@ def main() -> int:
 
             board = cli.parse(Leaderboard, __doc__ or "", args)
             return leaderboard.main(board.folders, board.out)
+        case "gallery":
+            from tables.engine import gallery
+
+            wanted = cli.parse(Gallery, __doc__ or "", args)
+            exhibits = [catalogue.load(name, wanted.tier) for name in wanted.names]
+            print(gallery.refresh(exhibits, wanted.tier, wanted.results))
         case "page":
             from tables.engine import publish
 

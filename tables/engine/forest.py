@@ -438,7 +438,7 @@ def svg(exhibit: Exhibit, tier: Tier, claims: Sequence[ClaimResult]) -> str:
     if not claims:
         return ""
     picture = lay_out(exhibit, tier, claims)
-    name = escape(f"Claims of {exhibit.claimed_by}: {alternative(exhibit, claims)}")
+    name = escape(alternative(exhibit, claims))
     parts = [
         (
             f'<svg class="forest" viewBox="0 0 {WIDTH:g} {picture.height:g}" role="group"'
@@ -472,9 +472,12 @@ def alternative(exhibit: Exhibit, claims: Sequence[ClaimResult]) -> str:
     counts = ", ".join(
         f"{count} {_verb(verdict, count)}" for verdict in SYMBOLS if (count := found[verdict])
     )
-    said = f"{exhibit.name}, {len(claims)} claim{'s' if len(claims) > 1 else ''}: {counts}."
+    many = f"{len(claims)} claim{'s' if len(claims) > 1 else ''}"
+    said = f"Of {many} of {exhibit.name} ({exhibit.title}): {counts}."
     return said + "".join(
-        f" {claim.text}: {claim.verdict}, {claim.detail}." for claim in claims if claim.primary
+        f" {claim.text} (primary): {claim.verdict}, {claim.detail}."
+        for claim in claims
+        if claim.primary
     )
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
+from protobench.runtime import files
 from tables.engine import forest
 from tables.engine.forest import Area, Dot, Line, Words
 from tables.engine.schema import ClaimResult, Exhibit, Tier
@@ -20,7 +22,7 @@ SCALE, MARGIN = 2, 12
 def png(
     exhibit: Exhibit, tier: Tier, claims: Sequence[ClaimResult], *, dark: bool = False
 ) -> bytes:
-    """The picture as a file, the same bytes for the same claims."""
+    """The picture as a file, with ``mark`` in it; the same bytes for the same claims."""
     picture = forest.lay_out(exhibit, tier, claims, headed=True)
     colours = {role: of[dark] for role, of in forest.PALETTE.items()}
     size = (int(SCALE * (forest.WIDTH + 2 * MARGIN)), int(SCALE * (picture.height + 2 * MARGIN)))
@@ -37,8 +39,16 @@ def png(
             _write(pen, shape, colours[shape.role])
     file = io.BytesIO()
     few = image.quantize(palette=_shades(colours), dither=Image.Dither.NONE)
-    few.save(file, format="png")
+    about = PngInfo()
+    about.add_text("Description", mark(exhibit, tier, claims))
+    few.save(file, format="png", pnginfo=about)
     return file.getvalue()
+
+
+def mark(exhibit: Exhibit, tier: Tier, claims: Sequence[ClaimResult]) -> str:
+    """What a picture of these claims shows, and in which colours."""
+    picture = forest.lay_out(exhibit, tier, claims, headed=True)
+    return files.sha256([repr(picture.shapes), repr(forest.PALETTE)])
 
 
 def _shades(colours: dict[str, str]) -> Image.Image:

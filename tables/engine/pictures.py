@@ -88,11 +88,16 @@ def save(figure: Figure, tier: Tier, found: RecordsByRow, folder: Path) -> None:
 
 def is_of(path: Path, found: RecordsByRow) -> bool:
     """Whether a PNG was drawn from exactly these records."""
+    return mark_in(path) == mark(found)
+
+
+def mark_in(path: Path) -> str | None:
+    """What a PNG says that it was drawn from; None where there is none, or no PNG."""
     try:
         with Image.open(path) as image:
-            return image.info.get("Description") == mark(found)
+            return image.info.get("Description")
     except (OSError, SyntaxError, ValueError):
-        return False
+        return None
 
 
 def missing(figure: Figure, found: RecordsByRow) -> list[str]:
