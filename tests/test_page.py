@@ -346,7 +346,7 @@ def test_tiers_stand_apart(tmp_path):
     assert "mini/" not in paper
     assert "paper/" not in mini
     assert "cells: " in paper
-    assert '<a href="#paper">paper</a>, <a href="#mini">mini</a>' in text
+    assert '<a href="#paper">PAPER</a> (0 of 1 claims tested hold), <a href="#mini">MINI' in text
 
 
 @pytest.mark.parametrize("half", [float("nan"), float("inf")])

@@ -75,6 +75,8 @@ class Overview:
     @property
     def found(self) -> str:
         """What became of the claims, in a sentence."""
+        if not self.claims:
+            return "no claims"
         numbers = {verdict: len(of) for verdict, of in self.claims}
         tested = sum(numbers.values()) - numbers.get("not-run", 0)
         holds = numbers.get("holds", 0)
