@@ -252,6 +252,43 @@ def test_bad_records_are_listed_with_the_reason_and_the_rest_goes_on(tmp_path, r
         assert reason[:40] in page.text
 
 
+def places(value, path=()):
+    """Every place in a record."""
+    inside = value.items() if isinstance(value, dict) else ()
+    inside = enumerate(value) if isinstance(value, list) else inside
+    for name, part in inside:
+        yield (*path, name)
+        yield from places(part, (*path, name))
+
+
+def test_whatever_a_record_holds_it_is_shown_or_left_out(tmp_path, run):
+    """Each field of a good record becomes nothing, a number, a text, a list and a dictionary."""
+    folder = tmp_path / "in"
+    good = write(
+        folder,
+        "good",
+        warnings=["odd"],
+        data_more={"departures": ["fewer images"], "unreadable": {"count": 1, "sha256": ""}},
+    )
+    edit(good, lambda of: of["checkpoint"].update(input_fit={"images": 1, "doubt": "much"}))
+    record = json.loads(good.read_text())
+    del record["record_id"]
+    for i, path in enumerate(places(record)):
+        for j, odd in enumerate((None, -7, "text", ["text"], {"text": "text"})):
+            changed = json.loads(json.dumps(record))
+            inner = changed
+            for name in path[:-1]:
+                inner = inner[name]
+            inner[path[-1]] = odd
+            text = json.dumps({"record_id": files.sha256(changed), **changed})
+            (folder / f"odd-{i}-{j}.json").write_text(text)
+    code, err, out = run(folder)
+    assert code == 3, err[-500:]
+    assert "Traceback" not in err
+    assert err.count("left out:") > 100
+    assert len(list((out / "records").iterdir())) > 100, "what does not matter is not asked for"
+
+
 def test_names_of_strangers_are_escaped(tmp_path, run):
     folder = tmp_path / "in"
     path = write(folder, "a", warnings=[HOSTILE])
@@ -347,6 +384,18 @@ def test_a_pretraining_of_this_suite_shows_its_curves(tmp_path, run):
     assert "Loss, nats: 6 at epoch 1, 4 at 3" in page.read_text()
     assert "AMI of clusters and classes: K = 50: 0 at epoch 0, 0.3 at 3" in page.read_text()
     assert len(cells(out)) == 1, "a history is no score"
+
+
+def test_the_papers_rows_stand_beside_real_data_alone(tmp_path, run):
+    draws = [{"draw": d, "k": 1, "value": 40.0 + d, "rank_z": 9.0} for d in range(5)]
+    write(tmp_path / "in", "real", "lowshot", runs=draws, data="voc07")
+    write(tmp_path / "in", "bundled", "lowshot", runs=draws, data="voc07", world=1)
+    code, _, out = run(tmp_path / "in")
+    assert code == 0
+    texts = [Page(page).text for page in (out / "checkpoints").iterdir()]
+    bundled, real = sorted(texts, key=lambda text: "real.pth" in text)
+    assert "46.9" in real, "PCL at k = 1, as printed"
+    assert "The papers' rows" not in bundled
 
 
 def test_curves_of_one_point_and_of_equal_ones_are_drawn():

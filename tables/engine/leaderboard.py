@@ -21,7 +21,9 @@ from protobench.checkpoints.released import Released
 from protobench.records import Record
 from protobench.runtime import cli, files
 from protobench.runtime.errors import UserError
-from tables.engine import curves, standings, submissions
+from tables.engine import curves, report_card, standings, submissions
+from tables.engine.report_card import Section
+from tables.engine.schema import TaskKey
 from tables.engine.standings import Board, Cell, Checkpoint, Column
 from tables.engine.submissions import Submissions
 
@@ -110,8 +112,9 @@ def build(found: Submissions, out: Path) -> Written:
     _write(out / "index.html", index + "\n")
     _write(out / "leaderboard.csv", table(boards))
     page = environment.get_template("checkpoint.html.jinja")
+    papers = _papers(boards)
     for checkpoint in checkpoints:
-        shown = page.render(title=checkpoint.name, **_card(checkpoint, boards), tests=TESTS)
+        shown = page.render(title=checkpoint.name, **_card(checkpoint, boards, papers), tests=TESTS)
         _write(out / "checkpoints" / f"{checkpoint.id}.html", shown + "\n")
     _sweep(out / "checkpoints", PAGE, {f"{of.id}.html" for of in checkpoints})
     copies = found.scores | found.histories
@@ -246,7 +249,20 @@ def _plain(value: Any) -> str:
 # A checkpoint's page ------------------------------------------------------------------------------
 
 
-def _card(checkpoint: Checkpoint, boards: Iterable[Board]) -> dict[str, Any]:
+def _papers(boards: Iterable[Board]) -> dict[TaskKey, Section]:
+    """Return the papers' rows of the evaluations and data sets that were scored on real data."""
+    scored: dict[TaskKey, Record] = {}
+    for board in boards:
+        if board.domain.kind == "real":
+            for cell in board.cells.values():
+                scored.setdefault((cell.column.evaluation, cell.column.dataset), cell.record)
+    sections = report_card.card({"": list(scored.values())}).sections if scored else ()
+    return {(of.evaluation, of.dataset): of for of in sections if of.papers}
+
+
+def _card(
+    checkpoint: Checkpoint, boards: Iterable[Board], papers: Mapping[TaskKey, Section]
+) -> dict[str, Any]:
     """What the page of a checkpoint shows."""
     shown = {cell.record["record_id"] for cell in checkpoint.cells}
     by_domain = [
@@ -262,6 +278,16 @@ def _card(checkpoint: Checkpoint, boards: Iterable[Board]) -> dict[str, Any]:
         "domains": [
             (domain, [(cell, _settings(cell.column), _file(cell.record)) for cell in cells])
             for domain, cells in by_domain
+        ],
+        "papers": [
+            papers[task]
+            for task in dict.fromkeys(
+                (cell.column.evaluation, cell.column.dataset)
+                for domain, cells in by_domain
+                if domain.kind == "real"
+                for cell in cells
+            )
+            if task in papers
         ],
         "curves": curves.of_pretraining(checkpoint.histories),
         "warnings": list(

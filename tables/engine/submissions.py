@@ -21,8 +21,42 @@ from protobench.records import Record
 from protobench.runtime.errors import UserError, printable
 from tables.engine import plan
 from tables.engine.schema import TIERS
+from tables.engine.standings import LABELS
 
 SHA256 = re.compile("[0-9a-f]{64}")
+WORDS: dict[type, str] = {
+    str: "text",
+    dict: "dictionary",
+    list: "list",
+    bool: "truth value",
+}
+SHAPE: dict[str, type] = {
+    "unit.data_name": str,
+    "unit.params": dict,
+    "subject.row": str,
+    "subject.source": str,
+    "checkpoint.file": str,
+    "checkpoint.arch": str,
+    "checkpoint.origin": str,
+    "checkpoint.input": dict,
+    "metric.name": str,
+    "metric.unit": str,
+    "metric.higher_is_better": bool,
+    "data.embedded": bool,
+    "runs": list,
+    "environment": dict,
+    "code": dict,
+    "cost": dict,
+    "finished": str,
+}
+"""What the pages show of every record."""
+SHAPE_WHERE_PRESENT: dict[str, type] = {
+    "data.departures": list,
+    "data.unreadable": dict,
+    "checkpoint.dropped": list,
+    "checkpoint.input_fit": dict,
+    "warnings": list,
+}
 LEFT_OUT_TIERS = ("quick",)
 """Their encoders were trained for one epoch, to test the plumbing."""
 
@@ -101,9 +135,12 @@ def _verified(path: Path) -> Record:
         raise UserError(f"cannot be read: {failure.strerror or failure}") from failure
     except RecursionError as failure:
         raise UserError("not a result record") from failure
-    except (LookupError, TypeError, ValueError, AttributeError) as failure:
-        told = str(failure) if isinstance(failure, ValueError) else repr(failure)
-        raise UserError(f"not a record of this version: {told[:200]}") from failure
+    except LookupError as failure:
+        raise UserError(f"not a record of this version: it lacks {failure}") from failure
+    except ValueError as failure:
+        raise UserError(f"not a record of this version: {failure}") from failure
+    except (TypeError, AttributeError) as failure:
+        raise UserError("not a record of this version: a part is of another kind") from failure
     return record
 
 
@@ -116,35 +153,31 @@ def _check(record: Record) -> None:
     if version != known:
         raise UserError(f"of version {version} of {name}; this one is version {known}")
     for digest in (unit["encoder"], checkpoint["sha256"], *unit["data"]):
-        _require(bool(SHA256.fullmatch(digest)), "a key or a hash is none")
-    for text in (
-        unit["data_name"],
-        record["subject"]["row"],
-        record["subject"]["source"],
-        checkpoint["file"],
-        checkpoint["arch"],
-        checkpoint["origin"],
-        record["metric"]["name"],
-        record["metric"]["unit"],
-        record["finished"],
-    ):
-        _require(isinstance(text, str), "a name is no text")
-    for told in (unit["params"], record["environment"], record["code"], record["cost"]):
-        _require(isinstance(told, dict), "a part is none")
-    seed, world = record["subject"]["seed"], record["data"].get("world")
-    _require(all(n is None or isinstance(n, int) for n in (seed, world)), "a seed is no number")
-    _require(
-        isinstance(record["data"]["embedded"], bool), "data.embedded is neither true nor false"
-    )
-    _require(isinstance(record["metric"]["higher_is_better"], bool), "no direction of the metric")
-    _require(bool(record["runs"]), "there are no runs")
+        fits = isinstance(digest, str) and SHA256.fullmatch(digest)
+        _require(bool(fits), f"{str(digest)[:40]!r} is no SHA-256")
+    for place, kind in SHAPE.items():
+        what, _, field = place.partition(".")
+        part = record[what][field] if field else record[what]
+        _require(type(part) is kind, f"{place} is no {WORDS[kind]}")
+    for place, kind in SHAPE_WHERE_PRESENT.items():
+        what, _, field = place.partition(".")
+        part = record[what].get(field, kind()) if field else record.get(what, kind())
+        _require(type(part) is kind, f"{place} is no {WORDS[kind]}")
+    for number in (record["subject"]["seed"], record["data"].get("world")):
+        _require(number is None or type(number) is int, "a seed or a world is no whole number")
+    _number(checkpoint["input"]["crop"])
+    _number(record["data"].get("unreadable", {}).get("count", 0))
     if name == "course":
         _check_course(record)
     elif name not in history.KINDS:
+        _require(bool(record["runs"]), "there are no runs")
         images = record["metric"]["test_images"]
         for run in record["runs"]:
             _number(run["draw"])
             _number(run["value"])
+            for label in LABELS:
+                if run.get(label) is not None:
+                    _number(run[label])
             outcomes.of_run(run, images)
 
 
