@@ -13,9 +13,10 @@ from vit_origins import HEAD, MASK, ORIGINS, fixed, network
 
 from evaluate import ami, detection, fullsvm, knn, linear, lowshot, semisup, tsne
 from protobench import __main__ as program
-from protobench import records
+from protobench import features, records
 from protobench.checkpoints import encoders, vit
 from protobench.checkpoints.layouts import LoadOptions
+from protobench.data import voc
 from protobench.runtime.errors import UserError
 from tables import __main__ as tables
 
@@ -320,6 +321,26 @@ def test_what_would_give_other_features_is_refused(command, tmp_path, complaint)
     assert "Traceback" not in err + out
 
 
+ODD = (
+    torch.zeros(()),
+    torch.zeros(1, 0, 192),
+    torch.zeros(192, 3, 0, 0),
+    torch.zeros(0, 3, 16, 16),
+    torch.zeros(1, 197, 192, dtype=torch.long),
+    torch.zeros(1, 197, 192).to_sparse(),
+    torch.zeros(1, 1, 1).expand(1, 1_000_000, 192),
+)
+
+
+@pytest.mark.parametrize("odd", ODD, ids=lambda t: f"{tuple(t.shape)}-{t.dtype}-{t.layout}")
+def test_odd_tensors_are_a_user_error(tmp_path, odd):
+    state = network(ORIGINS["timm"], 0).state_dict() | HEAD
+    for name in ("pos_embed", "patch_embed.proj.weight"):
+        path = save(tmp_path / "x.pth", state | {name: odd})
+        with pytest.raises(UserError):
+            encoders.load(path, LoadOptions(normalisation="imagenet"))
+
+
 def test_what_the_user_asks_for_must_be_possible(command, dino, encoder_file, tmp_path):
     truncated = tmp_path / "truncated.pth"
     truncated.write_bytes(dino.read_bytes()[:-5000])
@@ -460,3 +481,27 @@ def test_the_embedding_needs_a_head(command, dino, world, tmp_path):
     code, _, err = command(knn.EVALUATION.main, *words)
     assert code == 2
     assert "--feature pooled" in err
+
+
+# Precision and devices ----------------------------------------------------------------------------
+
+
+def extracted(dino, world, folder, device="cpu", **reading):
+    encoder = encoders.load(dino, LoadOptions(crop=32, resize=32, **reading))
+    test = voc.read(world, "test")
+    return features.extract(encoder, test, device=device, cache=folder), encoder.report
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["class", "last4"])
+def test_gpu_features_agree_with_the_cpu(dino, world, tmp_path, kind):
+    cpu, _ = extracted(dino, world, tmp_path, vit_feature=kind)
+    gpu, _ = extracted(dino, world, tmp_path, "cuda", vit_feature=kind)
+    np.testing.assert_allclose(gpu, cpu, rtol=1e-3, atol=1e-3)
+
+
+def test_bf16_is_measured_against_fp32(dino, world, tmp_path):
+    fast, report = extracted(dino, world, tmp_path, precision="bf16")
+    exact, _ = extracted(dino, world, tmp_path)
+    assert 0.99 < report.bf16.min_cosine < 1
+    assert 0 < np.abs(fast - exact).max() < 0.2

@@ -37,9 +37,11 @@ class LoadOptions:
     """imagenet, 0-1 (none), cifar10, cifar100, or three means and three standard deviations,
     separated by commas"""
     resize: int | None = None
-    """pixels of the shorter side; default 256, or 32 for a CIFAR stem"""
+    """pixels of the shorter side; default 256, or 32 for a CIFAR stem; for a vision transformer 8/7
+    of the crop"""
     crop: int | None = None
-    """pixels of the centre crop; default 224, or 32 for a CIFAR stem"""
+    """pixels of the centre crop; default 224, or 32 for a CIFAR stem; for a vision transformer of
+    timm what its positions are for"""
     vit_feature: Feature | None = None
     """a vision transformer's feature, after its last norm: its class token (the default), the mean
     of its patches, both, or the class tokens of its last four blocks"""

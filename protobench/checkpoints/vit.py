@@ -139,7 +139,7 @@ def arch_of(state: State, origin: Transformer, feature: Feature) -> ViTArch:
             f"no vision transformer that can be built here: {', '.join(missing)} missing"
         )
     patches, positions = (tuple(state[name].shape) for name in needed[:2])
-    if len(patches) != 4 or patches[1] != 3 or patches[2] != patches[3]:
+    if len(patches) != 4 or patches[1] != 3 or patches[2] != patches[3] or not patches[2]:
         raise UserError(f"the patch embedding is {patches}, not one of square patches in RGB")
     width, patch = patches[0], patches[2]
     depth = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
