@@ -509,8 +509,10 @@ def test_the_column_that_tells_most_apart_sorts(tmp_path):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """Two worlds, kNN and low-shot SVMs, four checkpoints each."""
+    """Two worlds, kNN and low-shot SVMs, four checkpoints each; and one on real data."""
     folder = tmp_path_factory.mktemp("built")
+    real = [{"draw": d, "k": 1, "value": 40.0 + d} for d in range(5)]
+    write(folder / "in", "real", "lowshot", runs=real, data="voc07")
     for world in (1, 2):
         for i, rate in enumerate((0.9, 0.6, 0.5, 0.2)):
             write(folder / "in", f"net{i}", rate=rate, world=world)
@@ -554,7 +556,8 @@ def test_it_is_sorted_and_filtered_by_click_and_by_key(browser, built, width):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing(browser, built, scheme):
     axe = pytest.importorskip("axe_core_python.sync_playwright", reason="pip install '.[browser]'")
-    for path in (built / "index.html", next((built / "checkpoints").iterdir())):
+    cards = [path for path in (built / "checkpoints").iterdir() if "papers" in path.read_text()]
+    for path in (built / "index.html", next((built / "checkpoints").iterdir()), *cards):
         tab = browser.new_page(color_scheme=scheme)
         tab.goto(path.as_uri())
         tab.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
