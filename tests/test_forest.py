@@ -167,9 +167,10 @@ def test_further_leads_are_ticks_and_those_beyond_the_axis_are_counted():
         [claim()],
         [claim(text=LONG, primary=True, interval=(-math.inf, math.inf))],
         [claim(text=f"{LONG} {i}", lead=-1234.5 + i, decimals=1) for i in range(20)],
+        [claim(text="A > B", by=3.0), claim(text="A = B", within=1.0)],
         "committed",
     ],
-    ids=["one", "long", "twenty", "committed"],
+    ids=["one", "long", "twenty", "bounds", "committed"],
 )
 def test_no_words_run_into_others(claims, judged):
     for of in judged.values() if claims == "committed" else [claims]:

@@ -265,7 +265,8 @@ def _row(claim: ClaimResult, axis: Axis, top: float) -> Row:
     """The claim's words at the left, its marks on the axis, numbers and verdict at the right."""
     told = textwrap.wrap(claim.text, WRAP_BOLD if claim.primary else WRAP)
     below = textwrap.wrap(_drawn(claim), WRAP_SMALL)
-    height = max(len(told) * LINE + len(below) * 14, 2 * LINE) + 12
+    numbers = _numbers(claim)
+    height = max(len(told) * LINE + len(below) * 14, max(2, len(numbers)) * LINE) + 12
     first = top + 6 + 12
     words: list[Shape] = [
         Words(0, first + LINE * i, line, bold=claim.primary) for i, line in enumerate(told)
@@ -275,7 +276,7 @@ def _row(claim: ClaimResult, axis: Axis, top: float) -> Row:
     middle, shown = top + 6 + LINE / 2, claim.weakest
     words += [
         Words(NUMBERS, first + LINE * i, line, "ink" if i == 0 else "soft", 12 if i == 0 else SMALL)
-        for i, line in enumerate(_numbers(claim))
+        for i, line in enumerate(numbers)
     ]
     words.append(
         Words(
@@ -373,9 +374,17 @@ def _marks(
         if math.isfinite(shown.lead):
             yield Dot(axis.x(shown.lead), middle, size, role)
     else:
-        yield Words((LEFT + RIGHT) / 2, middle + 4, "not run", "soft", SMALL, anchor="middle")
+        yield _not_run(axis, middle, shown)
     if shown.paper is not None:
         yield _diamond(axis.x(shown.paper), middle)
+
+
+def _not_run(axis: Axis, middle: float, shown: Contrast) -> Words:
+    """The word in place of a lead, on the side where neither 0 nor the paper's lead is."""
+    taken = [axis.x(0.0)] + ([axis.x(shown.paper)] if shown.paper is not None else [])
+    if min(taken) - LEFT > RIGHT - max(taken):
+        return Words(LEFT, middle + 4, "not run", "soft", SMALL)
+    return Words(RIGHT, middle + 4, "not run", "soft", SMALL, anchor="end")
 
 
 def _interval(
