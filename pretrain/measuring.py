@@ -3,6 +3,7 @@
 A rehearsal measures before it trains. Under torchrun all processes measure together, and rates are
 those of all of them."""
 
+import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -106,6 +107,7 @@ def _machine(
         cores=usable,
         crops=crops,
         embedded=_embedded(backbone, input_, device),
+        load=round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         flops=_flops(device),
         **more,
     )

@@ -30,6 +30,8 @@ class Throughput:
     """of these steps"""
     peak_gib: float | None = None
     """GPU memory at the peak of these steps, on each GPU; None on a CPU"""
+    load: float | None = None
+    """of the machine meanwhile, as ``uptime`` tells; None where the system does not"""
     flops: float | None = None
     """fp32 FLOP/s of a matrix product, of the main process alone, as k-means needs it"""
 

@@ -209,6 +209,14 @@ def test_hours_are_the_slower_of_reading_and_steps_and_the_clusterings():
     assert rehearsal_report._input_bound(replace(found, views=None)) == ""
 
 
+def test_other_work_beside_the_measurements_is_told():
+    found = throughput.Throughput("cpu", False, 1, 2, 2)
+    assert rehearsal_report._busy([]) == rehearsal_report._busy([found]) == ""
+    assert rehearsal_report._busy([replace(found, load=4.0)]) == "", "its own"
+    told = rehearsal_report._busy([replace(found, load=1.0), replace(found, load=14.2)])
+    assert told.startswith("measured beside other work (load average 14 on 2 cores)")
+
+
 def test_an_evaluation_s_images_are_those_that_pass_the_network():
     def images(evaluation, dataset, **params):
         return rehearsal_report.passes(EvalTask(evaluation, dataset, "to run"), params, 10_000)
@@ -287,6 +295,7 @@ def test_rates_are_measured_on_files_and_written(tmp_path):
     assert (found.batch, found.processes, found.on_gpu, found.peak_gib) == (8, 1, False, None)
     rates = (found.views, found.crops, found.embedded, found.trained, found.flops)
     assert min(rates) > 0
+    assert found.load is None or found.load >= 0
     found.write(tmp_path / "throughput.json")
     assert throughput.read(tmp_path / "throughput.json") == found
     assert throughput.read(tmp_path / "nothing.json") is None

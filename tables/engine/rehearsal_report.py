@@ -155,6 +155,8 @@ class Report:
         for row in rows:
             if row.recipe and row.found and (told := _input_bound(row.found)):
                 yield f"  {row.few.row.title}: {told}"
+        if told := _busy(measured):
+            yield f"  {told}"
         yield f"  disk: {self._disk(rows)}"
         yield (
             "  rates were measured in seconds; hours are these rates times the full run's images"
@@ -302,6 +304,18 @@ def _input_bound(found: Throughput) -> str:
     return (
         f"input-bound: steps could take {ratio:.1f} times the images that are read; about"
         f" {readers * ratio:.0f} workers with a core each would do"
+    )
+
+
+def _busy(measured: list[Throughput]) -> str:
+    """Whether other work ran beside the measurements; empty where it did not. Their own processes
+    are one a core at most, and wait for one another."""
+    busiest = max(measured, key=lambda found: (found.load or 0.0) / found.cores, default=None)
+    if busiest is None or (busiest.load or 0.0) <= 2 * busiest.cores:
+        return ""
+    return (
+        f"measured beside other work (load average {busiest.load:.0f} on {busiest.cores} cores): a"
+        " free machine is faster"
     )
 
 
