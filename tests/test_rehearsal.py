@@ -25,7 +25,7 @@ from protobench.data.rehearsal import Limits
 from protobench.runtime import cli, files
 from protobench.runtime.errors import UserError
 from tables import __main__ as tables_main
-from tables.engine import catalogue, costs, rehearsal_report, runs
+from tables.engine import catalogue, costs, rehearsal_report, runs, work
 from tables.engine import rehearsal as plans
 from tables.engine.plan import EvalTask, Job
 from tables.engine.rehearsal import Machine
@@ -188,6 +188,21 @@ def test_pcl_s_clusterings_are_those_of_the_paper():
         moco.V1, costs.H100, "ieee"
     )
     assert ratio == pytest.approx(1 + 0.9 * 0.27, abs=0.02)  # 1.27 with an E-step, 180 of 200
+
+
+def test_what_a_pretraining_keeps_goes_with_its_network():
+    large = replace(spcl.CIFAR10, arch="resnet50")
+    assert costs.training_bytes(spcl.CIFAR10) == pytest.approx(0.45 * costs.training_bytes(large))
+
+
+def test_an_encoder_that_another_row_has_finished_is_not_opened(tmp_path):
+    """Two rows that share it may run side by side, and a run folder has one user at a time."""
+    row = catalogue.load("table1").row("moco")
+    where = tmp_path / "encoder.safetensors"
+    job = Job(row, 1, row.paper, where, False, "retrained", "", "done", "", ())
+    context = work.RunContext("paper", tmp_path, tmp_path, tmp_path, "cpu", 0)
+    with files.exclusive_folder(tmp_path, "in use"):
+        work.train(job, context)
 
 
 def test_hours_are_the_slower_of_reading_and_steps_and_the_clusterings():

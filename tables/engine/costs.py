@@ -25,8 +25,8 @@ WIDTH, EMBEDDING = 2048, 128
 """Numbers of a feature of ResNet-50: pooled, which SPCL clusters, and after the head."""
 KMEANS = 20 * 5
 """Passes over the images of a k-means of 20 iterations and 5 starts (protobench/kmeans.py)."""
-BACKBONE_BYTES = 0.1e9
-"""Of ResNet-50's weights in fp32."""
+BACKBONE_BYTES = {"resnet50": 0.1e9, "resnet18-cifar": 0.045e9}
+"""Of a network's weights in fp32; the first for any other network."""
 
 
 @dataclass(frozen=True)
@@ -120,11 +120,15 @@ def card_hours(recipe: Recipe, card: Card, arithmetic: Arithmetic) -> float | No
 
 def checkpoint_bytes(recipe: Recipe) -> float:
     """Of one checkpoint of a pretraining: weights, the optimiser's momentum, a momentum encoder."""
-    return (2 + recipe.momentum_views) * BACKBONE_BYTES
+    return (2 + recipe.momentum_views) * _backbone_bytes(recipe)
 
 
 def training_bytes(recipe: Recipe) -> float:
     """What a table's pretraining keeps on the disk at its end, before the last two checkpoints are
     removed: these, the milestones and the encoder."""
     kept = 2 + recipe.train.epochs // KEEP_EVERY if recipe.train.epochs else 0
-    return kept * checkpoint_bytes(recipe) + (1 + recipe.momentum_views) * BACKBONE_BYTES
+    return kept * checkpoint_bytes(recipe) + (1 + recipe.momentum_views) * _backbone_bytes(recipe)
+
+
+def _backbone_bytes(recipe: Recipe) -> float:
+    return BACKBONE_BYTES.get(recipe.arch, BACKBONE_BYTES["resnet50"])
