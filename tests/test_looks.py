@@ -84,6 +84,15 @@ def test_decided_claims_need_no_further_pretrainings(run):
     assert "4 pretrainings" in out
 
 
+def test_wide_prints_the_table_as_its_file_has_it(run, tmp_path):
+    _, narrow, _, _ = run(_clear)
+    _, wide, _, _ = run(_clear, "--wide")
+    text = (tmp_path / "mini" / "table4.txt").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line]
+    assert [line for line in lines if line not in wide] == []
+    assert [line for line in lines if line not in narrow] != []
+
+
 def test_only_rows_of_undecided_claims_are_trained_further(run):
     code, out, err, runs = run(_noisy, "--max-seeds", "9")
     assert code == 0, err

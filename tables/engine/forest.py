@@ -508,7 +508,7 @@ def _style() -> str:
     )
     return (
         "<style>"
-        f".forest{{{light}width:100%;min-width:42rem;max-width:{WIDTH:g}px;"
+        f".forest{{{light}width:100%;min-width:54rem;max-width:{WIDTH:g}px;"
         "font:13px system-ui,sans-serif}"
         f"@media screen and (prefers-color-scheme:dark){{.forest{{{dark}}}}}"
         ".forest text{font-family:inherit}.forest .hover{fill:none;pointer-events:all}"
