@@ -112,6 +112,28 @@ def test_the_input_is_that_of_the_origin_or_of_the_positions(tmp_path, name, res
     assert (input_.resize, input_.crop) == (resize, crop)
 
 
+def test_the_shorter_side_follows_the_crop(dino):
+    for reading, expected in (
+        (LoadOptions(crop=112), (128, 112)),
+        (LoadOptions(crop=448), (512, 448)),
+        (LoadOptions(crop=112, resize=112), (112, 112)),
+    ):
+        input_ = encoders.load(dino, reading).input
+        assert (input_.resize, input_.crop) == expected
+    for crop in (0, -16):
+        with pytest.raises(UserError, match="no usable input"):
+            encoders.load(dino, LoadOptions(crop=crop))
+
+
+@pytest.mark.parametrize("size", vit.SIZES)
+def test_sizes_and_heads_are_those_of_timm_s_networks(size, timm):
+    patch = 14 if size == "vit_huge" else 16
+    with torch.device("meta"):
+        network = timm.create_model(f"{size}_patch{patch}_224", weight_init="skip")
+    heads = network.blocks[0].attn.num_heads
+    assert (network.embed_dim, len(network.blocks), heads) == vit.SIZES[size]
+
+
 def test_moco_v3_s_small_network_has_twice_the_usual_heads(tmp_path):
     """No tensor shows it, and with the usual number every feature would be another one."""
     origin = ORIGINS["MoCo v3, ViT-S"]

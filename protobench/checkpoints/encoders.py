@@ -374,7 +374,7 @@ def _input(
                 given=reading.normalisation,
             )
             if isinstance(arch, ViTArch) and match.layout.transformer:
-                crop = match.layout.transformer.crop or arch.side
+                crop = reading.crop or match.layout.transformer.crop or arch.side
                 input_ = replace(input_, resize=round(crop * 256 / 224), crop=crop)
         resize, crop = (
             own if given is None else given
