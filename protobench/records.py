@@ -124,11 +124,17 @@ def write(
         files.canonical_json(content)
     )  # as it will be read: tuples become lists before hashing
     record = {"record_id": files.sha256(content), **content}
-    parts = [model.row, model.seed, result.evaluation, result.data_name]
-    name = "-".join(str(part) for part in parts if part is not None)
+    name = stem(model.row, model.seed, result.evaluation, result.data_name)
     path = folder / f"{name}-{record['record_id'][:12]}.json"
     files.write_text(path, _readable(record))
     return path
+
+
+def stem(row: str, seed: int | None, evaluation: str, data_name: str) -> str:
+    """Return how the name of a record's file begins; a row may have characters that no file name
+    can."""
+    parts = [files.file_name(row), seed, evaluation, data_name]
+    return "-".join(str(part) for part in parts if part is not None)
 
 
 def require_writable(folder: Path) -> None:

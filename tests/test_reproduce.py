@@ -339,7 +339,7 @@ def test_a_given_file_that_cannot_be_loaded_is_told_before_anything_runs(command
         (("--rows", "moko"), "did you mean 'moco'"),
         (("--rows", "jigsaw"), "is cited"),
         (("--ckpt", "moco"), "is not row=FILE"),
-        (("--ckpt", "moco=x.pth"), "belongs to the paper tier"),
+        (("--ckpt", "moco=x.pth"), "is trained by its recipe"),
         (("--tier", "paper", "--data", ".", "--ckpt", "moco=absent.pth"), "no such checkpoint"),
         (("--tier", "paper", "--data", ".", "--ckpt", "jigsaw=absent.pth"), "is cited"),
         (

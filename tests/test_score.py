@@ -386,7 +386,7 @@ def test_names_are_escaped_in_every_form():
 
 
 def test_letters():
-    assert [report_card.letter(i) for i in (0, 25, 26, 27, 52)] == ["A", "Z", "AA", "AB", "BA"]
+    assert [report_card.letter(i) for i in (0, 25, 26, 27, 701)] == ["A", "Z", "AA", "AB", "ZZ"]
 
 
 # Progress -----------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from protobench.runtime import cli
-from tables.engine import claims, verdicts
+from tables.engine import claims, own_rows, verdicts
 from tables.engine.runs import (
     Runs,
     grid,
@@ -163,7 +163,9 @@ class Outcome:
 
 
 def outcome(table: Table, tier: Tier, found: RecordsByRow) -> Outcome:
-    """Compares the records of each row (by row name) with the paper."""
+    """Compares the records of each row (by row name) with the paper. Rows of which there are
+    records alone are those that users brought."""
+    table = own_rows.added(table, map(own_rows.row, found))
     runs = {
         (row.name, column.title): runs_of(found.get(row.name, []), column)
         for row in table.rows
@@ -195,7 +197,8 @@ def outcome(table: Table, tier: Tier, found: RecordsByRow) -> Outcome:
                 found.get(row.name, []),
                 departures.get(row.name, {}),
             )
-            if cell.runs and not row.control and (failed or row.name in untrained):
+            looks_wrong = failed or (row.name in untrained and not row.own)
+            if cell.runs and not row.control and looks_wrong:
                 cell = Cell(row, column, cell.paper, cell.runs, "invalid")
             elif cell.delta is not None and not row.control and controls == "not run":
                 cell = Cell(
@@ -276,6 +279,8 @@ def _cell(
         return Cell(row, column, paper, {}, "absent")
     if not runs:
         return Cell(row, column, paper, {}, "absent" if row.absent(tier) else "not-run")
+    if row.own:
+        return Cell(row, column, "", runs, "unprinted")
     if not TIERS[tier].compared or column.dataset in departures:
         return Cell(row, column, paper, runs, "off-protocol")
     if not paper:
@@ -477,7 +482,11 @@ def _looks_untrained(
     if any(record["checkpoint"].get("untouched") for record in found):
         return "has BatchNorm as it is initialised"
     random = table.control("lower")
-    if random is None or dict(row.settings).get("feature") != dict(random.settings).get("feature"):
+    if (
+        random is None
+        or row.own
+        or dict(row.settings).get("feature") != dict(random.settings).get("feature")
+    ):
         return ""
     for task in {column.task: None for column in table.columns if column.controlled}:
         inside = []

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from tqdm import tqdm
 
+from protobench import records
 from protobench.runtime import processes
 from protobench.runtime.cores import usable
 from protobench.runtime.progress import progress
@@ -55,9 +56,9 @@ class LocalProcesses:
         parallel = self.parallel or (1 if gpu else usable())
         threads = 1 if parallel > 1 else 0
         failed = []
-        records = context.results / context.tier / "records"
+        folder = context.results / context.tier / "records"
         with (
-            jobs_bar(jobs, records, self.look) as bar,
+            jobs_bar(jobs, folder, self.look) as bar,
             processes.pool(min(parallel, len(jobs)), threads) as pool,
         ):
             pending: dict[Future[None], Job] = {
@@ -128,7 +129,7 @@ class JobsBar:
                 task
                 for task in job.tasks
                 if task.state == "to run"
-                and f"{job.row.name}-{job.seed}-{task.evaluation}-{task.dataset}" in written
+                and records.stem(job.row.name, job.seed, task.evaluation, task.dataset) in written
             ]
             done += sum(map(plan.task_seconds, scored))
             finished, epochs, remaining = _epochs(job)

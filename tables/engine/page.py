@@ -142,6 +142,7 @@ def _exhibit_page(
     )
     if _is_made_of(path, made_of):
         return path
+    shown = found.outcome.table if found.outcome else exhibit  # with the rows that users brought
     page = _template("exhibit").render(
         title=f"{_named(exhibit)}: {exhibit.title}",
         made_of=made_of,
@@ -152,7 +153,7 @@ def _exhibit_page(
         beside=beside,
         picture=picture,
         forest=Markup(forest.svg(exhibit, found.tier, found.claims)),
-        provenance=provenance.lines(exhibit.rows, found.found),
+        provenance=provenance.lines(shown.rows, found.found),
         **_of_table(found),
     )
     files.write_text(path, page + "\n")

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from evaluate.evaluation import Evaluation
+from evaluate.evaluation import Evaluation, home_world
 from pretrain import gpu_memory, history
 from pretrain.recipes.common import Recipe, run_key
 from protobench import records
@@ -21,7 +21,7 @@ from protobench.data.image_list import ImageList
 from protobench.data.synthetic import bundled
 from protobench.records import ModelInfo
 from protobench.runtime.errors import UserError, choose
-from tables.engine import costs
+from tables.engine import costs, own_rows
 from tables.engine.runs import is_released
 from tables.engine.schema import TIERS, Exhibit, Figure, Row, Table, TaskKey, Tier
 
@@ -85,7 +85,8 @@ class Job:
     def name(self) -> str:
         """For logs and progress."""
         if self.given:
-            return f"{self.row.name} {self.checkpoint.name}"
+            seed = f" seed {self.seed}," if self.row.own else ""
+            return f"{self.row.name}{seed} {self.checkpoint.name}"
         return f"{self.row.name} seed {self.seed}" if self.recipe else self.row.name
 
     @property
@@ -119,6 +120,7 @@ def make_plan(
     *,
     data: Path | None,
     given: dict[str, Path],
+    own: Mapping[str, tuple[Path, ...]] = MappingProxyType({}),
     rows: tuple[str, ...],
     seeds: int,
     more_seeds: Mapping[str, int] = MappingProxyType({}),
@@ -128,13 +130,18 @@ def make_plan(
     seen: "AlreadyRead | None" = None,
 ) -> list[Job]:
     """All jobs of a table, in its row order, for ``seeds`` pretrainings of every row or, by name,
-    for ``more_seeds`` of it. Reads data lists and records, computes nothing, writes nothing but the
+    for ``more_seeds`` of it. ``given`` are the files of rows of the paper, ``own`` those of own
+    rows. Reads data lists and records, computes nothing, writes nothing but the
     bundled synthetic data. Raises UserError for unknown or cited rows and for given checkpoints
     that do not exist. ``seen`` keeps what is read for a later plan of the same table."""
     chosen = _chosen_rows(table, tier, rows, given)
     given = _fetched(table, chosen) | given
     seen = AlreadyRead() if seen is None else seen
-    for world, root in _new_roots(tier, data, max([seeds, *more_seeds.values()]), seen):
+    have = records.read_all(results / tier / "records")
+    own_seeds = {name: own_rows.seeds(name, paths, have) for name, paths in own.items()}
+    worlds = {*range(1, max([seeds, *more_seeds.values()]) + 1)}
+    worlds |= {_world_of(path, n) for of in own_seeds.values() for n, path in of.items()}
+    for world, root in _new_roots(tier, data, worlds, seen):
         for task in table.tasks:
             seen.lists[world, task] = _try(
                 lambda root=root, task=task: load_data(
@@ -148,14 +155,17 @@ def make_plan(
                 )
             )
         seen.worlds.add(world)
-    have = records.read_all(results / tier / "records")
     jobs = []
     for row in chosen:
         recipe = row.recipe(tier)
         recipe = quick(recipe) if recipe and tier == "quick" else recipe
         count = more_seeds.get(row.name, seeds)
-        for seed in [0] if row.name in given or not recipe else range(1, count + 1):
-            world = seed if TIERS[tier].bundled else None
+        files: Mapping[int, Path | None] = own_seeds.get(row.name) or {0: given.get(row.name)}
+        numbers = files if row.own or row.name in given or not recipe else range(1, count + 1)
+        for seed in numbers:
+            file = files.get(seed)
+            home = _world_of(file, seed) if row.own and file else seed
+            world = home if TIERS[tier].bundled else None
             images, why_not = seen.training[world, recipe.dataset] if recipe else (None, "")
             jobs.append(
                 _job(
@@ -164,7 +174,7 @@ def make_plan(
                     seed,
                     world,
                     recipe,
-                    given.get(row.name),
+                    file,
                     images,
                     why_not,
                     {task: seen.lists[world, task] for task in table.tasks},
@@ -188,13 +198,19 @@ class AlreadyRead:
 
 
 def _new_roots(
-    tier: Tier, data: Path | None, worlds: int, seen: AlreadyRead
+    tier: Tier, data: Path | None, worlds: set[int], seen: AlreadyRead
 ) -> Iterable[tuple[int | None, Path | None]]:
-    """What no earlier plan has read, number and folder: the bundled worlds up to number ``worlds``,
-    or the real data."""
+    """What no earlier plan has read, number and folder: those of the bundled ``worlds``, or the
+    real data."""
     if not TIERS[tier].bundled:
         return [] if seen.worlds else [(None, data)]
-    return bundled.ensure_all({*range(1, worlds + 1)} - seen.worlds).items()
+    return bundled.ensure_all(worlds - seen.worlds).items()
+
+
+def _world_of(path: Path, seed: int) -> int:
+    """The bundled world in which an own row's file is scored: its home, or the one of its seed."""
+    home = home_world(path)
+    return seed if home is None else home
 
 
 def _chosen_rows(
@@ -213,7 +229,9 @@ def _chosen_rows(
             )
         return row
 
+    own = [row for row in table.rows if row.own]
     chosen = [runnable(name) for name in names]
+    chosen += [row for row in own if row not in chosen] if chosen else []
     chosen = chosen or [row for row in table.rows if not row.cited and not row.absent(tier)]
     if not chosen:
         raise UserError(
@@ -345,7 +363,11 @@ def _job(
     state: State
     if given is not None:
         sha256 = sha256_of(given)
-        identity, source = sha256[:16], _provenance(table, row, given, sha256)
+        identity, source = sha256[:16], ""
+        if row.own:
+            identity, source = own_rows.RECIPE, own_rows.source(given, sha256)
+        else:
+            source = _provenance(table, row, given, sha256)
         key, state, why, checkpoint = encoder_key(given), "done", source, given
     elif recipe is None:
         identity, source, checkpoint = "", "", Path(f"{row.name}.pth")

@@ -160,7 +160,7 @@ def against(outcome: Outcome, found: RecordsByRow, reference: Path) -> str:
         if outcome.tier == "quick" and _committed(table, reference / "mini"):
             return f"{QUESTION} cannot be told in the quick tier, which trains one epoch"
         return ""
-    rows = [row for row in table.rows if not row.cited and not row.absent(outcome.tier)]
+    rows = [row for row in table.rows if not (row.cited or row.own or row.absent(outcome.tier))]
     obstacles = {
         row.title: reason
         for row in rows

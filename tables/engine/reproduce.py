@@ -12,6 +12,7 @@ Examples (``tox -e reproduce-table1 -- FLAGS`` passes the flags on):
     python -m tables reproduce table1 --tier paper --data ROOT --rehearse  # minutes: try all of it
     python -m tables reproduce table1 --tier paper --data ROOT \\
         --ckpt moco=moco_v1_200ep.pth.tar --ckpt pcl=pcl_v1.pth.tar
+    python -m tables reproduce table1 --ckpt "My method"=a.pth  # in any tier: a row more
 
 ROOT holds imagenet/, VOCdevkit/, places205/, coco/ and CIFAR's folders, whichever a table needs.
 Rows without --ckpt are trained by the paper's recipe. A stopped run resumes when the same command
@@ -41,7 +42,7 @@ from protobench.data.synthetic import bundled
 from protobench.runtime import cli, files
 from protobench.runtime.cores import usable
 from protobench.runtime.errors import UserError
-from tables.engine import gpus, one_per_gpu, plan, publish, rehearsal, work
+from tables.engine import gpus, one_per_gpu, own_rows, plan, publish, rehearsal, work
 from tables.engine.executor import Executor, LocalProcesses
 from tables.engine.one_per_gpu import OnePerGpu
 from tables.engine.plan import Job
@@ -66,9 +67,10 @@ class Reproduce:
     download: bool = False
     """small tiers, instead of --data: torchvision fetches CIFAR-10 (170 MB) into the cache, once"""
     ckpt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """paper tier: row=FILE, scores this checkpoint instead of training the row; may be repeated. A
-    file that needs flags to be read (--normalisation, --weights, …) is exported first: python -m
-    protobench export --layout protobench"""
+    """NAME=FILE; may be repeated. Paper tier: where NAME is a row, the file is scored instead of
+    training that row. Any tier: another NAME adds a row after the table's, of which several files
+    are seeds. A file that needs flags to be read (--normalisation, --weights, …) is exported first:
+    python -m protobench export --layout protobench"""
     rows: tuple[str, ...] = ()
     """only these rows (short names); default all that are not cited"""
     seeds: int | None = None
@@ -109,10 +111,21 @@ class Reproduce:
 
 
 @read_once()
+@dataclass(frozen=True)
+class Given:
+    """The checkpoints of --ckpt."""
+
+    rows: dict[str, Path]
+    """row of the paper -> its file"""
+    own: dict[str, tuple[Path, ...]]
+    """name of an own row -> its files"""
+
+
 def reproduce(config: Reproduce, exhibit: Exhibit) -> int:
     """Plans, runs, compares, writes the table's files; returns the exit code."""
-    given = _given(config)
+    given = _given(config, exhibit)
     _check(config, exhibit)
+    exhibit = own_rows.added(exhibit, [own_rows.given(*one) for one in given.own.items()])
     own_gpus = () if config.gpus is None else gpus.selected(config.gpus)
     exhibit = _set(config, exhibit)
     if config.download:
@@ -172,7 +185,7 @@ def reproduce(config: Reproduce, exhibit: Exhibit) -> int:
 
 
 def _rehearse(
-    config: Reproduce, exhibit: Exhibit, given: dict[str, Path], own_gpus: tuple[gpus.Gpu, ...]
+    config: Reproduce, exhibit: Exhibit, given: Given, own_gpus: tuple[gpus.Gpu, ...]
 ) -> int:
     """Runs a few images through everything, in folders of its own, and reports; returns the exit
     code. What an interrupted rehearsal has finished is kept, a finished one is made anew."""
@@ -314,7 +327,7 @@ def _looks_told(config: Reproduce, exhibit: Exhibit) -> str:
 def _planned(
     config: Reproduce,
     exhibit: Exhibit,
-    given: dict[str, Path],
+    given: Given,
     at: Pretrainings,
     seen: plan.AlreadyRead,
 ) -> list[Job]:
@@ -322,7 +335,8 @@ def _planned(
         exhibit,
         config.tier,
         data=config.data,
-        given=given,
+        given=given.rows,
+        own=given.own,
         rows=config.rows,
         seeds=at.of_all,
         more_seeds=at.of_rows,
@@ -541,27 +555,41 @@ def _set(config: Reproduce, exhibit: Exhibit) -> Exhibit:
     )
 
 
-def _given(config: Reproduce) -> dict[str, Path]:
-    given = {}
+def _given(config: Reproduce, exhibit: Exhibit) -> Given:
+    """What --ckpt gives. UserError where it makes no sense for this table and tier."""
+    rows: dict[str, Path] = {}
+    own: dict[str, tuple[Path, ...]] = {}
+    names = [row.name for row in exhibit.rows]
     for word in config.ckpt:
-        row, equals, path = word.partition("=")
+        name, equals, path = word.partition("=")
         if not equals:
             raise UserError(
                 f"--ckpt {word!r} is not row=FILE",
-                hint="for example --ckpt moco=moco_v1_200ep.pth.tar",
+                hint='for example --ckpt moco=moco_v1_200ep.pth.tar, or --ckpt "My method"=FILE',
             )
-        if row in given:
+        if name not in names:
+            own_rows.check_name(exhibit, name)
+            own[name] = (*own.get(name, ()), Path(path))
+            continue
+        if exhibit.row(name).cited:
             raise UserError(
-                f"--ckpt names the row {row!r} twice",
+                f"row {name!r} is cited, there is nothing to run",
+                hint=f"{exhibit.row(name).cited}; a row of yours needs another name",
+            )
+        if name in rows:
+            raise UserError(
+                f"--ckpt names the row {name!r} twice",
                 hint="one checkpoint a row; use another --results for another",
             )
-        given[row] = Path(path)
-    if given and config.tier != "paper":
+        rows[name] = Path(path)
+    if rows and config.tier != "paper":
+        name, file = next(iter(rows.items()))
         raise UserError(
-            f"--ckpt belongs to the paper tier, not to {config.tier}",
-            hint=(
-                "--tier paper --data ROOT; or, on synthetic data, python evaluate/lowshot.py --ckpt"
-                " FILE"
-            ),
+            f"in the {config.tier} tier the row {name!r} is trained by its recipe, and claims are"
+            " about its seeds: a given file is none of them",
+            hint=f'--ckpt "my {name}"={file} scores it as a row of its own',
         )
-    return given
+    own_rows.require_different(
+        [*rows.values(), *(path for paths in own.values() for path in paths)]
+    )
+    return Given(rows, own)

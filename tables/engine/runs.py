@@ -9,6 +9,7 @@ import numpy as np
 
 from protobench import records
 from protobench.runtime import files
+from tables.engine import own_rows
 from tables.engine.schema import Column, Exhibit, RecordsByRow, TaskKey, Tier
 
 Runs = dict[tuple[int, int], float]
@@ -46,20 +47,31 @@ def select_records(
     per seed, evaluation and data set; all of one version, data and parameters, and of one recipe
     per row, with the parameters that the paper prints preferred to any that a user tried later. On
     the bundled data, "of one data" means: of the world of their seed, and all worlds of one kind.
-    Records of a rehearsal are of no table, wherever they lie.
+    Own rows (own_rows.py) have all files that were ever given by their name, each with the newest
+    of its records. Records of a rehearsal are of no table, wherever they lie.
     """
-    names = {row.name for row in exhibit.rows if not row.cited}
+    names = {row.name for row in exhibit.rows if not (row.cited or row.own)}
     found = {
         key: record
         for key, record in have.items()
         if task_of(record) in exhibit.tasks
-        and record["subject"]["row"] in names
+        and (
+            own_rows.may_stand_in(exhibit, record)
+            if own_rows.is_own(record)
+            else record["subject"]["row"] in names
+        )
         and record["subject"]["seed"] is not None
         and "rehearsal" not in record["data"]
     }
     requested = {key: record for key, record in found.items() if key in requested_keys}
-    settled = {record["subject"]["row"] for record in requested.values()}
-    others = [record for record in found.values() if record["subject"]["row"] not in settled]
+    settled = {
+        record["subject"]["row"] for record in requested.values() if not own_rows.is_own(record)
+    }
+    others = [
+        record
+        for key, record in found.items()
+        if key not in requested and record["subject"]["row"] not in settled
+    ]
     others.sort(
         key=lambda record: (_as_printed(record, exhibit.expected_params), record["finished"]),
         reverse=True,
@@ -77,7 +89,11 @@ def select_records(
         params = files.sha256(unit["params"])
         recipe = record["subject"]["recipe"]
         # the paper's own encoders may be scored on the paper's draws (Column.as_paper)
-        settings = exhibit.row(row).settings, is_released(record["subject"]["source"])
+        settings = (
+            row
+            if own_rows.is_own(record)
+            else (exhibit.row(row).settings, is_released(record["subject"]["source"]))
+        )
         if (  # the first record of each kind sets what all others must have
             kind_of.setdefault(task, kind) != kind
             or data_of.setdefault((task, world), unit["data"]) != unit["data"]

@@ -168,6 +168,8 @@ class Row:
     notes"""
     lacks: tuple[str, ...] = ()
     """evaluations that can tell nothing of this row"""
+    own: bool = False
+    """whether a user brought it (own_rows.py): it is in no paper, and no claim is about it"""
     control: Literal["", "lower", "upper"] = ""
     """controls check the pipeline: if they do not come out, no other row means anything"""
     mini_seconds: float = 0.0
@@ -192,7 +194,7 @@ class Row:
     def absent(self, tier: Tier) -> bool:
         """Whether a tier has no encoder for this row: one that is a published file alone needs
         the paper's data."""
-        return not self.cited and tier != "paper" and self.recipe(tier) is None
+        return not (self.cited or self.own) and tier != "paper" and self.recipe(tier) is None
 
 
 RowNames = str | tuple[str, ...]

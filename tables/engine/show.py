@@ -38,6 +38,12 @@ LEGEND = (
 )
 COLUMNS = 100
 """of a terminal, where not all is asked for"""
+TEX = {mark: f"\\{mark}" for mark in "&%$#_{}"} | {
+    "\\": "\\textbackslash{}",
+    "^": "\\textasciicircum{}",
+    "~": "\\textasciitilde{}",
+}
+"""How TeX prints what it would read as more than text."""
 INTERVALS = "paired difference [interval that allows for all looks]"
 PRIMARY = " (primary)"
 
@@ -290,7 +296,8 @@ def grid_csv(outcome: Outcome) -> str:
     that has a data set of its own, and cited numbers only where they are of the same data."""
     table, traits = outcome.table, TIERS[outcome.tier]
     rows = []
-    for row in table.rows if traits.dataset else table.printed_rows:
+    own = tuple(row for row in table.rows if row.own)
+    for row in table.rows if traits.dataset else (*table.printed_rows, *own):
         cells = [outcome.cells[row.name, column.title] for column in table.columns]
         values = [
             cell.paper if row.cited and not traits.bundled else number(cell, table.decimals)
@@ -372,6 +379,8 @@ def markdown(outcome: Outcome, strict: bool = False) -> str:
     lines += [f"- {plain(remark)}" for remark in outcome.remarks] + [""] * bool(outcome.remarks)
     for heading, columns in groups(outcome):
         rows = [[word.replace("|", "\\|") for word in row] for row in _rows(outcome, columns)]
+        for row, line in zip(table.rows, rows, strict=True):
+            line[0] = plain(row.title) if row.own else line[0]
         lines += [
             tabulate(
                 rows,
@@ -397,7 +406,7 @@ def markdown(outcome: Outcome, strict: bool = False) -> str:
     lines += [f"- {note}" for note in table.notes] + [f"- Margins: {table.margin_reason}."]
     lines += [f"- {row.title}: cited, {row.cited}." for row in table.rows if row.cited]
     lines += [
-        f"- {table.row(name).title}: {plain(source)}."
+        f"- {plain(table.row(name).title)}: {plain(source)}."
         for name, source in outcome.sources.items()
         if source != "retrained"
     ]
@@ -446,4 +455,4 @@ def latex(outcome: Outcome) -> str:
 
 def _tex(text: str) -> str:
     """Text as TeX prints it."""
-    return re.sub(r"[&%$#_{}]", r"\\\g<0>", text).replace("^", "\\textasciicircum{}")
+    return re.sub(r"[\\&%$#_{}^~]", lambda found: TEX[found[0]], text)

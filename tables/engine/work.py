@@ -9,6 +9,7 @@ from pretrain import history
 from pretrain.recipes import common
 from protobench.data import rehearsal
 from protobench.data.datasets import DATASETS
+from protobench.runtime import files
 from protobench.runtime.cores import default_workers
 from protobench.runtime.errors import UserError
 from tables.engine import plan
@@ -37,8 +38,10 @@ class RunContext:
 
 def log_folder(job: Job, context: RunContext) -> Path:
     """Where a job's output.log is written: beside its encoder, unless that was given."""
-    given = context.runs / context.tier / f"{job.row.name}-given"
-    return given if job.given else job.checkpoint.parent
+    if not job.given:
+        return job.checkpoint.parent
+    seed = f"-seed{job.seed}" if job.row.own else ""
+    return context.runs / context.tier / f"{files.file_name(job.row.name)}-given{seed}"
 
 
 def throughput_file(job: Job, context: RunContext) -> Path:
