@@ -190,7 +190,9 @@ def _description(
 ) -> dict[str, str]:
     """What ``protobench cache`` says of these features."""
     report, trained = encoder.report, encoder.report.trained or {}
-    origin = f"{trained['method']} seed {trained['seed']}" if trained else report.origin
+    # of a file that export has written, only what it was exported from is known
+    is_known = "method" in trained and "seed" in trained
+    origin = f"{trained['method']} seed {trained['seed']}" if is_known else report.origin
     return {
         "checkpoint": f"{report.file} {report.sha256[:8]} ({origin})",
         "data": images.name,

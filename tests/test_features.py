@@ -224,6 +224,16 @@ def test_what_is_extracted_together_is_read_once_and_equal_to_the_last_bit(
     assert len(reads) == 2 * len(test)
 
 
+def test_an_exported_checkpoint_of_others_is_extracted(encoder, world, tmp_path):
+    """Its header says what it was exported from, and not how it was trained."""
+    path = tmp_path / "exported.safetensors"
+    told = {"exported_from": {"file": "theirs.pth"}}
+    encoders.export(path, encoder.backbone, key="theirs", input_=encoder.input, trained=told)
+    test = voc.read(world, "test").subset(np.arange(8))
+    found = features.extract(encoders.load(path), test, cache=tmp_path)
+    np.testing.assert_array_equal(found, features.extract(encoder, test, cache=tmp_path))
+
+
 def test_encoders_of_different_inputs_share_no_pass(encoder, world, tmp_path):
     other = replace(encoder, input=replace(encoder.input, crop=16))
     with pytest.raises(ValueError, match="too many values"):

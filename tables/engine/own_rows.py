@@ -29,7 +29,7 @@ LONGEST = 60
 
 def is_own(record: Mapping[str, Any]) -> bool:
     """Whether a record is one of an own row."""
-    return str(record["subject"]["source"]).startswith(OWN)
+    return str(record["subject"].get("source", "")).startswith(OWN)
 
 
 def row(name: str, settings: tuple[tuple[str, Any], ...] = ()) -> Row:
