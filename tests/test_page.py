@@ -29,7 +29,7 @@ from tables.engine import (
     show,
     strips,
 )
-from tables.engine.schema import Curve, Table
+from tables.engine.schema import ClaimResult, Contrast, Curve, Table
 
 REFERENCE = Path(__file__).parent.parent / "results" / "reference"
 CHROMIUM = (
@@ -360,6 +360,36 @@ def test_a_curve_says_where_it_has_no_interval(half):
     assert "inf" not in drawn
     assert "a &lt; b" in drawn
     assert drawn.count('class="interval"') == 1
+
+
+@pytest.mark.parametrize(
+    ("lead", "interval", "told"),
+    [
+        (1.04, (-0.5, 2.8), "+1.0 [-0.5, +2.8]"),
+        (1.04, None, "+1.0"),
+        (1.04, (-0.5, float("inf")), "+1.0"),
+        (1.04, (float("nan"), 2.0), "+1.0"),
+        (None, None, ""),
+    ],
+)
+def test_a_lead_is_told_with_its_interval_where_that_is_finite(lead, interval, told):
+    claim = ClaimResult(
+        "a > b", "undecided", "", "", contrasts=(Contrast("a - b", lead, interval),)
+    )
+    assert finding.told_lead(claim) == told
+    assert finding.told_lead(replace(claim, contrasts=())) == ""
+
+
+def test_a_record_s_link_holds_whatever_its_file_is_called(tmp_path):
+    _paper_tier(tmp_path, "retrained")
+    record = next((tmp_path / "paper" / "records").glob("pcl-1-*"))
+    record.rename(record.with_name(f'a "b"#<c>?-{record.stem[-12:]}.json'))
+    next((tmp_path / "paper" / "records").glob("pcl-2-*")).rename(record.with_name("short.json"))
+    publish.pages(tmp_path, publish.read(tmp_path))
+    places = [unquote(target) for _, target in _places(tmp_path) if target.startswith("records/")]
+    assert f'records/a "b"#<c>?-{record.stem[-12:]}.json' in places
+    assert all((tmp_path / "paper" / place).is_file() for place in places)
+    assert len(places) == 11, "a file of another name cannot be told, so nothing leads to it"
 
 
 def test_records_that_cannot_be_shown_are_left_out_with_a_word(command, tmp_path):

@@ -3,7 +3,6 @@ what opens behind them."""
 
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
 
 import numpy as np
 from markupsafe import Markup
@@ -15,6 +14,8 @@ from tables.engine.schema import Column, RecordsByRow, Row
 
 MOST_DRAWS = 5
 """Draws per seed that are listed one by one."""
+SHORT = 12
+"""Characters of a record's id that its file's name ends with."""
 MOST_RUNS = 60
 """Runs of a cell that are listed; the others are in the records."""
 WORDS = {
@@ -46,8 +47,9 @@ class Group:
     rows: list[tuple[str, list[dict[str, Any]]]]
 
 
-def groups(outcome: Outcome, found: RecordsByRow) -> list[Group]:
-    """The table's parts, for the template."""
+def groups(outcome: Outcome, found: RecordsByRow, places: dict[str, str]) -> list[Group]:
+    """The table's parts, for the template. ``places``: beginning of a record's id, as its file's
+    name ends -> where the page finds the file."""
     parts = []
     for title, columns in show.groups(outcome):
         scales = [strips.of_column(outcome, column) for column in columns]
@@ -55,7 +57,7 @@ def groups(outcome: Outcome, found: RecordsByRow) -> list[Group]:
             (
                 row.title,
                 [
-                    _cell(outcome, row, column, scale, found)
+                    _cell(outcome, row, column, scale, found, places)
                     for column, scale in zip(columns, scales, strict=True)
                 ],
             )
@@ -78,7 +80,12 @@ def ceiling(outcome: Outcome, column: Column) -> str:
 
 
 def _cell(
-    outcome: Outcome, row: Row, column: Column, scale: strips.Scale, found: RecordsByRow
+    outcome: Outcome,
+    row: Row,
+    column: Column,
+    scale: strips.Scale,
+    found: RecordsByRow,
+    places: dict[str, str],
 ) -> dict[str, Any]:
     table = outcome.table
     cell, decimals = outcome.cells[row.name, column.title], table.decimals
@@ -113,8 +120,8 @@ def _cell(
                 "seed": seed,
                 "draw": draw,
                 "value": f"{value:.{decimals + 1}f}",
-                "record": records[seed, first]["record_id"][:12],
-                "href": _file(records[seed, first]),
+                "record": (short := records[seed, first]["record_id"][:SHORT]),
+                "href": places.get(short, ""),
             }
             for seed, draw, first, value in runs[:MOST_RUNS]
         ],
@@ -141,15 +148,6 @@ def _facts(outcome: Outcome, cell: Cell, decimals: int) -> list[tuple[str, str]]
         facts.append(("90 % interval", f"{low:+.{decimals}f} to {high:+.{decimals}f}"))
     facts.append(("encoder", outcome.sources.get(cell.row.name, "")))
     return [(name, value) for name, value in facts if value]
-
-
-def _file(record: dict[str, Any]) -> str:
-    """A record's file beside the page, as records.write names it."""
-    subject, unit = record["subject"], record["unit"]
-    parts = [subject["row"], subject["seed"], unit["evaluation"], unit["data_name"]]
-    return quote(
-        f"records/{'-'.join(map(str, parts))}-{record['record_id'][:12]}.json",
-    )
 
 
 def shown_runs(cell: Cell) -> list[tuple[int, str, int, float]]:

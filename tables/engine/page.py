@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
+from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
@@ -154,13 +155,13 @@ def _exhibit_page(
         picture=picture,
         forest=Markup(forest.svg(exhibit, found.tier, found.claims)),
         provenance=provenance.lines(shown.rows, found.found),
-        **_of_table(found),
+        **_of_table(found, folder),
     )
     files.write_text(path, page + "\n")
     return path
 
 
-def _of_table(found: Finding) -> dict[str, Any]:
+def _of_table(found: Finding, folder: Path) -> dict[str, Any]:
     """What the page of a table shows beyond that of a figure."""
     outcome, claims = found.outcome, finding.told_claims(found.claims)
     if outcome is None:
@@ -170,7 +171,7 @@ def _of_table(found: Finding) -> dict[str, Any]:
     return {
         "source": source(found),
         "outcome": outcome,
-        "groups": cells.groups(outcome, found.found),
+        "groups": cells.groups(outcome, found.found, _places(folder)),
         "spread": show.what_spread_means(outcome),
         "summary": f"{told}. {claims}." if (told := finding.told_cells(outcome)) else f"{claims}.",
         "multiplicity": show.multiplicity(outcome.claims),
@@ -180,6 +181,14 @@ def _of_table(found: Finding) -> dict[str, Any]:
             f"Margins: {table.margin_reason}.",
             *(f"{row.title}: cited, {row.cited}." for row in table.rows if row.cited),
         ],
+    }
+
+
+def _places(folder: Path) -> dict[str, str]:
+    """Where a page in a tier's folder finds the records, see cells.groups."""
+    return {
+        path.stem[-cells.SHORT :]: quote(f"records/{path.name}")
+        for path in (folder / "records").glob("*.json")
     }
 
 
