@@ -251,6 +251,7 @@ def test_the_paper_tier_scores_given_checkpoints(command, tmp_path):
         "1",
         "--workers",
         "0",
+        "--wide",
     )
     code, out, err = _reproduce(command, tmp_path, *args)
     assert code == 3, err

@@ -365,7 +365,7 @@ def test_table_4_on_both_layouts(command, tmp_path, layout, request, monkeypatch
     monkeypatch.setenv("PROTOBENCH_CACHE", str(tmp_path / "cache"))
     _shrink(monkeypatch)
     _in_process(monkeypatch)
-    code, out, err = _plan(command, tmp_path, "--data", root, "--seeds", 2)
+    code, out, err = _plan(command, tmp_path, "--data", root, "--seeds", 2, "--wide")
     assert code in (cli.SAME, cli.TROUBLE), err  # after an epoch, controls may fail
     assert "SMALL: 10,000 training pictures of CIFAR-10" in out
     assert "k-nearest-neighbour classification on ImageNet, on CIFAR-10" in out
