@@ -15,7 +15,7 @@ import pytest
 
 from protobench import records
 from protobench.records import ModelInfo, ResultKey
-from protobench.runtime import colour
+from protobench.runtime import colour, files
 from tables import __main__ as tables_main
 from tables.engine import (
     catalogue,
@@ -334,6 +334,16 @@ def test_a_table_with_a_single_run_and_rows_without_any(tmp_path):
     assert "· not run" in text
     index = (tmp_path / "index.html").read_text()
     assert "Not run in this tier: Table 1 (<code>table1</code>), " in index
+
+
+def test_the_index_links_the_leaderboard_where_there_is_one(tmp_path):
+    _paper_tier(tmp_path, "retrained")
+    link = f'<a href="{page.LEADERBOARD}">'
+    publish.pages(tmp_path, publish.read(tmp_path))
+    assert link not in (tmp_path / "index.html").read_text()
+    files.write_text(tmp_path / page.LEADERBOARD, "")
+    publish.pages(tmp_path, publish.read(tmp_path))
+    assert link in (tmp_path / "index.html").read_text()
 
 
 def test_tiers_stand_apart(tmp_path):

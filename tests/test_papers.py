@@ -254,8 +254,8 @@ def test_without_controls_cells_and_claims_are_judged_all_the_same(byol, tmp_pat
     assert "none in this table" in show.text(outcome)
     code = publish.publish(byol, "paper", tmp_path)
     assert code == 0
-    page = (tmp_path / "index.html").read_text()
-    assert "<h1>BYOL: tables and figures</h1>" in page
+    assert "<h1>BYOL, put to the test</h1>" in (tmp_path / "index.html").read_text()
+    page = (tmp_path / "paper" / "byol-table1.html").read_text()
     assert "arXiv 2006.07733 (v1), Table 1" in page
 
 

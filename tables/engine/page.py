@@ -27,6 +27,8 @@ RecordsByTier = dict[Tier, dict[str, dict[str, Any]]]
 """tier -> its records by their key"""
 ENDINGS = ("csv", "cells.csv", "md", "tex", "txt", "png", "svg", "claims.png", "claims.tex")
 """Of the files beside a page that it links, where they exist."""
+LEADERBOARD = "leaderboard/index.html"
+"""Where ``python -m tables leaderboard`` writes; linked by the index where it exists."""
 
 
 def build(
@@ -72,7 +74,10 @@ def build(
     if overviews:
         index = results / "index.html"
         page = _template("index").render(
-            title=_title(overviews), overviews=overviews, left_out=left_out
+            title=_title(overviews),
+            overviews=overviews,
+            left_out=left_out,
+            leaderboard=LEADERBOARD if (results / LEADERBOARD).is_file() else "",
         )
         files.write_text(index, page + "\n")
         written.append(index)
