@@ -41,6 +41,7 @@ def test_all_pictures_of_the_readme_are_there():
 def test_what_the_readme_says_of_its_pictures_is_what_was_found(lines):
     shown = re.findall(r"<picture>.*?</picture>|(?<!\">)<img [^>]*>", README)
     assert [one for one in shown if one not in lines] == [], "python -m tables gallery prints them"
+    assert len(shown) == 3
 
 
 def test_the_committed_pictures_are_of_the_committed_records():

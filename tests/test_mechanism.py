@@ -261,6 +261,6 @@ def test_the_page_starts_with_it(command, tmp_path):
     assert code == 0, err
     assert "PCL's lead over MoCo grows from" in out
     text = (tmp_path / "index.html").read_text()
-    assert text.index("PCL's lead over MoCo grows from".replace("'", "&#39;")) < text.index("<nav")
-    assert text.index('id="mini-mechanism"') < text.index("<nav") < text.index('id="mini-table3"')
+    headline = text.index("PCL's lead over MoCo grows from".replace("'", "&#39;"))
+    assert text.index('class="stamp"') < headline < text.index('class="tiles"')
     assert "**PCL's lead over MoCo grows" in (tmp_path / "mini" / "README.md").read_text()
