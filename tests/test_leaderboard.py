@@ -221,6 +221,8 @@ def test_bad_records_are_listed_with_the_reason_and_the_rest_goes_on(tmp_path, r
         "without": lambda of: of.pop("checkpoint"),
         "row": lambda of: of["subject"].update(row=["a"]),
         "list": lambda of: of.update(unit=[]),
+        "huge": lambda of: of["runs"][0].update(value=10**400, right={}),
+        "images": lambda of: of["metric"].update(test_images="300"),
     }
     for name, change in changes.items():
         path = write(folder, name)
@@ -287,6 +289,32 @@ def test_whatever_a_record_holds_it_is_shown_or_left_out(tmp_path, run):
     assert "Traceback" not in err
     assert err.count("left out:") > 100
     assert len(list((out / "records").iterdir())) > 100, "what does not matter is not asked for"
+
+
+def test_odd_fields_do_no_harm_where_papers_rows_stand_beside(tmp_path, run):
+    draws = [{"draw": d, "k": 1, "value": 40.0 + d} for d in range(3)]
+    shots = write(tmp_path / "in", "a", "lowshot", runs=draws, data="voc07")
+    edit(
+        shots,
+        lambda of: (
+            of["checkpoint"].update(released={}, input_fit={"doubt": ["much"]}),
+            of["data"].update(departures=["fewer images"], name=1),
+        ),
+    )
+    linear = write(tmp_path / "in", "a", "linear", runs=[{"draw": 0, "value": 60.0, "top5": "odd"}])
+    edit(linear, lambda of: of["data"].pop("name"))
+    code, err, out = run(tmp_path / "in")
+    assert code == 0, err
+    (page,) = (out / "checkpoints").iterdir()
+    assert "The papers' rows" in Page(page).text
+
+
+def test_other_counts_of_test_images_are_other_columns(tmp_path, run):
+    write(tmp_path / "in", "a")
+    write(tmp_path / "in", "b", images=200)
+    code, err, out = run(tmp_path / "in")
+    assert code == 0, err
+    assert [cell["ranked"] for cell in cells(out)] == ["1", "1"]
 
 
 def test_names_of_strangers_are_escaped(tmp_path, run):
@@ -384,6 +412,11 @@ def test_a_pretraining_of_this_suite_shows_its_curves(tmp_path, run):
     assert "Loss, nats: 6 at epoch 1, 4 at 3" in page.read_text()
     assert "AMI of clusters and classes: K = 50: 0 at epoch 0, 0.3 at 3" in page.read_text()
     assert len(cells(out)) == 1, "a history is no score"
+    (course,) = folder.glob("*-course-*")
+    edit(course, lambda of: of.update(runs=[]))
+    code, err, _ = run(folder)
+    assert code == 3
+    assert "there are no epochs" in err
 
 
 def test_the_papers_rows_stand_beside_real_data_alone(tmp_path, run):

@@ -206,6 +206,7 @@ def test_a_file_that_cannot_be_read_among_good_ones(score, encoder_file, tmp_pat
     assert len(scores_in(tmp_path)) == 1
     code, _, err = score(bad, tmp_path / "absent.pth", "--only", "knn")
     assert code == 2
+    assert err.count("at: ") == 2, "each once"
     assert "absent.pth" in err
 
 

@@ -119,7 +119,7 @@ def build(found: Submissions, out: Path) -> Written:
     _sweep(out / "checkpoints", PAGE, {f"{of.id}.html" for of in checkpoints})
     copies = found.scores | found.histories
     for path, record in copies.items():
-        _write(out / "records" / _file(record), path.read_text())
+        _write(out / "records" / _file(record), path.read_text(encoding="utf-8"))
     _sweep(out / "records", RECORD, set(map(_file, copies.values())))
     columns = sum(len(board.columns) for board in boards)
     return Written(out / "index.html", len(checkpoints), columns, len(copies))
@@ -256,7 +256,7 @@ def _papers(boards: Iterable[Board]) -> dict[TaskKey, Section]:
         if board.domain.kind == "real":
             for cell in board.cells.values():
                 scored.setdefault((cell.column.evaluation, cell.column.dataset), cell.record)
-    sections = report_card.card({"": list(scored.values())}).sections if scored else ()
+    sections = report_card.sections({"": list(scored.values())})
     return {(of.evaluation, of.dataset): of for of in sections if of.papers}
 
 

@@ -103,16 +103,16 @@ def _has_head(encoder: "Encoder") -> bool:
 
 
 def require_different(files: Iterable[Path]) -> None:
-    """Raise UserError for a file that is given twice, by its content."""
+    """Raise UserError for an encoder that is given twice, in one file or in several."""
     seen: dict[str, Path] = {}
     for path in files:
         if not path.is_file():
             continue  # whoever reads it says so
-        if (other := seen.setdefault(identity.sha256_of(path), path)) is not path:
+        if (other := seen.setdefault(identity.encoder_key(path), path)) is not path:
             raise UserError(
                 "this checkpoint is given twice"
                 if other == path
-                else f"this checkpoint is given twice: {other} has the same content",
+                else f"this checkpoint is given twice: {other} holds the same encoder",
                 at=path,
                 hint="every seed and every row needs an encoder of its own",
             )

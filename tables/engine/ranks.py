@@ -4,8 +4,8 @@ Each pair is compared in both directions by a one-sided p: of "A is no better th
 
   outcomes   where both have an outcome for each test image: McNemar's exact test. Several draws
              are tested one by one, and the least clear one counts: A must be better in each.
-  draws      otherwise, the paired t-test of A - B over the draws that both have, at least two. It
-             is about support sets like those drawn, on these test images.
+  draws      otherwise, the paired t-test of A - B over the draws, at least two, where both have the
+             same. It is about support sets like those drawn, on these test images.
   neither    a single number without outcomes: no test, so no rank.
 
 The hypotheses of a column, two a pair, are tested together by Holm's method at 5 % (Holm, 1979):

@@ -112,11 +112,10 @@ class Card:
 
 def card(scored: Mapping[str, Sequence[Record]], left_out: Sequence[str] = ()) -> Card:
     """The card of the records of each checkpoint, by its name."""
-    tasks = dict.fromkeys(task_of(record) for of in scored.values() for record in of)
     return Card(
         {name: _what(of) for name, of in scored.items()},
         _stamp(scored),
-        tuple(_section(task, scored) for task in tasks),
+        sections(scored),
         tuple(
             _compared(letter(a), letter(b), of_a, of_b)
             for (a, of_a), (b, of_b) in combinations(enumerate(scored.values()), 2)
@@ -183,6 +182,12 @@ def _departures(of: Sequence[Record]) -> list[str]:
 # Sections -----------------------------------------------------------------------------------------
 
 
+def sections(scored: Mapping[str, Sequence[Record]]) -> tuple[Section, ...]:
+    """The numbers of the records of each checkpoint, an evaluation on a data set after another."""
+    tasks = dict.fromkeys(task_of(record) for of in scored.values() for record in of)
+    return tuple(_section(task, scored) for task in tasks)
+
+
 def _section(task: TaskKey, scored: Mapping[str, Sequence[Record]]) -> Section:
     of_task = {
         name: [record for record in of if task_of(record) == task] for name, of in scored.items()
@@ -237,7 +242,8 @@ def _measures(columns: Sequence[Column], of_task: Sequence[Record]) -> tuple[Mea
 
 
 def _is_of(run: Run, measure: Measure) -> bool:
-    return measure.k in (None, run.get("k")) and measure.value in run
+    number = isinstance(run.get(measure.value), int | float)
+    return number and measure.k in (None, run.get("k"))
 
 
 def _number(runs: Sequence[Run], measure: Measure) -> Number | None:

@@ -143,7 +143,6 @@ def _loaded(
         try:
             checkpoint = score_plan.load(path, name, where)
         except UserError as mistake:
-            print(mistake, file=sys.stderr)
             unreadable.append((name, score_plan.one_line(mistake)))
             mistakes.append(mistake)
             continue
@@ -154,6 +153,8 @@ def _loaded(
                 hint="leave one out: every score would be given twice",
             )
         found.append(checkpoint)
+    for mistake in mistakes if found else mistakes[1:]:
+        print(mistake, file=sys.stderr)
     if not found:
         raise mistakes[0]
     return found, unreadable

@@ -290,7 +290,7 @@ def _task(checkpoint: Checkpoint, choice: Choice, where: Where, have: dict[str, 
     seconds = _own_seconds(choice, passes * checkpoint.seconds_per_image, where)
     task = Task(checkpoint, choice, "to run", "", config, key, seconds, wanted)
     if key in have:
-        return replace(task, state="done", seconds=0.0)
+        return replace(task, state="done")
     if where.bundled and passes and seconds > LONG and not choice.named:
         why = f"about {minutes(seconds)}; --only {evaluation.name} runs it"
         return replace(task, state="left out", why=why)

@@ -266,7 +266,7 @@ def _columns(record: Record, known: dict[str, Column]) -> Iterable[tuple[Column,
     """Yield the columns that a record has a number in, with its runs there."""
     unit, metric, by_label = record["unit"], record["metric"], _by_label(record["runs"])
     for label, runs in by_label.items():
-        identity = files.sha256([{**unit, "encoder": ""}, label, metric["name"]])
+        identity = files.sha256([{**unit, "encoder": ""}, label, metric])
         if identity not in known:
             known[identity] = Column(
                 domain_of(record),

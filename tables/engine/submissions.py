@@ -137,7 +137,7 @@ def _verified(path: Path) -> Record:
         raise UserError("not a result record") from failure
     except LookupError as failure:
         raise UserError(f"not a record of this version: it lacks {failure}") from failure
-    except ValueError as failure:
+    except (ValueError, OverflowError) as failure:
         raise UserError(f"not a record of this version: {failure}") from failure
     except (TypeError, AttributeError) as failure:
         raise UserError("not a record of this version: a part is of another kind") from failure
@@ -172,6 +172,7 @@ def _check(record: Record) -> None:
     elif name not in history.KINDS:
         _require(bool(record["runs"]), "there are no runs")
         images = record["metric"]["test_images"]
+        _require(type(images) is int, "metric.test_images is no whole number")
         for run in record["runs"]:
             _number(run["draw"])
             _number(run["value"])
@@ -182,6 +183,7 @@ def _check(record: Record) -> None:
 
 
 def _check_course(record: Record) -> None:
+    _require(bool(record["runs"]), "there are no epochs")
     for run in record["runs"]:
         _number(run["epoch"])
         _number(run["loss"])
