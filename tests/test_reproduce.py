@@ -16,6 +16,7 @@ from filelock import FileLock
 from protobench import records
 from protobench.checkpoints import resnet
 from protobench.checkpoints.resnet import Arch
+from protobench.data import image_list, imagenet
 from protobench.data.synthetic import bundled
 from protobench.runtime import processes
 from tables import __main__ as tables_main
@@ -129,6 +130,20 @@ def test_the_paper_tier_s_plan_names_what_is_missing_and_what_it_costs(command, 
     assert "PCL: pretraining 1 x 672 V100-hours (about a week on 4 V100" in out
     assert "Supervised: no pretraining, scoring about 0.2 GPU-hours" in out
     assert "GB" in out
+
+
+def test_a_plan_reads_every_list_once(command, tmp_path, world, monkeypatch):
+    """Listing ImageNet takes long, and a table's evaluation and its recipes ask for it."""
+    listed = []
+    monkeypatch.setattr(
+        imagenet,
+        "image_folder",
+        lambda path, name: listed.append(path.name) or image_list.image_folder(path, name),
+    )
+    flags = ("--plan", "--tier", "paper", "--data", world)
+    where = ("--results", tmp_path / "results", "--runs", tmp_path / "runs")
+    command(tables_main.main, "reproduce", "table3", *flags, *where)
+    assert sorted(listed) == ["train", "val"]
 
 
 @pytest.mark.parametrize("flags", [("--plan",), ()])

@@ -346,6 +346,7 @@ def test_what_would_give_other_features_is_refused(command, tmp_path, complaint)
 ODD = (
     torch.zeros(()),
     torch.zeros(1, 0, 192),
+    torch.zeros(0, 197, 192),
     torch.zeros(192, 3, 0, 0),
     torch.zeros(0, 3, 16, 16),
     torch.zeros(1, 197, 192, dtype=torch.long),

@@ -217,11 +217,12 @@ def fixed_positions(positions_1TD: Tensor) -> Literal["", "MAE", "MoCo v3"]:
     """Whose fixed sine-cosine embeddings these are, if anyone's. Both have a quarter of the
     channels each for the sine and cosine of either coordinate, and zeros for the class token; MAE
     begins with the column, MoCo v3 with the row."""
-    if positions_1TD.ndim != 3 or positions_1TD.layout != torch.strided:
+    usable = positions_1TD.is_floating_point() and not positions_1TD.is_meta
+    if positions_1TD.ndim != 3 or positions_1TD.layout != torch.strided or not usable:
         return ""
-    _, tokens, width = positions_1TD.shape
+    count, tokens, width = positions_1TD.shape
     grid = math.isqrt(max(tokens - 1, 0))
-    if not grid or grid * grid != tokens - 1 or width % 4 or positions_1TD.is_meta:
+    if count != 1 or not grid or grid * grid != tokens - 1 or not width or width % 4:
         return ""
     for origin, column_first in (("MAE", True), ("MoCo v3", False)):
         if torch.allclose(

@@ -1,7 +1,9 @@
 """Batches of images read by worker processes. A broken file raises an error that names it."""
 
+import atexit
 import signal
 import traceback
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Protocol
@@ -16,6 +18,9 @@ from protobench.data.image_list import ImageList
 from protobench.data.transforms import EvalInput
 from protobench.runtime import cores, resource_errors, signals
 from protobench.runtime.errors import UserError
+
+_READING = weakref.WeakSet[Any]()
+"""Iterators of loaders that have worker processes."""
 
 
 class Kept(Protocol):
@@ -113,7 +118,7 @@ def batches(
         **how,
     )
     try:
-        for batch in loader:
+        for batch in _opened(loader):
             if isinstance(batch, UserError):
                 raise batch
             yield batch
@@ -133,6 +138,22 @@ def _ignore_signals(worker: int) -> None:
     is gone.)"""
     for number in signals.SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def _opened(loader: DataLoader[Any]) -> Iterator[Any]:
+    reading = iter(loader)
+    if loader.num_workers:
+        _READING.add(reading)
+    return reading
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Ends the workers of loaders that are still open when the program ends, as an error in the
+    middle of a pass leaves them: they ignore the signal by which multiprocessing would end them,
+    and it waits for them."""
+    for reading in list(_READING):
+        reading._shutdown_workers()
 
 
 def _collate(stack: Callable[[list[Any]], Any], batch: list[Any]) -> Any:

@@ -110,7 +110,6 @@ class Reproduce:
     """checkpoints and logs"""
 
 
-@read_once()
 @dataclass(frozen=True)
 class Given:
     """The checkpoints of --ckpt."""
@@ -121,6 +120,7 @@ class Given:
     """name of an own row -> its files"""
 
 
+@read_once()
 def reproduce(config: Reproduce, exhibit: Exhibit) -> int:
     """Plans, runs, compares, writes the table's files; returns the exit code."""
     given = _given(config, exhibit)
