@@ -456,10 +456,10 @@ def test_flags_that_do_not_go_together(command, rehearse):
 
 
 def test_probes_and_detectors_of_one_table_share_their_settings():
-    """On a CPU two images a batch; on a GPU everyone's own batch."""
+    """On a CPU one image a batch; on a GPU everyone's own batch."""
     table = catalogue.load("mocov2-table1")
     on_cpu = dict(plans._settings(table, 16, 0, plans.ON_CPU))
-    assert (on_cpu["epochs"], on_cpu["batch_size"], on_cpu["draws"]) == (1, 2, 1)
+    assert (on_cpu["epochs"], on_cpu["batch_size"], on_cpu["draws"]) == (1, 1, 1)
     assert "iterations" not in on_cpu
     on_gpu = dict(plans._settings(table, 16_000, 0, plans.ON_GPU))
     assert "batch_size" not in on_gpu

@@ -82,7 +82,7 @@ def normaliser(input_: EvalInput, device: str) -> Callable[[Tensor], Tensor]:
 
     def normalise(pixels: Tensor) -> Tensor:
         # in place: at 224 pixels one copy of 256 images in fp32 is 154 MB
-        x = pixels.to(device, non_blocking=True).float().sub_(mean).div_(std)
+        x = pixels.to(device, non_blocking=True).to(mean.dtype).sub_(mean).div_(std)
         return x.contiguous(memory_format=torch.channels_last)
 
     return normalise
