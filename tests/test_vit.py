@@ -377,6 +377,7 @@ def test_what_the_user_asks_for_must_be_possible(command, dino, encoder_file, tm
         words = [str(word).replace("--", "--") for word in words]
         code, _, err = command(program.main, "inspect", *words)
         assert (code, complaint in " ".join(err.split())) == (2, True), err
+        assert f"at: {words[0]}" in err
     assert encoders.load(dino, LoadOptions(arch="vit_tiny_patch16")).report.arch
     assert encoders.load(dino, LoadOptions(arch="vit_tiny")).report.arch
 
@@ -488,6 +489,17 @@ def test_what_needs_a_convolutional_network_says_so_at_once(
     assert "this needs a ResNet, not a vision transformer" in err
     assert why in " ".join(err.split())
     assert "Traceback" not in err
+
+
+def test_a_table_says_what_needs_a_resnet(command, dino, world, tmp_path):
+    where = ("--data", world, "--results", tmp_path / "results", "--runs", tmp_path / "runs")
+    flags = ("--tier", "paper", "--rows", "random", "--ckpt", f"mine={dino}", "--plan", *where)
+    code, out, err = command(tables.main, "reproduce", "table3", *flags)
+    assert (code, err) == (3, "")
+    (line,) = (one for one in out.splitlines() if one.startswith("  mine "))
+    assert "linear imagenet to run" in line
+    why = "needs a ResNet, not a vision transformer: this protocol pools the last convolutional map"
+    assert f"linear places205 impossible ({why} to 2x2)" in line
 
 
 def test_the_report_card_says_what_needs_a_resnet(command, dino, world, tmp_path):

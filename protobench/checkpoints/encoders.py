@@ -128,7 +128,10 @@ def load(
         assert match.layout.transformer, "a file of a ViT has one of their layouts"
         is_untouched = vit.untouched(state)
         how = match.layout.transformer.positions
-        backbone, state, positions = vit.fitted(backbone, state, input_.crop, how)
+        try:
+            backbone, state, positions = vit.fitted(backbone, state, input_.crop, how)
+        except UserError as mistake:
+            raise UserError(mistake.what, at=path, hint=mistake.hint) from mistake
     _named_as_in_files(backbone).load_state_dict(state, assign=True)
     report = LoadReport(
         file=printable(path.name),

@@ -6,6 +6,7 @@ import tomllib
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache, partial
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import BinaryIO
 
 from protobench.checkpoints import identity
 from protobench.runtime import files
-from protobench.runtime.errors import UserError, choose
+from protobench.runtime.errors import UserError
 from protobench.runtime.progress import progress
 
 
@@ -123,7 +124,12 @@ def fetch(name: str, folder: Path) -> Path:
 
     Raises UserError for an unknown name, without a network, for another file, and for one that has
     to be brought by hand."""
-    entry = catalogue()[choose("checkpoint", name, list(catalogue()))]
+    if (entry := catalogue().get(name)) is None:
+        near = get_close_matches(name, catalogue(), n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UserError(
+            f"unknown checkpoint {name!r}", hint=f"{hint}python -m protobench fetch lists all"
+        )
     path = folder / entry.kept_as
     if not entry.url and not path.is_file():
         raise UserError(

@@ -4,13 +4,13 @@ what that costs."""
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from evaluate.evaluation import Evaluation, home_world
+from evaluate.evaluation import EvalConfig, Evaluation, home_world
 from pretrain import gpu_memory, history
 from pretrain.recipes.common import Recipe, run_key
 from protobench import records
@@ -408,7 +408,10 @@ def _job(
             )
             record = records.key(result.to_json(), {"row": row.name, "seed": seed})
             done: State = "done" if record in have else "to run"
-            tasks.append(EvalTask(name, dataset, done, key=record, settings=own))
+            if given is not None and done == "to run" and (reason := _no_resnet(given, config())):
+                tasks.append(EvalTask(name, dataset, "impossible", reason))
+            else:
+                tasks.append(EvalTask(name, dataset, done, key=record, settings=own))
     return Job(
         row,
         seed,
@@ -432,6 +435,20 @@ def _finished(checkpoint: Path, key: str) -> Path:
     _, _, training = checkpoint.parent.name.rpartition("-seed")
     equal = sorted(checkpoint.parent.parent.glob(f"*-seed{training}/{checkpoint.name}"))
     return next((other for other in equal if exported_key(other) == key), checkpoint)
+
+
+def _no_resnet(given: Path, config: EvalConfig) -> str:
+    """Why a given file cannot be scored so: it holds a vision transformer. Empty if it can."""
+    if not config.needs_resnet or _is_resnet(given):
+        return ""
+    return f"needs a ResNet, not a vision transformer: {config.needs_resnet}"
+
+
+@cache
+def _is_resnet(path: Path) -> bool:
+    from protobench.checkpoints import encoders, resnet  # they import torch
+
+    return isinstance(encoders.load(path).backbone, resnet.ResNet)
 
 
 def _as_paper(table: Exhibit, name: str, dataset: str) -> Settings:
