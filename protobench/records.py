@@ -201,14 +201,14 @@ def read(path: Path) -> Record:
     try:
         record = json.loads(path.read_text())
         record_id = record.pop("record_id")
-        schema = record["schema"]
-    except (ValueError, KeyError, AttributeError, TypeError) as failure:
+        schema, content_id = record["schema"], files.sha256(record)
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as failure:
         raise UserError(
             "not a result record", at=path, hint="delete it; the next run makes it again"
         ) from failure
     if schema != SCHEMA:
         raise UserError(f"record of schema {schema}, this version reads {SCHEMA}", at=path)
-    if files.sha256(record) != record_id:
+    if content_id != record_id:
         raise UserError(
             "this record was changed after it was written: its content does not match its"
             " record_id",

@@ -408,6 +408,8 @@ def test_records_that_cannot_be_shown_are_left_out_with_a_word(command, tmp_path
     (tmp_path / "huge<b>" / "records" / "a.json").write_text("{}")
     place = tmp_path / "paper" / "records"
     (place / "foreign.json").write_text(json.dumps({"record_id": "0", "schema": 99}))
+    (place / "nan.json").write_text('{"record_id": "0", "schema": 1, "runs": [NaN]}')
+    (place / "deep.json").write_text("[" * 100_000)
     edited = next(place.glob("pcl-1-*"))
     edited.write_text(edited.read_text().replace('"value": 50.1', '"value": 60.1'))
     code, out, err = command(tables_main.main, "page", "--results", tmp_path)
@@ -416,6 +418,8 @@ def test_records_that_cannot_be_shown_are_left_out_with_a_word(command, tmp_path
     text = (tmp_path / "index.html").read_text()
     for told in (
         "paper/records/foreign.json: record of schema 99",
+        "paper/records/nan.json: not a result record",
+        "paper/records/deep.json: not a result record",
         f"paper/records/{edited.name}: this record was changed",
     ):
         assert told in text

@@ -51,7 +51,7 @@ def score(command, world, tmp_path, monkeypatch, known):
         where = ("--data", data) if data else ()
         results = tmp_path / "scores"
         return command(
-            tables_main.main, "score", *args, *where, "--results", results, "--workers", 0
+            tables_main.main, "score", "--workers", 0, *args, *where, "--results", results
         )
 
     return run
@@ -258,6 +258,7 @@ def test_the_shortest_ends_that_tell_paths_apart(tmp_path):
         (("--only", "fullsvm", "--datasets", "imagenet"), "nothing is left to score"),
         (("--world", 2), "--world is one of the bundled data"),
         (("--skip-bad-images", -1), "--skip-bad-images is at least 0"),
+        (("--workers", -1, "--plan"), "--workers must not be negative"),
     ],
 )
 def test_flags_that_make_no_sense(score, encoder_file, args, said):

@@ -118,13 +118,14 @@ def _check(config: Score) -> None:
 
 
 def _where(config: Score) -> Where:
+    from protobench.runtime import cores
     from protobench.runtime.devices import device_of
 
     return Where(
         config.data,
         config.world,
         device_of(config.device),
-        config.workers,
+        cores.workers(config.workers),
         config.skip_bad_images,
         config.results,
         config.load_options,
@@ -153,8 +154,8 @@ def _loaded(
                 hint="leave one out: every score would be given twice",
             )
         found.append(checkpoint)
-    for mistake in mistakes if found else mistakes[1:]:
-        print(mistake, file=sys.stderr)
+    for told in mistakes if found else mistakes[1:]:
+        print(told, file=sys.stderr)
     if not found:
         raise mistakes[0]
     return found, unreadable

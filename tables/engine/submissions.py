@@ -133,8 +133,6 @@ def _verified(path: Path) -> Record:
         _check(record)
     except OSError as failure:
         raise UserError(f"cannot be read: {failure.strerror or failure}") from failure
-    except RecursionError as failure:
-        raise UserError("not a result record") from failure
     except LookupError as failure:
         raise UserError(f"not a record of this version: it lacks {failure}") from failure
     except (ValueError, OverflowError) as failure:
