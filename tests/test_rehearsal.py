@@ -25,7 +25,7 @@ from protobench.data.rehearsal import Limits
 from protobench.runtime import cli, files
 from protobench.runtime.errors import UserError
 from tables import __main__ as tables_main
-from tables.engine import catalogue, costs, rehearsal_report, runs, work
+from tables.engine import catalogue, costs, plan, rehearsal_report, runs, work
 from tables.engine import rehearsal as plans
 from tables.engine.plan import EvalTask, Job
 from tables.engine.rehearsal import Machine
@@ -282,6 +282,18 @@ def test_what_will_stop_the_full_run_is_told_of_its_lists_and_recipes(tmp_path):
     few = images.subset(np.arange(1000))
     told = list(plans._stops([job], [job], {"imagenet": few}, {}, tmp_path, CPU))
     assert told == ["SPCL: some has 1000 images, less than one batch of 1024"]
+
+
+def test_missing_data_is_refused_but_not_a_transformer_s_missing_evaluation(tmp_path):
+    row = catalogue.load("table3").row("pcl")
+
+    def require(why):
+        tasks = (EvalTask("linear", "places205", "impossible", why),)
+        plans._require_data([Job(row, 0, None, tmp_path, True, "own", "", "done", "", tasks)])
+
+    require(f"{plan.NO_RESNET}: this protocol pools the last convolutional map to 2x2")
+    with pytest.raises(UserError, match="cannot be rehearsed: no Places205 list here"):
+        require("no Places205 list here")
 
 
 def test_more_clusters_than_images_stop_an_evaluation(tmp_path):

@@ -28,6 +28,7 @@ from tables.engine.schema import TIERS, Exhibit, Figure, Row, Table, TaskKey, Ti
 Settings = tuple[tuple[str, Any], ...]
 State = Literal["done", "to run", "impossible"]
 NO_ENCODER = "no encoder"
+NO_RESNET = "needs a ResNet, not a vision transformer"
 FETCHED = Path("checkpoints")
 """Where python -m protobench fetch puts files."""
 RESNET50_BYTES = 0.1e9
@@ -441,7 +442,7 @@ def _no_resnet(given: Path, config: EvalConfig) -> str:
     """Why a given file cannot be scored so: it holds a vision transformer. Empty if it can."""
     if not config.needs_resnet or _is_resnet(given):
         return ""
-    return f"needs a ResNet, not a vision transformer: {config.needs_resnet}"
+    return f"{NO_RESNET}: {config.needs_resnet}"
 
 
 @cache

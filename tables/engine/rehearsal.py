@@ -30,7 +30,7 @@ from protobench.data.rehearsal import Limits
 from protobench.runtime import files
 from protobench.runtime.errors import UserError
 from tables.engine import plan
-from tables.engine.plan import NO_ENCODER, RESNET50_BYTES, AlreadyRead, Job, Settings
+from tables.engine.plan import NO_ENCODER, NO_RESNET, RESNET50_BYTES, AlreadyRead, Job, Settings
 from tables.engine.schema import Exhibit, TaskKey
 
 FOLDER = "rehearsal"
@@ -241,7 +241,7 @@ def _settings(exhibit: Exhibit, images: int, shots: int, size: Size) -> Settings
 
 def _require_data(jobs: list[Job]) -> None:
     """UserError where data is missing: a rehearsal without it would not be one. What only lacks an
-    encoder (a published file that is not given) is left out."""
+    encoder (a published file that is not given), or a ResNet, is left out."""
     missing = [job.why for job in jobs if job.encoder == "impossible" and job.recipe]
     missing += [
         task.why
@@ -249,6 +249,7 @@ def _require_data(jobs: list[Job]) -> None:
         for task in job.tasks
         if task.state == "impossible"
         and task.why != NO_ENCODER
+        and not task.why.startswith(NO_RESNET)
         and not (job.given and task.evaluation in history.KINDS)
     ]
     if missing:
