@@ -37,6 +37,7 @@ PACKAGES = (
     "mmcv-lite",
     "pycocotools",
     "opencv-python-headless",
+    "timm",
 )
 
 CPU_INFO = Path("/proc/cpuinfo")
@@ -202,6 +203,7 @@ def read(path: Path) -> Record:
         record = json.loads(path.read_text())
         record_id = record.pop("record_id")
         schema, content_id = record["schema"], files.sha256(record)
+        _ = record["unit"], record["subject"], record["runs"], record["finished"]
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as failure:
         raise UserError(
             "not a result record", at=path, hint="delete it; the next run makes it again"

@@ -70,6 +70,17 @@ def test_records_from_before_the_processor_was_recorded_are_read(tmp_path, monke
     assert records.read(path)["environment"] == {"torch": "2.15.0", "threads": 1}
 
 
+@pytest.mark.parametrize("field", ["unit", "subject", "runs", "finished"])
+def test_a_record_without_a_field_that_all_have_is_refused_by_name(tmp_path, field):
+    path = records.write(tmp_path, RESULT, [], model=MODEL)
+    content = json.loads(path.read_text())
+    del content["record_id"], content[field]
+    path.write_text(json.dumps({"record_id": files.sha256(content), **content}))
+    with pytest.raises(UserError, match="not a result record") as error:
+        records.read(path)
+    assert error.value.at == path
+
+
 def test_nothing_private_is_recorded(tmp_path):
     text = records.write(tmp_path, RESULT, [], model=MODEL).read_text()
     assert str(tmp_path) not in text
