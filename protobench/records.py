@@ -203,7 +203,6 @@ def read(path: Path) -> Record:
         record = json.loads(path.read_text())
         record_id = record.pop("record_id")
         schema, content_id = record["schema"], files.sha256(record)
-        _ = record["unit"], record["subject"], record["runs"], record["finished"]
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as failure:
         raise UserError(
             "not a result record", at=path, hint="delete it; the next run makes it again"
@@ -217,6 +216,8 @@ def read(path: Path) -> Record:
             at=path,
             hint="records are never edited; delete the file and the next run computes it again",
         )
+    if lacking := [name for name in ("unit", "subject", "runs", "finished") if name not in record]:
+        raise UserError(f"not a result record: it has no {' or '.join(lacking)}", at=path)
     return {"record_id": record_id, **record}
 
 
