@@ -155,7 +155,8 @@ def command(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
 @pytest.fixture(scope="module")
 def browser():
     """Chromium, run by playwright: skipped, visibly, where there is none."""
-    program = shutil.which("chromium") or shutil.which("google-chrome")
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = next(filter(None, map(shutil.which, names)), None)
     if not program:
         pytest.skip("needs Chromium")
     playwright = pytest.importorskip("playwright.sync_api", reason="pip install '.[browser]'")

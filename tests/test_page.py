@@ -32,9 +32,6 @@ from tables.engine import (
 from tables.engine.schema import ClaimResult, Contrast, Curve, Table
 
 REFERENCE = Path(__file__).parent.parent / "results" / "reference"
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
-)
 
 
 @pytest.fixture(scope="module")
@@ -509,20 +506,6 @@ def test_files_never_hold_colours():
 
 
 # In a browser -------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if not CHROMIUM:
-        pytest.skip("no Chromium on this machine")
-    playwright = pytest.importorskip("playwright.sync_api", reason="pip install '.[browser]'")
-    with playwright.sync_playwright() as running:
-        opened = running.chromium.launch(
-            executable_path=CHROMIUM,
-            args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
-        )
-        yield opened
-        opened.close()
 
 
 @pytest.mark.parametrize("size", [(1280, 900), (390, 844)])
