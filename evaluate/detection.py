@@ -5,7 +5,7 @@ Examples:
 
     python evaluate/detection.py --ckpt pcl_v1.pth.tar --data /data/VOCdevkit
     python evaluate/detection.py --ckpt pcl_v1.pth.tar --data /data/VOCdevkit --train voc07+12
-    # at least 45 GiB on each GPU (computed)
+    # at least 46 GiB on each GPU (computed)
     torchrun --nproc_per_node 2 evaluate/detection.py --ckpt pcl_v1.pth.tar --data /data/coco --task coco
     python evaluate/detection.py --ckpt encoder.safetensors  # bundled synthetic data
 
@@ -29,7 +29,7 @@ leaves a choice:
            and the statistics are set from 200 batches at the end, as in MoCo's configuration.
            Unlike there, mask targets come from bitmaps, not polygons; images are resized by OpenCV
            without antialiasing and padded to multiples of 32. 16 images on one GPU take at least
-           89 GiB in float32, 59 with --precision bf16 (computed): torchrun shares them.
+           90 GiB in float32, 66 with --precision bf16 (computed): torchrun shares them.
   bf16     --precision bf16 computes the backbone in bf16, and COCO's conv5; boxes, heads and losses
            stay in float32. The record notes it; its effect on the scores was not measured."""  # noqa: E501 (examples are one line each)
 
@@ -45,6 +45,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from evaluate.evaluation import Context, EvalConfig, Evaluation, Metric, Scores
+from evaluate.mmdet_adapter import gpu_memory
 from protobench import keyed
 from protobench.data.boxes import BoxList
 from protobench.data.datasets import DATASETS
@@ -243,13 +244,22 @@ def passes(config: Config, lists: tuple[ImageList, ...]) -> int:
     return int(params["draws"] * (seen * (1 if config.detector.frozen else 3) + len(test)))
 
 
+def least_gib(config: Config, gpus: int) -> float:
+    """Return the GiB that a step needs at least on each of ``gpus``; 0 for a frozen backbone, which
+    keeps nothing for a backward pass, and on the bundled scenes."""
+    params = config.params()
+    if config.detector.frozen or params["small"]:
+        return 0.0
+    return gpu_memory.least_gib(params["batch_size"], gpus, config.load_options.precision)
+
+
 def run(config: Config, context: Context) -> Scores | None:
     """Train the detectors and score them on the test images."""
     import torch
 
-    from evaluate.mmdet_adapter import gpu_memory, operators
+    from evaluate.mmdet_adapter import operators
     from protobench.checkpoints import input_check
-    from protobench.runtime import devices, distributed
+    from protobench.runtime import distributed
 
     params, encoder, detector = config.params(), context.encoder, config.detector
     train, test = context.lists
@@ -263,13 +273,6 @@ def run(config: Config, context: Context) -> Scores | None:
         f"{detector.title}, operators of {provided}: {len(train)} training and {len(test)} test"
         f" images, resized to at most {longer} by {shorter}, backbone in {encoder.precision}"
     )
-    if context.device.startswith("cuda") and detector.masks and not params["small"]:
-        gpu_memory.check(
-            params["batch_size"],
-            distributed.world_size(),
-            encoder.precision,
-            devices.memory_gib(context.device),
-        )
     state = _State.read(context.state)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()  # forget what this process did before
@@ -561,6 +564,7 @@ EVALUATION = Evaluation(
     repeat=False,
     plot=plot,
     passes=passes,
+    least_gib=least_gib,
     detector=True,
 )
 

@@ -8,7 +8,7 @@ loading the encoder and the data, the processes of a torchrun, the record, and t
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
@@ -33,6 +33,8 @@ if TYPE_CHECKING:  # these import torch, which --help must not wait for
     from protobench.runtime.run_state import RunState
 
 
+MOST_GPUS = 64
+"""That are thought of where a batch needs several."""
 CONVOLUTIONAL_MAP = "this protocol pools the last convolutional map to 2x2"
 """Why a protocol needs a ResNet."""
 
@@ -234,6 +236,9 @@ class Evaluation(Generic[C]):
     passes: Callable[[C, tuple[ImageList, ...]], int] = lambda config, lists: 0
     """how many images pass through the network beside those of ``wanted``; one that it is trained
     on counts three times"""
+    least_gib: Callable[[C, int], float] = lambda config, gpus: 0.0
+    """the GiB that a step of its training needs at least on each of so many GPUs, which share the
+    batch; computed. 0 where any GPU will do"""
     minutes: Mapping[str, float] = field(default_factory=dict)
     """data set -> rough cost of one score on the real data, with one recent GPU and a local disk"""
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -280,6 +285,31 @@ class Evaluation(Generic[C]):
             config.params(),
         )
 
+    def gpus_needed(self, config: C, gib: float) -> int | None:
+        """Return the fewest GPUs of ``gib`` GiB that may hold a step of its training; None where no
+        number up to ``MOST_GPUS`` does."""
+        numbers = range(1, MOST_GPUS + 1)
+        return next((n for n in numbers if self.least_gib(config, n) <= gib), None)
+
+    def check_memory(self, config: C, gpus: int, gib: float) -> None:
+        """Raise UserError where a step cannot fit on ``gpus`` GPUs of ``gib`` GiB, before any work
+        is done."""
+        needed, options = self.least_gib(config, gpus), config.load_options
+        if needed <= gib:
+            return
+        half = replace(config, load_options=replace(options, precision="bf16"))
+        ways = []
+        if enough := self.gpus_needed(config, gib):
+            ways.append(f"use {enough} GPUs (torchrun --nproc_per_node {enough})")
+        if self.least_gib(half, gpus) <= gib:
+            ways.append("--precision bf16 needs less; the record notes it")
+        raise UserError(
+            f"{self.name} {config.dataset}: a batch in {options.precision}"
+            f"{f' on {gpus} GPUs' if gpus > 1 else ''} needs at least {needed:.0f} GiB a GPU"
+            f" (computed), and the GPU has {gib:.1f}",
+            hint="; ".join(ways) or "take a GPU with more memory",
+        )
+
     def execute(self, config: C, model: ModelInfo | None = None) -> Path | None:
         """Score a checkpoint and return the path of the record; None on all ranks but the main one.
 
@@ -287,7 +317,7 @@ class Evaluation(Generic[C]):
         Raises UserError for bad flags, checkpoints and data."""
         from protobench.checkpoints import encoders
         from protobench.runtime import distributed, precision
-        from protobench.runtime.devices import device_of
+        from protobench.runtime.devices import device_of, memory_gib
         from protobench.runtime.run_state import RunState
 
         if config.world is not None and config.data is not None:
@@ -298,6 +328,8 @@ class Evaluation(Generic[C]):
         workers = cores.workers(config.workers)
         started = time.perf_counter()
         device = distributed.init(device_of(config.device))
+        if device.startswith("cuda") and self.least_gib(config, 1):
+            self.check_memory(config, distributed.world_size(), memory_gib(device))
         copies = tuple(
             encoders.load(config.ckpt, config.load_options, prefer=copy) for copy in config.copies
         )

@@ -16,7 +16,7 @@ from evaluate.mmdet_adapter import operators
 from protobench.data import verify
 from protobench.data.datasets import DATASETS
 from protobench.data.synthetic import bundled, scenes
-from tables.engine import catalogue, compare, executor, plan, reproduce, runs, work
+from tables.engine import catalogue, compare, executor, plan, plan_text, reproduce, runs, work
 from tables.engine.catalogue import load
 from tables.ours import detections as detections_figure
 
@@ -231,6 +231,16 @@ def test_what_the_paper_prints_is_kept_when_a_row_was_tried_at_another_rate():
 def test_a_rate_is_refused_before_anything_is_trained(lr):
     with pytest.raises(detection.UserError, match="--lr is positive"):
         reproduce._set(reproduce.Reproduce("table5", "paper", lr=lr), load("table5"))
+
+
+def test_a_plan_tells_the_gpu_memory_of_fine_tuning_on_coco(tmp_path):
+    tasks = [plan.EvalTask("detection", name, "to run") for name in ("voc07", "coco")]
+    row = load("table6").row("moco")
+    job = plan.Job(row, 1, None, tmp_path, True, "own", "", "done", "", (*tasks, *tasks[1:]))
+    told = plan_text.describe(load("table6"), "paper", [job], tmp_path, 1)
+    memory = "detection coco: GPU memory: at least 90 GiB for a batch on one GPU (computed)"
+    assert told.count(f"{memory}; GPUs that would do: 4 of 24 GiB or 2 of 80 GiB\n") == 1
+    assert "voc07: GPU memory" not in told, "the backbone is frozen"
 
 
 def test_bundled_scenes_are_refused_as_real_data(command, scene_data):

@@ -27,7 +27,7 @@ from protobench.runtime.errors import UserError
 from tables import __main__ as tables_main
 from tables.engine import catalogue, gpus, one_per_gpu, plan
 from tables.engine.gpus import Gpu
-from tables.engine.one_per_gpu import OnePerGpu
+from tables.engine.one_per_gpu import OnePerGpu, Part
 from tables.engine.work import RunContext
 
 ROOT = Path(__file__).parent.parent
@@ -433,21 +433,51 @@ def _job(tmp_path, recipe, row="moco"):
     return replace(job, recipe=recipe)
 
 
+def _part_of(job, gpus):
+    return one_per_gpu.part_of(job, gpus, None)
+
+
 def test_a_batch_that_one_gpu_cannot_hold_takes_as_many_as_it_needs(tmp_path):
     """SPCL at 1024 images: four of 80 GB, two of them in bf16."""
     big, small = _job(tmp_path, spcl.IMAGENET), _job(tmp_path, moco.V2)
-    part = one_per_gpu.part_of(big, _gpus(8, 79.6))
-    assert part.gpus == 4
-    assert part.then.gpus == 1
-    assert part.then.job == replace(big, encoder="done")
+    evaluations = Part(big, encoder=False, tasks=big.tasks)
+    assert _part_of(big, _gpus(8, 79.6)) == Part(big, 4, then=evaluations)
     half = replace(big.recipe, train=replace(big.recipe.train, precision="bf16"))
-    assert one_per_gpu.part_of(_job(tmp_path, half), _gpus(8, 79.6)).gpus == 2
-    assert one_per_gpu.part_of(small, _gpus(8, 79.6)) == one_per_gpu.Part(small)
-    assert one_per_gpu.part_of(big, _gpus(8, None)).gpus == 1, "nothing is known of the memory"
+    assert _part_of(_job(tmp_path, half), _gpus(8, 79.6)).gpus == 2
+    assert _part_of(small, _gpus(8, 79.6)) == Part(small, tasks=small.tasks)
+    assert _part_of(big, _gpus(8, None)).gpus == 1, "nothing is known of the memory"
     scored = replace(big, encoder="done")
-    assert one_per_gpu.part_of(scored, _gpus(1, 79.6)) == one_per_gpu.Part(scored)
-    told = one_per_gpu.describe([big, small], _gpus(8, 79.6))
-    assert told.endswith("side by side: 2 jobs; moco is trained on 4 together")
+    assert _part_of(scored, _gpus(1, 79.6)) == Part(scored, tasks=scored.tasks)
+    told = one_per_gpu.describe([big, small], _gpus(8, 79.6), None)
+    assert told.endswith("side by side: 2 jobs; moco: pretraining on 4 together")
+
+
+def test_an_evaluation_whose_batches_one_gpu_cannot_hold_takes_as_many_as_it_needs(tmp_path):
+    """Mask R-CNN's 16 images: two GPUs of 80 GB, four of 24; one of 141."""
+    job = _job(tmp_path, moco.V2)
+    voc, coco = (plan.EvalTask("detection", name, "to run") for name in ("voc07", "coco"))
+    job = replace(job, tasks=(coco, *job.tasks, voc, replace(voc, state="done")))
+
+    def parts(job, gpus):
+        part, found = one_per_gpu.part_of(job, gpus, tmp_path), []
+        while part:
+            found.append((part.gpus, part.encoder, part.tasks))
+            part = part.then
+        return found
+
+    on_one, on_two = (1, True, (*job.tasks[1:3],)), (2, False, (coco,))
+    assert parts(job, _gpus(8, 79.6)) == [on_one, on_two]
+    assert parts(job, _gpus(8, 23.6)) == [on_one, (4, False, (coco,))]
+    assert parts(job, _gpus(1, 141.0)) == [(1, True, job.tasks[:3])]
+    assert parts(replace(job, tasks=(coco,)), _gpus(2, 79.6)) == [(1, True, ()), on_two]
+    scored = replace(job, encoder="done", tasks=(coco,))
+    assert parts(scored, _gpus(2, 79.6)) == [(2, True, (coco,))]
+    told = one_per_gpu.describe([job], _gpus(2, 79.6), tmp_path)
+    assert told.endswith("side by side: 1 jobs; moco: detection coco on 2 together")
+    with pytest.raises(UserError, match=r"a batch of detection coco needs at least 90 GiB .*; 2 s"):
+        parts(job, _gpus(1, 79.6))
+    on_scenes = replace(scored, world=1)
+    assert parts(on_scenes, _gpus(1, 5.0)) == [(1, True, (coco,))]
 
 
 def test_a_batch_that_they_cannot_hold_is_refused_with_the_number_that_would_do(tmp_path):
@@ -455,20 +485,20 @@ def test_a_batch_that_they_cannot_hold_is_refused_with_the_number_that_would_do(
     with pytest.raises(
         UserError, match=r"a batch of 1024 in fp32 needs 16\d\.\d GiB .*; 4 such"
     ) as it:
-        one_per_gpu.part_of(big, _gpus(3, 79.6))
+        _part_of(big, _gpus(3, 79.6))
     assert it.value.hint == "give them, or --rows without moco"
     with pytest.raises(UserError, match="--gpus gives 1 that can work together"):
-        one_per_gpu.part_of(big, _gpus(8, 79.6, uuid="MIG-"))
+        _part_of(big, _gpus(8, 79.6, uuid="MIG-"))
     with pytest.raises(UserError, match="no number of such GPUs would do"):
-        one_per_gpu.part_of(big, _gpus(3, 1.6))
+        _part_of(big, _gpus(3, 1.6))
 
 
 def test_where_it_is_close_one_gpu_is_taken(tmp_path):
     """As without --gpus; the job itself warns."""
     job = _job(tmp_path, moco.V2)
     gib = gpu_memory.peak_gib(job.recipe) + gpu_memory.RESERVED_GIB / 2
-    assert one_per_gpu.part_of(job, _gpus(1, gib)).gpus == 1
-    assert one_per_gpu.part_of(job, _gpus(2, gib)).gpus == 2
+    assert _part_of(job, _gpus(1, gib)).gpus == 1
+    assert _part_of(job, _gpus(2, gib)).gpus == 2
 
 
 def test_jobs_of_several_gpus_and_of_one_fill_the_machine(tiny, tmp_path, monkeypatch):
@@ -476,10 +506,8 @@ def test_jobs_of_several_gpus_and_of_one_fill_the_machine(tiny, tmp_path, monkey
     evaluations on one."""
     jobs = _jobs(tmp_path, "moco:1", "pcl:1", "simclr:1")
 
-    def part_of(job, _):
-        if job.row.name != "moco":
-            return one_per_gpu.Part(job)
-        return one_per_gpu.Part(job, 3, then=one_per_gpu.Part(replace(job, encoder="done")))
+    def part_of(job, *_):
+        return Part(job, 3, then=Part(job)) if job.row.name == "moco" else Part(job)
 
     monkeypatch.setattr(one_per_gpu, "part_of", part_of)
     rest = (
@@ -499,10 +527,7 @@ if name == "moco-1" and first:""".replace("\\\\", "\\")
 
 
 def test_evaluations_do_not_follow_a_pretraining_that_failed(tiny, tmp_path, monkeypatch):
-    then = one_per_gpu.Part
-    monkeypatch.setattr(
-        one_per_gpu, "part_of", lambda job, _: then(job, 2, then=then(replace(job, encoder="done")))
-    )
+    monkeypatch.setattr(one_per_gpu, "part_of", lambda job, *_: Part(job, 2, then=Part(job)))
     failed = tiny(2, "(folder / f'{name}.{time.time_ns()}.run').touch(); sys.exit(1)").run(
         _jobs(tmp_path, "moco:1")
     )
@@ -511,7 +536,7 @@ def test_evaluations_do_not_follow_a_pretraining_that_failed(tiny, tmp_path, mon
     assert len(list((tmp_path / "seen").glob("*.run"))) == 1
 
 
-def test_a_pretraining_on_two_gpus_by_torchrun(world, tmp_path, monkeypatch):
+def test_a_pretraining_and_an_evaluation_on_two_gpus_by_torchrun(world, tmp_path, monkeypatch):
     """On CPUs that pretend to be GPUs too small for the batch; and one that fails on a rank says
     why."""
     recipe = replace(moco.MINI, queue=64, train=replace(moco.MINI.train, epochs=1, batch_size=32))
@@ -526,6 +551,13 @@ def test_a_pretraining_on_two_gpus_by_torchrun(world, tmp_path, monkeypatch):
     with safe_open(job.checkpoint, "np") as file:
         assert json.loads(file.metadata()["protobench"])["trained"]["processes"] == 2
     assert list((tmp_path / "results").rglob("moco-1-course-imagenet-*.json"))
+
+    knn = (plan.EvalTask("knn", "imagenet", "to run"),)
+    scored = replace(job, encoder="done", tasks=knn)
+    with monkeypatch.context() as patch:
+        patch.setattr(one_per_gpu, "part_of", lambda job, *_: Part(job, 2, tasks=knn))
+        assert executor.run([scored]) == [], log.read_text()
+    assert list((tmp_path / "results").rglob("moco-1-knn-imagenet-*.json"))
 
     missing = replace(context, data=tmp_path / "nothing")
     again = replace(job, seed=2, checkpoint=tmp_path / "runs" / "again" / "encoder.safetensors")
@@ -575,7 +607,7 @@ def test_the_plan_says_how_the_gpus_are_shared(command, tmp_path, machine, world
     flags = ("--plan", "--gpus", "all", "--tier", "paper", "--data", world, "--seeds", "2")
     code, out, err = _reproduce(command, tmp_path, *flags, "--rows", "moco", "simclr")
     assert code == 0, err
-    told = "side by side: 4 jobs; simclr is trained on 2 together"
+    told = "side by side: 4 jobs; simclr: pretraining on 2 together"
     assert f"on 2 GPUs ({H100}), {told}" in out
 
 

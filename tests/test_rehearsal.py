@@ -266,7 +266,8 @@ def test_shared_memory_is_that_of_two_batches_a_worker():
 def test_what_will_stop_the_full_run_is_told_of_its_lists_and_recipes(tmp_path):
     row = replace(catalogue.load("table1").row("pcl"), title="SPCL")
     where = tmp_path / "encoder.safetensors"
-    job = Job(row, 1, spcl.IMAGENET, where, False, "retrained", "", "to run", "", ())
+    tasks = (EvalTask("lowshot", "places205", "to run"),)
+    job = Job(row, 1, spcl.IMAGENET, where, False, "retrained", "", "to run", "", tasks)
     images = _images([str(i) for i in range(1030)], [i % 2 for i in range(1030)], "ab", tmp_path)
     lists = {("lowshot", "places205"): (images.subset(np.arange(20)), images)}
 
@@ -282,6 +283,25 @@ def test_what_will_stop_the_full_run_is_told_of_its_lists_and_recipes(tmp_path):
     few = images.subset(np.arange(1000))
     told = list(plans._stops([job], [job], {"imagenet": few}, {}, tmp_path, CPU))
     assert told == ["SPCL: some has 1000 images, less than one batch of 1024"]
+
+
+def test_batches_of_an_evaluation_that_no_gpu_holds_are_told(tmp_path):
+    """Mask R-CNN's 16 images: 90 GiB, or 46 on each of two."""
+    row, tasks = catalogue.load("table6").row("moco"), (EvalTask("detection", "coco", "to run"),)
+    job = Job(row, 1, None, tmp_path / "a.pth", True, "own", "", "done", "", tasks)
+    images = _images(["0"], [0], "a", tmp_path)
+
+    def stops(gib, **has):
+        machine = Machine(on_gpu=gib is not None, gib=gib, processes=1, **has)
+        lists = {("detection", "coco"): (images, images)}
+        return list(plans._stops([], [job], {}, lists, tmp_path, machine))
+
+    assert stops(80.0) == [
+        "detection coco: GPU memory: a batch needs at least 90 GiB on one GPU (computed), which has"
+        " 80.0; 2 such GPUs would do"
+    ]
+    assert stops(80.0, for_evaluation=2) == stops(141.0) == stops(None) == []
+    assert stops(4.0, for_evaluation=8)[0].endswith("GPUs with more memory would do")
 
 
 def test_missing_data_is_refused_but_not_a_transformer_s_missing_evaluation(tmp_path):

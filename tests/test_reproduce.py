@@ -127,6 +127,7 @@ def test_the_paper_tier_s_plan_names_what_is_missing_and_what_it_costs(command, 
     assert "H100 55 / 25 hours" in out  # MoCo: 200 epochs of 996 / 466 s
     memory = "GPU memory: 41.3 GiB for a batch of 256 in fp32 on one GPU (computed)"  # SimCLR's
     assert f"{memory}; GPUs that would do: 2 of 24 GiB or 1 of 80 GiB" in out
+    assert "GPU memory: 0.0 GiB" not in out, "Random takes no step"
     assert "PCL: pretraining 1 x 672 V100-hours (about a week on 4 V100" in out
     assert "Supervised: no pretraining, scoring about 0.2 GPU-hours" in out
     assert "GB" in out

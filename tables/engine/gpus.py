@@ -6,6 +6,7 @@ Jobs are given GPUs by their UUIDs, which mean the same whatever order CUDA coun
 import os
 import re
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from protobench.runtime.errors import UserError
@@ -141,6 +142,16 @@ def _visible(word: str, installed: list[list[Gpu]]) -> Gpu:
         f"CUDA_VISIBLE_DEVICES names {word!r}, which is not here",
         hint="nvidia-smi -L lists the GPUs of this machine",
     )
+
+
+def smallest_gib(gpus: Sequence[Gpu]) -> float | None:
+    """The memory of the smallest of them; None where nvidia-smi tells of none."""
+    return min((gpu.gib for gpu in gpus if gpu.gib is not None), default=None)
+
+
+def able_to_join(gpus: Sequence[Gpu]) -> int:
+    """How many of them a job can have together; any can have one."""
+    return sum(gpu.joins_others for gpu in gpus) or 1
 
 
 def _uuids(gpus: list[Gpu]) -> set[str]:

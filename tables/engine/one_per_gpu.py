@@ -2,9 +2,10 @@
 
 A job is a process that sees its own GPU alone (CUDA_VISIBLE_DEVICES) and has its share of the
 machine's cores. It pretrains an encoder and evaluates it, which keeps the encoder's features at
-hand. Where a pretraining needs several GPUs, torchrun gives it as many; its evaluations follow on
-one. No GPU is idle while a job waits that it would do for; those that need many come first, so
-that small ones never keep them waiting for long, then the longest.
+hand. A pretraining whose batch needs several GPUs has as many, by torchrun, and its evaluations
+follow on one; so has an evaluation that trains on such batches, as a detector's on COCO. No GPU is
+idle while a job waits that it would do for; those that need many come first, so that small ones
+never keep them waiting for long, then the longest.
 
 A job that fails leaves the others alone. Ctrl-C tells all to stop, which they do once they have
 saved (runtime/signals.py)."""
@@ -21,13 +22,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pretrain import gpu_memory
+from pretrain import gpu_memory, history
 from protobench.runtime.cores import SHARE, usable
 from protobench.runtime.errors import UserError
 from tables.engine import plan, work
 from tables.engine.executor import JobsBar, jobs_bar
-from tables.engine.gpus import Gpu
-from tables.engine.plan import Job
+from tables.engine.gpus import Gpu, able_to_join, smallest_gib
+from tables.engine.plan import EvalTask, Job
 from tables.engine.work import RunContext, log_folder
 
 POLL_SECONDS = 0.5
@@ -45,46 +46,90 @@ class Part:
 
     job: Job
     gpus: int = 1
+    encoder: bool = True
+    """whether the encoder is made, if that is left to do"""
+    tasks: tuple[EvalTask, ...] = ()
+    """the evaluations that are made"""
     then: "Part | None" = None
     """what follows when this is done"""
 
     def run(self, context: RunContext) -> None:
         """Does it, as the process or as one of torchrun's."""
-        if self.then:
-            work.train(self.job, context)
-        else:
-            work.everything(self.job, context)
+        if self.encoder:
+            work.make_encoder(self.job, context)
+        work.evaluate_all(self.job, self.tasks, context)
 
 
-def part_of(job: Job, gpus: tuple[Gpu, ...]) -> Part:
-    """How a job is run on these GPUs: as one part, or as a pretraining on several GPUs and the
-    evaluations on one. UserError where its batch needs more GPUs than there are."""
-    recipe, sizes = job.recipe, [gpu.gib for gpu in gpus if gpu.gib is not None]
-    if not job.trains or recipe is None or not sizes:
-        return Part(job)
-    gib, together = min(sizes), sum(gpu.joins_others for gpu in gpus) or 1
-    needed = gpu_memory.gpus_needed(recipe, gib)
-    if needed == 1 or (gpu_memory.peak_gib(recipe) <= gib and (not needed or needed > together)):
-        return Part(job)  # where that is close, the job itself warns
+def part_of(job: Job, gpus: tuple[Gpu, ...], data: Path | None) -> Part:
+    """How a job is run on these GPUs: in one part, or in a part for each number of GPUs that its
+    pretraining and its evaluations need. UserError where a batch needs more GPUs than there are."""
+    gib, together = smallest_gib(gpus), able_to_join(gpus)
+    if gib is None:
+        return Part(job, tasks=job.tasks)
+    tasks: dict[int, tuple[EvalTask, ...]] = {}
+    for task in job.tasks:
+        if task.state == "to run":
+            number = _for_evaluation(job, task, data, gib, together)
+            tasks[number] = (*tasks.get(number, ()), task)
+    training = _for_pretraining(job, gib, together)
+    parts = [Part(job, number, encoder=False, tasks=tasks[number]) for number in sorted(tasks)]
+    if job.trains and (training > 1 or 1 not in tasks):
+        parts.insert(0, Part(job, training))
+    else:
+        parts[0] = replace(parts[0], encoder=True)
+    *before, part = parts
+    for one in reversed(before):
+        part = replace(one, then=part)
+    return part
+
+
+def _for_pretraining(job: Job, gib: float, together: int) -> int:
+    """How many GPUs of ``gib`` GiB it takes, where ``together`` can share a job."""
+    recipe = job.recipe
+    if not job.trains or recipe is None:
+        return 1
+    needed, computed = gpu_memory.gpus_needed(recipe, gib), gpu_memory.peak_gib(recipe)
+    if computed <= gib and (not needed or needed > together):
+        return 1  # it is close, and the job itself warns
+    batch = f"a batch of {recipe.train.batch_size} in {recipe.train.precision}"
+    return _there(job, f"{batch} needs {computed:.1f} GiB", needed, gib, together)
+
+
+def _for_evaluation(job: Job, task: EvalTask, data: Path | None, gib: float, together: int) -> int:
+    """The same for one of its evaluations."""
+    if task.evaluation in history.KINDS:
+        return 1
+    evaluation, config = plan.evaluation(task.evaluation), plan.eval_config(job, task, data=data)
+    needs = f"a batch of {task.name} needs at least {evaluation.least_gib(config, 1):.0f} GiB"
+    return _there(job, needs, evaluation.gpus_needed(config, gib), gib, together)
+
+
+def _there(job: Job, needs: str, needed: int | None, gib: float, together: int) -> int:
+    """``needed``, if so many GPUs are there; else UserError."""
     if needed and needed <= together:
-        return Part(job, needed, then=Part(replace(job, encoder="done")))
+        return needed
     would_do = f"{needed} such GPUs would do" if needed else "no number of such GPUs would do"
     raise UserError(
-        f"{job.row.name}: a batch of {recipe.train.batch_size} in {recipe.train.precision} needs"
-        f" {gpu_memory.peak_gib(recipe):.1f} GiB (computed), and a GPU has {gib:.1f}; {would_do},"
-        f" and --gpus gives {together} that can work together",
+        f"{job.row.name}: {needs} (computed), and a GPU has {gib:.1f}; {would_do}, and --gpus gives"
+        f" {together} that can work together",
         hint=f"give {'them' if needed else 'GPUs with more memory'}, or --rows without"
         f" {job.row.name}",
     )
 
 
-def describe(jobs: list[Job], gpus: tuple[Gpu, ...]) -> str:
+def describe(jobs: list[Job], gpus: tuple[Gpu, ...], data: Path | None) -> str:
     """How the jobs will share the GPUs, for a plan. UserError as for ``part_of``."""
-    parts = [part_of(job, gpus) for job in jobs if job.to_run]
+    running = [job for job in jobs if job.to_run]
+    told: dict[str, None] = {}
+    for job in running:
+        part: Part | None = part_of(job, gpus, data)
+        while part:
+            what = [task.name for task in part.tasks] or ["pretraining"]
+            if part.gpus > 1:
+                told[f"; {job.row.name}: {', '.join(what)} on {part.gpus} together"] = None
+            part = part.then
     models = ", ".join(dict.fromkeys(gpu.name for gpu in gpus))
-    several = {part.job.row.name: part.gpus for part in parts if part.gpus > 1}
-    told = "".join(f"; {name} is trained on {count} together" for name, count in several.items())
-    return f"on {len(gpus)} GPUs ({models}), side by side: {len(parts)} jobs{told}"
+    return f"on {len(gpus)} GPUs ({models}), side by side: {len(running)} jobs{''.join(told)}"
 
 
 @dataclass
@@ -117,7 +162,7 @@ class OnePerGpu:
 
     def run(self, jobs: list[Job]) -> list[str]:
         """See Executor.run. On Ctrl-C stops the jobs and re-raises."""
-        waiting = [part_of(job, self.gpus) for job in jobs]
+        waiting = [part_of(job, self.gpus, self.context.data) for job in jobs]
         at_once = min(len(self.gpus), sum(part.gpus for part in waiting))
         cores = max(self.cores // at_once, 1)
         workers = work.workers_of(self.context.tier, self.workers, cores)

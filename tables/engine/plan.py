@@ -1,5 +1,4 @@
-"""What a table needs: which encoders and records exist, which are to be made, which cannot be, and
-what that costs."""
+"""What a table needs: which encoders and records exist, which are to be made, which cannot be."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -11,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from evaluate.evaluation import EvalConfig, Evaluation, home_world
-from pretrain import gpu_memory, history
+from pretrain import history
 from pretrain.recipes.common import Recipe, run_key
 from protobench import records
 from protobench.checkpoints import released
@@ -21,7 +20,7 @@ from protobench.data.image_list import ImageList
 from protobench.data.synthetic import bundled
 from protobench.records import ModelInfo
 from protobench.runtime.errors import UserError, choose
-from tables.engine import costs, own_rows
+from tables.engine import own_rows
 from tables.engine.runs import is_released
 from tables.engine.schema import TIERS, Exhibit, Figure, Row, Table, TaskKey, Tier
 
@@ -34,8 +33,6 @@ FETCHED = Path("checkpoints")
 RESNET50_BYTES = 0.1e9
 COSTS = {traits.dataset: traits.cost for traits in TIERS.values() if traits.dataset}
 """Data set of a tier -> its ``cost``."""
-CARD_GIB = (24, 80)
-"""Memory of usual GPUs."""
 PAPER_SCORE_MINUTES, BUNDLED_SCORE_SECONDS = 30.0, 3.0
 """The cost of one evaluation that does not tell its own: on the real data with one recent GPU,
 and on the bundled data with one core of the reference machine."""
@@ -492,119 +489,6 @@ def why_nothing(jobs: list[Job]) -> str:
         if job.encoder != "impossible" or task.why != NO_ENCODER
     ]
     return "; ".join(dict.fromkeys(reasons))
-
-
-def describe(table: Exhibit, tier: Tier, jobs: list[Job], workers: int) -> str:
-    """The plan as text: a line per job, then time, disk and what cannot be done."""
-    lines = [f"{table.name}, tier {tier}: {table.title}"]
-    for row in table.rows:
-        if row.cited:
-            lines.append(f"  {row.name:<12} cited: {row.cited}")
-        for job in (job for job in jobs if job.row is row):
-            tasks = ", ".join(
-                f"{task.name} {task.state}{f' ({task.why})' if task.why else ''}"
-                for task in job.tasks
-            )
-            needed = job.to_run or job.encoder == "impossible"
-            encoder = job.encoder if needed else "done" if job.encoder == "done" else "not needed"
-            lines.append(
-                f"  {job.name:<22} encoder {encoder}{f' ({job.why})' if job.why else ''}; {tasks}"
-            )
-    units = [job.encoder for job in jobs if job.trains or job.encoder != "to run"]
-    units += [task.state for job in jobs for task in job.tasks]
-    lines.append(
-        f"units: {units.count('done')} cached, {units.count('to run')} to run,"
-        f" {units.count('impossible')} impossible"
-    )
-    lines.append(_cost(tier, jobs, workers))
-    return "\n".join(lines)
-
-
-def _cost(tier: Tier, jobs: list[Job], workers: int) -> str:
-    running = [job for job in jobs if job.to_run]
-    if not running:
-        return "nothing to run"
-    if not TIERS[tier].compared:
-        return _rough_cost(tier, running, workers)
-    training = [job for job in running if job.trains]
-    lines = [
-        f"in all: pretraining {sum(job.row.gpu_hours for job in training):,.0f} V100-hours, scoring"
-        f" about {sum(map(_scoring_hours, running)):.1f} GPU-hours"
-    ]
-    if training:
-        lines.append(_on_cards([job.recipe for job in training if job.recipe]))
-    for row in dict.fromkeys(job.row for job in running):
-        trained, hours = (
-            sum(job.row is row for job in training),
-            sum(_scoring_hours(job) for job in running if job.row is row),
-        )
-        pretraining = (
-            f"pretraining {trained} x {row.gpu_hours:,.0f} V100-hours ({row.gpu_hours_source})"
-            if trained and row.gpu_hours
-            else "no pretraining"
-        )
-        lines.append(f"  {row.title}: {pretraining}, scoring about {hours:.1f} GPU-hours")
-        if trained and (recipe := row.recipe(tier)):
-            lines.append(f"    {_on_cards([recipe] * trained)}")
-            lines.append(f"    {_memory(recipe)}")
-    kept = sum(costs.training_bytes(job.recipe) for job in training if job.recipe)
-    disk = kept + len(running) * 0.6e9
-    lines.append(f"disk: about {disk / 1e9:.1f} GB (checkpoints, features)")
-    return "\n".join(lines)
-
-
-def _rough_cost(tier: Tier, running: list[Job], workers: int) -> str:
-    traits = TIERS[tier]
-    seconds = sum(map(estimate, running))
-    megabytes = (200 if traits.on_gpu else 7) * sum(job.trains for job in running)
-    if traits.on_gpu:
-        return (
-            f"about {seconds / 3600:.1f} hours on one recent GPU (computed, not measured); about"
-            f" {megabytes} MB of disk"
-        )
-    worlds = ", and 130 for each world" if traits.bundled else ""
-    return (
-        f"about {max((seconds / workers + 15) / 60, 0.5):.1f} minutes with {workers} processes of"
-        f" one thread; about {megabytes} MB of disk{worlds}"
-    )
-
-
-def _on_cards(recipes: list[Recipe]) -> str:
-    """The least hours of these pretrainings on today's cards, one of each."""
-    told = []
-    for card in costs.CARDS:
-        ieee, tf32 = (
-            [costs.card_hours(recipe, card, arithmetic) for recipe in recipes]
-            for arithmetic in ("ieee", "tf32")
-        )
-        if None in ieee:
-            return "on A100 and H100: not computed for such a network or such data"
-        hours = (sum(filter(None, of)) for of in (ieee, tf32))
-        told.append(f"{card.name} {' / '.join(f'{value:,.0f}' for value in hours)}")
-    return f"at least {', '.join(told)} hours in IEEE fp32 / TF32 (computed, not measured)"
-
-
-def _memory(recipe: Recipe) -> str:
-    """How much GPU memory a recipe's batch needs, and how many GPUs of two usual sizes hold it."""
-    numbers = [(gpu_memory.gpus_needed(recipe, gib), gib) for gib in CARD_GIB]
-    told = [f"{n or 'no number'} of {gib} GiB" for n, gib in numbers]
-    return (
-        f"GPU memory: {gpu_memory.peak_gib(recipe):.1f} GiB for a batch of"
-        f" {recipe.train.batch_size} in {recipe.train.precision} on one GPU (computed); GPUs that"
-        f" would do: {' or '.join(told)}"
-    )
-
-
-def _scoring_hours(job: Job) -> float:
-    """On one recent GPU, of what is left to score."""
-    return (
-        sum(
-            evaluation(task.evaluation).minutes.get(task.dataset, PAPER_SCORE_MINUTES)
-            for task in job.tasks
-            if task.state == "to run" and task.evaluation not in history.KINDS
-        )
-        / 60
-    )
 
 
 def estimate(job: Job) -> float:

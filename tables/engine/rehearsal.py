@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from evaluate import gallery, subsets
+from evaluate.evaluation import Evaluation
 from pretrain import gpu_memory, history
 from pretrain.recipes.common import Recipe
 from pretrain.recipes.pcl import PCL
@@ -62,7 +63,9 @@ class Machine:
     processes: int
     """that share a batch"""
     gpus: int = 1
-    """that a training gets where its batch needs several"""
+    """that a pretraining gets where its batch needs several"""
+    for_evaluation: int = 1
+    """the same for an evaluation"""
 
     def holds(self, recipe: Recipe) -> bool:
         """Whether the GPUs' memory is large enough for the recipe's batch, as computed."""
@@ -286,17 +289,14 @@ def _stops(
                 f" {gpu_memory.advice(job.recipe, machine.gib)}"
             )
     for (name, dataset), of_task in lists.items():
+        if machine.gib and name not in history.KINDS:
+            config = _config(jobs, name, dataset, data)
+            yield from _too_large(plan.evaluation(name), config, machine.gib, machine)
         if name == "lowshot" and (fewest := _fewest(of_task[0])) < 16:
             yield f"lowshot {dataset}: a class has {fewest} training images, fewer than 16 shots"
         if name not in ("semisup", "ami", "gallery"):
             continue
-        task = next(
-            one
-            for job in jobs
-            for one in job.tasks
-            if (one.evaluation, one.dataset) == (name, dataset)
-        )
-        config = plan.eval_config(jobs[0], task, data=data)
+        config = _config(jobs, name, dataset, data)
         if name == "semisup":
             if listing := config.listing:
                 try:
@@ -308,6 +308,26 @@ def _stops(
         most = max(*params.get("num_clusters", ()), params.get("fine", 0), 0)
         if most > len(of_task[0]):
             yield f"{name} {dataset}: {most} clusters of {len(of_task[0])} images"
+
+
+def _config(jobs: list[Job], name: str, dataset: str, data: Path) -> Any:
+    """How an evaluation of the full run is configured."""
+    tasks = (task for job in jobs for task in job.tasks)
+    task = next(task for task in tasks if (task.evaluation, task.dataset) == (name, dataset))
+    return plan.eval_config(jobs[0], task, data=data)
+
+
+def _too_large(
+    evaluation: Evaluation[Any], config: Any, gib: float, machine: Machine
+) -> Iterable[str]:
+    """Says so where GPUs of ``gib`` GiB cannot hold the batches that an evaluation trains."""
+    needed = evaluation.gpus_needed(config, gib)
+    if needed is None or needed > machine.for_evaluation:
+        yield (
+            f"{evaluation.name} {config.dataset}: GPU memory: a batch needs at least"
+            f" {evaluation.least_gib(config, 1):.0f} GiB on one GPU (computed), which has"
+            f" {gib:.1f}; {f'{needed} such GPUs' if needed else 'GPUs with more memory'} would do"
+        )
 
 
 def _less(

@@ -42,7 +42,7 @@ from protobench.data.synthetic import bundled
 from protobench.runtime import cli, files
 from protobench.runtime.cores import usable
 from protobench.runtime.errors import UserError
-from tables.engine import gpus, one_per_gpu, own_rows, plan, publish, rehearsal, work
+from tables.engine import gpus, one_per_gpu, own_rows, plan, plan_text, publish, rehearsal, work
 from tables.engine.executor import Executor, LocalProcesses
 from tables.engine.one_per_gpu import OnePerGpu
 from tables.engine.plan import Job
@@ -136,11 +136,12 @@ def reproduce(config: Reproduce, exhibit: Exhibit) -> int:
     jobs = _planned(config, exhibit, given, at, seen)
     _load_given(jobs)
     if config.plan:
-        print(plan.describe(exhibit, config.tier, jobs, config.jobs or usable()))
+        workers = config.jobs or usable()
+        print(plan_text.describe(exhibit, config.tier, jobs, config.data, workers))
         if told := _looks_told(config, exhibit):
             print(told)
         if own_gpus:
-            print(one_per_gpu.describe(jobs, own_gpus))
+            print(one_per_gpu.describe(jobs, own_gpus, config.data))
     if why := plan.why_nothing(jobs):
         raise UserError(f"nothing of {exhibit.name} can be made: {why}")
     if config.plan:
@@ -229,14 +230,15 @@ def _machine(config: Reproduce, own_gpus: tuple[gpus.Gpu, ...]) -> rehearsal.Mac
     if cluster.slurm and cluster.slurm_cluster == "slurm" and config.device != "cpu":
         return rehearsal.Machine(on_gpu=True, gib=None, processes=processes)
     if own_gpus:
-        sizes = [gpu.gib for gpu in own_gpus if gpu.gib is not None]
-        together = sum(gpu.joins_others for gpu in own_gpus) or 1
-        return rehearsal.Machine(True, min(sizes, default=None), 1, together)
+        together = gpus.able_to_join(own_gpus)
+        return rehearsal.Machine(True, gpus.smallest_gib(own_gpus), 1, together, together)
     from protobench.runtime import devices
 
     device = devices.device_of(config.device)
     on_gpu = device != "cpu"
-    return rehearsal.Machine(on_gpu, devices.memory_gib(device) if on_gpu else None, processes)
+    gib = devices.memory_gib(device) if on_gpu else None
+    for_evaluation = cluster.slurm_score_gpus if cluster.slurm else 1
+    return rehearsal.Machine(on_gpu, gib, processes, for_evaluation=for_evaluation)
 
 
 def _remove(report: Report, jobs: list[Job]) -> None:

@@ -1,6 +1,7 @@
 """What a plan's jobs do, wherever they run: pretrain an encoder, evaluate it."""
 
 import traceback
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -138,12 +139,23 @@ def evaluate(job: Job, task: EvalTask, context: RunContext) -> None:
 
 
 def everything(job: Job, context: RunContext) -> None:
-    """Pretrains the encoder and runs its evaluations, whatever of both is left to do. A failed
-    evaluation does not stop the rest; the first error is raised at the end, as UserError."""
+    """Pretrains the encoder and runs its evaluations, whatever of both is left to do. UserError as
+    for ``evaluate_all``."""
+    make_encoder(job, context)
+    evaluate_all(job, job.tasks, context)
+
+
+def make_encoder(job: Job, context: RunContext) -> None:
+    """Pretrains the encoder if that is left to do; in a rehearsal also measures what it costs."""
     if job.trains or context.rehearses:
         train(job, context)
+
+
+def evaluate_all(job: Job, tasks: Iterable[EvalTask], context: RunContext) -> None:
+    """Runs those of the evaluations that are left to do. A failed one does not stop the rest; the
+    first error is raised at the end, as UserError."""
     failures = []
-    for task in job.tasks:
+    for task in tasks:
         if task.state == "to run":
             try:
                 evaluate(job, task, context)
