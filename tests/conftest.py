@@ -152,6 +152,18 @@ def command(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
     return run
 
 
+@pytest.fixture
+def reproduce_table(command, tmp_path) -> Callable[..., tuple[int, str, str]]:
+    """Runs ``python -m tables reproduce`` in the test's own folders ``results`` and ``runs``."""
+    from tables import __main__ as tables_main
+
+    def run(*flags: Any, table: str = "table1") -> tuple[int, str, str]:
+        folders = ("--results", tmp_path / "results", "--runs", tmp_path / "runs")
+        return command(tables_main.main, "reproduce", table, *folders, *flags)
+
+    return run
+
+
 @pytest.fixture(scope="module")
 def browser():
     """Chromium, run by playwright: skipped, visibly, where there is none."""

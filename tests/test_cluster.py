@@ -39,23 +39,9 @@ for last; do :; done
 """
 
 
-def _reproduce(command, tmp_path, *flags):
-    return command(
-        tables_main.main,
-        "reproduce",
-        "table1",
-        "--results",
-        tmp_path / "results",
-        "--runs",
-        tmp_path / "runs",
-        "--slurm",
-        *flags,
-    )
-
-
-def test_jobs_of_this_machine_make_the_table(command, tmp_path):
+def test_jobs_of_this_machine_make_the_table(reproduce_table, tmp_path):
     flags = ("--tier", "quick", "--rows", "random", "--slurm-cluster", "local", "--device", "cpu")
-    code, out, err = _reproduce(command, tmp_path, *flags)
+    code, out, err = reproduce_table("--slurm", *flags)
     assert code == cli.INCOMPLETE, err  # of 70 cells
     assert re.search(r"random-seed1-\w+: job \d+\n", out)
     assert re.search(r"random-seed1-\w+-lowshot-voc07-\w+: job \d+, after \d+\n", out)
@@ -64,7 +50,7 @@ def test_jobs_of_this_machine_make_the_table(command, tmp_path):
         path.name.rpartition("-")[0]
         for path in (tmp_path / "results" / "quick" / "records").glob("*.json")
     } == {"random-1-lowshot-voc07", "random-1-lowshot-places205"}
-    code, out, err = _reproduce(command, tmp_path, *flags)
+    code, out, err = reproduce_table("--slurm", *flags)
     assert "random-seed1" not in out, "nothing is left to submit"
     assert "10 off-protocol" in out
 
@@ -149,7 +135,9 @@ def slurm(tmp_path, monkeypatch):
     return tmp_path / "submitted"
 
 
-def test_slurm_gets_one_job_per_missing_unit_with_its_dependencies(command, tmp_path, slurm):
+def test_slurm_gets_one_job_per_missing_unit_with_its_dependencies(
+    command, reproduce_table, tmp_path, slurm
+):
     flags = (
         "--tier",
         "quick",
@@ -167,7 +155,7 @@ def test_slurm_gets_one_job_per_missing_unit_with_its_dependencies(command, tmp_
         "--slurm-hours",
         12,
     )
-    code, out, err = _reproduce(command, tmp_path, *flags)
+    code, out, err = reproduce_table("--slurm", *flags)
     assert code == cli.INCOMPLETE, err
     jobs = {path.stem: path.read_text() for path in slurm.glob("*.sh")}
     names = {number: re.search(r"--job-name=(\S+)", text)[1] for number, text in jobs.items()}
@@ -199,7 +187,7 @@ def test_slurm_gets_one_job_per_missing_unit_with_its_dependencies(command, tmp_
     assert sorted(ledger.values()) == sorted(
         number for number, name in names.items() if name != "table-table1"
     )
-    code, out, _ = _reproduce(command, tmp_path, *flags)
+    code, out, _ = reproduce_table("--slurm", *flags)
     assert code == cli.INCOMPLETE
     assert out.count("on its way") == len(jobs) - 1
     assert len(list(slurm.glob("*.sh"))) == len(jobs) + 1, (
@@ -226,12 +214,12 @@ def test_slurm_gets_one_job_per_missing_unit_with_its_dependencies(command, tmp_
     assert re.search(r"moco-seed1-\w+: on its way, job", out), "tables share encoders"
     assert "table-table7: job" in out
     (tmp_path / "ended").touch()  # of all jobs nothing is left, and no account of them is kept
-    code, out, _ = _reproduce(command, tmp_path, *flags)
+    code, out, _ = reproduce_table("--slurm", *flags)
     assert code == cli.INCOMPLETE
     assert "on its way" not in out
 
 
-def test_checkpoints_of_one_folder_are_several_units(command, tmp_path, slurm):
+def test_checkpoints_of_one_folder_are_several_units(reproduce_table, tmp_path, slurm):
     for row in ("moco", "pcl"):
         torch.manual_seed(len(row))
         torch.save(resnet.build("resnet18").state_dict(), tmp_path / f"{row}.pth")
@@ -246,9 +234,8 @@ def test_checkpoints_of_one_folder_are_several_units(command, tmp_path, slurm):
             "places-val": 20,
         },
     )
-    code, out, err = _reproduce(
-        command,
-        tmp_path,
+    code, out, err = reproduce_table(
+        "--slurm",
         "--tier",
         "paper",
         "--data",
@@ -269,7 +256,7 @@ def test_checkpoints_of_one_folder_are_several_units(command, tmp_path, slurm):
 
 
 def test_without_slurm_or_with_senseless_numbers_nothing_is_submitted(
-    command, tmp_path, monkeypatch
+    command, reproduce_table, monkeypatch
 ):
     monkeypatch.setenv("PATH", "/nowhere")
     for flags, complaint in (
@@ -280,14 +267,14 @@ def test_without_slurm_or_with_senseless_numbers_nothing_is_submitted(
         (("--slurm-cluster", "local", "--slurm-nodes", 2), "this one machine"),
         (("--slurm-gpus", 3), "moco: a batch of 128 images does not split over 3 processes"),
     ):
-        code, _, err = _reproduce(
-            command, tmp_path, "--tier", "quick", "--rows", "random", "moco", *flags
+        code, _, err = reproduce_table(
+            "--slurm", "--tier", "quick", "--rows", "random", "moco", *flags
         )
         assert code == 2
         assert complaint in err
         assert "Traceback" not in err
     monkeypatch.setitem(__import__("sys").modules, "submitit", None)
-    code, _, err = _reproduce(command, tmp_path, "--tier", "quick", "--rows", "random")
+    code, _, err = reproduce_table("--slurm", "--tier", "quick", "--rows", "random")
     assert code == 2
     assert "--slurm needs submitit" in err
     code, _, err = command(

@@ -24,7 +24,6 @@ from protobench.checkpoints import resnet
 from protobench.checkpoints.resnet import Arch
 from protobench.data.synthetic import bundled
 from protobench.runtime.errors import UserError
-from tables import __main__ as tables_main
 from tables.engine import catalogue, gpus, one_per_gpu, plan
 from tables.engine.gpus import Gpu
 from tables.engine.one_per_gpu import OnePerGpu, Part
@@ -568,19 +567,6 @@ def test_a_pretraining_and_an_evaluation_on_two_gpus_by_torchrun(world, tmp_path
 # The command line ---------------------------------------------------------------------------------
 
 
-def _reproduce(command, tmp_path, *flags):
-    return command(
-        tables_main.main,
-        "reproduce",
-        "table1",
-        "--results",
-        tmp_path / "results",
-        "--runs",
-        tmp_path / "runs",
-        *flags,
-    )
-
-
 @pytest.mark.parametrize(
     ("flags", "complaint"),
     [
@@ -593,19 +579,21 @@ def _reproduce(command, tmp_path, *flags):
         (("--gpus", "all", "--slurm"), "--slurm-gpus"),
     ],
 )
-def test_mistakes_are_told_before_anything_runs(command, tmp_path, machine, flags, complaint):
+def test_mistakes_are_told_before_anything_runs(
+    reproduce_table, tmp_path, machine, flags, complaint
+):
     machine.has(H100, H100, used={1: 40960})
-    code, _, err = _reproduce(command, tmp_path, *flags)
+    code, _, err = reproduce_table(*flags)
     assert code == 2
     assert complaint in err
     assert "Traceback" not in err
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_plan_says_how_the_gpus_are_shared(command, tmp_path, machine, world):
+def test_the_plan_says_how_the_gpus_are_shared(reproduce_table, machine, world):
     machine.has(H100, H100, total=40960)
     flags = ("--plan", "--gpus", "all", "--tier", "paper", "--data", world, "--seeds", "2")
-    code, out, err = _reproduce(command, tmp_path, *flags, "--rows", "moco", "simclr")
+    code, out, err = reproduce_table(*flags, "--rows", "moco", "simclr")
     assert code == 0, err
     told = "side by side: 4 jobs; simclr: pretraining on 2 together"
     assert f"on 2 GPUs ({H100}), {told}" in out

@@ -95,11 +95,6 @@ def _records(results, **values):
         )
 
 
-def _reproduce(command, tmp_path, *flags):
-    folders = ("--results", tmp_path / "results", "--runs", tmp_path / "runs")
-    return command(tables_main.main, "reproduce", "byol-table1", *folders, *flags)
-
-
 # What is found ------------------------------------------------------------------------------------
 
 
@@ -190,19 +185,19 @@ def test_two_of_one_name_are_refused(byol, tmp_path):
     ],
 )
 def test_published_checkpoints_are_scored_on_real_data_and_have_to_be_given(
-    command, byol, tmp_path, flags, complaint
+    reproduce_table, byol, tmp_path, flags, complaint
 ):
-    code, _, err = _reproduce(command, tmp_path, *flags)
+    code, _, err = reproduce_table(*flags, table="byol-table1")
     assert code == 2
     assert complaint in err
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_given_checkpoint_is_scored_and_the_others_are_named(
-    command, byol, tmp_path, world, checkpoint
+    reproduce_table, byol, tmp_path, world, checkpoint
 ):
     flags = ("--tier", "paper", "--data", world, "--device", "cpu", "--workers", 0, "--jobs", 1)
-    code, out, err = _reproduce(command, tmp_path, *flags, "--ckpt", f"byol={checkpoint}")
+    code, out, err = reproduce_table(*flags, "--ckpt", f"byol={checkpoint}", table="byol-table1")
     assert code == 3, err
     assert "1 off-protocol, 1 not-run, 1 cited; claims: 1 not-run" in out
     assert "not possible: swav: a published checkpoint: --ckpt swav=FILE" in err

@@ -158,3 +158,16 @@ def test_different_methods_are_told_apart_and_more_images_tell_more():
 
     few, some, many = map(excluded, (100, 2000, 50_000))
     assert few < some <= many == 20, "each has one rank"
+
+
+def test_by_what_each_pair_was_compared():
+    """Two with outcomes, two of several draws without, one of a single draw."""
+    right_2M = np.random.default_rng(0).random((2, 50)) < 0.5
+    both = [Runs({0: 50.0, 1: 51.0}, {0: right, 1: ~right}) for right in right_2M]
+    runs = [*both, *by_draws([[40.0, 41.0], [42.0, 44.0]]), Runs({0: 45.0})]
+    p_NN, test_NN = ranks.compared(runs)
+    images, draws, none = ranks.TESTS
+    assert test_NN[0].tolist() == [images, images, draws, draws, none]
+    assert test_NN[2].tolist() == [draws, draws, draws, draws, none]
+    off_NN = ~np.eye(5, dtype=bool)
+    assert ((test_NN == none) == np.isnan(p_NN))[off_NN].all()

@@ -25,19 +25,6 @@ from tables.engine import catalogue, executor, plan
 ROOT = Path(__file__).parent.parent
 
 
-def _reproduce(command, tmp_path, *flags):
-    return command(
-        tables_main.main,
-        "reproduce",
-        "table1",
-        "--results",
-        tmp_path / "results",
-        "--runs",
-        tmp_path / "runs",
-        *flags,
-    )
-
-
 def _start(tmp_path, *flags):
     words = [
         sys.executable,
@@ -68,7 +55,9 @@ def _hear_ctrl_c():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def test_ctrl_c_keeps_what_is_finished_and_the_next_run_continues(command, tmp_path, monkeypatch):
+def test_ctrl_c_keeps_what_is_finished_and_the_next_run_continues(
+    reproduce_table, tmp_path, monkeypatch
+):
     flags = ("--rows", "random", "supervised", "--jobs", "1")
     process = _start(tmp_path, *flags)
     folder = tmp_path / "results" / "quick" / "records"
@@ -85,7 +74,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_next_run_continues(command, tmp_p
     kept = {path: path.read_bytes() for path in folder.glob("*.json")}
     assert 1 <= len(kept) < 4
 
-    code, out, err = _reproduce(command, tmp_path, "--tier", "quick", *flags)
+    code, out, err = reproduce_table("--tier", "quick", *flags)
     assert code == 3, err
     assert "20 off-protocol, 10 cited, 40 not-run" in out
     assert all(path.read_bytes() == content for path, content in kept.items())
@@ -93,13 +82,13 @@ def test_ctrl_c_keeps_what_is_finished_and_the_next_run_continues(command, tmp_p
     assert not list((tmp_path / "runs").rglob(".*.tmp"))
 
     monkeypatch.setattr(processes, "pool", lambda *_, **__: pytest.fail("nothing is left to do"))
-    code, again, _ = _reproduce(command, tmp_path, "--tier", "quick", *flags)
+    code, again, _ = reproduce_table("--tier", "quick", *flags)
     assert code == 3
     assert again == out
 
 
-def test_the_plan_runs_nothing(command, tmp_path):
-    code, out, _ = _reproduce(command, tmp_path, "--plan", "--seeds", "2")
+def test_the_plan_runs_nothing(reproduce_table, tmp_path):
+    code, out, _ = reproduce_table("--plan", "--seeds", "2")
     assert code == 0
     assert "units: 0 cached, 36 to run, 0 impossible" in out
     assert "minutes" in out
@@ -108,11 +97,11 @@ def test_the_plan_runs_nothing(command, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_paper_tier_s_plan_names_what_is_missing_and_what_it_costs(command, tmp_path, world):
+def test_the_paper_tier_s_plan_names_what_is_missing_and_what_it_costs(
+    reproduce_table, tmp_path, world
+):
     torch.save(resnet.build("resnet50").state_dict(), tmp_path / "sup.pth")
-    code, out, _ = _reproduce(
-        command,
-        tmp_path,
+    code, out, _ = reproduce_table(
         "--plan",
         "--tier",
         "paper",
@@ -148,10 +137,10 @@ def test_a_plan_reads_every_list_once(command, tmp_path, world, monkeypatch):
 
 
 @pytest.mark.parametrize("flags", [("--plan",), ()])
-def test_where_nothing_can_be_made_the_reasons_are_an_error(command, tmp_path, flags):
+def test_where_nothing_can_be_made_the_reasons_are_an_error(reproduce_table, tmp_path, flags):
     empty = tmp_path / "nothing"
     empty.mkdir()
-    code, out, err = _reproduce(command, tmp_path, *flags, "--tier", "paper", "--data", empty)
+    code, out, err = reproduce_table(*flags, "--tier", "paper", "--data", empty)
     assert code == 2
     (line,) = err.splitlines()
     assert line.startswith("error: nothing of table1 can be made: no ImageNet here: looked for ")
@@ -163,20 +152,16 @@ def test_where_nothing_can_be_made_the_reasons_are_an_error(command, tmp_path, f
     assert not (tmp_path / "results").exists()
 
 
-def test_a_plan_of_which_a_part_can_be_made_tells_the_rest(command, tmp_path, world):
+def test_a_plan_of_which_a_part_can_be_made_tells_the_rest(reproduce_table, tmp_path, world):
     """VOC07 is there, ImageNet and Places205 are not: the untrained row alone, on one of two data
     sets."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "VOCdevkit").symlink_to(world / "VOCdevkit")
-    code, out, err = _reproduce(
-        command, tmp_path, "--plan", "--tier", "paper", "--data", tmp_path / "data"
-    )
+    code, out, err = reproduce_table("--plan", "--tier", "paper", "--data", tmp_path / "data")
     assert code == 3, err
     assert "units: 0 cached, 2 to run, 16 impossible" in out
     assert "lowshot voc07 to run, lowshot places205 impossible (no Places205 list here" in out
-    code, _, err = _reproduce(
-        command,
-        tmp_path,
+    code, _, err = reproduce_table(
         "--plan",
         "--tier",
         "paper",
@@ -237,7 +222,7 @@ def _encoder_q(path, arch=None):
     return path
 
 
-def test_the_paper_tier_scores_given_checkpoints(command, tmp_path):
+def test_the_paper_tier_scores_given_checkpoints(reproduce_table, tmp_path):
     """Real layouts with bundled pictures and a small network in MoCo's layout: everything but the
     paper's data."""
     data = bundled.ensure(
@@ -269,7 +254,7 @@ def test_the_paper_tier_scores_given_checkpoints(command, tmp_path):
         "0",
         "--wide",
     )
-    code, out, err = _reproduce(command, tmp_path, *args)
+    code, out, err = reproduce_table(*args)
     assert code == 3, err
     assert "50 not-run, 10 cited, 10 off-protocol" in out
     assert (
@@ -282,23 +267,21 @@ def test_the_paper_tier_scores_given_checkpoints(command, tmp_path):
     )
     assert record["subject"]["source"].startswith("checkpoint moco.pth.tar, sha256")
     assert record["checkpoint"]["input"]["crop"] == 224
-    _, plan_, _ = _reproduce(command, tmp_path, *args, "--plan")
+    _, plan_, _ = reproduce_table(*args, "--plan")
     assert "nothing to run" in plan_
     other_row = [word.replace("moco=", "pcl=") if isinstance(word, str) else word for word in args]
     other_row[other_row.index("moco")] = "pcl"
-    assert "voc07 to run" in _reproduce(command, tmp_path, *other_row, "--plan")[1], (
+    assert "voc07 to run" in reproduce_table(*other_row, "--plan")[1], (
         "another row is another record"
     )
 
 
-def test_a_job_that_fails_says_why_and_loses_nothing(command, tmp_path, world):
+def test_a_job_that_fails_says_why_and_loses_nothing(command, reproduce_table, tmp_path, world):
     """The tiny world has too few images for k = 16."""
     torch.manual_seed(0)
     path = tmp_path / "moco.pth"
     torch.save(resnet.ResNet(NARROW).state_dict(), path)
-    code, _, err = _reproduce(
-        command,
-        tmp_path,
+    code, _, err = reproduce_table(
         "--tier",
         "paper",
         "--data",
@@ -319,31 +302,31 @@ def test_a_job_that_fails_says_why_and_loses_nothing(command, tmp_path, world):
     assert "Traceback" not in err
 
 
-def test_released_checkpoints_are_known_and_belong_to_their_row(command, tmp_path):
+def test_released_checkpoints_are_known_and_belong_to_their_row(reproduce_table, tmp_path):
     path = _encoder_q(tmp_path / "PCL_v1_epoch200.pth.tar", "resnet50")
     args = ("--plan", "--tier", "paper", "--data", tmp_path, "--rows", "pcl", "moco")
-    code, out, err = _reproduce(command, tmp_path, *args, "--ckpt", f"pcl={path}")
+    code, out, err = reproduce_table(*args, "--ckpt", f"pcl={path}")
     assert code == 2, "there is no data to score it on"
     assert "nothing of table1 can be made" in err
     assert (
         "released checkpoint PCL_v1_epoch200.pth.tar: PCL v1, 200 epochs, by its name; its authors"
         " publish no hash" in out
     )
-    code, _, err = _reproduce(command, tmp_path, *args, "--ckpt", f"moco={path}")
+    code, _, err = reproduce_table(*args, "--ckpt", f"moco={path}")
     assert code == 2
     assert "this is the published PCL v1, 200 epochs: the row pcl, not moco" in err
     assert f"--ckpt pcl={path}" in err
     path = _encoder_q(tmp_path / "moco_v2_200ep_pretrain.pth.tar")
-    code, _, err = _reproduce(command, tmp_path, *args, "--ckpt", f"moco={path}")
+    code, _, err = reproduce_table(*args, "--ckpt", f"moco={path}")
     assert code == 2
     assert "not the published MoCo v2" in err
 
 
-def test_a_given_file_that_cannot_be_loaded_is_told_before_anything_runs(command, tmp_path):
+def test_a_given_file_that_cannot_be_loaded_is_told_before_anything_runs(reproduce_table, tmp_path):
     path = tmp_path / "moco.pth"
     path.write_text("<html>404</html>")
-    code, _, err = _reproduce(
-        command, tmp_path, "--tier", "paper", "--data", tmp_path, "--plan", "--ckpt", f"moco={path}"
+    code, _, err = reproduce_table(
+        "--tier", "paper", "--data", tmp_path, "--plan", "--ckpt", f"moco={path}"
     )
     assert code == 2
     assert "a web page" in err
@@ -373,26 +356,26 @@ def test_a_given_file_that_cannot_be_loaded_is_told_before_anything_runs(command
         (("--teir", "mini"), "--tier"),
     ],
 )
-def test_mistakes_are_told_before_anything_runs(command, tmp_path, flags, complaint):
-    code, _, err = _reproduce(command, tmp_path, *flags)
+def test_mistakes_are_told_before_anything_runs(reproduce_table, tmp_path, flags, complaint):
+    code, _, err = reproduce_table(*flags)
     assert code == 2
     assert complaint in err
     assert "Traceback" not in err
     assert not (tmp_path / "runs").exists()
 
 
-def test_torchrun_is_told_that_it_has_no_part_in_this(command, tmp_path, monkeypatch):
+def test_torchrun_is_told_that_it_has_no_part_in_this(reproduce_table, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    code, _, err = _reproduce(command, tmp_path, "--tier", "quick")
+    code, _, err = reproduce_table("--tier", "quick")
     assert code == 2
     assert "--slurm-gpus" in err
     assert not (tmp_path / "runs").exists()
 
 
-def test_two_runs_on_one_results_folder(command, tmp_path):
+def test_two_runs_on_one_results_folder(reproduce_table, tmp_path):
     (tmp_path / "results").mkdir()
     with FileLock(tmp_path / "results" / ".lock"):
-        code, _, err = _reproduce(command, tmp_path, "--tier", "quick", "--rows", "random")
+        code, _, err = reproduce_table("--tier", "quick", "--rows", "random")
     assert code == 2
     assert "another run is writing" in err
     assert not (tmp_path / "runs").exists()

@@ -290,6 +290,10 @@ def test_what_was_named_and_is_not_there_makes_the_run_incomplete(
     assert "not scored: imagenet (knn): " in out
     code, out, _ = score(encoder_file, "--only", "fullsvm", data=root)
     assert code == 0
+    code, out, err = score(encoder_file, "--datasets", "voc07", "imagenet", "--plan", data=root)
+    assert code == 3
+    assert "nothing can be scored on imagenet, which was named\n" in err
+    assert "on voc07" not in err
 
 
 def test_torchrun_is_refused(score, encoder_file, monkeypatch):

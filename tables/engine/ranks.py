@@ -23,6 +23,7 @@ import numpy as np
 from scipy import stats
 
 LEVEL = 0.05
+TESTS = ("images", "draws", "none")
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,15 @@ def from_comparisons(better_NN: np.ndarray) -> list[Rank]:
 
 def p_values(runs: Sequence[Runs], *, higher_is_better: bool = True) -> np.ndarray:
     """Return [N, N]: at (i, j) the p of "i is no better than j"; NaN where there is no test."""
+    return compared(runs, higher_is_better=higher_is_better)[0]
+
+
+def compared(
+    runs: Sequence[Runs], *, higher_is_better: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the same and, [N, N], by what each pair was compared: one of ``TESTS``."""
     p_NN = np.full((len(runs), len(runs)), np.nan)
+    test_NN = np.full(p_NN.shape, "none", dtype="<U6")
     alike: dict[object, list[int]] = {}
     for i, of in enumerate(runs):
         alike.setdefault(tuple(sorted((d, of.subsets.get(d, "")) for d in of.values)), []).append(i)
@@ -94,12 +103,14 @@ def p_values(runs: Sequence[Runs], *, higher_is_better: bool = True) -> np.ndarr
         values_ND = sign * np.array([[runs[i].values[d] for d in draws] for i in same_draws])
         if len(draws) > 1:
             p_NN[np.ix_(same_draws, same_draws)] = _over_draws(values_ND)
+            test_NN[np.ix_(same_draws, same_draws)] = "draws"
         recorded = [i for i in same_draws if all(d in runs[i].right for d in draws)]
         if recorded:
             by_draw = [np.stack([runs[i].right[d] for i in recorded]) for d in draws]
             p_NN[np.ix_(recorded, recorded)] = np.max([mcnemar(r) for r in by_draw], axis=0)
+            test_NN[np.ix_(recorded, recorded)] = "images"
     np.fill_diagonal(p_NN, np.nan)
-    return p_NN
+    return p_NN, test_NN
 
 
 def mcnemar(right_NM: np.ndarray) -> np.ndarray:

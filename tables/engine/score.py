@@ -86,7 +86,7 @@ def score(config: Score) -> int:
         _require_any(tasks, where)
         print(score_plan.describe(tasks, where))
         if config.plan:
-            return cli.TROUBLE if unreadable else _completeness(tasks)
+            return cli.TROUBLE if unreadable else _completeness(tasks, config.datasets)
         failed = _run(tasks, where)
     have = records.read_all(config.results)
     card = _card(tasks, have, failed, unreadable, where)
@@ -97,7 +97,7 @@ def score(config: Score) -> int:
     print(f"written: {config.results / 'cards' / stem}.{{{','.join(report_card.forms(card))}}}")
     for task, why in failed:
         print(f"failed: {task.checkpoint.name}, {task.name}: {printable(why)}", file=sys.stderr)
-    return cli.TROUBLE if unreadable or failed else _completeness(tasks)
+    return cli.TROUBLE if unreadable or failed else _completeness(tasks, config.datasets)
 
 
 def _check(config: Score) -> None:
@@ -172,9 +172,15 @@ def _require_any(tasks: Sequence[Task], where: Where) -> None:
     )
 
 
-def _completeness(tasks: Sequence[Task]) -> int:
-    """Whether all that was named could be scored."""
+def _completeness(tasks: Sequence[Task], datasets: Sequence[str]) -> int:
+    """Whether all evaluations that were named could be made, and any on each of the ``datasets``
+    that were; says on which not."""
     missing = any(task.state == "impossible" and task.choice.named for task in tasks)
+    possible = {task.choice.dataset for task in tasks if task.state != "impossible"}
+    for name in datasets:
+        if name not in possible:
+            print(f"nothing can be scored on {name}, which was named", file=sys.stderr)
+            missing = True
     return cli.INCOMPLETE if missing else cli.SAME
 
 

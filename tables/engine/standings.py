@@ -83,8 +83,8 @@ class Cell:
     runs: Runs
     record: Record
     rank: Rank
-    test: str
-    """by what it was compared with the others"""
+    tests: tuple[str, ...]
+    """by what it was compared with the others, of ``ranks.TESTS``; empty where there are none"""
 
     @property
     def value(self) -> str:
@@ -205,16 +205,16 @@ def _board(
     pairs = {}
     for column in columns:
         here = list(entries[column].values())
-        p_NN = ranks.p_values(
+        p_NN, test_NN = ranks.compared(
             [runs for _, runs, _ in here], higher_is_better=column.higher_is_better
         )
         better_NN = ranks.told_apart(p_NN)
         pairs[column] = int(better_NN.sum()), int((~np.isnan(p_NN)).sum()) // 2
-        for (checkpoint, runs, record), rank in zip(
-            here, ranks.from_comparisons(better_NN), strict=True
-        ):
-            test = "images" if runs.right else "draws" if len(runs.values) > 1 else "none"
-            cell = Cell(checkpoint, column, runs, record, rank, test)
+        of_column = ranks.from_comparisons(better_NN)
+        for i, (checkpoint, runs, record) in enumerate(here):
+            with_others = {*np.delete(test_NN[i], i).tolist()}
+            tests = tuple(test for test in ranks.TESTS if test in with_others)
+            cell = Cell(checkpoint, column, runs, record, of_column[i], tests)
             cells[checkpoint.key, column] = cell
     main = max(columns, key=lambda column: (len(entries[column]), pairs[column][0]))
     most: dict[tuple[str, str], int] = {}
