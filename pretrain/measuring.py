@@ -18,8 +18,9 @@ from pretrain.throughput import Throughput
 from protobench import keyed, records
 from protobench.checkpoints.resnet import ResNet
 from protobench.checkpoints.vit import ViT
+from protobench.data import crop_cache
 from protobench.data.image_list import ImageList
-from protobench.data.loading import CentreCrops, batches
+from protobench.data.loading import batches
 from protobench.data.transforms import EvalInput
 from protobench.runtime import cores, distributed
 
@@ -93,7 +94,7 @@ def _machine(
     if whole.pixels is None:
         keys = _sample(len(whole), workers)
         loader = batches(
-            CentreCrops(whole, input_),
+            crop_cache.centre_crops(whole, input_),
             workers=workers,
             device=device,
             batch_sampler=[distributed.shard_of(row).tolist() for row in keys],
@@ -105,10 +106,10 @@ def _machine(
         processes=distributed.world_size(),
         workers=min(workers, usable := cores.usable()),
         cores=usable,
+        flops=_flops(device),
         crops=crops,
         embedded=_embedded(backbone, input_, device),
         load=round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
-        flops=_flops(device),
         **more,
     )
 

@@ -18,6 +18,8 @@ class Throughput:
     workers: int
     """image-reading processes of each process; as many as there are cores at most"""
     cores: int
+    flops: float
+    """fp32 FLOP/s of a matrix product, of the main process alone, as k-means needs it"""
     views: float | None = None
     """read, with all the views of a training step; None where images are held in memory"""
     crops: float | None = None
@@ -32,8 +34,6 @@ class Throughput:
     """GPU memory at the peak of these steps, on each GPU; None on a CPU"""
     load: float | None = None
     """of the machine meanwhile, as ``uptime`` tells; None where the system does not"""
-    flops: float | None = None
-    """fp32 FLOP/s of a matrix product, of the main process alone, as k-means needs it"""
 
     def write(self, path: Path) -> None:
         """Keeps it as JSON."""

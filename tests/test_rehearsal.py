@@ -207,7 +207,7 @@ def test_an_encoder_that_another_row_has_finished_is_not_opened(tmp_path):
 
 def test_hours_are_the_slower_of_reading_and_steps_and_the_clusterings():
     found = throughput.Throughput(
-        "cpu", False, 1, 2, 2, views=10.0, crops=4.0, embedded=8.0, trained=20.0, flops=1e9
+        "cpu", False, 1, 2, 2, 1e9, views=10.0, crops=4.0, embedded=8.0, trained=20.0
     )
     recipe = replace(pcl.V1, warmup=2, train=replace(pcl.V1.train, epochs=3))
     clustered = 1000 / 4 + 2 * 1000 * 175_000 * 128 * 100 / 1e9
@@ -224,8 +224,21 @@ def test_hours_are_the_slower_of_reading_and_steps_and_the_clusterings():
     assert rehearsal_report._input_bound(replace(found, views=None)) == ""
 
 
+def test_what_kept_crops_would_save_is_told():
+    found = throughput.Throughput("a GPU", True, 1, 8, 8, 1e13, crops=1000.0, embedded=2000.0)
+    waited = 180 * 1_281_167 * (1 / 1000 - 1 / 2000) / 3600
+    assert f"{waited:.1f}" == "32.0"
+    told = rehearsal_report._crop_bound(pcl.V1, 1_281_167, found)
+    assert told.startswith("of the training 32.0 h are spent waiting for centre crops")
+    assert told.endswith("keep-crops keeps them, 193 GB")
+    for less in (replace(found, crops=None), replace(found, crops=2000.0)):
+        assert rehearsal_report._crop_bound(pcl.V1, 1_281_167, less) == ""
+    assert rehearsal_report._crop_bound(pcl.V1, 1000, found) == "", "seconds"
+    assert rehearsal_report._crop_bound(supervised.PAPER, 1_281_167, found) == "", "no clusterings"
+
+
 def test_other_work_beside_the_measurements_is_told():
-    found = throughput.Throughput("cpu", False, 1, 2, 2)
+    found = throughput.Throughput("cpu", False, 1, 2, 2, 1e9)
     assert rehearsal_report._busy([]) == rehearsal_report._busy([found]) == ""
     assert rehearsal_report._busy([replace(found, load=4.0)]) == "", "its own"
     told = rehearsal_report._busy([replace(found, load=1.0), replace(found, load=14.2)])
@@ -255,8 +268,30 @@ def test_distances_of_features_are_counted_where_they_take_hours():
     assert flops("lowshot", shots=(1,)) == 0
 
 
+def test_training_and_evaluation_of_months_are_told(tmp_path):
+    exhibit = catalogue.load("table6")
+    row = exhibit.row("random")
+    job = Job(row, 1, None, tmp_path, False, "retrained", "", "to run", "", ())
+    context = work.RunContext("paper", tmp_path, tmp_path, tmp_path, "cpu", 0)
+    prepared = plans.Prepared(exhibit, {}, {}, (), ())
+    report = rehearsal_report.Report(prepared, (), (), context, tmp_path)
+
+    def of(*hours, training=None):
+        return rehearsal_report._Row(job, None, None, training, [*hours])
+
+    def stops(*hours, training=None):
+        return list(report._stops([of(*hours, training=training)]))
+
+    end = "on this machine, which has no GPU in use"
+    assert stops(24 * 1000, 24 * 111) == [f"Random: 1,111 days of evaluation {end}"]
+    assert stops(training=24 * 61.0) == [f"Random: 61.0 days of training {end}"]
+    assert stops(24 * 59, None) == []
+    line = of(24 * 1111, training=24 * 1000).line()
+    assert line.endswith(" 1,000 days    1,111 days"), "columns that are apart"
+
+
 def test_shared_memory_is_that_of_two_batches_a_worker():
-    found = throughput.Throughput("a GPU", True, 1, 16, 16, views=1.0)
+    found = throughput.Throughput("a GPU", True, 1, 16, 16, 1e13, views=1.0)
     two = 2 * 16 * 256 * 2 * 3 * 224 * 224
     assert rehearsal_report._shared_bytes(moco.V2, found) == two
     assert rehearsal_report._shared_bytes(supervised.PAPER, found) == two / 2

@@ -133,7 +133,7 @@ class Report:
         if found is None or found.embedded is None:
             return None
         seconds = (passes(task, params, train) + test) / _features_rate(found)
-        seconds += costs.distance_flops(task.evaluation, params, train, test) / (found.flops or 1.0)
+        seconds += costs.distance_flops(task.evaluation, params, train, test) / found.flops
         return float(seconds / 3600)
 
     def _cost(self, rows: list["_Row"]) -> Iterator[str]:
@@ -148,13 +148,16 @@ class Report:
             yield f"the full run on this machine: {machine}"
         yield (
             f"  {'images/s':<24}{'read, views':>12}{'steps':>9}{'features':>10}"
-            f"{'GPU memory':>22}{'epoch, h':>10}{'training':>11}{'scoring':>11}"
+            f"{'GPU memory':>22}{'epoch, h':>10}{'training':>12}{'scoring':>14}"
         )
         for row in rows:
             yield row.line()
         for row in rows:
-            if row.recipe and row.found and (told := _input_bound(row.found)):
-                yield f"  {row.few.row.title}: {told}"
+            if row.recipe and row.found:
+                images = self.prepared.training[row.recipe.dataset]
+                for told in (_input_bound(row.found), _crop_bound(row.recipe, images, row.found)):
+                    if told:
+                        yield f"  {row.few.row.title}: {told}"
         if told := _busy(measured):
             yield f"  {told}"
         yield f"  disk: {self._disk(rows)}"
@@ -214,9 +217,13 @@ class Report:
                         f" {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free; enlarge it, or"
                         " lower --workers"
                     )
-            if row.hours is not None and row.hours > 24 * LONG_DAYS:
-                gpu = "" if row.found and row.found.on_gpu else ", which has no GPU in use"
-                yield f"{row.few.row.title}: {_time(row.hours)} of training on this machine{gpu}"
+            for what, hours in (
+                ("training", row.hours or 0.0),
+                ("evaluation", sum(filter(None, row.scoring))),
+            ):
+                if hours > 24 * LONG_DAYS:
+                    gpu = "" if row.found and row.found.on_gpu else ", which has no GPU in use"
+                    yield f"{row.few.row.title}: {_time(hours)} of {what} on this machine{gpu}"
         if any(
             row.found and row.found.processes * row.found.workers > row.found.cores for row in rows
         ):
@@ -250,8 +257,8 @@ class _Row:
         unknown = "+?" if len(scored) < len(self.scoring) else ""
         return (
             f"  {self.few.row.title[:23]:<24}{views:>12}{trained:>9}{embedded:>10}{memory:>22}"
-            f"{epoch:>10}{_time(self.hours):>11}"
-            f"{(_time(sum(scored)) if scored else '?') + unknown:>11}"
+            f"{epoch:>10}{_time(self.hours):>12}"
+            f"{(_time(sum(scored)) if scored else '?') + unknown:>14}"
         )
 
 
@@ -275,7 +282,7 @@ def _training_hours(recipe: Recipe, images: int, found: Throughput) -> float:
     from pretrain import monitor  # imports torch, which plans do without
 
     assert found.trained
-    flops, passed = found.flops or 1.0, images / _features_rate(found)
+    flops, passed = found.flops, images / _features_rate(found)
     epoch = images / min(found.trained, found.views or found.trained)
     clustered = measured = 0.0
     if costs.clusterings(recipe):
@@ -304,6 +311,20 @@ def _input_bound(found: Throughput) -> str:
     return (
         f"input-bound: steps could take {ratio:.1f} times the images that are read; about"
         f" {readers * ratio:.0f} workers with a core each would do"
+    )
+
+
+def _crop_bound(recipe: Recipe, images: int, found: Throughput) -> str:
+    """How long clusterings wait for centre crops to be decoded, if more than an hour in all."""
+    if not found.crops or not found.embedded or found.crops >= found.embedded:
+        return ""
+    seconds = costs.clusterings(recipe) * images * (1 / found.crops - 1 / found.embedded)
+    if seconds < 3600:
+        return ""
+    size = images * recipe.input.crop**2 * 3 / 1e9
+    return (
+        f"of the training {_time(seconds / 3600)} are spent waiting for centre crops to be decoded;"
+        f" python -m protobench keep-crops keeps them, {size:.0f} GB"
     )
 
 
@@ -347,7 +368,9 @@ def _time(hours: float | None) -> str:
         return "-"
     if hours < 1:
         return f"{60 * hours:.0f} min"
-    return f"{hours:.1f} h" if hours < 48 else f"{hours / 24:,.1f} days"
+    if hours < 48:
+        return f"{hours:.1f} h"
+    return f"{hours / 24:,.{1 if hours < 2400 else 0}f} days"
 
 
 def _existing(folder: Path) -> Path:
