@@ -37,7 +37,7 @@ from protobench.features import unit_norm
 from protobench.kmeans import kmeans
 from protobench.mutual_information import agreement
 from protobench.runtime import distributed
-from tables.engine import pictures
+from tables.engine.pages import pictures
 
 PICTURE, COMPUTED = Path(__file__).with_suffix(".png"), "#d55e00"
 IMAGES, QUERIES, D, BATCH = 1_281_167, 50_000, pcl.V1.dim, pcl.V1.train.batch_size

@@ -49,7 +49,8 @@ from protobench.data.loading import batches
 from protobench.features import unit_norm
 from protobench.kmeans import kmeans
 from protobench.runtime import files
-from tables.engine import catalogue, publish
+from tables.engine import catalogue
+from tables.engine.pages import publish
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "results"

@@ -100,7 +100,7 @@ def main() -> int:
             for exhibit in [*catalogue.tables().values(), *catalogue.figures().values()]:
                 print(f"{exhibit.name}: {exhibit.title}; {exhibit.paper.citation}")
         case "diff":
-            from tables.engine import publish
+            from tables.engine.pages import publish
 
             diff = cli.parse(Diff, __doc__ or "", args)
             exhibit = catalogue.load(diff.table, diff.tier)
@@ -108,7 +108,7 @@ def main() -> int:
                 exhibit, diff.tier, diff.results, strict=diff.strict, wide=diff.wide
             )
         case "compare":
-            from tables.engine import paired
+            from tables.engine.scoring import paired
 
             chosen = cli.parse(Compare, __doc__ or "", args)
             found, left_out = paired.compare(
@@ -119,26 +119,26 @@ def main() -> int:
             else:
                 print(paired.table(found, (chosen.a, chosen.b), left_out))
         case "leaderboard":
-            from tables.engine import leaderboard
+            from tables.engine.scoring import leaderboard
 
             board = cli.parse(Leaderboard, __doc__ or "", args)
             return leaderboard.main(board.folders, board.out)
         case "gallery":
-            from tables.engine import gallery
+            from tables.engine.pages import gallery
 
             wanted = cli.parse(Gallery, __doc__ or "", args)
             exhibits = [catalogue.load(name, wanted.tier) for name in wanted.names]
             print(gallery.refresh(exhibits, wanted.tier, wanted.results))
         case "page":
-            from tables.engine import publish
+            from tables.engine.pages import publish
 
             return publish.rewrite_pages(cli.parse(Page, __doc__ or "", args).results)
         case "score":
-            from tables.engine import score
+            from tables.engine.scoring import score
 
             return score.score(cli.parse(score.Score, score.__doc__ or "", args))
         case "reproduce":
-            from tables.engine import reproduce
+            from tables.engine.jobs import reproduce
 
             config = cli.parse(reproduce.Reproduce, reproduce.__doc__ or "", args)
             name = config.table.removeprefix("reproduce-")  # tox's name of the environment

@@ -21,9 +21,10 @@ from protobench.data import imagenet
 from protobench.data.synthetic import bundled
 from protobench.runtime import cli
 from tables import __main__ as tables_main
-from tables.engine import catalogue, plan
-from tables.engine.slurm import SlurmJob
-from tables.engine.work import RunContext
+from tables.engine import catalogue
+from tables.engine.jobs import plan
+from tables.engine.jobs.slurm import SlurmJob
+from tables.engine.jobs.work import RunContext
 
 submitit = pytest.importorskip("submitit", reason="needs the extra slurm")
 

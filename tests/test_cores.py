@@ -9,7 +9,7 @@ import torch
 from protobench.data import loading
 from protobench.runtime import cores
 from protobench.runtime.errors import UserError
-from tables.engine import work
+from tables.engine.jobs import work
 
 
 def _quotas(folder, own, files):

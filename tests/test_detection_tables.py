@@ -16,8 +16,9 @@ from evaluate.mmdet_adapter import operators
 from protobench.data import verify
 from protobench.data.datasets import DATASETS
 from protobench.data.synthetic import bundled, scenes
-from tables.engine import catalogue, compare, executor, plan, plan_text, reproduce, runs, work
+from tables.engine import catalogue, compare, runs
 from tables.engine.catalogue import load
+from tables.engine.jobs import executor, plan, plan_text, reproduce, work
 from tables.ours import detections as detections_figure
 
 DATA = Path(__file__).parent / "data"

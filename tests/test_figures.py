@@ -24,7 +24,8 @@ from protobench.kmeans import Clustering
 from protobench.records import ModelInfo, ResultKey
 from protobench.runtime.errors import UserError
 from tables import __main__ as tables_main
-from tables.engine import catalogue, claims, histories, pictures, runs
+from tables.engine import catalogue, claims, histories, runs
+from tables.engine.pages import pictures
 from tables.engine.schema import ClaimResult
 from tables.pcl import figure5, figure6
 from tables.spcl import figure2

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from protobench import records
-from tables.engine import catalogue, compare, forest, forest_png, forest_tex, runs
+from tables.engine import catalogue, compare, runs
+from tables.engine.pages import forest, forest_png, forest_tex
 from tables.engine.schema import ClaimResult, Contrast
 
 REFERENCE = Path(__file__).parent.parent / "results" / "reference" / "mini"

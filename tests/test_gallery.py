@@ -10,7 +10,8 @@ import pytest
 
 from protobench import records
 from tables import __main__ as tables_main
-from tables.engine import catalogue, compare, forest_png, pictures, runs
+from tables.engine import catalogue, compare, runs
+from tables.engine.pages import forest_png, pictures
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "results" / "reference" / "mini"

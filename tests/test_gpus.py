@@ -24,10 +24,11 @@ from protobench.checkpoints import resnet
 from protobench.checkpoints.resnet import Arch
 from protobench.data.synthetic import bundled
 from protobench.runtime.errors import UserError
-from tables.engine import catalogue, gpus, one_per_gpu, plan
-from tables.engine.gpus import Gpu
-from tables.engine.one_per_gpu import OnePerGpu, Part
-from tables.engine.work import RunContext
+from tables.engine import catalogue
+from tables.engine.jobs import gpus, one_per_gpu, plan
+from tables.engine.jobs.gpus import Gpu
+from tables.engine.jobs.one_per_gpu import OnePerGpu, Part
+from tables.engine.jobs.work import RunContext
 
 ROOT = Path(__file__).parent.parent
 
@@ -409,7 +410,7 @@ def test_a_job_ends_with_the_program_that_started_it(tmp_path):
             return exec, (code,)
 
     (tmp_path / one_per_gpu.PART).write_bytes(pickle.dumps(Sleep()))
-    words = f"{sys.executable} -m tables.engine.gpu_job {tmp_path}"
+    words = f"{sys.executable} -m tables.engine.jobs.gpu_job {tmp_path}"
     starter = subprocess.Popen(
         ["sh", "-c", f"{words} & echo $!; wait"], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )

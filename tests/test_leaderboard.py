@@ -18,7 +18,8 @@ from protobench.records import ModelInfo, ResultKey
 from protobench.runtime import files
 from protobench.runtime.errors import UserError
 from tables import __main__ as program
-from tables.engine import curves, leaderboard, plan, ranks, standings, submissions
+from tables.engine.jobs import plan
+from tables.engine.scoring import curves, leaderboard, ranks, standings, submissions
 
 REFERENCE = Path(__file__).parents[1] / "results" / "reference" / "mini" / "records"
 HOSTILE = """<script>alert("1")</script>|'&"""

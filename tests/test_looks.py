@@ -8,7 +8,7 @@ from protobench import records
 from protobench.data.datasets import DATASETS
 from protobench.data.synthetic import bundled
 from tables import __main__ as tables_main
-from tables.engine import plan, reproduce
+from tables.engine.jobs import plan, reproduce
 
 LEVEL = {"random": 20.0, "supervised": 90.0, "moco": 60.0}
 

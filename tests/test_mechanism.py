@@ -11,7 +11,8 @@ from protobench import records
 from protobench.data.synthetic import bundled
 from protobench.records import ModelInfo, ResultKey
 from tables import __main__ as tables_main
-from tables.engine import encoders, pictures
+from tables.engine import encoders
+from tables.engine.pages import pictures
 from tables.ours import mechanism
 from tables.ours.mechanism import ARMS, FIGURE, RATES, SWEEP, claims, headline
 

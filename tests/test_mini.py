@@ -180,7 +180,8 @@ def test_shapes_and_textures_fill_their_range():
 
 
 def test_a_plan_trains_and_scores_every_seed_in_its_world(monkeypatch, tmp_path):
-    from tables.engine import catalogue, plan
+    from tables.engine import catalogue
+    from tables.engine.jobs import plan
 
     monkeypatch.setenv("PROTOBENCH_CACHE", str(tmp_path))
     monkeypatch.setattr(bundled, "SPLITS", dict.fromkeys(TINY, 160))
@@ -238,7 +239,8 @@ def test_by_hand_an_encoder_is_trained_and_scored_in_the_world_of_its_seed(
 
 
 def test_a_later_look_reads_only_the_worlds_that_are_new(monkeypatch, tmp_path):
-    from tables.engine import catalogue, plan
+    from tables.engine import catalogue
+    from tables.engine.jobs import plan
 
     asked = []
     monkeypatch.setenv("PROTOBENCH_CACHE", str(tmp_path))

@@ -14,7 +14,9 @@ from protobench.data.transforms import EvalInput
 from protobench.records import ModelInfo, ResultKey
 from protobench.runtime.errors import UserError
 from tables import __main__ as tables_main
-from tables.engine import catalogue, compare, own_rows, plan, publish, runs, show
+from tables.engine import catalogue, compare, own_rows, runs
+from tables.engine.jobs import plan
+from tables.engine.pages import publish, show
 
 HOSTILE = "<script>|50 % of $x$ \\y_1"
 

@@ -17,18 +17,8 @@ from protobench import records
 from protobench.records import ModelInfo, ResultKey
 from protobench.runtime import colour, files
 from tables import __main__ as tables_main
-from tables.engine import (
-    catalogue,
-    cells,
-    compare,
-    finding,
-    page,
-    pictures,
-    publish,
-    runs,
-    show,
-    strips,
-)
+from tables.engine import catalogue, compare, runs
+from tables.engine.pages import cells, finding, page, pictures, publish, show, strips
 from tables.engine.schema import ClaimResult, Contrast, Curve, Table
 
 REFERENCE = Path(__file__).parent.parent / "results" / "reference"

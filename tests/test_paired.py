@@ -10,7 +10,7 @@ from evaluate import knn
 from protobench import outcomes, records
 from protobench.records import ModelInfo, ResultKey
 from tables import __main__ as tables_main
-from tables.engine import paired
+from tables.engine.scoring import paired
 
 
 def _outcomes(both=0, only_a=0, only_b=0, neither=0):

@@ -13,7 +13,9 @@ import tables
 from protobench import records
 from protobench.checkpoints import released, resnet
 from tables import __main__ as tables_main
-from tables.engine import catalogue, compare, plan, publish, runs, show
+from tables.engine import catalogue, compare, runs
+from tables.engine.jobs import plan
+from tables.engine.pages import publish, show
 from tables.engine.schema import Paper
 
 ROOT = Path(__file__).parent.parent

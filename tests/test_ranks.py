@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tables.engine import paired, ranks
-from tables.engine.ranks import Rank, Runs
+from tables.engine.scoring import paired, ranks
+from tables.engine.scoring.ranks import Rank, Runs
 
 SIMULATIONS = 300
 ALLOWED = 0.05 + 3 * np.sqrt(0.05 * 0.95 / SIMULATIONS)

@@ -25,10 +25,11 @@ from protobench.data.rehearsal import Limits
 from protobench.runtime import cli, files
 from protobench.runtime.errors import UserError
 from tables import __main__ as tables_main
-from tables.engine import catalogue, costs, plan, rehearsal_report, runs, work
-from tables.engine import rehearsal as plans
-from tables.engine.plan import EvalTask, Job
-from tables.engine.rehearsal import Machine
+from tables.engine import catalogue, runs
+from tables.engine.jobs import costs, plan, rehearsal_report, work
+from tables.engine.jobs import rehearsal as plans
+from tables.engine.jobs.plan import EvalTask, Job
+from tables.engine.jobs.rehearsal import Machine
 
 
 def _images(paths, labels, classes, root):
@@ -436,7 +437,7 @@ def test_a_rehearsal_runs_every_kind_of_row_and_reaches_no_table(
 def test_an_interrupted_rehearsal_goes_on_and_a_finished_one_begins_anew(
     rehearse, tmp_path, monkeypatch
 ):
-    from tables.engine import executor
+    from tables.engine.jobs import executor
 
     report = tmp_path / "results" / "rehearsal" / "paper" / "table1.txt"
     with monkeypatch.context() as stopped:

@@ -20,7 +20,8 @@ from protobench.data import image_list, imagenet
 from protobench.data.synthetic import bundled
 from protobench.runtime import processes
 from tables import __main__ as tables_main
-from tables.engine import catalogue, executor, plan
+from tables.engine import catalogue
+from tables.engine.jobs import executor, plan
 
 ROOT = Path(__file__).parent.parent
 

@@ -19,8 +19,8 @@ from protobench.data import image_list
 from protobench.runtime import progress
 from protobench.runtime.errors import UserError
 from tables import __main__ as tables_main
-from tables.engine import report_card, score_plan
 from tables.engine.catalogue import tables
+from tables.engine.scoring import report_card, score_plan
 
 FROZEN = ("lowshot", "fullsvm", "knn", "ami")
 

@@ -23,7 +23,9 @@ from protobench.data.datasets import DATASETS
 from protobench.runtime import cli, files
 from protobench.runtime.errors import UserError
 from tables import __main__ as main
-from tables.engine import catalogue, compare, pictures, plan, reproduce, runs
+from tables.engine import catalogue, compare, runs
+from tables.engine.jobs import plan, reproduce
+from tables.engine.pages import pictures
 from tables.engine.schema import TIERS
 from tables.engine.verdicts import CellVerdict
 from tables.ours import mechanism
@@ -349,7 +351,7 @@ def _tiny(recipe):
 
 def _in_process(monkeypatch):
     """Jobs run here, one after the other, as patches do not reach other processes."""
-    from tables.engine import executor
+    from tables.engine.jobs import executor
 
     def run(self, jobs):
         for job in jobs:

@@ -18,8 +18,9 @@ from protobench.data.synthetic import bundled
 from protobench.records import ModelInfo, ResultKey
 from protobench.runtime.errors import UserError
 from tables import __main__ as tables_main
-from tables.engine import compare, pictures, runs, show, verdicts
+from tables.engine import compare, runs, verdicts
 from tables.engine.catalogue import load
+from tables.engine.pages import pictures, show
 from tables.spcl import figure2, rows, table1, table2
 
 DATA = Path(__file__).parent / "data"

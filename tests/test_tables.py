@@ -12,7 +12,8 @@ from protobench import records
 from protobench.records import ModelInfo, ResultKey
 from protobench.runtime.errors import UserError
 from tables import __main__ as tables_main
-from tables.engine import catalogue, compare, reference, runs, show
+from tables.engine import catalogue, compare, reference, runs
+from tables.engine.pages import show
 from tables.pcl.table1 import TABLE
 
 

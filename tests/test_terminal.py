@@ -10,8 +10,10 @@ import pytest
 from protobench import records
 from protobench.runtime import colour
 from tables import __main__ as tables_main
-from tables.engine import catalogue, compare, executor, publish, reproduce, runs, show
-from tables.engine.reproduce import Pretrainings
+from tables.engine import catalogue, compare, runs
+from tables.engine.jobs import executor, reproduce
+from tables.engine.jobs.reproduce import Pretrainings
+from tables.engine.pages import publish, show
 from tables.engine.schema import ClaimResult
 
 REFERENCE = Path(__file__).parent.parent / "results" / "reference" / "mini"

@@ -4,8 +4,8 @@ of the paper."""
 import numpy as np
 
 from evaluate.mmdet_adapter import plots
-from tables.engine import pictures
 from tables.engine.encoders import MOCO, PCL, RANDOM, SUPERVISED
+from tables.engine.pages import pictures
 from tables.engine.schema import Drawing, Figure, RecordsByRow
 from tables.ours import PAPER
 

@@ -1,8 +1,9 @@
 """The course of each pretraining: loss, and agreement of its clusters with the classes. Not a
 figure of the paper."""
 
-from tables.engine import histories, pictures
+from tables.engine import histories
 from tables.engine.encoders import MOCO, PCL, PCL_FIXED
+from tables.engine.pages import pictures
 from tables.engine.schema import Drawing, Figure, RecordsByRow
 from tables.ours import PAPER
 

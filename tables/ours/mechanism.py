@@ -15,9 +15,9 @@ from scipy import stats
 from pretrain.recipes import moco, pcl
 from pretrain.recipes.collisions import collision_rate, dial, without_prototypes
 from pretrain.recipes.common import Recipe
-from tables.engine import pictures
 from tables.engine.claims import of_seeds, unchanged
 from tables.engine.encoders import MOCO, PCL
+from tables.engine.pages import pictures
 from tables.engine.runs import task_of
 from tables.engine.schema import (
     TIERS,

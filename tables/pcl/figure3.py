@@ -4,9 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from tables.engine import histories, margins, pictures
+from tables.engine import histories, margins
 from tables.engine.claims import of_seeds
 from tables.engine.encoders import MOCO, PCL, PCL_FIXED
+from tables.engine.pages import pictures
 from tables.engine.schema import ClaimResult, Drawing, Figure, RecordsByRow
 from tables.pcl import PAPER
 

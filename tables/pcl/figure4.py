@@ -1,8 +1,9 @@
 """PCL, Figure 4: adjusted mutual information of its clusterings over the epochs."""
 
-from tables.engine import histories, margins, pictures
+from tables.engine import histories, margins
 from tables.engine.claims import of_seeds
 from tables.engine.encoders import PCL
+from tables.engine.pages import pictures
 from tables.engine.schema import ClaimResult, Drawing, Figure, RecordsByRow
 from tables.pcl import PAPER
 

@@ -3,9 +3,10 @@
 import numpy as np
 
 from protobench.runtime.errors import UserError
-from tables.engine import margins, pictures
+from tables.engine import margins
 from tables.engine.claims import of_seeds
 from tables.engine.encoders import MOCO, PCL
+from tables.engine.pages import pictures
 from tables.engine.schema import ClaimResult, Drawing, Figure, RecordsByRow
 from tables.pcl import PAPER
 

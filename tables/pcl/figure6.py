@@ -6,9 +6,10 @@ import io
 import numpy as np
 from PIL import Image
 
-from tables.engine import margins, pictures
+from tables.engine import margins
 from tables.engine.claims import of_seeds
 from tables.engine.encoders import PCL
+from tables.engine.pages import pictures
 from tables.engine.schema import ClaimResult, Drawing, Figure, RecordsByRow
 from tables.pcl import PAPER
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from tables.engine import claims as claims_of
-from tables.engine import margins, pictures
+from tables.engine import margins
 from tables.engine.claims import of_seeds
+from tables.engine.pages import pictures
 from tables.engine.runs import runs_of
 from tables.engine.schema import ClaimResult, Drawing, Figure, RecordsByRow, Row
 from tables.spcl import PAPER

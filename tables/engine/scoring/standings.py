@@ -17,9 +17,9 @@ from protobench.checkpoints import released
 from protobench.records import Record, Run
 from protobench.runtime import files
 from protobench.runtime.errors import printable
-from tables.engine import ranks
-from tables.engine.ranks import Rank, Runs
 from tables.engine.schema import TIERS
+from tables.engine.scoring import ranks
+from tables.engine.scoring.ranks import Rank, Runs
 
 SMALL = frozenset(traits.dataset for traits in TIERS.values() if traits.dataset)
 LABELS = ("k", "cost")

@@ -18,8 +18,9 @@ from markupsafe import Markup
 import pretrain.recipes
 import tables as papers
 from protobench.runtime import files
-from tables.engine import cells, finding, forest, overview, pictures, provenance, reference, show
-from tables.engine.finding import Finding
+from tables.engine import reference
+from tables.engine.pages import cells, finding, forest, overview, pictures, provenance, show
+from tables.engine.pages.finding import Finding
 from tables.engine.schema import TIERS, Exhibit, Figure, Table, Tier
 
 E = TypeVar("E", bound=Exhibit)

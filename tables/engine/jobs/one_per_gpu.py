@@ -25,16 +25,16 @@ from pathlib import Path
 from pretrain import gpu_memory, history
 from protobench.runtime.cores import SHARE, usable
 from protobench.runtime.errors import UserError
-from tables.engine import plan, work
-from tables.engine.executor import JobsBar, jobs_bar
-from tables.engine.gpus import Gpu, able_to_join, smallest_gib
-from tables.engine.plan import EvalTask, Job
-from tables.engine.work import RunContext, log_folder
+from tables.engine.jobs import plan, work
+from tables.engine.jobs.executor import JobsBar, jobs_bar
+from tables.engine.jobs.gpus import Gpu, able_to_join, smallest_gib
+from tables.engine.jobs.plan import EvalTask, Job
+from tables.engine.jobs.work import RunContext, log_folder
 
 POLL_SECONDS = 0.5
 STOP_SECONDS = 120.0
 """In which a job saves its state and ends when it is told to; then it is killed."""
-PROGRAM = (sys.executable, "-m", "tables.engine.gpu_job")
+PROGRAM = (sys.executable, "-m", "tables.engine.jobs.gpu_job")
 """The program of a job's process. It is given a folder with the part of the job in ``PART``; where
 it fails, it writes why to a file ``FAILURE``, one per rank."""
 PART, FAILURE = "part.pickle", "failure-{rank}"

@@ -19,9 +19,9 @@ from pretrain import history
 from protobench import outcomes, records
 from protobench.records import Record
 from protobench.runtime.errors import UserError, printable
-from tables.engine import plan
+from tables.engine.jobs import plan
 from tables.engine.schema import TIERS
-from tables.engine.standings import LABELS
+from tables.engine.scoring.standings import LABELS
 
 SHA256 = re.compile("[0-9a-f]{64}")
 WORDS: dict[type, str] = {

@@ -9,8 +9,9 @@ from pathlib import Path
 from protobench import records
 from protobench.runtime import cli, colour, files
 from protobench.runtime.errors import UserError, printable
-from tables.engine import catalogue, claims_files, compare, page, pictures, reference, runs, show
-from tables.engine.page import RecordsByTier
+from tables.engine import catalogue, compare, reference, runs
+from tables.engine.pages import claims_files, page, pictures, show
+from tables.engine.pages.page import RecordsByTier
 from tables.engine.runs import Collected
 from tables.engine.schema import TIERS, ClaimResult, Exhibit, Figure, RecordsByRow, Table, Tier
 

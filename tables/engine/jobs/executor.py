@@ -1,5 +1,5 @@
 """Where a plan's jobs run: in processes of this machine, here, one on each of its GPUs
-(engine/one_per_gpu.py), or as jobs of a cluster (engine/slurm.py)."""
+(one_per_gpu.py), or as jobs of a cluster (slurm.py)."""
 
 import contextlib
 import json
@@ -18,10 +18,10 @@ from protobench import records
 from protobench.runtime import processes
 from protobench.runtime.cores import usable
 from protobench.runtime.progress import progress
-from tables.engine import plan, work
-from tables.engine.plan import Job
+from tables.engine.jobs import plan, work
+from tables.engine.jobs.plan import Job
+from tables.engine.jobs.work import RunContext, log_folder
 from tables.engine.schema import TIERS
-from tables.engine.work import RunContext, log_folder
 
 
 class Executor(Protocol):

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from protobench import records
 from protobench.runtime.errors import UserError
-from tables.engine import claims_files, compare, forest, pictures, runs
+from tables.engine import compare, runs
+from tables.engine.pages import claims_files, forest, pictures
 from tables.engine.schema import Exhibit, Figure, RecordsByRow, Table, Tier
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from tables.engine import forest, strips
-from tables.engine.finding import Finding, counted, told_cells, told_claims, told_lead
+from tables.engine.pages import forest, strips
+from tables.engine.pages.finding import Finding, counted, told_cells, told_claims, told_lead
 from tables.engine.schema import TIERS, ClaimResult, Exhibit, Figure, Paper, Table, Tier
 from tables.engine.sequential import ClaimVerdict
 

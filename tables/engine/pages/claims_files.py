@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from protobench.runtime import files
-from tables.engine import forest_png, forest_tex, pictures
+from tables.engine.pages import forest_png, forest_tex, pictures
 from tables.engine.schema import ClaimResult, Exhibit, Tier
 
 GROUNDS = {"claims.png": False, "claims-dark.png": True}

@@ -36,8 +36,8 @@ from protobench.data.dataset import read_once
 from protobench.records import Record
 from protobench.runtime import cli, files, progress
 from protobench.runtime.errors import UserError, printable
-from tables.engine import report_card, score_plan
-from tables.engine.score_plan import Checkpoint, Pass, Task, Where
+from tables.engine.scoring import report_card, score_plan
+from tables.engine.scoring.score_plan import Checkpoint, Pass, Task, Where
 
 Failed = list[tuple[Task, str]]
 

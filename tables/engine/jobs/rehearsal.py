@@ -30,8 +30,15 @@ from protobench.data.image_list import ImageList
 from protobench.data.rehearsal import Limits
 from protobench.runtime import files
 from protobench.runtime.errors import UserError
-from tables.engine import plan
-from tables.engine.plan import NO_ENCODER, NO_RESNET, RESNET50_BYTES, AlreadyRead, Job, Settings
+from tables.engine.jobs import plan
+from tables.engine.jobs.plan import (
+    NO_ENCODER,
+    NO_RESNET,
+    RESNET50_BYTES,
+    AlreadyRead,
+    Job,
+    Settings,
+)
 from tables.engine.schema import Exhibit, TaskKey
 
 FOLDER = "rehearsal"

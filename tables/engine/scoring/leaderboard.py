@@ -21,12 +21,13 @@ from protobench.checkpoints.released import Released
 from protobench.records import Record
 from protobench.runtime import cli, files
 from protobench.runtime.errors import UserError
-from tables.engine import curves, report_card, standings, submissions
-from tables.engine.report_card import Section
 from tables.engine.schema import TaskKey
-from tables.engine.standings import Board, Cell, Checkpoint, Column
-from tables.engine.submissions import Submissions
+from tables.engine.scoring import curves, report_card, standings, submissions
+from tables.engine.scoring.report_card import Section
+from tables.engine.scoring.standings import Board, Cell, Checkpoint, Column
+from tables.engine.scoring.submissions import Submissions
 
+HERE = Path(__file__).parent
 RECORD, PAGE = re.compile(r"[0-9a-f]{12}\.json"), re.compile(r"[0-9a-f]{12}\.html")
 TESTS = {
     "images": "image by image",
@@ -95,7 +96,7 @@ def build(found: Submissions, out: Path) -> Written:
     checkpoints = standings.checkpoints(found.scores.values(), found.histories.values())
     boards = standings.boards(checkpoints)
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True
+        loader=FileSystemLoader([HERE, HERE.parent / "pages"]), autoescape=True, trim_blocks=True
     )
     protocols = list(
         dict.fromkeys(_protocol(column) for board in boards for column in board.columns)

@@ -12,11 +12,11 @@ from pretrain.recipes.common import Recipe
 from pretrain.throughput import Throughput
 from protobench import records
 from protobench.runtime import cli, files
-from tables.engine import costs, plan, work
-from tables.engine.costs import EMBEDDING, WIDTH
-from tables.engine.plan import EvalTask, Job
-from tables.engine.rehearsal import Prepared
-from tables.engine.work import RunContext
+from tables.engine.jobs import costs, plan, work
+from tables.engine.jobs.costs import EMBEDDING, WIDTH
+from tables.engine.jobs.plan import EvalTask, Job
+from tables.engine.jobs.rehearsal import Prepared
+from tables.engine.jobs.work import RunContext
 
 SHM, SCREEN = Path("/dev/shm"), 100
 """Where workers put batches; columns of a report's lines."""

@@ -1,5 +1,5 @@
-"""The process of a job that has its own GPUs (one_per_gpu.py): ``python -m tables.engine.gpu_job
-FOLDER``. With several GPUs it is torchrun's agent, which starts this again as each of its ranks."""
+"""The process of a job that has its own GPUs (one_per_gpu.py), started with the job's folder. With
+several GPUs it is torchrun's agent, which starts this again as each of its ranks."""
 
 import os
 import pickle
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from protobench.runtime import cli, distributed, processes
 from protobench.runtime.errors import UserError
-from tables.engine.one_per_gpu import FAILURE, PART
+from tables.engine.jobs.one_per_gpu import FAILURE, PART
 
 
 def main() -> int:

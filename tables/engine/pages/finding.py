@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from tables.engine import compare, forest, pictures
+from tables.engine import compare
 from tables.engine.compare import Outcome
+from tables.engine.pages import forest, pictures
 from tables.engine.runs import select_records
 from tables.engine.schema import (
     TIERS,

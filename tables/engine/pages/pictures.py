@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 
 from protobench.runtime import files
-from tables.engine import show
+from tables.engine.pages import show
 from tables.engine.runs import task_of
 from tables.engine.schema import TIERS, Drawing, Figure, RecordsByRow, Tier
 

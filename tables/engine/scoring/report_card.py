@@ -12,10 +12,12 @@ from tabulate import tabulate
 
 from protobench.records import Record, Run
 from protobench.runtime.errors import UserError, printable
-from tables.engine import catalogue, compare, paired, show
-from tables.engine.paired import Comparison
+from tables.engine import catalogue, compare
+from tables.engine.pages import show
 from tables.engine.runs import task_of
 from tables.engine.schema import TIERS, Column, Table, TaskKey
+from tables.engine.scoring import paired
+from tables.engine.scoring.paired import Comparison
 
 TITLES = {
     "lowshot": "low-shot linear SVMs",

@@ -42,14 +42,16 @@ from protobench.data.synthetic import bundled
 from protobench.runtime import cli, files
 from protobench.runtime.cores import usable
 from protobench.runtime.errors import UserError
-from tables.engine import gpus, one_per_gpu, own_rows, plan, plan_text, publish, rehearsal, work
-from tables.engine.executor import Executor, LocalProcesses
-from tables.engine.one_per_gpu import OnePerGpu
-from tables.engine.plan import Job
-from tables.engine.rehearsal_report import Report
+from tables.engine import own_rows
+from tables.engine.jobs import gpus, one_per_gpu, plan, plan_text, rehearsal, work
+from tables.engine.jobs.executor import Executor, LocalProcesses
+from tables.engine.jobs.one_per_gpu import OnePerGpu
+from tables.engine.jobs.plan import Job
+from tables.engine.jobs.rehearsal_report import Report
+from tables.engine.jobs.slurm import Publication, Slurm, SlurmCluster
+from tables.engine.jobs.work import RunContext
+from tables.engine.pages import publish
 from tables.engine.schema import TIERS, Exhibit, Tier
-from tables.engine.slurm import Publication, Slurm, SlurmCluster
-from tables.engine.work import RunContext
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 import re
 from collections.abc import Sequence
 
-from tables.engine import forest
-from tables.engine.forest import Area, Dot, Line, Shape, Words
+from tables.engine.pages import forest
+from tables.engine.pages.forest import Area, Dot, Line, Shape, Words
 from tables.engine.schema import TIERS, ClaimResult, Exhibit, Tier
 
 UNIT = 0.8

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from tables.engine import show, strips, verdicts
+from tables.engine import verdicts
 from tables.engine.compare import Cell, Outcome
+from tables.engine.pages import show, strips
 from tables.engine.runs import task_of
 from tables.engine.schema import Column, RecordsByRow, Row
 

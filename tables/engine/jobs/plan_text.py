@@ -5,8 +5,8 @@ from pathlib import Path
 
 from pretrain import gpu_memory, history
 from pretrain.recipes.common import Recipe
-from tables.engine import costs
-from tables.engine.plan import PAPER_SCORE_MINUTES, Job, estimate, eval_config, evaluation
+from tables.engine.jobs import costs
+from tables.engine.jobs.plan import PAPER_SCORE_MINUTES, Job, estimate, eval_config, evaluation
 from tables.engine.schema import TIERS, Exhibit, Tier
 
 CARD_GIB = (24, 80)

@@ -20,11 +20,12 @@ from typing import Any, Literal
 from pretrain.recipes import common
 from protobench.runtime import files
 from protobench.runtime.errors import Terminated, UserError
-from tables.engine import publish, work
-from tables.engine.plan import EvalTask, Job
-from tables.engine.rehearsal_report import Report
+from tables.engine.jobs import work
+from tables.engine.jobs.plan import EvalTask, Job
+from tables.engine.jobs.rehearsal_report import Report
+from tables.engine.jobs.work import RunContext
+from tables.engine.pages import publish
 from tables.engine.schema import Exhibit
-from tables.engine.work import RunContext
 
 GRACE_SECONDS, REQUEUE_SECONDS = 3600.0, 60.0
 """How long a job that has saved waits for the scheduler to end it, and how long its other processes

@@ -11,8 +11,8 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
 from protobench.runtime import files
-from tables.engine import forest
-from tables.engine.forest import Area, Dot, Line, Words
+from tables.engine.pages import forest
+from tables.engine.pages.forest import Area, Dot, Line, Words
 from tables.engine.schema import ClaimResult, Exhibit, Tier
 
 SCALE, MARGIN = 2, 12

@@ -2,8 +2,8 @@
 lead beside it, the verdict at the right.
 
 The picture is laid out once, as shapes whose colours are named by their role, and painted three
-times: here as SVG for the pages, where CSS colours it; as PNG (engine/forest_png.py) and as TikZ
-(engine/forest_tex.py).
+times: here as SVG for the pages, where CSS colours it; as PNG (forest_png.py) and as TikZ
+(forest_tex.py).
 
 A claim about several comparisons is drawn by the one that speaks least for it; the leads of the
 others are ticks on the same line. An interval that leaves the axis ends in an arrow, a lead without

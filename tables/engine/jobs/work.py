@@ -13,8 +13,8 @@ from protobench.data.datasets import DATASETS
 from protobench.runtime import files
 from protobench.runtime.cores import default_workers
 from protobench.runtime.errors import UserError
-from tables.engine import plan
-from tables.engine.plan import EvalTask, Job
+from tables.engine.jobs import plan
+from tables.engine.jobs.plan import EvalTask, Job
 from tables.engine.schema import TIERS, Tier
 
 

@@ -21,7 +21,7 @@ from protobench.data.synthetic import bundled
 from protobench.records import ModelInfo, Record
 from protobench.runtime.errors import UserError, choose, printable
 from tables.engine import catalogue
-from tables.engine.plan import BUNDLED_SCORE_SECONDS, PAPER_SCORE_MINUTES
+from tables.engine.jobs.plan import BUNDLED_SCORE_SECONDS, PAPER_SCORE_MINUTES
 from tables.engine.schema import Table, TaskKey, Tier
 
 if TYPE_CHECKING:

@@ -1,0 +1,1 @@
+"""What a table still needs, and where that runs."""

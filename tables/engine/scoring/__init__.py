@@ -1,0 +1,1 @@
+"""Checkpoints scored by all evaluations, and ranked."""
