@@ -5,7 +5,7 @@ Examples:
 
     python evaluate/detection.py --ckpt pcl_v1.pth.tar --data /data/VOCdevkit
     python evaluate/detection.py --ckpt pcl_v1.pth.tar --data /data/VOCdevkit --train voc07+12
-    # at least 46 GiB on each GPU (computed)
+    # at least 45 GiB on each GPU (computed)
     torchrun --nproc_per_node 2 evaluate/detection.py --ckpt pcl_v1.pth.tar --data /data/coco --task coco
     python evaluate/detection.py --ckpt encoder.safetensors  # bundled synthetic data
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:  # these import torch, which --help must not wait for
 
 
 MOST_GPUS = 64
-"""That are thought of where a batch needs several."""
+"""How many are considered for one batch."""
 CONVOLUTIONAL_MAP = "this protocol pools the last convolutional map to 2x2"
 """Why a protocol needs a ResNet."""
 
@@ -291,11 +291,15 @@ class Evaluation(Generic[C]):
         numbers = range(1, MOST_GPUS + 1)
         return next((n for n in numbers if self.least_gib(config, n) <= gib), None)
 
-    def check_memory(self, config: C, gpus: int, gib: float) -> None:
-        """Raise UserError where a step cannot fit on ``gpus`` GPUs of ``gib`` GiB, before any work
-        is done."""
+    def check_memory(self, config: C, device: str, gpus: int = 1) -> None:
+        """Raise UserError where ``device`` is a GPU, and a step cannot fit on ``gpus`` of its
+        size."""
+        from protobench.runtime import devices
+
         needed, options = self.least_gib(config, gpus), config.load_options
-        if needed <= gib:
+        if not needed or not device.startswith("cuda"):
+            return
+        if needed <= (gib := devices.memory_gib(device)):
             return
         half = replace(config, load_options=replace(options, precision="bf16"))
         ways = []
@@ -317,7 +321,7 @@ class Evaluation(Generic[C]):
         Raises UserError for bad flags, checkpoints and data."""
         from protobench.checkpoints import encoders
         from protobench.runtime import distributed, precision
-        from protobench.runtime.devices import device_of, memory_gib
+        from protobench.runtime.devices import device_of
         from protobench.runtime.run_state import RunState
 
         if config.world is not None and config.data is not None:
@@ -328,8 +332,7 @@ class Evaluation(Generic[C]):
         workers = cores.workers(config.workers)
         started = time.perf_counter()
         device = distributed.init(device_of(config.device))
-        if device.startswith("cuda") and self.least_gib(config, 1):
-            self.check_memory(config, distributed.world_size(), memory_gib(device))
+        self.check_memory(config, device, distributed.world_size())
         copies = tuple(
             encoders.load(config.ckpt, config.load_options, prefer=copy) for copy in config.copies
         )

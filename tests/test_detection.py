@@ -420,26 +420,29 @@ def test_coco_s_batch_is_refused_before_the_first_step_where_it_cannot_fit(
 ):
     """16 images of 5.65 GiB each (bf16: 4.1) on GPUs of 80 GiB, as computed."""
     monkeypatch.setattr(detection.bundled, "is_used", lambda data: False)
-    config, check = (
-        detection.Config(moco_file, scene_data, "coco"),
-        detection.EVALUATION.check_memory,
-    )
+    config = detection.Config(moco_file, scene_data, "coco")
+
+    def check(config, gpus, gib):
+        monkeypatch.setattr("protobench.runtime.devices.memory_gib", lambda device: gib)
+        detection.EVALUATION.check_memory(config, "cuda", gpus)
+
     check(config, 2, 79.1)
     check(replace(config, load_options=LoadOptions(precision="bf16")), 1, 79.1)
     check(replace(config, dataset="voc07"), 1, 8.0)  # the frozen backbone keeps little
+    detection.EVALUATION.check_memory(config, "cpu")
     with pytest.raises(UserError) as error:
         check(config, 1, 79.1)
     assert "detection coco: a batch in fp32 needs at least 90 GiB a GPU" in error.value.what
     assert error.value.hint == (
         "use 2 GPUs (torchrun --nproc_per_node 2); --precision bf16 needs less; the record notes it"
     )
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match="in tf32 on 4 GPUs needs at least 23 GiB") as error:
         check(replace(config, load_options=LoadOptions(precision="tf32")), 4, 3.0)
     assert error.value.hint == "take a GPU with more memory"
     needed = [detection.EVALUATION.gpus_needed(config, gib) for gib in (200.0, 79.1, 24.0, 5.0)]
     assert needed == [1, 2, 4, None]
+    check(config, 2, 79.1)  # each GPU from here on
     monkeypatch.setattr("protobench.runtime.devices.device_of", lambda device: "cuda")
-    monkeypatch.setattr("protobench.runtime.devices.memory_gib", lambda device: 79.1)
     monkeypatch.setattr("protobench.runtime.distributed.init", lambda device: device)
     with pytest.raises(UserError, match="needs at least 90 GiB"):
         detection.EVALUATION.execute(replace(config, device="cuda"))

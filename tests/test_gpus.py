@@ -536,6 +536,21 @@ def test_evaluations_do_not_follow_a_pretraining_that_failed(tiny, tmp_path, mon
     assert len(list((tmp_path / "seen").glob("*.run"))) == 1
 
 
+def test_a_failed_evaluation_leaves_the_others_of_its_encoder(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(one_per_gpu, "part_of", lambda job, *_: Part(job, then=Part(job, 2)))
+    (job,) = _jobs(tmp_path, "moco:1")
+    job.checkpoint.parent.mkdir(parents=True)
+    job.checkpoint.touch()
+    rest = """
+with open(folder / f"{name}.gpus", "a") as file:
+    print(os.environ["CUDA_VISIBLE_DEVICES"], file=file)
+sys.exit("," not in os.environ["CUDA_VISIBLE_DEVICES"])
+"""
+    (failed,) = tiny(2, rest).run([job])
+    assert failed.startswith("moco seed 1 on GPU 0: its process ended with code 1")
+    assert (tmp_path / "seen" / "moco-1.gpus").read_text() == "GPU-0\nGPU-0,GPU-1\n"
+
+
 def test_a_pretraining_and_an_evaluation_on_two_gpus_by_torchrun(world, tmp_path, monkeypatch):
     """On CPUs that pretend to be GPUs too small for the batch; and one that fails on a rank says
     why."""

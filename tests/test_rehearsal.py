@@ -322,7 +322,7 @@ def test_what_will_stop_the_full_run_is_told_of_its_lists_and_recipes(tmp_path):
 
 
 def test_batches_of_an_evaluation_that_no_gpu_holds_are_told(tmp_path):
-    """Mask R-CNN's 16 images: 90 GiB, or 46 on each of two."""
+    """Mask R-CNN's 16 images: 90 GiB, or 45 on each of two."""
     row, tasks = catalogue.load("table6").row("moco"), (EvalTask("detection", "coco", "to run"),)
     job = Job(row, 1, None, tmp_path / "a.pth", True, "own", "", "done", "", tasks)
     images = _images(["0"], [0], "a", tmp_path)

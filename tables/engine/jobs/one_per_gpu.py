@@ -7,8 +7,8 @@ follow on one; so has an evaluation that trains on such batches, as a detector's
 idle while a job waits that it would do for; those that need many come first, so that small ones
 never keep them waiting for long, then the longest.
 
-A job that fails leaves the others alone. Ctrl-C tells all to stop, which they do once they have
-saved (runtime/signals.py)."""
+A job that fails leaves the others alone, and an evaluation that fails the others of its encoder.
+Ctrl-C tells all to stop, which they do once they have saved (runtime/signals.py)."""
 
 import contextlib
 import os
@@ -189,7 +189,7 @@ class OnePerGpu:
                         log = log_folder(one.part.job, context) / "output.log"
                         failed.append(f"{one.part.job.name} on {one.where}: {why}\n  log: {log}")
                         _say(bar, f"{one.where}: {one.part.job.name} failed")
-                    elif one.part.then:
+                    if one.part.then and (not why or one.part.job.checkpoint.exists()):
                         waiting.append(one.part.then)
                 bar.show(
                     [part.job for part in [*waiting, *(one.part for one in running)]],

@@ -270,6 +270,7 @@ def _task(checkpoint: Checkpoint, choice: Choice, where: Where, have: dict[str, 
     )
     try:
         config.check()
+        evaluation.check_memory(config, where.device)
         if config.needs_resnet and not checkpoint.is_resnet:
             raise UserError(f"needs a ResNet, not a vision transformer: {config.needs_resnet}")
         lists = evaluation.load_data(where.data, choice.dataset, where.skip_bad_images, world)
