@@ -449,7 +449,7 @@ def test_a_batch_that_one_gpu_cannot_hold_takes_as_many_as_it_needs(tmp_path):
     scored = replace(big, encoder="done")
     assert _part_of(scored, _gpus(1, 79.6)) == Part(scored, tasks=scored.tasks)
     told = one_per_gpu.describe([big, small], _gpus(8, 79.6), None)
-    assert told.endswith("side by side: 2 jobs; moco: pretraining on 4 together")
+    assert told.endswith("side by side: 2 jobs; pretraining of moco on 4 together")
 
 
 def test_an_evaluation_whose_batches_one_gpu_cannot_hold_takes_as_many_as_it_needs(tmp_path):
@@ -473,7 +473,7 @@ def test_an_evaluation_whose_batches_one_gpu_cannot_hold_takes_as_many_as_it_nee
     scored = replace(job, encoder="done", tasks=(coco,))
     assert parts(scored, _gpus(2, 79.6)) == [(2, True, (coco,))]
     told = one_per_gpu.describe([job], _gpus(2, 79.6), tmp_path)
-    assert told.endswith("side by side: 1 jobs; moco: detection coco on 2 together")
+    assert told.endswith("side by side: 1 jobs; detection coco of moco on 2 together")
     with pytest.raises(UserError, match=r"a batch of detection coco needs at least 90 GiB .*; 2 s"):
         parts(job, _gpus(1, 79.6))
     on_scenes = replace(scored, world=1)
@@ -611,7 +611,7 @@ def test_the_plan_says_how_the_gpus_are_shared(reproduce_table, machine, world):
     flags = ("--plan", "--gpus", "all", "--tier", "paper", "--data", world, "--seeds", "2")
     code, out, err = reproduce_table(*flags, "--rows", "moco", "simclr")
     assert code == 0, err
-    told = "side by side: 4 jobs; simclr: pretraining on 2 together"
+    told = "side by side: 4 jobs; pretraining of simclr on 2 together"
     assert f"on 2 GPUs ({H100}), {told}" in out
 
 

@@ -120,14 +120,17 @@ def _there(job: Job, needs: str, needed: int | None, gib: float, together: int) 
 def describe(jobs: list[Job], gpus: tuple[Gpu, ...], data: Path | None) -> str:
     """How the jobs will share the GPUs, for a plan. UserError as for ``part_of``."""
     running = [job for job in jobs if job.to_run]
-    told: dict[str, None] = {}
+    rows: dict[tuple[str, int], dict[str, None]] = {}  # of what takes several GPUs, and how many
     for job in running:
         part: Part | None = part_of(job, gpus, data)
         while part:
-            what = [task.name for task in part.tasks] or ["pretraining"]
-            if part.gpus > 1:
-                told[f"; {job.row.name}: {', '.join(what)} on {part.gpus} together"] = None
+            for what in [task.name for task in part.tasks] or ["pretraining"]:
+                if part.gpus > 1:
+                    rows.setdefault((what, part.gpus), {})[job.row.name] = None
             part = part.then
+    told = [
+        f"; {what} of {', '.join(of)} on {count} together" for (what, count), of in rows.items()
+    ]
     models = ", ".join(dict.fromkeys(gpu.name for gpu in gpus))
     return f"on {len(gpus)} GPUs ({models}), side by side: {len(running)} jobs{''.join(told)}"
 
