@@ -66,6 +66,7 @@ def table(
     columns: tuple[Column, ...],
     claims: tuple[Claim, ...],
     *,
+    title: str = "",
     rows: tuple[Row, ...] | None = None,
     numbers_csv: Path | None = None,
     source_note: str = "Nobody has printed numbers of it.",
@@ -74,11 +75,12 @@ def table(
     further_claims: Callable[[RecordsByRow], tuple[ClaimResult, ...]] = lambda found: (),
     notes: tuple[str, ...] = (),
 ) -> Table:
-    """A paper's table on the tier's data set: its trained rows and controls, or ``rows``."""
+    """A paper's table on the tier's data set: its trained rows and controls, or ``rows``. Its title
+    is the paper's, or ``title`` where that names other data."""
     dataset = TIERS[tier].dataset
     return replace(
         of,
-        title=of.title if GROUP in of.title else f"{of.title}, on {GROUP}",
+        title=of.title if GROUP in of.title else f"{title or of.title}, on {GROUP}",
         rows=tuple(row for row in of.rows if not row.cited) if rows is None else rows,
         columns=columns,
         claims=claims,

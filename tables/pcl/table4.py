@@ -77,6 +77,7 @@ def _on_cifar10(tier: Tier) -> Table:
             Claim("PCL > MoCo", ("pcl",), ("moco",), (few,), source=SENTENCE, primary=True),
             Claim("PCL > SimCLR", ("pcl",), ("simclr",), (few,), source=SENTENCE),
         ),
+        title="k-nearest-neighbour classification",
         rows=(*(row for row in TABLE.rows if not row.cited), SIMCLR, *public),
         numbers_csv=Path(__file__).with_name("table4-cifar10.csv") if public else None,
         source_note="Cited rows stand beside ours for orientation." if public else "",

@@ -21,20 +21,18 @@ SENTENCE = (
 def _on_cifar10(tier: Tier) -> Table:
     """Clusters of CIFAR-10's training images."""
     columns = (cifar10.column(AMI, tier, "AMI"),)
-    form = cifar10.table(
+    return cifar10.table(
         TABLE,
         tier,
         columns,
         (Claim("PCL > MoCo", ("pcl",), ("moco",), columns, source=SENTENCE, primary=True),),
+        title="Adjusted mutual information of k-means clusters with classes",
         unit={cifar10.GROUP: "k = 250, 25 clusters per class as in the paper"},
         test_images=DATA[columns[0].dataset]["training images"],
         notes=(
             "Random and Supervised: clusters of the pooled feature; MoCo and PCL: of the momentum"
             " encoder's embedding.",
         ),
-    )
-    return replace(
-        form, title="Adjusted mutual information of k-means clusters with classes, on CIFAR-10"
     )
 
 
