@@ -416,9 +416,7 @@ def _train(
                 desc=f"detector {draw + 1} of {params['draws']}",
             )
     except torch.OutOfMemoryError as failure:
-        hint = (
-            "--precision bf16 needs less" if masks else "another --batch-size is another protocol"
-        )
+        hint = "--precision bf16 needs less, and torchrun shares a batch among GPUs"
         raise UserError(
             f"the GPU's memory is too small for batches of {params['batch_size']}", hint=hint
         ) from failure

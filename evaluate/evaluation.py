@@ -35,6 +35,9 @@ if TYPE_CHECKING:  # these import torch, which --help must not wait for
 
 MOST_GPUS = 64
 """How many are considered for one batch."""
+ROOM = 1.2
+"""How much more than the least memory a GPU had better have, for wider images, weights, workspaces
+and fragments; an estimate, measured nowhere."""
 CONVOLUTIONAL_MAP = "this protocol pools the last convolutional map to 2x2"
 """Why a protocol needs a ResNet."""
 
@@ -285,34 +288,39 @@ class Evaluation(Generic[C]):
             config.params(),
         )
 
-    def gpus_needed(self, config: C, gib: float) -> int | None:
-        """Return the fewest GPUs of ``gib`` GiB that may hold a step of its training; None where no
-        number up to ``MOST_GPUS`` does."""
+    def gpus_needed(self, config: C, gib: float, room: float = ROOM) -> int | None:
+        """Return the fewest GPUs of ``gib`` GiB that hold a step of its training, with ``room`` to
+        spare; None where no number up to ``MOST_GPUS`` does."""
         numbers = range(1, MOST_GPUS + 1)
-        return next((n for n in numbers if self.least_gib(config, n) <= gib), None)
+        return next((n for n in numbers if room * self.least_gib(config, n) <= gib), None)
 
     def check_memory(self, config: C, device: str, gpus: int = 1) -> None:
-        """Raise UserError where ``device`` is a GPU, and a step cannot fit on ``gpus`` of its
-        size."""
+        """Raise UserError where ``device`` is a GPU, and a step cannot fit on ``gpus`` of its size;
+        say so where it is close."""
         from protobench.runtime import devices
 
         needed, options = self.least_gib(config, gpus), config.load_options
         if not needed or not device.startswith("cuda"):
             return
-        if needed <= (gib := devices.memory_gib(device)):
+        if ROOM * needed <= (gib := devices.memory_gib(device)):
             return
         half = replace(config, load_options=replace(options, precision="bf16"))
         ways = []
         if enough := self.gpus_needed(config, gib):
-            ways.append(f"use {enough} GPUs (torchrun --nproc_per_node {enough})")
+            ways.append(
+                f"use {enough} GPUs (torchrun --nproc_per_node {enough}, reproduce --gpus all)"
+            )
         if self.least_gib(half, gpus) <= gib:
             ways.append("--precision bf16 needs less; the record notes it")
-        raise UserError(
+        told = (
             f"{self.name} {config.dataset}: a batch in {options.precision}"
             f"{f' on {gpus} GPUs' if gpus > 1 else ''} needs at least {needed:.0f} GiB a GPU"
-            f" (computed), and the GPU has {gib:.1f}",
-            hint="; ".join(ways) or "take a GPU with more memory",
+            f" (computed), and the GPU has {gib:.1f}"
         )
+        hint = "; ".join(ways) or "take a GPU with more memory"
+        if needed > gib:
+            raise UserError(told, hint=hint)
+        notice(f"warning: {told}: it may run out of memory; {hint}")
 
     def execute(self, config: C, model: ModelInfo | None = None) -> Path | None:
         """Score a checkpoint and return the path of the record; None on all ranks but the main one.
@@ -332,7 +340,6 @@ class Evaluation(Generic[C]):
         workers = cores.workers(config.workers)
         started = time.perf_counter()
         device = distributed.init(device_of(config.device))
-        self.check_memory(config, device, distributed.world_size())
         copies = tuple(
             encoders.load(config.ckpt, config.load_options, prefer=copy) for copy in config.copies
         )
@@ -349,6 +356,7 @@ class Evaluation(Generic[C]):
             if known := distributed.broadcast_from_main(find):
                 print(f"done before (delete the record to repeat it): {known}")
                 return known if distributed.is_main() else None
+        self.check_memory(config, device, distributed.world_size())
         unit = files.sha256(
             [key.to_json(), [images.cache_key for images in lists], model.to_json()]
         )

@@ -416,7 +416,7 @@ def test_samples_can_be_sent_to_a_process_that_has_not_imported_mmdetection(scen
 
 
 def test_coco_s_batch_is_refused_before_the_first_step_where_it_cannot_fit(
-    moco_file, scene_data, monkeypatch
+    moco_file, scene_data, monkeypatch, capsys
 ):
     """16 images of 5.65 GiB each (bf16: 4.1) on GPUs of 80 GiB, as computed."""
     monkeypatch.setattr(detection.bundled, "is_used", lambda data: False)
@@ -426,26 +426,26 @@ def test_coco_s_batch_is_refused_before_the_first_step_where_it_cannot_fit(
         monkeypatch.setattr("protobench.runtime.devices.memory_gib", lambda device: gib)
         detection.EVALUATION.check_memory(config, "cuda", gpus)
 
+    bf16 = replace(config, load_options=LoadOptions(precision="bf16"))
     check(config, 2, 79.1)
-    check(replace(config, load_options=LoadOptions(precision="bf16")), 1, 79.1)
+    check(bf16, 1, 79.1)
     check(replace(config, dataset="voc07"), 1, 8.0)  # the frozen backbone keeps little
     detection.EVALUATION.check_memory(config, "cpu")
+    assert not capsys.readouterr().err
+    check(bf16, 1, 70.0)
+    assert "warning: detection coco: a batch in bf16 needs at least 66" in capsys.readouterr().err
     with pytest.raises(UserError) as error:
         check(config, 1, 79.1)
     assert "detection coco: a batch in fp32 needs at least 90 GiB a GPU" in error.value.what
     assert error.value.hint == (
-        "use 2 GPUs (torchrun --nproc_per_node 2); --precision bf16 needs less; the record notes it"
+        "use 2 GPUs (torchrun --nproc_per_node 2, reproduce --gpus all); --precision bf16 needs"
+        " less; the record notes it"
     )
     with pytest.raises(UserError, match="in tf32 on 4 GPUs needs at least 23 GiB") as error:
         check(replace(config, load_options=LoadOptions(precision="tf32")), 4, 3.0)
     assert error.value.hint == "take a GPU with more memory"
     needed = [detection.EVALUATION.gpus_needed(config, gib) for gib in (200.0, 79.1, 24.0, 5.0)]
-    assert needed == [1, 2, 4, None]
-    check(config, 2, 79.1)  # each GPU from here on
-    monkeypatch.setattr("protobench.runtime.devices.device_of", lambda device: "cuda")
-    monkeypatch.setattr("protobench.runtime.distributed.init", lambda device: device)
-    with pytest.raises(UserError, match="needs at least 90 GiB"):
-        detection.EVALUATION.execute(replace(config, device="cuda"))
+    assert needed == [1, 2, 6, None]
 
 
 @pytest.mark.parametrize("build", ["mask_rcnn", "faster_rcnn_c4"])
@@ -484,15 +484,9 @@ def test_the_memory_of_an_image_is_what_torch_s_operators_take(build, precision,
     assert (peak(4) - peak(2)) / 2 == pytest.approx(gpu_memory.least_gib(1, 1, precision), rel=0.02)
 
 
-@pytest.mark.parametrize(
-    ("dataset", "hint"),
-    [
-        ("voc07", "another --batch-size is another protocol"),
-        ("coco", "--precision bf16 needs less"),
-    ],
-)
+@pytest.mark.parametrize("dataset", ["voc07", "coco"])
 def test_a_gpu_that_is_too_small_is_told(
-    command, moco_file, scene_data, tmp_path, monkeypatch, dataset, hint
+    command, moco_file, scene_data, tmp_path, monkeypatch, dataset
 ):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -512,7 +506,7 @@ def test_a_gpu_that_is_too_small_is_told(
     )
     assert code == 2
     assert "too small for batches of 2" in err
-    assert hint in err
+    assert "--precision bf16 needs less, and torchrun shares a batch among GPUs" in err
 
 
 @pytest.mark.parametrize("scale", [[128, 96], [256, 192], [64, 48]])

@@ -240,7 +240,7 @@ def test_a_plan_tells_the_gpu_memory_of_fine_tuning_on_coco(tmp_path):
     job = plan.Job(row, 1, None, tmp_path, True, "own", "", "done", "", (*tasks, *tasks[1:]))
     told = plan_text.describe(load("table6"), "paper", [job], tmp_path, 1)
     memory = "detection coco: GPU memory: at least 90 GiB for a batch on one GPU (computed)"
-    assert told.count(f"{memory}; GPUs that would do: 4 of 24 GiB or 2 of 80 GiB\n") == 1
+    assert told.count(f"{memory}; GPUs that would do: 6 of 24 GiB or 2 of 80 GiB\n") == 1
     assert "voc07: GPU memory" not in told, "the backbone is frozen"
 
 

@@ -453,7 +453,7 @@ def test_a_batch_that_one_gpu_cannot_hold_takes_as_many_as_it_needs(tmp_path):
 
 
 def test_an_evaluation_whose_batches_one_gpu_cannot_hold_takes_as_many_as_it_needs(tmp_path):
-    """Mask R-CNN's 16 images: two GPUs of 80 GB, four of 24; one of 141."""
+    """Mask R-CNN's 16 images: two GPUs of 80 GB, six of 24; one of 141."""
     job = _job(tmp_path, moco.V2)
     voc, coco = (plan.EvalTask("detection", name, "to run") for name in ("voc07", "coco"))
     job = replace(job, tasks=(coco, *job.tasks, voc, replace(voc, state="done")))
@@ -465,11 +465,12 @@ def test_an_evaluation_whose_batches_one_gpu_cannot_hold_takes_as_many_as_it_nee
             part = part.then
         return found
 
-    on_one, on_two = (1, True, (*job.tasks[1:3],)), (2, False, (coco,))
-    assert parts(job, _gpus(8, 79.6)) == [on_one, on_two]
-    assert parts(job, _gpus(8, 23.6)) == [on_one, (4, False, (coco,))]
+    encoder, on_one, on_two = (1, True, ()), (1, False, job.tasks[1:3]), (2, False, (coco,))
+    assert parts(job, _gpus(8, 79.6)) == [encoder, on_one, on_two]
+    assert parts(job, _gpus(8, 23.6)) == [encoder, on_one, (6, False, (coco,))]
+    assert parts(job, _gpus(4, 23.6)) == [encoder, on_one, (4, False, (coco,))], "close"
     assert parts(job, _gpus(1, 141.0)) == [(1, True, job.tasks[:3])]
-    assert parts(replace(job, tasks=(coco,)), _gpus(2, 79.6)) == [(1, True, ()), on_two]
+    assert parts(replace(job, tasks=(coco,)), _gpus(2, 79.6)) == [encoder, on_two]
     scored = replace(job, encoder="done", tasks=(coco,))
     assert parts(scored, _gpus(2, 79.6)) == [(2, True, (coco,))]
     told = one_per_gpu.describe([job], _gpus(2, 79.6), tmp_path)
@@ -537,18 +538,21 @@ def test_evaluations_do_not_follow_a_pretraining_that_failed(tiny, tmp_path, mon
 
 
 def test_a_failed_evaluation_leaves_the_others_of_its_encoder(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(one_per_gpu, "part_of", lambda job, *_: Part(job, then=Part(job, 2)))
+    """Each GPU of a follow-up on two has half of the cores from the start."""
     (job,) = _jobs(tmp_path, "moco:1")
-    job.checkpoint.parent.mkdir(parents=True)
-    job.checkpoint.touch()
+    follow_up = Part(job, 2, encoder=False)
+    evaluations = Part(job, encoder=False, tasks=job.tasks, then=follow_up)
+    monkeypatch.setattr(one_per_gpu, "part_of", lambda *_: Part(job, then=evaluations))
     rest = """
-with open(folder / f"{name}.gpus", "a") as file:
-    print(os.environ["CUDA_VISIBLE_DEVICES"], file=file)
-sys.exit("," not in os.environ["CUDA_VISIBLE_DEVICES"])
+with open(folder / f"{name}.parts", "a") as file:
+    print(os.environ["CUDA_VISIBLE_DEVICES"], os.environ["OMP_NUM_THREADS"], file=file)
+    file.flush()
+sys.exit(len(open(file.name).readlines()) == 2)
 """
-    (failed,) = tiny(2, rest).run([job])
+    (failed,) = tiny(2, rest, cores=16).run([job])
     assert failed.startswith("moco seed 1 on GPU 0: its process ended with code 1")
-    assert (tmp_path / "seen" / "moco-1.gpus").read_text() == "GPU-0\nGPU-0,GPU-1\n"
+    parts = (tmp_path / "seen" / "moco-1.parts").read_text().splitlines()
+    assert parts == ["GPU-0 8", "GPU-0 8", "GPU-0,GPU-1 8"]
 
 
 def test_a_pretraining_and_an_evaluation_on_two_gpus_by_torchrun(world, tmp_path, monkeypatch):

@@ -144,7 +144,7 @@ def test_every_recipe_of_the_paper_has_a_rehearsal_that_its_method_takes(tmp_pat
 
 def test_a_gallery_of_few_images_has_a_cluster_that_fills_it():
     for images in (12, 16, 160, 16_000):
-        settings = dict(plans._settings(catalogue.load("figure6"), images, 4, plans.ON_CPU))
+        settings = dict(plans._settings(catalogue.load("figure6"), images, 4, plans.ON_CPU, ()))
         assert images / settings["fine"] > gallery.NEAREST - 1
         assert 1 <= settings["coarse"] < settings["fine"]
 
@@ -230,7 +230,7 @@ def test_what_kept_crops_would_save_is_told():
     waited = 180 * 1_281_167 * (1 / 1000 - 1 / 2000) / 3600
     assert f"{waited:.1f}" == "32.0"
     told = rehearsal_report._crop_bound(pcl.V1, 1_281_167, found)
-    assert told.startswith("of the training 32.0 h are spent waiting for centre crops")
+    assert told.startswith("in 32.0 h of the training clusterings wait for centre crops")
     assert told.endswith("keep-crops keeps them, 193 GB")
     for less in (replace(found, crops=None), replace(found, crops=2000.0)):
         assert rehearsal_report._crop_bound(pcl.V1, 1_281_167, less) == ""
@@ -338,6 +338,24 @@ def test_batches_of_an_evaluation_that_no_gpu_holds_are_told(tmp_path):
     ]
     assert stops(80.0, for_evaluation=2) == stops(141.0) == stops(None) == []
     assert stops(4.0, for_evaluation=8)[0].endswith("GPUs with more memory would do")
+    assert stops(96.0) == [], "close; the evaluation warns"
+    job = replace(job, tasks=(replace(tasks[0], state="done"),))
+    assert stops(80.0) == [], "nothing is left to do"
+
+
+def test_a_rehearsal_s_detectors_have_batches_that_the_gpus_hold(tmp_path):
+    """Of 5.65 GiB an image, with a fifth to spare; the paper's is 16."""
+    row, tasks = catalogue.load("table6").row("moco"), (EvalTask("detection", "coco", "to run"),)
+    job = Job(row, 1, None, tmp_path / "a.pth", True, "own", "", "done", "", tasks)
+
+    def batch(gib, gpus=1, job=job):
+        machine = Machine(on_gpu=True, gib=gib, processes=1, for_evaluation=gpus)
+        return dict(plans._detection([job], tmp_path, machine)).get("batch_size")
+
+    assert batch(141.0) is batch(96.0) is batch(80.0, 2) is batch(None) is None
+    assert [batch(80.0), batch(24.0), batch(24.0, 2), batch(1.0)] == [11, 3, 6, 1]
+    on_voc = replace(job, tasks=(EvalTask("detection", "voc07", "to run"),))
+    assert batch(8.0, job=on_voc) is None
 
 
 def test_missing_data_is_refused_but_not_a_transformer_s_missing_evaluation(tmp_path):
@@ -523,12 +541,19 @@ def test_flags_that_do_not_go_together(command, rehearse):
     assert (code, "a rehearsal pretrains each row once" in err) == (cli.TROUBLE, True)
 
 
-def test_probes_and_detectors_of_one_table_share_their_settings():
+def test_probes_and_detectors_of_one_table_share_their_settings(tmp_path):
     """On a CPU one image a batch; on a GPU everyone's own batch."""
     table = catalogue.load("mocov2-table1")
-    on_cpu = dict(plans._settings(table, 16, 0, plans.ON_CPU))
-    assert (on_cpu["epochs"], on_cpu["batch_size"], on_cpu["draws"]) == (1, 1, 1)
-    assert "iterations" not in on_cpu
-    on_gpu = dict(plans._settings(table, 16_000, 0, plans.ON_GPU))
+    on_cpu = dict(plans._settings(table, 16, 0, plans.ON_CPU, plans.ON_CPU.detection))
+    assert (on_cpu["epochs"], on_cpu["batch_size"], on_cpu["draws"]) == (2, 1, 1)
+    settings = tuple(on_cpu.items())
+    probe, detector = (
+        plan._config(settings, tmp_path, name, dataset, tmp_path).params()
+        for name, dataset in (("linear", "imagenet"), ("detection_c4", "voc07+12"))
+    )
+    assert probe["epochs"] == 2
+    assert (detector["iterations"], detector["epochs"]) == (2, 0)
+    on_gpu = dict(plans._settings(table, 16_000, 0, plans.ON_GPU, plans.ON_GPU.detection))
     assert "batch_size" not in on_gpu
-    assert dict(plans._settings(catalogue.load("table5"), 16, 0, plans.ON_CPU))["iterations"] == 2
+    on_cpu = plans._settings(catalogue.load("table5"), 16, 0, plans.ON_CPU, plans.ON_CPU.detection)
+    assert dict(on_cpu)["iterations"] == 2

@@ -296,6 +296,24 @@ def test_what_was_named_and_is_not_there_makes_the_run_incomplete(
     assert "on voc07" not in err
 
 
+def test_a_record_counts_where_the_gpu_is_too_small_to_make_it(
+    score, encoder_file, world, tmp_path, monkeypatch
+):
+    """Made by torchrun on several, for one."""
+    assert score(encoder_file, "--only", "knn")[0] == 0
+    have = records.read_all(tmp_path / "scores")
+    monkeypatch.setattr("protobench.runtime.devices.memory_gib", lambda device: 10.0)
+    large = replace(knn.EVALUATION, least_gib=lambda config, gpus: 16.0 / gpus)
+    where = score_plan.Where(world, device="cuda")
+    checkpoint = score_plan.load(encoder_file, "a", where)
+    choice = score_plan.Choice(large, "imagenet", named=True)
+    (done,) = score_plan.make_plan([checkpoint], [choice], where, have)
+    assert done.state == "done"
+    (other,) = score_plan.make_plan([checkpoint], [choice], where, {})
+    assert other.state == "impossible"
+    assert "needs at least 16 GiB a GPU (computed), and the GPU has 10.0; use 2 GPUs" in other.why
+
+
 def test_torchrun_is_refused(score, encoder_file, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, _, err = score(encoder_file)

@@ -1,11 +1,10 @@
 """The executor that fills the GPUs of one machine: one job on each, rows and seeds side by side.
 
 A job is a process that sees its own GPU alone (CUDA_VISIBLE_DEVICES) and has its share of the
-machine's cores. It pretrains an encoder and evaluates it, which keeps the encoder's features at
-hand. A pretraining whose batch needs several GPUs has as many, by torchrun, and its evaluations
-follow on one; so has an evaluation that trains on such batches, as a detector's on COCO. No GPU is
-idle while a job waits that it would do for; those that need many come first, so that small ones
-never keep them waiting for long, then the longest.
+machine's cores. It pretrains an encoder and evaluates it. A pretraining or an evaluation whose
+batch needs several GPUs (a detector's on COCO) gets as many, by torchrun; the other evaluations run
+on one. No GPU is idle while a job waits that it would do for. Those that need many come first, then
+the longest; where too few GPUs are free for them, smaller ones go ahead.
 
 A job that fails leaves the others alone, and an evaluation that fails the others of its encoder.
 Ctrl-C tells all to stop, which they do once they have saved (runtime/signals.py)."""
@@ -73,7 +72,7 @@ def part_of(job: Job, gpus: tuple[Gpu, ...], data: Path | None) -> Part:
             tasks[number] = (*tasks.get(number, ()), task)
     training = _for_pretraining(job, gib, together)
     parts = [Part(job, number, encoder=False, tasks=tasks[number]) for number in sorted(tasks)]
-    if job.trains and (training > 1 or 1 not in tasks):
+    if job.trains and (training > 1 or [*tasks] != [1]):  # so that nothing follows if it fails
         parts.insert(0, Part(job, training))
     else:
         parts[0] = replace(parts[0], encoder=True)
@@ -81,6 +80,13 @@ def part_of(job: Job, gpus: tuple[Gpu, ...], data: Path | None) -> Part:
     for one in reversed(before):
         part = replace(one, then=part)
     return part
+
+
+def _chain(part: Part | None) -> Iterator[Part]:
+    """The part and all that follow it."""
+    while part:
+        yield part
+        part = part.then
 
 
 def _for_pretraining(job: Job, gib: float, together: int) -> int:
@@ -101,7 +107,10 @@ def _for_evaluation(job: Job, task: EvalTask, data: Path | None, gib: float, tog
         return 1
     evaluation, config = plan.evaluation(task.evaluation), plan.eval_config(job, task, data=data)
     needs = f"a batch of {task.name} needs at least {evaluation.least_gib(config, 1):.0f} GiB"
-    return _there(job, needs, evaluation.gpus_needed(config, gib), gib, together)
+    needed, close = (evaluation.gpus_needed(config, gib, *room) for room in ((), (1.0,)))
+    if close and close <= together and (not needed or needed > together):
+        return close  # and it warns itself
+    return _there(job, needs, needed, gib, together)
 
 
 def _there(job: Job, needs: str, needed: int | None, gib: float, together: int) -> int:
@@ -110,8 +119,8 @@ def _there(job: Job, needs: str, needed: int | None, gib: float, together: int) 
         return needed
     would_do = f"{needed} such GPUs would do" if needed else "no number of such GPUs would do"
     raise UserError(
-        f"{job.row.name}: {needs} (computed), and a GPU has {gib:.1f}; {would_do}, and --gpus gives"
-        f" {together} that can work together",
+        f"{job.row.name}: {needs} (computed), and the smallest GPU has {gib:.1f}; {would_do}, and"
+        f" --gpus gives {together} that can work together",
         hint=f"give {'them' if needed else 'GPUs with more memory'}, or --rows without"
         f" {job.row.name}",
     )
@@ -122,12 +131,10 @@ def describe(jobs: list[Job], gpus: tuple[Gpu, ...], data: Path | None) -> str:
     running = [job for job in jobs if job.to_run]
     rows: dict[tuple[str, int], dict[str, None]] = {}  # of what takes several GPUs, and how many
     for job in running:
-        part: Part | None = part_of(job, gpus, data)
-        while part:
+        for part in _chain(part_of(job, gpus, data)):
             for what in [task.name for task in part.tasks] or ["pretraining"]:
                 if part.gpus > 1:
                     rows.setdefault((what, part.gpus), {})[job.row.name] = None
-            part = part.then
     told = [
         f"; {what} of {', '.join(of)} on {count} together" for (what, count), of in rows.items()
     ]
@@ -166,7 +173,8 @@ class OnePerGpu:
     def run(self, jobs: list[Job]) -> list[str]:
         """See Executor.run. On Ctrl-C stops the jobs and re-raises."""
         waiting = [part_of(job, self.gpus, self.context.data) for job in jobs]
-        at_once = min(len(self.gpus), sum(part.gpus for part in waiting))
+        most = [max(part.gpus for part in _chain(part)) for part in waiting]
+        at_once = min(len(self.gpus), sum(most))
         cores = max(self.cores // at_once, 1)
         workers = work.workers_of(self.context.tier, self.workers, cores)
         context = replace(self.context, workers=workers)
@@ -192,7 +200,7 @@ class OnePerGpu:
                         log = log_folder(one.part.job, context) / "output.log"
                         failed.append(f"{one.part.job.name} on {one.where}: {why}\n  log: {log}")
                         _say(bar, f"{one.where}: {one.part.job.name} failed")
-                    if one.part.then and (not why or one.part.job.checkpoint.exists()):
+                    if one.part.then and (not why or one.part.tasks):
                         waiting.append(one.part.then)
                 bar.show(
                     [part.job for part in [*waiting, *(one.part for one in running)]],

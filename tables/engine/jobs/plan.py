@@ -320,6 +320,8 @@ def _config(
     fields = {field.name for field in dataclasses.fields(of.Config)}
     all_settings = dict(settings) if world is None else {**of.bundled, **dict(settings)}
     chosen = {key: value for key, value in all_settings.items() if key in fields}
+    if "iterations" in chosen:  # a detector counts these or epochs, a probe beside it epochs
+        chosen.pop("epochs", None)
     source = data if world is None else None
     return of.Config(checkpoint, source, **({"dataset": dataset} | chosen), world=world, **where)
 

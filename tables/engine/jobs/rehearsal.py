@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluate import gallery, subsets
+from evaluate import evaluation, gallery, subsets
 from evaluate.evaluation import Evaluation
 from pretrain import gpu_memory, history
 from pretrain.recipes.common import Recipe
@@ -120,7 +120,8 @@ def prepare(
     shots = min(
         (_fewest(of[0]) for (name, _), of in few_lists.items() if name == "lowshot"), default=0
     )
-    settings = _settings(exhibit, smallest, shots, size)
+    detection = _detection(jobs, data, machine)
+    settings = _settings(exhibit, smallest, shots, size, detection)
     smaller = {
         job.row.name: few_recipe(job.recipe, len(few[job.recipe.dataset]), machine)
         for job in trained
@@ -135,7 +136,7 @@ def prepare(
         {task: tuple(map(len, of_task)) for task, of_task in lists.items()},
         {name: len(images) for name, images in training.items()},
         tuple(_stops(trained, jobs, training, lists, data, machine)),
-        tuple(_less(exhibit, trained, rows, training, lists, few, few_lists, size)),
+        tuple(_less(exhibit, trained, rows, training, lists, few, few_lists, size, detection)),
     )
 
 
@@ -222,12 +223,14 @@ def _fewest(images: ImageList) -> int:
     return int(np.bincount(images.labels, minlength=len(images.classes)).min())
 
 
-def _settings(exhibit: Exhibit, images: int, shots: int, size: Size) -> Settings:
+def _settings(
+    exhibit: Exhibit, images: int, shots: int, size: Size, detection: Settings
+) -> Settings:
     """Fields of the evaluations' Config for so many training images, of which every class of
     low-shot data has ``shots``."""
     detectors = [plan.trains_detectors(name) for name, _ in exhibit.tasks]
     if all(detectors):
-        return size.detection
+        return detection
     common = {
         "epochs": 2,
         "batch_size": min(size.batch or 256, images // 2),
@@ -240,9 +243,7 @@ def _settings(exhibit: Exhibit, images: int, shots: int, size: Size) -> Settings
     }
     if any(detectors):  # a probe and a detector share the names of their settings
         del common["batch_size"]
-        common |= {"epochs": 1} | {
-            name: value for name, value in size.detection if name != "iterations"
-        }
+        common |= dict(detection)
     return tuple(common.items())
 
 
@@ -295,10 +296,8 @@ def _stops(
                 f" {needed:.1f} GiB on each GPU (computed), which has {machine.gib:.1f};"
                 f" {gpu_memory.advice(job.recipe, machine.gib)}"
             )
+    yield from dict.fromkeys(_too_large(jobs, data, machine))
     for (name, dataset), of_task in lists.items():
-        if machine.gib and name not in history.KINDS:
-            config = _config(jobs, name, dataset, data)
-            yield from _too_large(plan.evaluation(name), config, machine.gib, machine)
         if name == "lowshot" and (fewest := _fewest(of_task[0])) < 16:
             yield f"lowshot {dataset}: a class has {fewest} training images, fewer than 16 shots"
         if name not in ("semisup", "ami", "gallery"):
@@ -324,17 +323,45 @@ def _config(jobs: list[Job], name: str, dataset: str, data: Path) -> Any:
     return plan.eval_config(jobs[0], task, data=data)
 
 
-def _too_large(
-    evaluation: Evaluation[Any], config: Any, gib: float, machine: Machine
-) -> Iterable[str]:
-    """Says so where GPUs of ``gib`` GiB cannot hold the batches that an evaluation trains."""
-    needed = evaluation.gpus_needed(config, gib)
-    if needed is None or needed > machine.for_evaluation:
-        yield (
-            f"{evaluation.name} {config.dataset}: GPU memory: a batch needs at least"
-            f" {evaluation.least_gib(config, 1):.0f} GiB on one GPU (computed), which has"
-            f" {gib:.1f}; {f'{needed} such GPUs' if needed else 'GPUs with more memory'} would do"
-        )
+def _too_large(jobs: list[Job], data: Path, machine: Machine) -> Iterable[str]:
+    """The evaluations whose batches the GPUs cannot hold."""
+    for name, of, config in _trainings(jobs, data):
+        if machine.gib and of.least_gib(config, machine.for_evaluation) > machine.gib:
+            needed = of.gpus_needed(config, machine.gib)
+            yield (
+                f"{name}: GPU memory: a batch needs at least {of.least_gib(config, 1):.0f} GiB on"
+                f" one GPU (computed), which has {machine.gib:.1f};"
+                f" {f'{needed} such GPUs' if needed else 'GPUs with more memory'} would do"
+            )
+
+
+def _trainings(jobs: list[Job], data: Path) -> Iterable[tuple[str, Evaluation[Any], Any]]:
+    """The evaluations that will be made and whose batches need much memory."""
+    for job in jobs:
+        for task in job.tasks:
+            if task.state == "to run" and task.evaluation not in history.KINDS:
+                of, config = (
+                    plan.evaluation(task.evaluation),
+                    plan.eval_config(job, task, data=data),
+                )
+                if of.least_gib(config, 1):
+                    yield task.name, of, config
+
+
+def _detection(jobs: list[Job], data: Path, machine: Machine) -> Settings:
+    """Settings of detectors: with a batch that the GPUs hold, where they do not hold the whole."""
+    settings, gpus = machine.size.detection, machine.for_evaluation
+    for _, of, config in _trainings(jobs, data):
+        if machine.gib and of.least_gib(config, gpus) > machine.gib:
+            whole = config.params()["batch_size"]
+            smaller = (replace(config, batch_size=n) for n in range(whole - 1, 1, -1))
+            held = (
+                one.batch_size
+                for one in smaller
+                if evaluation.ROOM * of.least_gib(one, gpus) <= machine.gib
+            )
+            return (*settings, ("batch_size", next(held, 1)))
+    return settings
 
 
 def _less(
@@ -346,6 +373,7 @@ def _less(
     few: Mapping[str, ImageList],
     few_lists: Mapping[TaskKey, tuple[ImageList, ...]],
     size: Size,
+    detection: Settings,
 ) -> Iterable[str]:
     """What was made smaller, a line each."""
     kept = {task[1]: (lists[task], few_lists[task]) for task in exhibit.tasks}
@@ -370,6 +398,8 @@ def _less(
             if (was := getattr(full, name, None)) and (now := getattr(recipe, name)) != was:
                 told.append(f"{name} {_listed(now)}, not {_listed(was)}")
         yield f"{job.row.title}: {'; '.join(told)}"
+    if any(plan.trains_detectors(name) for name, _ in exhibit.tasks):
+        yield f"detectors: {', '.join(f'{name} {value}' for name, value in detection)}"
     if size is ON_CPU:
         yield "few classes and small batches because this is a CPU: time and memory"
 

@@ -323,8 +323,8 @@ def _crop_bound(recipe: Recipe, images: int, found: Throughput) -> str:
         return ""
     size = images * recipe.input.crop**2 * 3 / 1e9
     return (
-        f"of the training {_time(seconds / 3600)} are spent waiting for centre crops to be decoded;"
-        f" python -m protobench keep-crops keeps them, {size:.0f} GB"
+        f"in {_time(seconds / 3600)} of the training clusterings wait for centre crops to be"
+        f" decoded; python -m protobench keep-crops keeps them, {size:.0f} GB"
     )
 
 

@@ -270,7 +270,6 @@ def _task(checkpoint: Checkpoint, choice: Choice, where: Where, have: dict[str, 
     )
     try:
         config.check()
-        evaluation.check_memory(config, where.device)
         if config.needs_resnet and not checkpoint.is_resnet:
             raise UserError(f"needs a ResNet, not a vision transformer: {config.needs_resnet}")
         lists = evaluation.load_data(where.data, choice.dataset, where.skip_bad_images, world)
@@ -285,6 +284,10 @@ def _task(checkpoint: Checkpoint, choice: Choice, where: Where, have: dict[str, 
     task = Task(checkpoint, choice, "to run", "", config, key, seconds, wanted)
     if key in have:
         return replace(task, state="done")
+    try:
+        evaluation.check_memory(config, where.device)
+    except UserError as mistake:
+        return replace(task, state="impossible", why=f"{mistake.what}; {mistake.hint}")
     if where.bundled and passes and seconds > LONG and not choice.named:
         why = f"about {minutes(seconds)}; --only {evaluation.name} runs it"
         return replace(task, state="left out", why=why)
