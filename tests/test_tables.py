@@ -656,3 +656,10 @@ def test_controls_without_printed_numbers_must_be_in_order(command, tmp_path):
     )
     assert code == 2
     assert "Random is not below Supervised at AMI" in out
+
+
+def test_a_remark_stands_once_for_its_rows():
+    told = [("A", "small"), ("B, twice", "small"), ("A", "old")]
+    assert compare._by_text(told, 2) == ["all rows: small", "A: old"]
+    assert compare._by_text(told, 3) == ["A, B, twice: small", "A: old"]
+    assert compare._by_text([("A", "small")], 1) == ["A: small"]

@@ -225,18 +225,24 @@ def outcome(table: Table, tier: Tier, found: RecordsByRow) -> Outcome:
             for claim in table.further_claims(found)
         ]
     remarks = _by_text(
-        (table.row(name).title, text)
-        for name, texts in departures.items()
-        for text in texts.values()
+        (
+            (table.row(name).title, text)
+            for name, texts in departures.items()
+            for text in texts.values()
+        ),
+        len(found),
     )
     remarks += [
         f"{table.row(name).title} {why}: this looks like an untrained network"
         for name, why in untrained.items()
     ]
     remarks += _by_text(
-        (table.row(name).title, text)
-        for name, records_of in found.items()
-        for text in doubts(records_of)
+        (
+            (table.row(name).title, text)
+            for name, records_of in found.items()
+            for text in doubts(records_of)
+        ),
+        len(found),
     )
     return Outcome(
         table,
@@ -251,12 +257,16 @@ def outcome(table: Table, tier: Tier, found: RecordsByRow) -> Outcome:
     )
 
 
-def _by_text(told: Iterable[tuple[str, str]]) -> list[str]:
-    """One line for each remark, which begins with the rows that it is about."""
+def _by_text(told: Iterable[tuple[str, str]], every: int) -> list[str]:
+    """One line for each remark, which begins with the rows that it is about; ``every``: how many
+    there are."""
     rows: dict[str, list[str]] = {}
     for row, text in told:
         rows.setdefault(text, []).append(row)
-    return [f"{', '.join(titles)}: {text}" for text, titles in rows.items()]
+    return [
+        f"{'all rows' if len(titles) == every > 1 else ', '.join(titles)}: {text}"
+        for text, titles in rows.items()
+    ]
 
 
 def _shares_draws(found: RecordsByRow, column: Column) -> bool:
