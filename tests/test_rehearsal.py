@@ -541,19 +541,23 @@ def test_flags_that_do_not_go_together(command, rehearse):
     assert (code, "a rehearsal pretrains each row once" in err) == (cli.TROUBLE, True)
 
 
-def test_probes_and_detectors_of_one_table_share_their_settings(tmp_path):
-    """On a CPU one image a batch; on a GPU everyone's own batch."""
-    table = catalogue.load("mocov2-table1")
-    on_cpu = dict(plans._settings(table, 16, 0, plans.ON_CPU, plans.ON_CPU.detection))
-    assert (on_cpu["epochs"], on_cpu["batch_size"], on_cpu["draws"]) == (2, 1, 1)
-    settings = tuple(on_cpu.items())
-    probe, detector = (
-        plan._config(settings, tmp_path, name, dataset, tmp_path).params()
-        for name, dataset in (("linear", "imagenet"), ("detection_c4", "voc07+12"))
-    )
-    assert probe["epochs"] == 2
-    assert (detector["iterations"], detector["epochs"]) == (2, 0)
-    on_gpu = dict(plans._settings(table, 16_000, 0, plans.ON_GPU, plans.ON_GPU.detection))
-    assert "batch_size" not in on_gpu
-    on_cpu = plans._settings(catalogue.load("table5"), 16, 0, plans.ON_CPU, plans.ON_CPU.detection)
-    assert dict(on_cpu)["iterations"] == 2
+def test_probes_and_detectors_of_one_table_have_settings_of_their_own(tmp_path):
+    """On a CPU detectors have one image a batch; on a GPU the paper's batch."""
+
+    def params(exhibit, images, size, name, dataset):
+        table = catalogue.load(exhibit)
+        settings = plans._settings(table, images, 0, size, size.detection)
+        config = plan._config(settings, tmp_path, name, dataset, tmp_path)
+        config.check()
+        return config.params()
+
+    both = ("mocov2-table1", 16, plans.ON_CPU)
+    assert params(*both, "linear", "imagenet")["epochs"] == 2
+    assert params(*both, "linear", "imagenet")["batch_size"] == 8
+    found = params(*both, "detection_c4", "voc07+12")
+    of = [found[field] for field in ("iterations", "epochs", "batch_size", "draws")]
+    assert of == [2, 0, 1, 1]
+    on_gpu = params("mocov2-table1", 16_000, plans.ON_GPU, "detection_c4", "voc07+12")
+    assert (on_gpu["iterations"], on_gpu["batch_size"]) == (20, 16)
+    alone = params("table5", 16, plans.ON_CPU, "detection", "voc07")
+    assert (alone["iterations"], alone["epochs"]) == (2, 0)

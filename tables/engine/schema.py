@@ -164,8 +164,8 @@ class Row:
     cited: str = ""
     """where the paper copied its numbers from; such a row is never run"""
     settings: tuple[tuple[str, Any], ...] = ()
-    """fields of the evaluations' Config that differ for this row, with the reason in the table's
-    notes"""
+    """fields of the evaluations' Config that differ for this row ("k", or "knn.k" for kNN alone),
+    with the reason in the table's notes"""
     lacks: tuple[str, ...] = ()
     """evaluations that can tell nothing of this row"""
     own: bool = False

@@ -319,9 +319,9 @@ def _config(
     of = evaluation(name)
     fields = {field.name for field in dataclasses.fields(of.Config)}
     all_settings = dict(settings) if world is None else {**of.bundled, **dict(settings)}
-    chosen = {key: value for key, value in all_settings.items() if key in fields}
-    if "iterations" in chosen:  # a detector counts these or epochs, a probe beside it epochs
-        chosen.pop("epochs", None)
+    own = f"{name}."  # "knn.k" is the k of that evaluation alone
+    for_it = {key[len(own) :]: value for key, value in settings if key.startswith(own)}
+    chosen = {key: value for key, value in (all_settings | for_it).items() if key in fields}
     source = data if world is None else None
     return of.Config(checkpoint, source, **({"dataset": dataset} | chosen), world=world, **where)
 

@@ -227,10 +227,7 @@ def _settings(
     exhibit: Exhibit, images: int, shots: int, size: Size, detection: Settings
 ) -> Settings:
     """Fields of the evaluations' Config for so many training images, of which every class of
-    low-shot data has ``shots``."""
-    detectors = [plan.trains_detectors(name) for name, _ in exhibit.tasks]
-    if all(detectors):
-        return detection
+    low-shot data has ``shots``; detectors have ``detection`` instead."""
     common = {
         "epochs": 2,
         "batch_size": min(size.batch or 256, images // 2),
@@ -241,9 +238,9 @@ def _settings(
         "perplexity": float(min(30, images // 4)),
         "shots": tuple(k for k in (1, 2, 4, 8, 16) if k <= shots),
     }
-    if any(detectors):  # a probe and a detector share the names of their settings
-        del common["batch_size"]
-        common |= dict(detection)
+    of_detectors = {"epochs": None, "batch_size": None} | dict(detection)
+    for name in dict.fromkeys(name for name, _ in exhibit.tasks if plan.trains_detectors(name)):
+        common |= {f"{name}.{field}": value for field, value in of_detectors.items()}
     return tuple(common.items())
 
 
