@@ -107,7 +107,8 @@ def _for_evaluation(job: Job, task: EvalTask, data: Path | None, gib: float, tog
         return 1
     evaluation, config = plan.evaluation(task.evaluation), plan.eval_config(job, task, data=data)
     needs = f"a batch of {task.name} needs at least {evaluation.least_gib(config, 1):.0f} GiB"
-    needed, close = (evaluation.gpus_needed(config, gib, *room) for room in ((), (1.0,)))
+    needed = evaluation.gpus_needed(config, gib)
+    close = evaluation.gpus_needed(config, gib, room=1.0)
     if close and close <= together and (not needed or needed > together):
         return close  # and it warns itself
     return _there(job, needs, needed, gib, together)

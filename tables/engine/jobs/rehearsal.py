@@ -337,10 +337,8 @@ def _trainings(jobs: list[Job], data: Path) -> Iterable[tuple[str, Evaluation[An
     for job in jobs:
         for task in job.tasks:
             if task.state == "to run" and task.evaluation not in history.KINDS:
-                of, config = (
-                    plan.evaluation(task.evaluation),
-                    plan.eval_config(job, task, data=data),
-                )
+                of = plan.evaluation(task.evaluation)
+                config = plan.eval_config(job, task, data=data)
                 if of.least_gib(config, 1):
                     yield task.name, of, config
 
@@ -351,13 +349,13 @@ def _detection(jobs: list[Job], data: Path, machine: Machine) -> Settings:
     for _, of, config in _trainings(jobs, data):
         if machine.gib and of.least_gib(config, gpus) > machine.gib:
             whole = config.params()["batch_size"]
-            smaller = (replace(config, batch_size=n) for n in range(whole - 1, 1, -1))
-            held = (
+            smaller = [replace(config, batch_size=n) for n in range(1, whole)]
+            held = [
                 one.batch_size
                 for one in smaller
                 if evaluation.ROOM * of.least_gib(one, gpus) <= machine.gib
-            )
-            return (*settings, ("batch_size", next(held, 1)))
+            ]
+            return (*settings, ("batch_size", max(held, default=1)))
     return settings
 
 
