@@ -144,7 +144,7 @@ def test_every_recipe_of_the_paper_has_a_rehearsal_that_its_method_takes(tmp_pat
 
 def test_a_gallery_of_few_images_has_a_cluster_that_fills_it():
     for images in (12, 16, 160, 16_000):
-        settings = dict(plans._settings(catalogue.load("figure6"), images, 4, plans.ON_CPU, ()))
+        settings = dict(plans._settings(catalogue.load("figure6"), images, 4, plans.ON_CPU))
         assert images / settings["fine"] > gallery.NEAREST - 1
         assert 1 <= settings["coarse"] < settings["fine"]
 
@@ -546,7 +546,7 @@ def test_probes_and_detectors_of_one_table_have_settings_of_their_own(tmp_path):
 
     def params(exhibit, images, size, name, dataset):
         table = catalogue.load(exhibit)
-        settings = plans._settings(table, images, 0, size, size.detection)
+        settings = plans._settings(table, images, 0, size)
         config = plan._config(settings, tmp_path, name, dataset, tmp_path)
         config.check()
         return config.params()

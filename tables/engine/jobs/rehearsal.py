@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from evaluate import evaluation, gallery, subsets
-from evaluate.evaluation import Evaluation
+from evaluate import gallery, subsets
+from evaluate.evaluation import ROOM, Evaluation
 from pretrain import gpu_memory, history
 from pretrain.recipes.common import Recipe
 from pretrain.recipes.pcl import PCL
@@ -109,7 +109,7 @@ def prepare(
     """Makes a table smaller. ``jobs`` are its plan on the real data, ``seen`` the lists that this
     plan has read. Writes nothing. UserError where the data cannot be rehearsed."""
     _require_data(jobs)
-    size = machine.size
+    size = replace(machine.size, detection=_detection(jobs, data, machine))
     trained = [job for job in jobs if job.recipe and not job.given and job.recipe.train.epochs]
     names = sorted({job.recipe.dataset for job in trained if job.recipe})
     training = {name: seen.training[None, name][0] for name in names}
@@ -120,8 +120,7 @@ def prepare(
     shots = min(
         (_fewest(of[0]) for (name, _), of in few_lists.items() if name == "lowshot"), default=0
     )
-    detection = _detection(jobs, data, machine)
-    settings = _settings(exhibit, smallest, shots, size, detection)
+    settings = _settings(exhibit, smallest, shots, size)
     smaller = {
         job.row.name: few_recipe(job.recipe, len(few[job.recipe.dataset]), machine)
         for job in trained
@@ -136,7 +135,7 @@ def prepare(
         {task: tuple(map(len, of_task)) for task, of_task in lists.items()},
         {name: len(images) for name, images in training.items()},
         tuple(_stops(trained, jobs, training, lists, data, machine)),
-        tuple(_less(exhibit, trained, rows, training, lists, few, few_lists, size, detection)),
+        tuple(_less(exhibit, trained, rows, training, lists, few, few_lists, size)),
     )
 
 
@@ -223,11 +222,9 @@ def _fewest(images: ImageList) -> int:
     return int(np.bincount(images.labels, minlength=len(images.classes)).min())
 
 
-def _settings(
-    exhibit: Exhibit, images: int, shots: int, size: Size, detection: Settings
-) -> Settings:
+def _settings(exhibit: Exhibit, images: int, shots: int, size: Size) -> Settings:
     """Fields of the evaluations' Config for so many training images, of which every class of
-    low-shot data has ``shots``; detectors have ``detection`` instead."""
+    low-shot data has ``shots``; detectors have those of ``size`` instead."""
     common = {
         "epochs": 2,
         "batch_size": min(size.batch or 256, images // 2),
@@ -238,7 +235,7 @@ def _settings(
         "perplexity": float(min(30, images // 4)),
         "shots": tuple(k for k in (1, 2, 4, 8, 16) if k <= shots),
     }
-    of_detectors = {"epochs": None, "batch_size": None} | dict(detection)
+    of_detectors = {"epochs": None, "batch_size": None} | dict(size.detection)
     for name in dict.fromkeys(name for name, _ in exhibit.tasks if plan.trains_detectors(name)):
         common |= {f"{name}.{field}": value for field, value in of_detectors.items()}
     return tuple(common.items())
@@ -351,9 +348,7 @@ def _detection(jobs: list[Job], data: Path, machine: Machine) -> Settings:
             whole = config.params()["batch_size"]
             smaller = [replace(config, batch_size=n) for n in range(1, whole)]
             held = [
-                one.batch_size
-                for one in smaller
-                if evaluation.ROOM * of.least_gib(one, gpus) <= machine.gib
+                one.batch_size for one in smaller if ROOM * of.least_gib(one, gpus) <= machine.gib
             ]
             return (*settings, ("batch_size", max(held, default=1)))
     return settings
@@ -368,7 +363,6 @@ def _less(
     few: Mapping[str, ImageList],
     few_lists: Mapping[TaskKey, tuple[ImageList, ...]],
     size: Size,
-    detection: Settings,
 ) -> Iterable[str]:
     """What was made smaller, a line each."""
     kept = {task[1]: (lists[task], few_lists[task]) for task in exhibit.tasks}
@@ -394,8 +388,8 @@ def _less(
                 told.append(f"{name} {_listed(now)}, not {_listed(was)}")
         yield f"{job.row.title}: {'; '.join(told)}"
     if any(plan.trains_detectors(name) for name, _ in exhibit.tasks):
-        yield f"detectors: {', '.join(f'{name} {value}' for name, value in detection)}"
-    if size is ON_CPU:
+        yield f"detectors: {', '.join(f'{name} {value}' for name, value in size.detection)}"
+    if size == ON_CPU:
         yield "few classes and small batches because this is a CPU: time and memory"
 
 

@@ -178,7 +178,8 @@ def reproduce(config: Reproduce, exhibit: Exhibit) -> int:
         print(f"failed: {line}", file=sys.stderr)
     if failed:
         print(
-            f"{len(failed)} failures with {ran} encoders; the same command continues with them",
+            f"{len(failed)} failed, of {ran} encoders and their evaluations; the same command"
+            " continues with them",
             file=sys.stderr,
         )
     return cli.TROUBLE if failed else code
