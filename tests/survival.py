@@ -217,12 +217,15 @@ def record_operations(folder: Path) -> tuple[int, int]:
     def found() -> list[float]:
         return sorted(record["runs"][0]["value"] for record in records.read_all(folder).values())
 
+    def remove_second() -> None:
+        for path in folder.glob("*-d2-*"):  # with hyphens: the first one's hash may hold d2
+            path.unlink()
+
     records.environment(), records._code()  # asked once a process, by other programs
     first = write(1)
     content = first.read_bytes()
     _, count = dies(lambda: write(2))
-    for path in folder.glob("*-d2-*"):
-        path.unlink()
+    remove_second()
     deaths = 0
     for operation in range(1, count + 1):
         died, _ = dies(lambda: write(2), operation=operation)
@@ -231,8 +234,7 @@ def record_operations(folder: Path) -> tuple[int, int]:
         assert first.read_bytes() == content
         write(2)
         assert found() == [1, 2]
-        for path in folder.glob("*d2*"):
-            path.unlink()
+        remove_second()
     return count, deaths
 
 
