@@ -31,13 +31,13 @@ from torch.utils.flop_counter import flop_registry
 from protobench.runtime import distributed
 
 try:
-    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch._subclasses import fake_tensor
     from torch.testing._internal.distributed.fake_pg import FakeStore
 except ImportError as missing:  # private parts of torch
     MISSING = f"this torch differs: {missing}"
 else:
 
-    class _Mode(FakeTensorMode):
+    class _Mode(fake_tensor.FakeTensorMode):
         avoid_device_init = True  # torch would look for a GPU, and have been told that there is one
 
     MISSING = "" if torch.version.cuda else "a torch without CUDA dispatches otherwise"
@@ -70,6 +70,7 @@ def device(processes: int = 1) -> Iterator["Counts"]:
         (Tensor, "backward", _backward),
         (Tensor, "pin_memory", lambda tensor, device=None: counts.pin(tensor)),
         (Tensor, "numpy", _numpy),
+        (fake_tensor, "init_gpu_context", lambda device: None),  # torch 2.11's asks a driver
         # torch's own waits for gradients in its engine
         (distributed, "data_parallel", lambda module, **_: module),
     )
@@ -199,13 +200,16 @@ def _backward(loss: Tensor, *_: Any, **__: Any) -> None:
     start = loss.grad_fn
     loss.detach_()  # so that this walk alone holds the graph
     waiting: list[tuple[int, int]] = []
-    nodes: dict[int, Any] = {}
+    nodes: dict[int, tuple[Any, Any]] = {}
     gradients: dict[int, list[Any]] = {}
 
-    def give(node: Any, place: int, gradient: Tensor) -> None:
+    def give(node: Any, place: int, gradient: Tensor, giver: Any = None) -> None:
         key = id(node)
         if key not in nodes:
-            nodes[key], gradients[key] = node, [None] * len(node._input_metadata)
+            # in torch 2.11 what a function in Python saved is gone with the node before it
+            in_python = isinstance(node, torch.autograd.function.BackwardCFunction)
+            nodes[key] = node, giver if in_python else None
+            gradients[key] = [None] * len(node._input_metadata)
             # a leaf's turn comes at once, as torch's engine has it
             late = 0 if hasattr(node, "variable") else 1
             heapq.heappush(waiting, (late, -node._sequence_nr(), key))
@@ -219,7 +223,7 @@ def _backward(loss: Tensor, *_: Any, **__: Any) -> None:
     del start
     while waiting:
         *_, key = heapq.heappop(waiting)
-        node, given = nodes.pop(key), gradients.pop(key)
+        (node, giver), given = nodes.pop(key), gradients.pop(key)
         if hasattr(node, "variable"):
             leaf = node.variable
             leaf.grad = given[0] if leaf.grad is None else leaf.grad + given[0]
@@ -229,5 +233,5 @@ def _backward(loss: Tensor, *_: Any, **__: Any) -> None:
         found = found if isinstance(found, tuple) else (found,)
         for (follower, place), gradient in zip(node.next_functions, found, strict=False):
             if follower is not None and gradient is not None:
-                give(follower, place, gradient)
-        del node, found
+                give(follower, place, gradient, node)
+        del node, giver, found

@@ -403,12 +403,10 @@ def test_a_half_loaded_network_is_never_returned(tmp_path, backbone, complaint):
 
 
 def test_a_sparse_tensor_with_false_indices_is_refused(tmp_path, backbone):
-    bad = torch.sparse_coo_tensor(
-        torch.tensor([[10**9], [0], [0], [0]]),
-        torch.ones(1),
-        (128, 64, 3, 3),
-        check_invariants=False,
-    )
+    with torch.sparse.check_sparse_tensor_invariants(False):
+        bad = torch.sparse_coo_tensor(
+            torch.tensor([[10**9], [0], [0], [0]]), torch.ones(1), (128, 64, 3, 3)
+        )
     path = _save(tmp_path / "bad.pth", backbone.state_dict() | {WEIGHT: bad})
     with pytest.raises(UserError):
         encoders.load(path)

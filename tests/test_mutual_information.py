@@ -11,6 +11,7 @@ from sklearn import metrics
 from protobench.mutual_information import agreement, expected_mutual_information, ross
 
 
+@pytest.mark.filterwarnings("ignore:The number of unique classes")  # scikit-learn 1.7's
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(
     st.integers(2, 400),

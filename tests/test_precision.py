@@ -60,12 +60,13 @@ def test_no_step_waits_for_the_device(name, optimizer):
     """By the operators that a step calls; on a GPU benchmarks/gpu.py asks CUDA itself."""
     method, optimizer, batch, index = _set_up(name, optimizer)
     loop.update(method.loss, optimizer, batch, index, "fp32")
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    cpu = {"activities": [torch.profiler.ProfilerActivity.CPU], "acc_events": True}
+    with torch.profiler.profile(**cpu) as profile:
         loss = loop.update(method.loss, optimizer, batch, index, "bf16")
     called = {event.key for event in profile.key_averages()}
     assert {"aten::convolution", "aten::mm"} & called, "the profiler saw nothing"
     assert not called & WAITS
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with torch.profiler.profile(**cpu) as profile:
         float(loss)
     assert {event.key for event in profile.key_averages()} & WAITS, "a wait would have been seen"
 

@@ -142,9 +142,10 @@ class Axis:
     high: float
 
     def x(self, value: float) -> float:
-        """Where a value is drawn; one beyond the axis, or infinite, at its end."""
+        """Where a value is drawn; one beyond the axis, or infinite, at its end. Rounded, as the
+        last digits of an interval differ between versions of SciPy and the pictures shall not."""
         inside = min(max(value, self.low), self.high)
-        return LEFT + (RIGHT - LEFT) * (inside - self.low) / (self.high - self.low)
+        return round(LEFT + (RIGHT - LEFT) * (inside - self.low) / (self.high - self.low), 2)
 
     def ticks(self) -> list[float]:
         """At most seven round numbers."""
