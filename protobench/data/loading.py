@@ -1,9 +1,9 @@
 """Batches of images read by worker processes. A broken file raises an error that names it."""
 
-import atexit
+import os
 import signal
+import threading
 import traceback
-import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Protocol
@@ -19,8 +19,8 @@ from protobench.data.transforms import EvalInput
 from protobench.runtime import cores, resource_errors, signals
 from protobench.runtime.errors import UserError
 
-_READING = weakref.WeakSet[Any]()
-"""Iterators of loaders that have worker processes."""
+_OPEN = set[Iterator[Any]]()
+"""Passes that have not ended: see _iterate."""
 
 
 class Kept(Protocol):
@@ -114,11 +114,11 @@ def batches(
         num_workers=workers,
         collate_fn=collate,
         pin_memory=device != "cpu",
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=_obey_parent_alone,
         **how,
     )
     try:
-        for batch in _opened(loader):
+        for batch in _iterate(loader):
             if isinstance(batch, UserError):
                 raise batch
             yield batch
@@ -132,28 +132,33 @@ def batches(
     raise explained
 
 
-def _ignore_signals(worker: int) -> None:
-    """Leaves stopping to the parent, which may need the batches of the current step: schedulers,
-    torchrun and terminals send signals to whole process groups. (torch ends a worker whose parent
-    is gone.)"""
-    for number in signals.SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _opened(loader: DataLoader[Any]) -> Iterator[Any]:
+def _iterate(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The loader's batches. Its iterator is held in _OPEN until the pass ends or is given up: were
+    it found by the garbage collector, the threads by which it reaches its workers would be gone
+    first, and torch would wait five seconds for each worker."""
     reading = iter(loader)
-    if loader.num_workers:
-        _READING.add(reading)
-    return reading
+    _OPEN.add(reading)
+    try:
+        yield from reading
+    finally:
+        _OPEN.remove(reading)
+        del reading  # which ends the workers; a traceback may hold this frame
 
 
-@atexit.register
-def _end_workers() -> None:
-    """Ends the workers of loaders that are still open when the program ends, as an error in the
-    middle of a pass leaves them: they ignore the signal by which multiprocessing would end them,
-    and it waits for them."""
-    for reading in list(_READING):
-        reading._shutdown_workers()
+def _obey_parent_alone(worker: int) -> None:
+    """Ends this worker by a SIGTERM of its parent, and by no other signal of ``signals.SIGNALS``:
+    schedulers, torchrun and terminals send these to whole process groups, while the parent, which
+    decides when to stop, may need the batches of the current step. (torch ends a worker whose
+    parent is gone.)"""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals.SIGNALS)
+    threading.Thread(target=_wait_for_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _wait_for_parent(parent: int) -> None:
+    while True:
+        received = signal.sigwaitinfo(signals.SIGNALS)
+        if received.si_signo == signal.SIGTERM and received.si_pid == parent:
+            os._exit(0)
 
 
 def _collate(stack: Callable[[list[Any]], Any], batch: list[Any]) -> Any:
