@@ -1,5 +1,6 @@
 """Batches of images read by worker processes. A broken file raises an error that names it."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -136,7 +137,8 @@ def _iterate(loader: DataLoader[Any]) -> Iterator[Any]:
     """The loader's batches. Its iterator is held in _OPEN until the pass ends or is given up: were
     it found by the garbage collector, the threads by which it reaches its workers would be gone
     first, and torch would wait five seconds for each worker."""
-    reading = iter(loader)
+    with signals.blocked():  # in the workers from their first moment
+        reading = iter(loader)
     _OPEN.add(reading)
     try:
         yield from reading
@@ -150,14 +152,15 @@ def _obey_parent_alone(worker: int) -> None:
     schedulers, torchrun and terminals send these to whole process groups, while the parent, which
     decides when to stop, may need the batches of the current step. (torch ends a worker whose
     parent is gone.)"""
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals.SIGNALS)
-    threading.Thread(target=_wait_for_parent, args=(os.getppid(),), daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals.SIGNALS)  # a fork server's child has them open
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
 
 
-def _wait_for_parent(parent: int) -> None:
+def _wait_for_parent() -> None:
+    parent = multiprocessing.parent_process()  # not getppid(), which may be a fork server
     while True:
         received = signal.sigwaitinfo(signals.SIGNALS)
-        if received.si_signo == signal.SIGTERM and received.si_pid == parent:
+        if parent and (received.si_signo, received.si_pid) == (signal.SIGTERM, parent.pid):
             os._exit(0)
 
 

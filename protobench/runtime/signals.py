@@ -76,3 +76,14 @@ def deferred() -> Iterator[StopRequest]:
         request.restore_handlers()
     if late:
         signal.raise_signal(late)
+
+
+@contextlib.contextmanager
+def blocked() -> Iterator[None]:
+    """Lets SIGNALS wait until the end of the block. Processes that are forked in it have them
+    blocked for good."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
