@@ -72,7 +72,8 @@ def test_workers_ignore_signals_unless_their_parent_ends_them():
     ours = workers() - before
     assert len(ours) == 2
     for signal in ("TERM", "INT", "USR2"):
-        subprocess.run(["kill", f"-{signal}", *(str(worker.pid) for worker in ours)], check=True)
+        pids = " ".join(str(worker.pid) for worker in ours)
+        subprocess.run(["sh", "-c", f"kill -{signal} {pids}"], check=True)
     assert len(list(reading)) == 49
     assert workers() == before
 
