@@ -16,7 +16,7 @@ from pretrain.recipes import moco, simclr, spcl
 from pretrain.recipes import pcl as pcl_recipes
 from pretrain.recipes.collisions import dial
 from protobench.checkpoints import encoders
-from protobench.data import image_list, loading
+from protobench.data import image_list
 from protobench.runtime import cores, files, signals
 from protobench.runtime.errors import UserError
 
@@ -443,30 +443,6 @@ def test_views_read_from_files_do_not_depend_on_workers(train_images, monkeypatc
         seen.append((first, second, index, next(source.centre_crops(source.parts()))))
     for other in seen[1:]:
         assert all(torch.equal(a, b) for a, b in zip(seen[0], other, strict=True))
-
-
-class _Handlers(torch.utils.data.Dataset):
-    def __len__(self):
-        return 2
-
-    def __getitem__(self, index):
-        return torch.tensor(
-            [
-                signal.getsignal(n) == signal.SIG_IGN
-                for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
-            ]
-        )
-
-
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
-def test_workers_leave_signals_to_their_parent(monkeypatch):
-    """torchrun, schedulers and terminals tell whole groups of processes; the step under way needs
-    its images."""
-    monkeypatch.setattr(cores, "usable", lambda: 8)
-    (batch,) = loading.batches(_Handlers(), workers=1, device="cpu", batch_size=2)
-    assert batch.all()
-    (batch,) = loading.batches(_Handlers(), workers=0, device="cpu", batch_size=2)
-    assert not batch.any()
 
 
 def test_images_of_different_sizes_are_read_from_files(tmp_path):
